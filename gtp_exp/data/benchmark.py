@@ -1,0 +1,34 @@
+"""The contract of a benchmark: what the selector may see as target, and what the tuned model is tested on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from gtp_exp.data.examples import Example
+
+
+@dataclass(frozen=True)
+class EvalTask:
+    """One lm-eval task. With `docs` it is self-contained: docs and few-shot rows are written as JSONL next to
+    a rendered task YAML. Without, `name` is a task that lm-eval bundles.
+    """
+
+    name: str
+    metric: str  # lm-eval's key of the headline metric, e.g. "acc,none" or "exact_match,strict-match"
+    config: Mapping[str, Any]  # lm-eval task YAML without `task` and data paths; overrides for a bundled task
+    docs: tuple[Mapping[str, Any], ...] | None  # test rows
+    fewshot: tuple[Mapping[str, Any], ...] = ()
+    chat: bool = True  # prompts go through the tokenizer's chat template
+    held_out: tuple[Example, ...] = ()  # the test prompts with their gold answers, for the held-out loss
+
+
+class Benchmark(Protocol):
+    def target(self) -> tuple[Example, ...] | None:
+        """The rows a selector may see; None in-domain, where the target is the pool itself."""
+        ...
+
+    def tasks(self) -> tuple[EvalTask, ...]:
+        """Test rows. Only evaluation calls this."""
+        ...
