@@ -1,0 +1,20 @@
+"""All candidates, in pool order, whatever the budget: what selection is measured against from above."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from gtp_exp.selection.base import Need, Selection, SelectionProblem, unit_weights
+
+
+@dataclass(frozen=True)
+class Full:
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    version: ClassVar[int] = 1
+
+    def select(self, problem: SelectionProblem) -> Selection:
+        n = len(problem.candidates)
+        return Selection(torch.arange(n), unit_weights(n), torch.zeros(n), {"ignores_budget": True})

@@ -1,0 +1,110 @@
+"""The command line: Hydra composes a job, saves it as resolved.yaml, and one worker process runs it.
+
+This process imports no torch and is never distributed, so `--help` and completion are quick and a multirun
+cannot carry state from one job to the next. The worker's end is the job's end, and no worker outlives this one.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from gtp_exp.config import build
+from gtp_exp.errors import UserError
+from gtp_exp.launch import run_worker
+from gtp_exp.results import RECORD_NAME, State, read_record, write_record
+
+_failed: list[str] = []  # jobs of this multirun that did not complete
+
+
+class JobFailed(RuntimeError):
+    pass
+
+
+def conf_dir() -> str:
+    """conf/ beside the package in a checkout, inside it in a wheel."""
+    here = Path(__file__).resolve().parent
+    packaged = here / "conf"
+    return str(packaged if packaged.is_dir() else here.parent / "conf")
+
+
+@hydra.main(version_base="1.3", config_path=conf_dir(), config_name="config")
+def _job(config: DictConfig) -> float:
+    """One job. Its value is the mean headline metric over tasks, which a sweeper may maximise."""
+    hydra_config = HydraConfig.get()
+    directory = Path(hydra_config.runtime.output_dir)
+    code = _run(config, directory)
+    if code == 0:
+        metrics = read_record(directory / RECORD_NAME).metrics
+        return sum(float(m[str(m["headline"])]) for m in metrics.values()) / len(metrics)
+    name = os.path.relpath(directory)
+    if hydra_config.mode is RunMode.RUN:
+        raise SystemExit(code)
+    if "BasicLauncher" in hydra_config.launcher._target_:
+        _failed.append(name)  # the other jobs still run, and main() ends with an error
+        return float("nan")
+    raise JobFailed(f"{name}: the worker ended with status {code}")
+
+
+def _run(config: DictConfig, directory: Path) -> int:
+    try:
+        launch = build(OmegaConf.to_container(config.launch, resolve=True), "launch")  # type: ignore[arg-type]
+        resolved = _save_resolved(config, directory)
+    except OmegaConfBaseException as error:
+        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    code = run_worker(resolved, launch)
+    if code != 0:
+        _mark_dead(directory, code)
+    return code
+
+
+def _save_resolved(config: DictConfig, directory: Path) -> Path:
+    """The whole job as plain YAML, with the chosen option of every group and the overrides."""
+    hydra_config = HydraConfig.get()
+    choices = {k: v for k, v in hydra_config.runtime.choices.items() if not str(k).startswith("hydra/")}
+    multirun = hydra_config.mode is RunMode.MULTIRUN
+    with open_dict(config):
+        config.job = {
+            "name": directory.name,
+            "group": directory.parent.name if multirun else directory.name,
+            "names": choices,
+            "overrides": list(hydra_config.overrides.task),
+        }
+    path = directory / "resolved.yaml"
+    OmegaConf.save(config, path, resolve=True)
+    return path
+
+
+def _mark_dead(directory: Path, code: int) -> None:
+    """A worker that was killed outright could not say so itself."""
+    try:
+        record = read_record(directory / RECORD_NAME)
+    except UserError:
+        return
+    if record.state is State.RUNNING:
+        how = f"killed by signal {-code}" if code < 0 else f"ended with status {code}"
+        write_record(replace(record, state=State.FAILED, error=f"the worker was {how}"), directory)
+
+
+def main() -> None:
+    if "LOCAL_RANK" in os.environ:
+        raise SystemExit("start gtp-exp with plain python; it starts its own worker processes")
+    _job()
+    if _failed:
+        raise SystemExit(f"{len(_failed)} job(s) failed: {', '.join(_failed)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""From a config node to a checked object: `build` is the only place where YAML meets code.
+
+A node names its class in `_target_` and holds every value; the dataclass holds the types and no defaults.
+A wrong type, an unknown key and a missing key are `UserError`s that name the key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import typing
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gtp_exp.errors import UserError
+
+
+def build(node: Mapping[str, Any], key: str) -> Any:
+    """The frozen dataclass that `node["_target_"]` names, filled and type-checked.
+
+    node: plain mapping, interpolations resolved. key: where the node stands, for messages.
+    """
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        raise UserError(
+            f"config '{key}' names no class: it needs a _target_, as every YAML of that group has"
+        )
+    cls = _locate(node["_target_"], key)
+    return _construct(cls, {k: v for k, v in node.items() if k != "_target_"}, key)
+
+
+def describe(value: Any) -> Any:
+    """A dataclass as JSON values, class name included: the part of a cache key that an object stands for."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"class": f"{type(value).__module__}.{type(value).__qualname__}", **fields}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {str(k): describe(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [describe(v) for v in value]
+    return value
+
+
+def _locate(target: Any, key: str) -> type:
+    module_name, _, name = str(target).rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"config '{key}._target_': cannot import '{target}' ({error})") from error
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        raise UserError(f"config '{key}._target_': '{target}' is not a dataclass")
+    return cls
+
+
+def _construct(cls: type, values: Mapping[str, Any], key: str) -> Any:
+    """Nested dataclasses are built first; OmegaConf then checks the plain values against their types."""
+    hints = {f.name: typing.get_type_hints(cls)[f.name] for f in dataclasses.fields(cls)}
+    nested, plain = {}, {}
+    for name, value in values.items():
+        part = _dataclass_in(hints.get(name))
+        if part is not None and isinstance(value, Mapping):
+            nested[name] = _construct(part, value, f"{key}.{name}")
+        elif part is not None and isinstance(value, list):
+            nested[name] = [_construct(part, v, f"{key}.{name}[{i}]") for i, v in enumerate(value)]
+        elif part is not None and value is None and type(None) in typing.get_args(hints[name]):
+            nested[name] = None
+        else:
+            plain[name] = _enum_names(hints[name], value, f"{key}.{name}") if name in hints else value
+    # A class of the plain fields alone, under the same name: a frozen one would come out of merge read-only.
+    fields = [(name, hint) for name, hint in hints.items() if name not in nested]
+    schema = dataclasses.make_dataclass(cls.__name__, fields)
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), plain)
+    except OmegaConfBaseException as error:
+        where = f"{key}.{error.full_key}" if error.full_key else key
+        reason = str(error).splitlines()[0]
+        raise UserError(f"config '{where}': {reason}; known keys: {', '.join(hints)}") from None
+    missing = sorted(OmegaConf.missing_keys(merged))
+    if missing:
+        raise UserError(f"config '{key}' lacks {', '.join(missing)}: {cls.__name__} needs every key")
+    return cls(**OmegaConf.to_container(merged), **nested)  # type: ignore[arg-type]
+
+
+def _dataclass_in(hint: Any) -> type | None:
+    """The dataclass of a field typed D, Optional[D] or list[D]."""
+    inner = [a for a in typing.get_args(hint) if a is not type(None)]
+    candidate = inner[0] if len(inner) == 1 else hint
+    return candidate if isinstance(candidate, type) and dataclasses.is_dataclass(candidate) else None
+
+
+def _enum_names(hint: Any, value: Any, key: str) -> Any:
+    """YAML writes an enum by its value (`bf16`); OmegaConf wants the member's name."""
+    inner = [a for a in typing.get_args(hint) if a is not type(None)]
+    if value is None or len(inner) > 1:
+        return value
+    if typing.get_origin(hint) is list:
+        return (
+            [_enum_names(inner[0], v, f"{key}[{i}]") for i, v in enumerate(value)]
+            if isinstance(value, list)
+            else value
+        )
+    kind = inner[0] if inner else hint
+    if not (isinstance(kind, type) and issubclass(kind, Enum)):
+        return value
+    names = {str(member.value): member.name for member in kind}
+    if str(value) not in names:
+        raise UserError(f"config '{key}': '{value}' is not one of {', '.join(names)}")
+    return names[str(value)]

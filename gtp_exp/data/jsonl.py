@@ -1,0 +1,184 @@
+"""Local files: JSON lines, a JSON array, or parquet."""
+
+from __future__ import annotations
+
+import glob
+import json
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, Optional
+
+from gtp_exp.data.examples import Pool
+from gtp_exp.data.records import Columns, Format, Place, Record, check_rows, layout, read_pool, subset
+from gtp_exp.errors import UserError
+
+LINES = (".jsonl", ".ndjson")
+SUFFIXES = (*LINES, ".json", ".parquet")
+
+
+@dataclass(frozen=True)
+class Jsonl:
+    """A pool from local files; each file may have its own form."""
+
+    files: list[str]  # paths or glob patterns, relative to the working directory
+    format: Format
+    columns: Columns
+    rows: Optional[int]  # noqa: UP045  size of a uniform random subset of the usable rows; null for all
+    seed: int  # of that subset
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise UserError("dataset.files is empty; give files, such as dataset.files=[pool.jsonl]")
+        check_rows(self.rows, "dataset.rows")
+
+    def load(self) -> Pool:
+        paths = expand(self.files)
+        records = chain.from_iterable(
+            records_of(read_rows(path), str(path), format=self.format, columns=self.columns, stem=stem)
+            for path, stem in zip(paths, stems(paths), strict=True)
+        )
+        pool = read_pool(records, seen={})
+        return subset(pool, self.rows, random.Random(self.seed), ", ".join(map(str, paths)))
+
+
+def expand(patterns: Sequence[str]) -> list[Path]:
+    """The files that paths and glob patterns name, a pattern's in sorted order. UserError for one that names
+    none, for a folder, and for a file named twice.
+    """
+    paths: list[Path] = []
+    for pattern in patterns:
+        literal = Path(pattern).expanduser()
+        found = [literal] if literal.exists() else sorted(map(Path, glob.glob(str(literal), recursive=True)))
+        if not found:
+            raise UserError(f"no such file: {pattern} (looked for {literal.absolute()})")
+        for path in found:
+            if path.is_dir():
+                raise UserError(f"{path} is a folder; name its files, such as '{path}/*.jsonl'")
+            if path.suffix.lower() not in SUFFIXES:
+                raise UserError(f"{path} is none of {', '.join(SUFFIXES)}; convert or rename it")
+        paths += found
+    for path, times in Counter(p.resolve() for p in paths).items():
+        if times > 1:
+            raise UserError(f"{path} is named {times} times; name each file once")
+    return paths
+
+
+def stems(paths: Sequence[Path]) -> list[str]:
+    """What made-up ids begin with: the file's name, and its number where names repeat. No folder, so that ids
+    are the same on every machine.
+    """
+    times = Counter(p.stem for p in paths)
+    return [p.stem if times[p.stem] == 1 else f"{p.stem}-{number}" for number, p in enumerate(paths, 1)]
+
+
+def records_of(
+    rows: Iterable[tuple[Place, Mapping[str, Any]]],
+    where: str,
+    *,
+    format: Format,
+    columns: Columns,
+    stem: str,
+    source: str | None = None,
+) -> Iterator[Record]:
+    """Rows of one file with their layout, which the first row tells. UserError if there is no row."""
+    found = None
+    for place, row in rows:
+        if found is None:
+            found = layout(row.keys(), str(place), format=format, columns=columns, stem=stem, source=source)
+        yield place, row, found
+    if found is None:
+        raise UserError(f"{where} holds no rows")
+
+
+def read_rows(path: Path) -> Iterator[tuple[Place, Mapping[str, Any]]]:
+    """Rows of a file with their place. UserError where it cannot be read."""
+    try:
+        if path.suffix.lower() == ".parquet":
+            yield from _parquet(path)
+            return
+        with open(path, "rb") as handle:
+            if path.suffix.lower() == ".json" and handle.read(256).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[":
+                handle.seek(0)
+                yield from _json_array(handle.read(), str(path))
+            else:
+                handle.seek(0)
+                yield from parse_lines(handle, str(path))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def parse_lines(lines: Iterable[bytes], name: str) -> Iterator[tuple[Place, Mapping[str, Any]]]:
+    """One JSON object per line; blank lines are passed over. The lines come as bytes because text mode and
+    `splitlines` would also break at characters such as U+2028, which JSON texts may hold.
+    """
+    for number, raw in enumerate(lines, 1):
+        place = Place(name, number)
+        text = _decode(raw, place)
+        if text.strip():
+            yield place, _object(_parse(text, place), place)
+
+
+def _json_array(raw: bytes, name: str) -> Iterator[tuple[Place, Mapping[str, Any]]]:
+    whole = Place(name, 1)
+    for number, value in enumerate(_parse(_decode(raw, whole), whole), 1):
+        place = Place(name, number, "row")
+        yield place, _object(value, place)
+
+
+def _parquet(path: Path) -> Iterator[tuple[Place, Mapping[str, Any]]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield Place(str(path), number, "row"), row
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as parquet, after row {number}: {error}") from error
+
+
+def _decode(raw: bytes, place: Place) -> str:
+    if place.number == 1:
+        raw = raw.removeprefix(b"\xef\xbb\xbf")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{place} is not UTF-8: byte 0x{raw[error.start]:02x} at position {error.start}; "
+            "convert the file, for instance with iconv -t UTF-8"
+        ) from error
+
+
+def _parse(text: str, place: Place) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+    except RecursionError:
+        raise UserError(f"{place} is nested too deeply to be read") from None
+    except ValueError as error:
+        raise UserError(f"{place} is not JSON: {error}") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        raise ValueError(f"the key {twice!r} occurs twice in one object")
+    return found
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON value")
+
+
+def _object(value: Any, place: Place) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        hint = "; a whole array belongs into a .json file" if isinstance(value, list) else ""
+        raise UserError(f"{place} must hold one JSON object, found {type(value).__name__}{hint}")
+    return value

@@ -1,0 +1,128 @@
+"""Several labelled sources as one pool."""
+
+from __future__ import annotations
+
+import random
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Optional
+
+from gtp_exp.data.examples import Pool
+from gtp_exp.data.hub import check_hub_id, check_size, first_line
+from gtp_exp.data.jsonl import LINES, expand, parse_lines, read_rows, records_of
+from gtp_exp.data.records import Columns, Format, Place, Record, check_rows, join, read_pool, subset
+from gtp_exp.errors import UserError
+
+
+@dataclass(frozen=True)
+class Source:
+    label: str  # becomes the hidden fact `source` of its rows
+    files: list[str]  # below the mixture's path, in its archive, or in its hub repository
+    rows: Optional[int]  # noqa: UP045  size of a uniform random subset of the usable rows; null for all
+    expected_rows: Optional[int]  # noqa: UP045  refuse a source of another size; null for any
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A pool of several sources. The files are looked for in `path` if it is given, else on the hub if `hub_id`
+    is given, else in the working directory.
+    """
+
+    hub_id: Optional[str]  # noqa: UP045  owner/name of a data set repository
+    revision: Optional[str]  # noqa: UP045  branch, tag or commit; null for main
+    archive: Optional[str]  # noqa: UP045  a zip file of that repository, which holds the files
+    path: Optional[str]  # noqa: UP045  a local folder or zip file, read instead of the hub
+    sources: list[Source]
+    format: Format
+    columns: Columns
+    rows: Optional[int]  # noqa: UP045  size of a uniform random subset of the mixture; null for all
+    seed: int  # of the subsets
+
+    def __post_init__(self) -> None:
+        labels = [s.label for s in self.sources]
+        if not labels or len(set(labels)) < len(labels):
+            raise UserError(f"dataset.sources must have one label each, found {labels}")
+        for source in self.sources:
+            check_rows(source.rows, f"dataset.sources[{source.label}].rows")
+            if not source.files:
+                raise UserError(f"dataset.sources[{source.label}].files is empty; name its files")
+        if self.hub_id is not None and self.path is None:
+            check_hub_id(self.hub_id)
+        check_rows(self.rows, "dataset.rows")
+
+    def load(self) -> Pool:
+        home = _home(self)
+        seen: dict[str, Place] = {}
+        pools = []
+        for source in self.sources:
+            before = len(seen)
+            records = chain.from_iterable(
+                _records(home, file, self, source, position) for position, file in enumerate(source.files, 1)
+            )
+            pool = read_pool(records, seen=seen)
+            check_size(len(seen) - before, source.expected_rows, f"source '{source.label}'")
+            # Every source has its own generator, so that adding one leaves the others' subsets alone.
+            rng = random.Random(f"{self.seed} {source.label}")
+            pools.append(subset(pool, source.rows, rng, f"source '{source.label}'"))
+        return subset(join(pools), self.rows, random.Random(self.seed), "the mixture")
+
+
+def _home(mixture: Mixture) -> Path | None:
+    """A folder or a zip file; None where each file is fetched from the hub."""
+    if mixture.path is not None:
+        path = Path(mixture.path).expanduser()
+        if not path.exists():
+            raise UserError(f"dataset.path={mixture.path} does not exist (looked for {path.absolute()})")
+        return path
+    if mixture.hub_id is None:
+        return Path()
+    return _fetch(mixture, mixture.archive) if mixture.archive is not None else None
+
+
+def _fetch(mixture: Mixture, file: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    assert mixture.hub_id is not None
+    try:
+        return Path(
+            hf_hub_download(mixture.hub_id, file, repo_type="dataset", revision=mixture.revision)
+        )  # kept in the hub's cache
+    except (OSError, ValueError, EntryNotFoundError) as error:
+        revision = mixture.revision or "main"
+        raise UserError(
+            f"{file} of {mixture.hub_id} cannot be read from the hub: {first_line(error)} Without network, "
+            f"download https://huggingface.co/datasets/{mixture.hub_id}/resolve/{revision}/{file} elsewhere and "
+            f"set dataset.path to {'it' if file == mixture.archive else 'its folder'}"
+        ) from error
+
+
+def _records(
+    home: Path | None, file: str, mixture: Mixture, source: Source, position: int
+) -> Iterator[Record]:
+    stem = source.label if len(source.files) == 1 else f"{source.label}-{position}"
+    settings = {"format": mixture.format, "columns": mixture.columns, "source": source.label}
+    if home is not None and home.is_file():
+        yield from _zipped(home, file, stem, settings)
+        return
+    paths = [_fetch(mixture, file)] if home is None else expand([str(home / file)])
+    for number, path in enumerate(paths, 1):
+        own = stem if len(paths) == 1 else f"{stem}-{number}"
+        yield from records_of(read_rows(path), str(path), stem=own, **settings)
+
+
+def _zipped(archive: Path, member: str, stem: str, settings: dict) -> Iterator[Record]:
+    name = f"{archive.name}/{member}"
+    if not member.endswith(LINES):
+        raise UserError(f"{name} is none of {', '.join(LINES)}; unpack the archive and set dataset.path")
+    try:
+        with zipfile.ZipFile(archive) as zipped, zipped.open(member) as lines:
+            yield from records_of(parse_lines(lines, name), name, stem=stem, **settings)
+    except KeyError as error:
+        raise UserError(f"{archive} holds no file {member}") from error
+    except (zipfile.BadZipFile, zlib.error, OSError) as error:
+        raise UserError(f"{archive} cannot be read as a zip file: {first_line(error)}") from error

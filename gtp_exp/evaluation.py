@@ -1,0 +1,156 @@
+"""Evaluation of one task: lm-eval's metrics, and the held-out loss of the test answers beside them."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from gtp_exp.data.batching import length_sorted_batches, pad_collate
+from gtp_exp.data.benchmark import EvalTask
+from gtp_exp.data.examples import IGNORE, Example
+from gtp_exp.data.tokenization import tokenize
+from gtp_exp.errors import UserError
+from gtp_exp.models import LoadedModel
+
+SEED = 1234  # of lm-eval's samplers: part of the task, the same in every run
+
+
+def evaluate(
+    task: EvalTask, loaded: LoadedModel, *, batch_size: int, directory: Path
+) -> dict[str, float | str]:
+    """Metrics of one task. Writes per-document results to `samples.jsonl` in `directory`.
+
+    The result holds lm-eval's numbers ("acc", "exact_match", ..., with "<name>_stderr"), nats_per_token and
+    nats_per_answer of the held-out answers, and "headline", the name of the metric that counts.
+    """
+    metrics = _lm_eval(task, loaded, batch_size, directory)
+    if task.held_out:
+        metrics |= held_out_loss(task.held_out, loaded, batch_size=batch_size, label=task.name)
+    return metrics
+
+
+def held_out_loss(
+    examples: Sequence[Example], loaded: LoadedModel, *, batch_size: int, label: str
+) -> dict[str, float]:
+    """Negative log-likelihood of the completions in nats: per token, and per answer with its standard error."""
+    tokenized = tokenize(examples, loaded.tokenizer, max_length=loaded.max_length).examples
+    if not tokenized:
+        raise UserError(f"task '{label}': no test answer fits model.max_length={loaded.max_length}; raise it")
+    device = next(loaded.model.parameters()).device
+    nats = torch.zeros(len(tokenized), dtype=torch.float64)
+    with torch.inference_mode():
+        batches = length_sorted_batches([e.n_tokens for e in tokenized], batch_size)
+        for batch in tqdm(batches, desc=f"{label}: held-out loss", unit="batch"):
+            inputs = pad_collate([tokenized[i] for i in batch], loaded.tokenizer.pad_token_id)
+            labels = inputs.pop("labels")[:, 1:].to(device)
+            logits = loaded.model(**{k: v.to(device) for k, v in inputs.items()}).logits[:, :-1]
+            wanted = labels != IGNORE  # only these logits are turned into losses
+            losses = F.cross_entropy(logits[wanted].float(), labels[wanted], reduction="none").double().cpu()
+            row = wanted.nonzero()[:, 0].cpu()
+            nats[torch.tensor(batch)] = torch.zeros(len(batch), dtype=torch.float64).index_add(0, row, losses)
+    if not torch.isfinite(nats).all():
+        raise UserError(f"task '{label}': the held-out loss is not finite; the tuned model has diverged")
+    n_tokens = sum(e.n_completion_tokens for e in tokenized)
+    error = float(nats.std() / math.sqrt(len(nats))) if len(nats) > 1 else 0.0
+    return {
+        "nats_per_token": float(nats.sum()) / n_tokens,
+        "nats_per_answer": float(nats.mean()),
+        "nats_per_answer_stderr": error,
+    }
+
+
+def _lm_eval(task: EvalTask, loaded: LoadedModel, batch_size: int, directory: Path) -> dict[str, float | str]:
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    lm = HFLM(
+        pretrained=loaded.model,
+        tokenizer=loaded.tokenizer,
+        batch_size=batch_size,
+        max_length=loaded.max_length,
+    )
+    state = torch.get_rng_state()
+    try:
+        # lm-eval wants absolute data paths, which must not end up in a cache that others may copy.
+        with tempfile.TemporaryDirectory() as scratch:
+            _render(task, Path(scratch))
+            # Indexing lm-eval's 13,000 bundled tasks takes 8 s: only when one is asked for.
+            manager = TaskManager(include_path=scratch, include_defaults=task.docs is None)
+            output = lm_eval.simple_evaluate(
+                model=lm,
+                tasks=[task.name],
+                task_manager=manager,
+                limit=task.limit,
+                apply_chat_template=task.chat,
+                log_samples=True,
+                bootstrap_iters=0,
+                random_seed=SEED,
+                numpy_random_seed=SEED,
+                torch_random_seed=SEED,
+                fewshot_random_seed=SEED,
+            )
+    except (ConnectionError, FileNotFoundError) as error:
+        raise UserError(
+            f"task '{task.name}' cannot get its data ({str(error).splitlines()[0]}); "
+            "download the data set and set benchmark.dataset_path to its folder, or go online"
+        ) from error
+    finally:
+        torch.set_rng_state(state)  # simple_evaluate reseeds the global generators
+    assert output is not None
+    _write_samples(output["samples"], directory / "samples.jsonl")
+    return _headline(task, output)
+
+
+def _render(task: EvalTask, folder: Path) -> None:
+    """Writes the task as lm-eval reads it (JSON is YAML); a bundled task without overrides needs no file."""
+    config: dict[str, Any] = dict(task.config)
+    if task.docs is not None:
+        data = {"test": _write_jsonl(folder / "test.jsonl", task.docs)}
+        config = {"task": task.name, "dataset_path": "json", "test_split": "test", **config}
+        if task.fewshot:
+            data["train"] = _write_jsonl(folder / "train.jsonl", task.fewshot)
+            config["fewshot_split"] = "train"
+        config["dataset_kwargs"] = {"data_files": data}
+    if config:
+        (folder / "task.yaml").write_text(json.dumps(config, ensure_ascii=False), encoding="utf-8")
+
+
+def _headline(task: EvalTask, output: Mapping[str, Any]) -> dict[str, float | str]:
+    results = {**output.get("groups", {}), **output["results"]}[task.name]
+    if task.metric not in results:
+        known = ", ".join(k for k in results if "," in k and "_stderr" not in k)
+        raise UserError(f"task '{task.name}' has no metric '{task.metric}'; it has {known}")
+    name, _, chosen_filter = task.metric.partition(",")
+    metrics: dict[str, float | str] = {"headline": name}
+    for key, value in results.items():
+        metric, _, filter_name = key.partition(",")
+        if filter_name == chosen_filter and isinstance(value, (int, float)) and math.isfinite(value):
+            metrics[metric] = float(value)
+    if f"{name}_stderr" not in metrics and 0 <= float(metrics[name]) <= 1:
+        n = sum(len(rows) for rows in output["samples"].values()) or 1
+        metrics[f"{name}_stderr"] = math.sqrt(float(metrics[name]) * (1 - float(metrics[name])) / n)
+    return metrics
+
+
+def _write_samples(samples: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    from lm_eval.utils import handle_non_serializable
+
+    with path.open("w", encoding="utf-8") as file:
+        for name, rows in samples.items():
+            for row in sorted(rows, key=lambda r: r["doc_id"]):
+                text = json.dumps({"task": name, **row}, default=handle_non_serializable, ensure_ascii=False)
+                file.write(text + "\n")
+
+
+def _write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path.resolve())

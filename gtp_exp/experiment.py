@@ -1,0 +1,361 @@
+"""The pipeline: select, fine-tune, evaluate. `run` is the whole of it; each step is one cached stage."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from gtp_exp import selected
+from gtp_exp.cache import Cache, StageResult
+from gtp_exp.config import describe
+from gtp_exp.data.benchmark import Benchmark, EvalTask
+from gtp_exp.data.examples import Example, Pool, TokenizedExample
+from gtp_exp.data.hashing import content_hash
+from gtp_exp.data.tokenization import tokenize
+from gtp_exp.errors import UserError
+from gtp_exp.evaluation import evaluate
+from gtp_exp.gradients.collect import collect
+from gtp_exp.gradients.settings import GradientConfig
+from gtp_exp.gradients.store import GradientStore
+from gtp_exp.gradients.trajectory import load_checkpoint, save_checkpoint
+from gtp_exp.launch import Launch
+from gtp_exp.models import Model, ModelConfig, choose_device, prepare
+from gtp_exp.results import PoolSummary, RunRecord, SelectionSummary, StageCost
+from gtp_exp.selection.base import Budget, Need, Selection, SelectionProblem, Selector
+from gtp_exp.tracking import Journal, RunInfo, Tracker
+from gtp_exp.training import TrainConfig, finetune, save_tuned
+
+log = logging.getLogger(__name__)
+
+# Raise a stage's version when the same inputs give another result: old cache entries are then passed over.
+VERSIONS = {"warmup": 1, "gradients": 1, "selection": 1, "finetune": 1, "evaluation": 1}
+
+
+class DatasetSource(Protocol):
+    def load(self) -> Pool: ...
+
+
+class Tracking(Protocol):
+    def tracker(self) -> Tracker: ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The config keys outside any group."""
+
+    seed: int  # of the selector and of fine-tuning; the trajectory has gradients.seed
+    outputs: str
+    eval_batch_size: int
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One config group each, as checked objects."""
+
+    model: ModelConfig
+    dataset: DatasetSource
+    gradients: GradientConfig
+    selector: Selector
+    budget: Budget
+    train: TrainConfig
+    benchmark: Benchmark
+    tracking: Tracking
+    launch: Launch
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Examples that carry loss, with their token ids."""
+
+    examples: tuple[Example, ...]
+    tokenized: tuple[TokenizedExample, ...]
+    excluded: Mapping[str, int]
+    key: str  # content hash
+
+
+@dataclass
+class Context:
+    """What every stage needs: where results go and what they cost."""
+
+    experiment: Experiment
+    model: Model
+    cache: Cache
+    journal: Journal
+    costs: dict[str, StageCost] = field(default_factory=dict)
+
+    def stage(
+        self, name: str, reads: Mapping[str, Any], produce: Callable[[Path], None], cost: str = ""
+    ) -> StageResult:
+        """One cached step; `cost` is the name under which its seconds are added up."""
+        cost = cost or name
+        result = self.cache.stage(name, VERSIONS[name], reads, produce)
+        before = self.costs.get(cost, StageCost("", 0.0, True))
+        key = f"{before.key} {result.key}".strip()
+        self.costs[cost] = StageCost(key, before.seconds + result.seconds, before.cached and result.cached)
+        self.journal.event("stage", {"stage": cost, "seconds": result.seconds, "cached": result.cached})
+        return result
+
+
+def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping[str, Any]) -> RunRecord:
+    """One job from data to metrics. `record` comes back with everything that was learned."""
+    x = experiment
+    cache = Cache(Path(x.settings.outputs) / "cache")
+    tracker = x.tracking.tracker()
+    tracker.start(RunInfo(job["name"], job["group"], directory, record.config))
+    model = prepare(x.model, cache.root, choose_device(x.launch.device.value))
+    c = Context(x, model, cache, Journal(directory / "metrics.jsonl", tracker))
+    try:
+        pool = x.dataset.load()
+        candidates = prepare_rows("pool", pool.examples, model)
+        target_rows = x.benchmark.target()
+        target = None if target_rows is None else prepare_rows("target", target_rows, model)
+
+        pool_gradients = target_gradients = None
+        if Need.GRADIENTS in x.selector.needs:
+            trajectory = warm_up(c, candidates)
+            pool_gradients = collect_gradients(c, "pool", candidates, trajectory)
+            if target is not None:
+                target_gradients = collect_gradients(c, "target", target, trajectory)
+        chosen, selection = select(c, candidates, target, pool_gradients, target_gradients)
+        summary = report_selection(c, directory, pool, candidates, selection)
+
+        tuned = tune(c, candidates, chosen, selection)
+        tasks = x.benchmark.tasks()
+        metrics = evaluate_all(c, tasks, tuned)
+        untuned = evaluate_all(c, tasks, None)
+
+        record = replace(
+            record,
+            stages=dict(c.costs),
+            pool=PoolSummary(
+                len(pool.examples) + sum(pool.skipped.values()),
+                len(candidates.examples),
+                {**pool.skipped, **candidates.excluded},
+            ),
+            selection=summary,
+            metrics=metrics,
+            untuned=untuned,
+        )
+        tracker.finish(_flat(metrics), exit_code=0)
+        return record
+    except BaseException:
+        tracker.finish({}, exit_code=1)
+        raise
+
+
+def prepare_rows(name: str, examples: Sequence[Example], model: Model) -> Rows:
+    """Tokenised examples; those without a completion token left are left out, counted and logged."""
+    tokens = tokenize(examples, model.tokenizer, max_length=model.config.max_length)
+    excluded = {reason: len(ids) for reason, ids in tokens.excluded.items() if ids}
+    for reason, count in excluded.items():
+        log.warning("%s: left out %d of %d rows (%s)", name, count, len(examples), reason)
+    if not tokens.examples:
+        raise UserError(
+            f"the {name} has no row with a completion; {len(examples)} rows read, excluded: {excluded}"
+        )
+    kept = tuple(examples[i] for i in tokens.kept)
+    return Rows(kept, tokens.examples, excluded, content_hash(kept))
+
+
+def warm_up(c: Context, candidates: Rows) -> StageResult:
+    """A short fine-tune on a random subset of the candidates; its epochs are the trajectory's checkpoints."""
+    g = c.experiment.gradients
+
+    def produce(directory: Path) -> None:
+        loaded = c.model.load_trainable(g.seed)
+        generator = torch.Generator().manual_seed(g.seed)
+        n = max(1, round(g.warmup_share * len(candidates.examples)))
+        subset = torch.randperm(len(candidates.examples), generator=generator)[:n].tolist()
+        checkpoints = []
+
+        def on_epoch_end(
+            model: Any, optimizer: torch.optim.Optimizer, step: int, learning_rate: float
+        ) -> None:
+            name = f"checkpoint-{len(checkpoints)}"
+            save_checkpoint(directory / name, model, optimizer, step=step, learning_rate=learning_rate)
+            checkpoints.append(name)
+
+        finetune(
+            loaded,
+            [candidates.tokenized[i] for i in subset],
+            torch.ones(n),
+            g.warmup,
+            directory,
+            seed=g.seed,
+            dtype=c.model.dtype,
+            device=c.model.device,
+            label="warm-up",
+            on_epoch_end=on_epoch_end,
+        )
+        (directory / "trajectory.json").write_text(json.dumps(checkpoints))
+
+    reads = {
+        "model": c.model.identity,
+        "pool": candidates.key,
+        "share": g.warmup_share,
+        "train": describe(g.warmup),
+        "seed": g.seed,
+    }
+    result = c.stage("warmup", reads, produce)
+    _mirror_history(c, "warmup", result)
+    return result
+
+
+def collect_gradients(c: Context, split: str, rows: Rows, trajectory: StageResult) -> StageResult:
+    """Sketched per-example gradients at every checkpoint of the trajectory."""
+    g = c.experiment.gradients
+
+    def produce(directory: Path) -> None:
+        names = json.loads((trajectory.directory / "trajectory.json").read_text())
+        collect(
+            c.model.load_trainable(g.seed).model,
+            rows.tokenized,
+            [load_checkpoint(trajectory.directory / name) for name in names],
+            directory / "store",
+            directions=g.directions,
+            sketch=g.sketch,
+            seed=g.seed,
+            reduction=g.reduction,
+            storage=g.storage,
+            engine=g.engine,
+            shard_rows=g.shard_rows,
+            token_budget=g.token_budget,
+            progress=f"{split} gradients",
+        )
+
+    reads = {"warmup": trajectory.key, "split": split, "rows": rows.key, "settings": g.reads()}
+    return c.stage("gradients", reads, produce, cost=f"gradients: {split}")
+
+
+def select(
+    c: Context,
+    candidates: Rows,
+    target: Rows | None,
+    pool_gradients: StageResult | None,
+    target_gradients: StageResult | None,
+) -> tuple[StageResult, Selection]:
+    x = c.experiment
+
+    def produce(directory: Path) -> None:
+        problem = SelectionProblem(
+            candidates=candidates.examples,
+            n_tokens=torch.tensor([e.n_tokens for e in candidates.tokenized]),
+            n_completion_tokens=torch.tensor([e.n_completion_tokens for e in candidates.tokenized]),
+            target=None if target is None else target.examples,
+            budget=x.budget,
+            seed=x.settings.seed,
+            pool_gradients=pool_gradients and GradientStore.open(pool_gradients.directory / "store"),
+            target_gradients=target_gradients and GradientStore.open(target_gradients.directory / "store"),
+            model=c.model.load() if Need.MODEL in x.selector.needs else None,
+        )
+        selection = x.selector.select(problem)
+        arrays = {"indices": selection.indices, "weights": selection.weights, "scores": selection.scores}
+        save_file({k: v.contiguous() for k, v in arrays.items()}, directory / "selection.safetensors")
+        (directory / "diagnostics.json").write_text(json.dumps(dict(selection.diagnostics), allow_nan=False))
+
+    reads = {
+        "selector": describe(x.selector),
+        "version": x.selector.version,
+        "budget": describe(x.budget),
+        "seed": x.settings.seed,
+        "model": c.model.identity,
+        "pool": candidates.key,
+        "target": None if target is None else target.key,
+        "gradients": [g and g.key for g in (pool_gradients, target_gradients)],
+    }
+    result = c.stage("selection", reads, produce)
+    arrays = load_file(result.directory / "selection.safetensors")
+    diagnostics = json.loads((result.directory / "diagnostics.json").read_text())
+    return result, Selection(**arrays, diagnostics=diagnostics)
+
+
+def tune(c: Context, candidates: Rows, chosen: StageResult, selection: Selection) -> StageResult:
+    """Fine-tunes the untuned model on the chosen rows."""
+    x = c.experiment
+
+    def produce(directory: Path) -> None:
+        loaded = c.model.load_trainable(x.settings.seed)
+        finetune(
+            loaded,
+            [candidates.tokenized[i] for i in selection.indices.tolist()],
+            selection.weights if x.train.use_weights else torch.ones(len(selection.indices)),
+            x.train,
+            directory,
+            seed=x.settings.seed,
+            dtype=c.model.dtype,
+            device=c.model.device,
+            label="fine-tune",
+        )
+        save_tuned(loaded, directory / "model")
+
+    reads = {
+        "selection": chosen.key,
+        "model": c.model.identity,
+        "train": describe(x.train),
+        "seed": x.settings.seed,
+    }
+    result = c.stage("finetune", reads, produce)
+    _mirror_history(c, "finetune", result)
+    return result
+
+
+def evaluate_all(
+    c: Context, tasks: Sequence[EvalTask], tuned: StageResult | None
+) -> dict[str, dict[str, float | str]]:
+    """Metrics by task of the tuned model, or of the untuned one. The model is loaded only if a task is new."""
+    loaded = None
+    metrics = {}
+
+    def produce(task: EvalTask, directory: Path) -> None:
+        nonlocal loaded
+        if loaded is None:
+            loaded = c.model.load_tuned(tuned.directory / "model") if tuned else c.model.load()
+        values = evaluate(task, loaded, batch_size=c.experiment.settings.eval_batch_size, directory=directory)
+        (directory / "metrics.json").write_text(json.dumps(values, allow_nan=False))
+
+    for task in tasks:
+        reads = {"tuned": tuned and tuned.key, "model": c.model.identity, "task": describe(task)}
+        cost = "evaluation" if tuned else "evaluation of the untuned model"
+        result = c.stage("evaluation", reads, partial(produce, task), cost=cost)
+        metrics[task.name] = json.loads((result.directory / "metrics.json").read_text())
+        if tuned:
+            c.journal.event("evaluation", {"task": task.name, **metrics[task.name]})
+    return metrics
+
+
+def report_selection(
+    c: Context, directory: Path, pool: Pool, candidates: Rows, selection: Selection
+) -> SelectionSummary:
+    """What was chosen, as files for people and as numbers for the leaderboard; only here are hidden labels read."""
+    rows = selected.rows(candidates.examples, selection, pool.hidden)
+    selected.export(rows, directory, title=f"{directory.name}: {len(rows)} selected examples")
+    summary = selected.summarise(
+        rows, pool, [candidates.tokenized[i].n_tokens for i in selection.indices.tolist()], selection
+    )
+    c.journal.event("selection", {"n_selected": summary.n_selected, "n_tokens": summary.n_tokens})
+    table = [
+        [r.rank, r.id, r.weight, r.score, json.dumps(r.messages, ensure_ascii=False)] for r in rows[:1000]
+    ]
+    c.journal.tracker.table("selected", ["rank", "id", "weight", "score", "messages"], table)
+    return summary
+
+
+def _mirror_history(c: Context, kind: str, result: StageResult) -> None:
+    for line in (result.directory / "history.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        c.journal.event(
+            kind, {k: row[k] for k in ("step", "epoch", "loss", "learning_rate", "grad_norm") if k in row}
+        )
+
+
+def _flat(metrics: Mapping[str, Mapping[str, float | str]]) -> dict[str, float | str]:
+    return {f"{task}/{name}": value for task, values in metrics.items() for name, value in values.items()}

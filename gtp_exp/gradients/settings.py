@@ -1,0 +1,41 @@
+"""The gradients group of the config: the warm-up that makes the trajectory, and what is kept of each gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Optional
+
+from gtp_exp.config import describe
+from gtp_exp.errors import UserError
+from gtp_exp.gradients.collect import Engine, Reduction
+from gtp_exp.gradients.optimizer import Direction
+from gtp_exp.gradients.project import Sketch
+from gtp_exp.gradients.store import StorageType
+from gtp_exp.training import TrainConfig
+
+
+@dataclass(frozen=True)
+class GradientConfig:
+    seed: int  # of the warm-up subset, the LoRA start and the sketches
+    warmup_share: float  # of the candidates
+    warmup: TrainConfig  # every epoch ends in a checkpoint of the trajectory
+    directions: list[Direction]  # each is stored, from the same backward pass
+    sketch: Sketch
+    reduction: Reduction
+    storage: StorageType
+    engine: Engine
+    shard_rows: int
+    token_budget: Optional[int]  # noqa: UP045  tokens per forward pass; null chooses by free memory
+
+    def __post_init__(self) -> None:
+        if not 0 < self.warmup_share <= 1:
+            raise UserError(f"gradients.warmup_share={self.warmup_share} must lie in (0, 1]; 0.05 is usual")
+        if not self.directions:
+            raise UserError("gradients.directions is empty; name at least one of sgd, adam, less")
+
+    def reads(self) -> dict[str, Any]:
+        """The part that changes the stored numbers, for the cache key; the warm-up has its own."""
+        settings = describe(self)
+        for name in ("warmup", "warmup_share", "token_budget"):
+            del settings[name]
+        return settings

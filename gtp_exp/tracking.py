@@ -1,0 +1,156 @@
+"""Where a run's events go: always to metrics.jsonl, and from there to a tracker that may fail without harm."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Optional, Protocol
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    name: str
+    group: str  # jobs of one multirun share it
+    directory: Path
+    config: Mapping[str, Any]
+
+
+class Tracker(Protocol):
+    """A mirror of metrics.jsonl. Nothing is ever read back from it."""
+
+    def start(self, run: RunInfo) -> None: ...
+
+    def event(self, kind: str, values: Mapping[str, Any]) -> None: ...
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None: ...
+
+    def finish(self, summary: Mapping[str, Any], exit_code: int) -> None: ...
+
+
+class NoTracker:
+    def start(self, run: RunInfo) -> None: ...
+
+    def event(self, kind: str, values: Mapping[str, Any]) -> None: ...
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None: ...
+
+    def finish(self, summary: Mapping[str, Any], exit_code: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class NoTracking:
+    def tracker(self) -> Tracker:
+        return NoTracker()
+
+
+class WandbMode(Enum):
+    OFFLINE = "offline"
+    ONLINE = "online"
+    DISABLED = "disabled"
+
+
+@dataclass(frozen=True)
+class WandbTracking:
+    project: str
+    entity: Optional[str]  # noqa: UP045
+    mode: WandbMode
+    timeout_s: float  # of a connection attempt; then the run goes on offline
+
+    def tracker(self) -> Tracker:
+        return _WandbTracker(self)
+
+
+class _WandbTracker:
+    def __init__(self, settings: WandbTracking) -> None:
+        self.settings = settings
+        self.run: Any = None
+
+    def start(self, run: RunInfo) -> None:
+        mode = self.settings.mode.value
+        if mode == "online" and not _has_key():
+            log.warning("W&B: mode online but no API key (WANDB_API_KEY or `wandb login`); tracking offline")
+            mode = "offline"
+        for attempt in dict.fromkeys([mode, "offline"]):
+            try:
+                self.run = self._init(run, attempt)
+                return
+            except Exception as error:  # tracking never fails a run
+                log.warning("W&B: %s did not start (%s)", attempt, str(error).splitlines()[0])
+
+    def _init(self, run: RunInfo, mode: str) -> Any:
+        import wandb
+
+        # Staged copies belong to the run, not to the home folder.
+        os.environ.setdefault("WANDB_DATA_DIR", str(run.directory / "wandb"))
+        os.environ.setdefault("WANDB_SILENT", "true")
+        started = wandb.init(
+            project=self.settings.project,
+            entity=self.settings.entity,
+            name=run.name,
+            group=run.group,
+            dir=str(run.directory),
+            config=dict(run.config),
+            mode=mode,
+            settings=wandb.Settings(init_timeout=self.settings.timeout_s, console="off"),
+        )
+        for kind in ("warmup", "finetune"):
+            started.define_metric(f"{kind}/*", step_metric=f"{kind}/step")
+        return started
+
+    def event(self, kind: str, values: Mapping[str, Any]) -> None:
+        self._quietly(lambda run: run.log({f"{kind}/{k}": v for k, v in values.items()}))
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        def send(run: Any) -> None:
+            import wandb
+
+            run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+
+        self._quietly(send)
+
+    def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
+        def end(run: Any) -> None:
+            run.summary.update(dict(summary))
+            run.finish(exit_code=exit_code)
+
+        self._quietly(end)
+
+    def _quietly(self, send: Callable[[Any], None]) -> None:
+        if self.run is None:
+            return
+        try:
+            send(self.run)
+        except Exception as error:  # tracking never fails a run
+            log.warning("W&B: stopped tracking (%s)", str(error).splitlines()[0])
+            self.run = None
+
+
+class Journal:
+    """metrics.jsonl, and its mirror."""
+
+    def __init__(self, path: Path, tracker: Tracker) -> None:
+        self.path, self.tracker = path, tracker
+
+    def event(self, kind: str, values: Mapping[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": time.time(), "kind": kind, **values}, ensure_ascii=False) + "\n")
+        self.tracker.event(kind, values)
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        import netrc
+
+        return any("wandb" in host for host in netrc.netrc().hosts)
+    except (OSError, ValueError, ImportError, netrc.NetrcParseError):
+        return False

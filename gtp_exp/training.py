@@ -1,0 +1,210 @@
+"""Fine-tuning: transformers.Trainer with a completion-only, optionally weighted loss, and a recorded trajectory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import Dataset
+from tqdm import tqdm
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from gtp_exp.data.batching import pad_collate
+from gtp_exp.data.examples import IGNORE, TokenizedExample
+from gtp_exp.errors import UserError
+from gtp_exp.models import LoadedModel
+
+
+class Schedule(Enum):
+    LINEAR = "linear"
+    COSINE = "cosine"
+    CONSTANT = "constant_with_warmup"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    epochs: int
+    learning_rate: float
+    schedule: Schedule
+    warmup_ratio: float  # share of all steps
+    weight_decay: float
+    max_grad_norm: float
+    batch_size: int  # examples per optimizer step, over all processes
+    micro_batch_size: int  # examples per forward pass
+    use_weights: bool  # weight examples by Selection.weights
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.learning_rate <= 0 or not 0 <= self.warmup_ratio < 1:
+            raise UserError(
+                "training needs epochs >= 1, learning_rate > 0 and 0 <= warmup_ratio < 1; got "
+                f"epochs={self.epochs}, learning_rate={self.learning_rate}, warmup_ratio={self.warmup_ratio}"
+            )
+        if self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size:
+            raise UserError(
+                f"batch_size={self.batch_size} must be a multiple of micro_batch_size={self.micro_batch_size}"
+            )
+
+
+# (model, optimizer, global step, mean learning rate since the last call), at the end of every epoch
+EpochHook = Callable[[Any, torch.optim.Optimizer, int, float], None]
+
+
+def finetune(
+    loaded: LoadedModel,
+    examples: Sequence[TokenizedExample],
+    weights: torch.Tensor,
+    config: TrainConfig,
+    directory: Path,
+    *,
+    seed: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    label: str,
+    on_epoch_end: EpochHook | None = None,
+) -> None:
+    """Trains `loaded` in place; writes the training curve to `history.jsonl` in `directory`.
+
+    weights: [len(examples)], >= 0; the loss of a batch is sum_i w_i sum_t nll_it / sum_i w_i T_i over the whole
+    batch, so that accumulation and several processes change nothing. With an `on_epoch_end` hook the run starts
+    over after a kill, else it goes on from the last epoch.
+    """
+    scratch = directory / "trainer"
+    if on_epoch_end is not None:
+        shutil.rmtree(scratch, ignore_errors=True)
+    arguments = TrainingArguments(
+        output_dir=str(scratch),
+        num_train_epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.schedule.value,
+        warmup_steps=config.warmup_ratio,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        per_device_train_batch_size=config.micro_batch_size,
+        gradient_accumulation_steps=config.batch_size // config.micro_batch_size,
+        bf16=dtype == torch.bfloat16,
+        use_cpu=device.type == "cpu",
+        seed=seed,
+        data_seed=seed,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no" if on_epoch_end else "epoch",
+        save_total_limit=1,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=device.type == "cuda",
+        ddp_find_unused_parameters=False,
+    )
+    progress = _Progress(label, on_epoch_end)
+    trainer = _WeightedTrainer(
+        model=loaded.model,
+        args=arguments,
+        train_dataset=_Weighted(examples, weights),
+        data_collator=lambda rows: _collate(rows, loaded.tokenizer.pad_token_id),
+        callbacks=[progress],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=_resumable(scratch))
+    loaded.model.eval()
+    history = [row for row in trainer.state.log_history if "loss" in row]
+    (directory / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def save_tuned(loaded: LoadedModel, directory: Path) -> None:
+    """The adapter (or the whole model), in the form `from_pretrained` reads."""
+    loaded.model.save_pretrained(directory, safe_serialization=True)
+    (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+
+
+class _Weighted(Dataset):
+    def __init__(self, examples: Sequence[TokenizedExample], weights: torch.Tensor) -> None:
+        self.examples, self.weights = examples, weights.tolist()
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, i: int) -> tuple[TokenizedExample, float]:
+        return self.examples[i], self.weights[i]
+
+
+def _collate(rows: Sequence[tuple[TokenizedExample, float]], pad_id: int) -> dict[str, torch.Tensor]:
+    batch = pad_collate([example for example, _ in rows], pad_id)
+    return {**batch, "sample_weight": torch.tensor([weight for _, weight in rows])}
+
+
+class _WeightedTrainer(Trainer):
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
+        # sum_i w_i T_i over accumulation and processes; Trainer would count tokens without weights
+        total = sum((_label_mask(b["labels"]) * b["sample_weight"][:, None]).sum() for b in batch_samples)
+        total = torch.as_tensor(total, device=device).clamp_min(1e-8)
+        return self.accelerator.reduce(total, "sum") if self.args.world_size > 1 else total
+
+    def compute_loss(
+        self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
+    ):
+        weight, labels = inputs.pop("sample_weight"), inputs.pop("labels")
+        output = model(**inputs)
+        nll = F.cross_entropy(
+            output.logits[:, :-1].flatten(0, 1).float(),
+            labels[:, 1:].flatten(),
+            ignore_index=IGNORE,
+            reduction="none",
+        ).view(len(labels), -1)
+        loss = (nll * weight[:, None]).sum() / num_items_in_batch * self.accelerator.num_processes
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"the training loss became {loss.item()} at step {self.state.global_step}; "
+                "lower train.learning_rate, or set model.precision=fp32"
+            )
+        return (loss, output) if return_outputs else loss
+
+
+def _label_mask(labels: torch.Tensor) -> torch.Tensor:
+    return labels[:, 1:] != IGNORE
+
+
+class _Progress(TrainerCallback):
+    """A progress bar, and the end-of-epoch hook with the mean learning rate of its segment."""
+
+    def __init__(self, label: str, on_epoch_end: EpochHook | None) -> None:
+        self.label, self.hook, self.bar = label, on_epoch_end, None
+        self.rates: list[float] = []
+
+    def on_train_begin(self, args, state, control, **_):
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.label, unit="step")
+
+    def on_pre_optimizer_step(self, args, state, control, *, optimizer, **_):
+        self.rates.append(optimizer.param_groups[0]["lr"])
+
+    def on_log(self, args, state, control, logs=None, **_):
+        if self.bar is not None and logs and "loss" in logs:
+            self.bar.set_postfix(loss=f"{logs['loss']:.3f}")
+
+    def on_step_end(self, args, state, control, **_):
+        if self.bar is not None:
+            self.bar.update()
+
+    def on_epoch_end(self, args, state, control, *, model, optimizer, **_):
+        if self.hook is not None:
+            plain = getattr(optimizer, "optimizer", optimizer)  # under Accelerate's wrapper
+            self.hook(model, plain, state.global_step, sum(self.rates) / len(self.rates))
+            self.rates = []
+
+    def on_train_end(self, args, state, control, **_):
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _resumable(scratch: Path) -> str | None:
+    """The newest whole checkpoint of an interrupted run; trainer_state.json is what Trainer writes last."""
+    whole = [p.parent for p in scratch.glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda p: int(p.name.split("-")[1]))) if whole else None

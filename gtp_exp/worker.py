@@ -1,0 +1,122 @@
+"""The job's side: resolved.yaml -> checked objects -> the experiment. Never imports Hydra.
+
+Exit status: 0 complete, 1 a fault of ours, 2 bad input, 130 interrupted. results.json tells the same story.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from dataclasses import fields, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from gtp_exp.config import build
+from gtp_exp.errors import UserError
+from gtp_exp.results import Names, RunRecord, State, write_record
+
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "lm-eval", "numpy")
+log = logging.getLogger("gtp_exp")
+
+
+def main() -> None:
+    resolved = Path(sys.argv[1])
+    directory = resolved.parent
+    _quiet_libraries()
+    _log_to(directory / "worker.log")
+    signal.signal(signal.SIGTERM, _interrupt)
+    config: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(resolved))  # type: ignore[assignment]
+    job = config.pop("job")
+    record = _begin(config, job)
+    write_record(record, directory)
+    try:
+        from gtp_exp.experiment import run
+
+        record = replace(run(_experiment(config), record, directory, job), state=State.COMPLETE)
+        code = 0
+    except UserError as error:
+        log.error("%s", error)
+        record, code = replace(record, state=State.FAILED, error=str(error)), 2
+    except (KeyboardInterrupt, SystemExit):
+        log.error("interrupted; run the same command again to go on from the last finished stage")
+        record, code = replace(record, state=State.INTERRUPTED, error="interrupted"), 130
+    except Exception as error:
+        log.exception("failed")
+        record, code = replace(record, state=State.FAILED, error=f"{type(error).__name__}: {error}"), 1
+    write_record(replace(record, finished=_now()), directory)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # threads of tracking or data loading must not keep a finished job alive
+
+
+def _experiment(config: dict[str, Any]) -> Any:
+    """Every group built by its class, and the keys outside any group by Settings."""
+    from gtp_exp.experiment import Experiment, Settings
+
+    groups = [f.name for f in fields(Experiment) if f.name != "settings"]
+    parts = {name: build(config.get(name, {}), name) for name in groups}
+    outside = {k: v for k, v in config.items() if k not in groups}
+    target = f"{Settings.__module__}.{Settings.__qualname__}"
+    return Experiment(**parts, settings=build({"_target_": target, **outside}, "config"))
+
+
+def _begin(config: dict[str, Any], job: dict[str, Any]) -> RunRecord:
+    return RunRecord(
+        state=State.RUNNING,
+        names=Names(**{f.name: str(job["names"][f.name]) for f in fields(Names)}),
+        seed=config["seed"] if isinstance(config.get("seed"), int) else -1,
+        group=job["group"],
+        config=config,
+        command=("python", "-m", "gtp_exp", *job["overrides"]),
+        git_sha=_git_sha(),
+        packages={name: importlib.metadata.version(name) for name in PACKAGES},
+        started=_now(),
+    )
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")  # noqa: UP017  Python 3.10
+
+
+def _git_sha() -> str | None:
+    """Of this package's checkout; None in an installed copy."""
+    here = Path(__file__).resolve().parent.parent
+    if not (here / ".git").exists():
+        return None
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() or None
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _interrupt(_signum: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _log_to(path: Path) -> None:
+    handlers = [logging.StreamHandler(), logging.FileHandler(path, encoding="utf-8")]
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers
+    )
+    log.setLevel(logging.INFO)
+
+
+def _quiet_libraries() -> None:
+    """What these libraries print at every start would hide our own messages."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("LOGLEVEL", "ERROR")  # lm-eval
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|peft|transformers|lm_eval)\b.*")
+
+
+if __name__ == "__main__":
+    main()

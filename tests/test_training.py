@@ -1,0 +1,150 @@
+"""Fine-tuning: the loss is over completions, weights and batching mean what they say, a killed run goes on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from gtp_exp.data.examples import IGNORE
+from gtp_exp.errors import UserError
+from gtp_exp.training import Schedule, TrainConfig, finetune
+
+CONFIG = TrainConfig(
+    epochs=2,
+    learning_rate=1e-2,
+    schedule=Schedule.LINEAR,
+    warmup_ratio=0.0,
+    weight_decay=0.0,
+    max_grad_norm=1.0,
+    batch_size=8,
+    micro_batch_size=8,
+    use_weights=False,
+)
+
+
+def tune(tiny, rows, directory, config=CONFIG, weights=None, seed=0, **kwargs):
+    directory.mkdir(exist_ok=True)
+    loaded = tiny.load_trainable(seed)
+    weights = torch.ones(len(rows)) if weights is None else weights
+    settings = {
+        "seed": seed,
+        "dtype": torch.float32,
+        "device": torch.device("cpu"),
+        "label": "test",
+        **kwargs,
+    }
+    finetune(loaded, rows, weights, config, directory, **settings)
+    return {name: p.detach().clone() for name, p in loaded.model.named_parameters() if p.requires_grad}
+
+
+def distance(a, b):
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+def test_training_lowers_the_loss_and_records_the_curve(tiny, tokenized, tmp_path):
+    tune(tiny, tokenized, tmp_path, replace(CONFIG, epochs=6))
+    history = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert len(history) == 6 * 3
+    assert history[-1]["loss"] < 0.95 * history[0]["loss"]
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(tiny, tokenized, tmp_path):
+    a, b, c = (tune(tiny, tokenized, tmp_path / str(i), seed=s) for i, s in enumerate([0, 0, 1]))
+    assert distance(a, b) == 0
+    assert distance(a, c) > 1e-3
+
+
+def test_accumulation_changes_nothing(tiny, tokenized, tmp_path):
+    whole = tune(tiny, tokenized, tmp_path / "a")
+    parts = tune(tiny, tokenized, tmp_path / "b", replace(CONFIG, micro_batch_size=2))
+    assert distance(whole, parts) < 1e-5
+
+
+def test_a_zero_weight_removes_an_example_and_scale_does_not_matter(tiny, tokenized, tmp_path):
+    config = replace(
+        CONFIG, batch_size=32, micro_batch_size=32
+    )  # one batch holds all rows, in whatever order
+    weights = torch.ones(len(tokenized))
+    weights[::2] = 0
+    weighted = tune(tiny, tokenized, tmp_path / "a", config, weights * 3)
+    without = tune(tiny, tokenized[1::2], tmp_path / "b", config)
+    everything = tune(tiny, tokenized, tmp_path / "c", config)
+    assert distance(weighted, without) < 1e-5 < distance(weighted, everything)
+
+
+def test_only_completion_tokens_carry_loss(tiny, tokenized, tmp_path):
+    """The first step's logged loss is the mean loss over the label tokens, by a plain loop."""
+    config = replace(CONFIG, epochs=1, batch_size=32, micro_batch_size=32)
+    tune(tiny, tokenized, tmp_path, config)
+    logged = json.loads((tmp_path / "history.jsonl").read_text().splitlines()[0])["loss"]
+    model, total, count = tiny.load_trainable(0).model, 0.0, 0
+    for row in tokenized:
+        log_p = model(torch.tensor([row.input_ids])).logits[0].detach().log_softmax(-1)
+        for t in range(1, len(row.input_ids)):
+            if row.labels[t] != IGNORE:
+                total, count = total - float(log_p[t - 1, row.labels[t]]), count + 1
+    assert logged == pytest.approx(total / count, abs=1e-4)
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights(tiny, tokenized, tmp_path, monkeypatch):
+    config = replace(CONFIG, epochs=3)
+    straight = tune(tiny, tokenized, tmp_path / "a", config)
+    from gtp_exp import training
+
+    original = training._Progress.on_step_end
+
+    def killed(self, args, state, control, **kwargs):
+        if state.global_step == 5:  # inside the second epoch
+            raise KeyboardInterrupt
+        original(self, args, state, control, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Progress, "on_step_end", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tune(tiny, tokenized, tmp_path / "b", config)
+    steps = []
+
+    def count(self, args, state, control, **kwargs):
+        steps.append(state.global_step)
+
+    monkeypatch.setattr(training._Progress, "on_step_end", count)
+    resumed = tune(tiny, tokenized, tmp_path / "b", config)
+    assert steps[0] == 4 and steps[-1] == 9  # the first epoch was not repeated
+    assert distance(straight, resumed) == 0
+
+
+def test_a_half_written_checkpoint_is_not_resumed(tiny, tokenized, tmp_path):
+    straight = tune(tiny, tokenized, tmp_path / "a")
+    (tmp_path / "b" / "trainer" / "checkpoint-3").mkdir(parents=True)
+    (tmp_path / "b" / "trainer" / "checkpoint-3" / "optimizer.pt").write_bytes(b"half")
+    assert distance(straight, tune(tiny, tokenized, tmp_path / "b")) == 0
+
+
+def test_the_hook_sees_every_epoch_with_the_mean_rate_of_its_steps(tiny, tokenized, tmp_path):
+    seen = []
+    tune(
+        tiny,
+        tokenized,
+        tmp_path,
+        on_epoch_end=lambda m, o, step, lr: seen.append((step, lr, type(o).__name__)),
+    )
+    # linear decay over 6 steps: rates 6/6 ... 1/6 of 1e-2
+    assert [s for s, _, _ in seen] == [3, 6]
+    assert [r for _, r, _ in seen] == pytest.approx([1e-2 * 5 / 6, 1e-2 * 2 / 6])
+    assert all(name.startswith("Adam") for _, _, name in seen)
+
+
+def test_a_diverging_loss_stops_the_run_with_the_remedy(tiny, tokenized, tmp_path):
+    with pytest.raises(UserError, match="learning_rate"):
+        tune(tiny, tokenized, tmp_path, replace(CONFIG, learning_rate=1e30, max_grad_norm=1e30, epochs=4))
+
+
+@pytest.mark.parametrize(
+    "change", [{"epochs": 0}, {"learning_rate": 0.0}, {"micro_batch_size": 3}, {"warmup_ratio": 1.0}]
+)
+def test_impossible_settings_are_refused(change):
+    with pytest.raises(UserError, match=next(iter(change))):
+        replace(CONFIG, **change)
