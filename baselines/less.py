@@ -1,13 +1,13 @@
 """LESS: Selecting Influential Data for Targeted Instruction Tuning (Xia et al., arXiv 2402.04333).
 
-Score of candidate z (the paper's eq. 4, with its aggregation over subtasks):
+Score of candidate i, with u(x) = x / |x|, mean learning rate eta_t of checkpoint t, subtasks s of the target:
 
-    max over subtasks s of  sum_t  eta_t / sum eta  <  normalised Gamma(z; theta_t),  mean over z' in s of normalised grad(z'; theta_t)  >
+    max_s  sum_t  eta_t / sum eta  <u(Gamma_t(g[t, i])),  mean_{j in s} u(g[t, j])>
 
-Gamma is the Adam direction by the published formula (direction `less`), the target side is the plain gradient
-(direction `sgd`). The candidates with the largest scores are chosen. Written from the paper's formulas. It differs
-from the published settings where the gradients group differs: the default sketch is a CountSketch, not Rademacher,
-with an independent seed per checkpoint.
+Gamma is the Adam direction by the published formula (direction `less`); the target side is the plain gradient
+(direction `sgd`). The candidates with the largest scores are chosen. Written from the paper's formulas. It
+differs from the published settings where the gradients group does: the default sketch is a CountSketch with
+an independent seed per checkpoint, not one Rademacher matrix.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class LESS:
         for direction in (self.direction, self.target_direction):
             if direction not in pool.directions:
                 raise UserError(
-                    f"selector LESS reads direction '{direction}' but the store holds {', '.join(pool.directions)}; "
-                    f"add it to gradients.directions"
+                    f"LESS reads direction '{direction}' but the store holds {', '.join(pool.directions)}; "
+                    "add it to gradients.directions"
                 )
         rates = torch.tensor(pool.learning_rates, dtype=torch.float64)
         shares = (rates / rates.sum()).tolist()

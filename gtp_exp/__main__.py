@@ -1,7 +1,7 @@
 """The command line: Hydra composes a job, saves it as resolved.yaml, and one worker process runs it.
 
 This process imports no torch and is never distributed, so `--help` and completion are quick and a multirun
-cannot carry state from one job to the next. The worker's end is the job's end, and no worker outlives this one.
+cannot carry state from one job to the next. The worker's end is the job's end; no worker outlives this one.
 """
 
 from __future__ import annotations

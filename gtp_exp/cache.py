@@ -1,7 +1,7 @@
 """Stage directories: what a stage reads is its key, so equal work is done once.
 
     outputs/cache/<stage>/<key>/           a finished entry: the stage's files and manifest.json
-    outputs/cache/<stage>/<key>.part/      work in progress, or what a killed run left: the stage may resume it
+    outputs/cache/<stage>/<key>.part/      work in progress, or what a killed run left, to be resumed
     outputs/cache/<stage>/<key>.lock       held by the one process that produces the entry
 
 An entry appears by rename, so it is whole or absent. Its manifest holds the checksum of every file: a damaged
@@ -49,12 +49,18 @@ class Cache:
     root: Path
 
     def stage(
-        self, stage: str, version: int, reads: Mapping[str, Any], produce: Callable[[Path], None]
+        self,
+        stage: str,
+        version: int,
+        reads: Mapping[str, Any],
+        produce: Callable[[Path], None],
+        label: str = "",
     ) -> StageResult:
         """The finished directory of a stage; `produce(directory)` fills it when there is none.
 
         `produce` gets the `.part` directory with whatever an interrupted run left there.
         """
+        label = label or stage  # for messages
         key = stage_key(stage, version, reads)
         final = self.root / stage / key
         part = final.with_name(key + ".part")
@@ -64,10 +70,10 @@ class Cache:
             raise UserError(
                 f"cannot write to outputs folder '{self.root}': {error.strerror}; set outputs=DIR"
             ) from error
-        with _locked(final.with_name(key + ".lock"), stage):
+        with _locked(final.with_name(key + ".lock"), label):
             seconds = _verified_seconds(final)
             if seconds is not None:
-                log.info("%s: reused %s (saved %.1f s)", stage, key, seconds)
+                log.info("%s: reused %s (saved %.1f s)", label, key, seconds)
                 return StageResult(final, key, seconds, cached=True)
             part.mkdir(exist_ok=True)
             spent = _read_json(part / "spent.json", {"seconds": 0.0})["seconds"]
@@ -87,7 +93,7 @@ class Cache:
             }
             _write_synced(part / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))
             os.replace(part, final)
-            log.info("%s: done in %.1f s", stage, seconds)
+            log.info("%s: done in %.1f s", label, seconds)
             return StageResult(final, key, seconds, cached=False)
 
 

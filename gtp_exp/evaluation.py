@@ -40,7 +40,7 @@ def evaluate(
 def held_out_loss(
     examples: Sequence[Example], loaded: LoadedModel, *, batch_size: int, label: str
 ) -> dict[str, float]:
-    """Negative log-likelihood of the completions in nats: per token, and per answer with its standard error."""
+    """Negative log-likelihood of the completions, in nats per token and per answer."""
     tokenized = tokenize(examples, loaded.tokenizer, max_length=loaded.max_length).examples
     if not tokenized:
         raise UserError(f"task '{label}': no test answer fits model.max_length={loaded.max_length}; raise it")

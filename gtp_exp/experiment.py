@@ -30,7 +30,7 @@ from gtp_exp.launch import Launch
 from gtp_exp.models import Model, ModelConfig, choose_device, prepare
 from gtp_exp.results import PoolSummary, RunRecord, SelectionSummary, StageCost
 from gtp_exp.selection.base import Budget, Need, Selection, SelectionProblem, Selector
-from gtp_exp.tracking import Journal, RunInfo, Tracker
+from gtp_exp.tracking import METRICS_NAME, Journal, RunInfo, Tracker
 from gtp_exp.training import TrainConfig, finetune, save_tuned
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ class Context:
     ) -> StageResult:
         """One cached step; `cost` is the name under which its seconds are added up."""
         cost = cost or name
-        result = self.cache.stage(name, VERSIONS[name], reads, produce)
+        result = self.cache.stage(name, VERSIONS[name], reads, produce, label=cost)
         before = self.costs.get(cost, StageCost("", 0.0, True))
         key = f"{before.key} {result.key}".strip()
         self.costs[cost] = StageCost(key, before.seconds + result.seconds, before.cached and result.cached)
@@ -112,7 +112,7 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
     tracker = x.tracking.tracker()
     tracker.start(RunInfo(job["name"], job["group"], directory, record.config))
     model = prepare(x.model, cache.root, choose_device(x.launch.device.value))
-    c = Context(x, model, cache, Journal(directory / "metrics.jsonl", tracker))
+    c = Context(x, model, cache, Journal(directory / METRICS_NAME, tracker))
     try:
         pool = x.dataset.load()
         candidates = prepare_rows("pool", pool.examples, model)
@@ -311,7 +311,7 @@ def tune(c: Context, candidates: Rows, chosen: StageResult, selection: Selection
 def evaluate_all(
     c: Context, tasks: Sequence[EvalTask], tuned: StageResult | None
 ) -> dict[str, dict[str, float | str]]:
-    """Metrics by task of the tuned model, or of the untuned one. The model is loaded only if a task is new."""
+    """Metrics by task, tuned or (with None) untuned. The model is loaded only if a task is new."""
     loaded = None
     metrics = {}
 
@@ -335,7 +335,7 @@ def evaluate_all(
 def report_selection(
     c: Context, directory: Path, pool: Pool, candidates: Rows, selection: Selection
 ) -> SelectionSummary:
-    """What was chosen, as files for people and as numbers for the leaderboard; only here are hidden labels read."""
+    """What was chosen, for people and for the leaderboard; only here are hidden labels read."""
     rows = selected.rows(candidates.examples, selection, pool.hidden)
     selected.export(rows, directory, title=f"{directory.name}: {len(rows)} selected examples")
     summary = selected.summarise(

@@ -27,7 +27,7 @@ class Device(Enum):
 @dataclass(frozen=True)
 class Launch:
     device: Device
-    threads: Optional[int]  # noqa: UP045  of a CPU worker; null leaves the choice to PyTorch
+    threads: Optional[int]  # of a CPU worker; null leaves the choice to PyTorch
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
@@ -43,7 +43,7 @@ class Launch:
 
 
 def run_worker(resolved: Path, launch: Launch) -> int:
-    """Runs the worker on this terminal and returns its exit status. However this process ends, it ends too."""
+    """Runs the worker on this terminal, to its exit status. However this process ends, so does the worker."""
     command = [sys.executable, "-m", "gtp_exp.worker", str(resolved)]
     worker = subprocess.Popen(command, env=launch.environment(), preexec_fn=_die_with_parent)
     previous = {}

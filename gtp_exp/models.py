@@ -55,11 +55,11 @@ class LoRA:
 class ModelConfig:
     source: Source
     name_or_path: str
-    revision: Optional[str]  # noqa: UP045  OmegaConf resolves Optional on every Python
+    revision: Optional[str]  # OmegaConf resolves Optional on every Python
     precision: Precision
     max_length: int
     trust_remote_code: bool
-    lora: Optional[LoRA]  # noqa: UP045  null trains every weight
+    lora: Optional[LoRA]  # null trains every weight
 
     def __post_init__(self) -> None:
         if self.max_length < 8:
@@ -121,7 +121,8 @@ class Model:
             model = get_peft_model(loaded.model, settings)
         except ValueError as error:
             raise UserError(
-                f"model.lora.target_modules={lora.target_modules} does not fit {self.config.name_or_path}: {error}"
+                f"model.lora.target_modules={lora.target_modules} does not fit "
+                f"{self.config.name_or_path}: {error}"
             ) from error
         return LoadedModel(model.eval(), self.tokenizer, loaded.max_length)
 
@@ -142,11 +143,13 @@ class Model:
 def prepare(config: ModelConfig, cache_root: Path, device: torch.device) -> Model:
     """Finds the weights and the tokenizer, and fixes the precision; loads no weights."""
     from transformers import AutoConfig, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
 
     if config.trust_remote_code:
         log.warning(
             "model.trust_remote_code=true: code from %s will run on this machine", config.name_or_path
         )
+    transformers_logging.disable_progress_bar()  # loading is quick; our own bars are for the long work
     location = _locate(config, cache_root)
     try:
         kwargs = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}

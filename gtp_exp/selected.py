@@ -72,7 +72,7 @@ def summarise(
 
 
 def near_duplicates(texts: Sequence[str]) -> int:
-    """Rows that resemble an earlier row: Jaccard similarity of their word 3-grams >= NEAR, exact copies included."""
+    """Rows that resemble an earlier row, copies included: Jaccard of their word 3-grams is at least NEAR."""
     import numpy as np
     from scipy.sparse import csr_matrix
 
@@ -118,7 +118,7 @@ tags:
 # {title}
 
 {n} rows, most important first. Columns: `id`, `messages` (role and content), `gtp_weight` (>= 0, mean 1) and
-`gtp_score` (larger is better; its meaning depends on the selector). Load with
-`datasets.load_dataset("path/to/this/folder", split="train")`. How they were chosen stands in `results.json` and
-`resolved.yaml` of the run. The rows keep the licence of the pool they come from.
+`gtp_score` (larger is better; its meaning depends on the selector).
+Load with `datasets.load_dataset("path/to/this/folder", split="train")`. `results.json` and `resolved.yaml` of
+the run say how they were chosen. The rows keep the licence of the pool they come from.
 """

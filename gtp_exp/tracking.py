@@ -1,4 +1,4 @@
-"""Where a run's events go: always to metrics.jsonl, and from there to a tracker that may fail without harm."""
+"""Where a run's events go: always to metrics.jsonl, and on to a tracker that may fail without harm."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Optional, Protocol
 
 log = logging.getLogger(__name__)
+
+METRICS_NAME = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class WandbMode(Enum):
 @dataclass(frozen=True)
 class WandbTracking:
     project: str
-    entity: Optional[str]  # noqa: UP045
+    entity: Optional[str]
     mode: WandbMode
     timeout_s: float  # of a connection attempt; then the run goes on offline
 

@@ -1,4 +1,4 @@
-"""Fine-tuning: transformers.Trainer with a completion-only, optionally weighted loss, and a recorded trajectory."""
+"""Fine-tuning: transformers.Trainer with a completion-only, weighted loss and a recorded trajectory."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ def finetune(
 ) -> None:
     """Trains `loaded` in place; writes the training curve to `history.jsonl` in `directory`.
 
-    weights: [len(examples)], >= 0; the loss of a batch is sum_i w_i sum_t nll_it / sum_i w_i T_i over the whole
-    batch, so that accumulation and several processes change nothing. With an `on_epoch_end` hook the run starts
-    over after a kill, else it goes on from the last epoch.
+    weights: [len(examples)], >= 0; the loss is sum_i w_i sum_t nll_it / sum_i w_i T_i over the whole batch,
+    so that accumulation and several processes change nothing. After a kill the run goes on from the last
+    epoch, but with an `on_epoch_end` hook it starts over.
     """
     scratch = directory / "trainer"
     if on_epoch_end is not None:

@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from gtp_exp.config import build
 from gtp_exp.errors import UserError
 from gtp_exp.results import Names, RunRecord, State, write_record
+from gtp_exp.tracking import METRICS_NAME
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "lm-eval", "numpy")
 log = logging.getLogger("gtp_exp")
@@ -37,6 +38,7 @@ def main() -> None:
     job = config.pop("job")
     record = _begin(config, job)
     write_record(record, directory)
+    (directory / METRICS_NAME).unlink(missing_ok=True)
     try:
         from gtp_exp.experiment import run
 
@@ -103,7 +105,7 @@ def _interrupt(_signum: int, _frame: object) -> None:
 
 
 def _log_to(path: Path) -> None:
-    handlers = [logging.StreamHandler(), logging.FileHandler(path, encoding="utf-8")]
+    handlers = [logging.StreamHandler(), logging.FileHandler(path, mode="w", encoding="utf-8")]
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers
     )
@@ -114,8 +116,11 @@ def _quiet_libraries() -> None:
     """What these libraries print at every start would hide our own messages."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("LOGLEVEL", "ERROR")  # lm-eval
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|peft|transformers|lm_eval)\b.*")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    libraries = r"(torch|peft|transformers|lm_eval)\b.*"
+    warnings.filterwarnings("ignore", category=UserWarning, module=libraries)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=libraries)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Fine-tuning: the loss is over completions, weights and batching mean what they say, a killed run goes on."""
+"""Fine-tuning: completion-only loss, weights and batches mean what they say, a killed run goes on."""
 
 from __future__ import annotations
 

@@ -1,0 +1,174 @@
+"""The command line as a person meets it: real processes, their exit status, what they print and leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TOY = [
+    "model=tiny",
+    "dataset=toy",
+    "benchmark=toy",
+    "gradients=toy",
+    "train=toy",
+    "tracking=none",
+    "launch=cpu",
+]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
+
+
+def command(*overrides):
+    flags = [o for o in overrides if o.startswith("-")]
+    rest = [o for o in overrides if not o.startswith("-")]
+    conf = ["--config-dir", str(ROOT / "tests" / "conf")]
+    return [sys.executable, "-m", "gtp_exp", *conf, *flags, *TOY, *rest]
+
+
+def call(folder, *overrides):
+    return subprocess.run(command(*overrides), cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
+
+
+def record(folder):
+    (path,) = folder.glob("outputs/runs/*/results.json")
+    return json.loads(path.read_text())
+
+
+def test_the_parent_imports_no_torch_and_the_worker_no_hydra():
+    for module, absent in [
+        ("gtp_exp.__main__", "torch"),
+        ("gtp_exp.worker", "hydra"),
+        ("gtp_exp.leaderboard", "torch"),
+    ]:
+        code = f"import sys, {module}; sys.exit('{absent}' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0, module
+
+
+def test_help_and_the_composed_config_are_printed(tmp_path):
+    shown = call(tmp_path, "--help")
+    assert shown.returncode == 0 and "selector: " in shown.stdout and "gtp-exp -m" in shown.stdout
+    job = call(tmp_path, "--cfg=job")
+    assert "_target_: gtp_exp.models.ModelConfig" in job.stdout
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_one_job_leaves_its_results_where_it_was_started(tmp_path):
+    done = call(tmp_path, "selector=random", "budget=10pct")
+    assert done.returncode == 0, done.stderr
+    found = record(tmp_path)
+    assert found["state"] == "complete" and found["names"]["selector"] == "random"
+    assert found["command"][:3] == ["python", "-m", "gtp_exp"] and "selector=random" in found["command"]
+    assert "fine-tune" in done.stderr  # a progress bar
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["selector=gpt"], "selector/gpt"),
+        (["train.lrr=1"], "lrr"),
+        (["+train.lrr=1"], "train.lrr"),
+        (["+a.b=1"], "'config.a'"),
+        (["launch.device=tpu"], "launch.device"),
+        (["budget.amount=0"], "budget.amount"),
+    ],
+)
+def test_a_wrong_override_is_named_without_a_traceback(tmp_path, overrides, named):
+    done = call(tmp_path, "selector=random", *overrides)
+    assert done.returncode != 0
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_in_a_multirun_one_failing_job_stops_no_other(tmp_path):
+    done = call(tmp_path, "-m", "selector=random", "budget=rows", "budget.amount=999,4")
+    assert done.returncode == 1 and "1 job(s) failed" in done.stderr and "Traceback" not in done.stderr
+    states = {}
+    for path in tmp_path.glob("outputs/runs/*/*/results.json"):
+        found = json.loads(path.read_text())
+        states[found["config"]["budget"]["amount"]] = found["state"], found["error"], found["group"]
+    assert states[4][0] == "complete"
+    assert states[999][0] == "failed" and "999 rows" in states[999][1]
+    assert states[4][2] == states[999][2]
+
+
+def running_worker(folder, deadline=60.0):
+    """The worker of a job started in `folder`, once it has begun its record."""
+    end = time.monotonic() + deadline
+    while time.monotonic() < end:
+        for status in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                arguments = status.read_bytes().split(b"\0")
+                inside = (status.parent / "cwd").resolve() == folder.resolve()
+            except OSError:
+                continue
+            started = list(folder.glob("outputs/runs/*/results.json"))
+            if inside and b"gtp_exp.worker" in arguments and started:
+                return int(status.parent.name)
+        time.sleep(0.05)
+    raise AssertionError("no worker appeared")
+
+
+def gone(pid, deadline=30.0):
+    end = time.monotonic() + deadline
+    while time.monotonic() < end:
+        try:
+            if "State:\tZ" in Path(f"/proc/{pid}/status").read_text():
+                return True
+        except OSError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
+@pytest.mark.parametrize(
+    ("victim", "number", "state"),
+    [
+        ("parent", signal.SIGTERM, "interrupted"),
+        ("parent", signal.SIGKILL, "interrupted"),
+        ("worker", signal.SIGTERM, "interrupted"),
+        ("worker", signal.SIGKILL, "failed"),
+    ],
+)
+def test_parent_and_worker_end_together_and_the_record_says_how(tmp_path, victim, number, state):
+    parent = subprocess.Popen(
+        command("selector=random", "dataset.rows=4000", "budget=100pct"),
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stderr=subprocess.DEVNULL,
+    )
+    worker = running_worker(tmp_path)
+    os.kill(parent.pid if victim == "parent" else worker, number)
+    assert parent.wait(60) != 0
+    assert gone(worker)
+    assert record(tmp_path)["state"] == state
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
+def test_a_killed_job_started_again_gives_the_result_of_one_that_was_not(tmp_path):
+    for folder in ("killed", "straight"):
+        (tmp_path / folder).mkdir()
+    job = ["selector=less", "budget=10pct"]
+    parent = subprocess.Popen(
+        command(*job), cwd=tmp_path / "killed", env=ENVIRONMENT, stderr=subprocess.DEVNULL
+    )
+    worker = running_worker(tmp_path / "killed")
+    time.sleep(4.0)  # somewhere in the stages
+    if parent.poll() is None:
+        os.kill(worker, signal.SIGKILL)
+    parent.wait(60)
+    for path in (tmp_path / "killed").glob("outputs/runs/*/results.json"):
+        path.unlink()
+    results = []
+    for folder in ("killed", "straight"):
+        assert call(tmp_path / folder, *job).returncode == 0
+        results.append(record(tmp_path / folder))
+    assert results[0]["selection"] == results[1]["selection"]
+    assert results[0]["metrics"] == results[1]["metrics"]

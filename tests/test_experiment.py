@@ -1,0 +1,189 @@
+"""The whole pipeline on the tiny model: what is computed once, what is computed again, what a run leaves."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from gtp_exp import experiment
+from gtp_exp.errors import UserError
+from gtp_exp.results import State
+from gtp_exp.worker import _begin, _experiment
+
+ROOT = Path(__file__).resolve().parent.parent
+TOY = [
+    "model=tiny",
+    "dataset=toy",
+    "benchmark=toy",
+    "gradients=toy",
+    "train=toy",
+    "tracking=none",
+    "launch=cpu",
+]
+JOB = {"name": "job", "group": "group", "overrides": []}
+GROUPS = ("selector", "budget", "benchmark", "dataset", "model", "gradients", "train")
+
+
+def run(outputs, *overrides, directory=None):
+    """One job in this process, as the worker runs it."""
+    directory = directory or outputs / "run"
+    directory.mkdir(parents=True, exist_ok=True)
+    search = f"hydra.searchpath=[file://{ROOT / 'tests' / 'conf'}]"
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        composed = compose("config", [search, *TOY, f"outputs={outputs}", "budget=10pct", *overrides])
+        config = OmegaConf.to_container(composed, resolve=True)
+    names = dict.fromkeys(GROUPS, "toy")
+    record = _begin(config, {**JOB, "names": names})
+    return experiment.run(_experiment(config), record, directory, JOB)
+
+
+def computed(record):
+    return {name for name, cost in record.stages.items() if not cost.cached}
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.fixture(scope="module")
+def first(outputs):
+    return run(outputs, "selector=less")
+
+
+ALL = {
+    "warmup",
+    "gradients: pool",
+    "gradients: target",
+    "selection",
+    "finetune",
+    "evaluation",
+    "evaluation of the untuned model",
+}
+
+
+def test_a_run_goes_through_every_stage_and_reports_it(first):
+    assert computed(first) == ALL
+    assert first.pool.rows == 41 and first.pool.candidates == 40 and sum(first.pool.excluded.values()) == 1
+    assert first.selection.n_selected == 4
+    assert set(first.metrics) == set(first.untuned) == {"toy_sums"}
+    assert first.metrics["toy_sums"]["nats_per_token"] != first.untuned["toy_sums"]["nats_per_token"]
+
+
+def test_the_same_run_again_computes_nothing_and_finds_the_same(first, outputs):
+    again = run(outputs, "selector=less")
+    assert computed(again) == set()
+    assert again.metrics == first.metrics and again.selection == first.selection
+    assert {k: v.seconds for k, v in again.stages.items()} == {k: v.seconds for k, v in first.stages.items()}
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("seed=1", {"selection", "finetune", "evaluation"}),
+        ("budget=5pct", {"selection", "finetune", "evaluation"}),
+        ("selector.target_direction=less", {"selection", "finetune", "evaluation"}),
+        ("train.epochs=2", {"finetune", "evaluation"}),
+        ("benchmark.test_rows=6", {"evaluation", "evaluation of the untuned model"}),
+        (
+            "gradients.sketch.dim=128",
+            {"gradients: pool", "gradients: target", "selection", "finetune", "evaluation"},
+        ),
+        ("benchmark.target_rows=5", {"gradients: target", "selection", "finetune", "evaluation"}),
+        ("gradients.warmup.epochs=1", ALL - {"evaluation of the untuned model"}),
+        ("gradients.seed=1", ALL - {"evaluation of the untuned model"}),
+        ("model.precision=fp32", ALL),
+        ("dataset.rows=30", ALL - {"evaluation of the untuned model"}),
+        ("gradients.token_budget=64", set()),
+        ("eval_batch_size=2", set()),
+        ("tracking=wandb", set()),
+    ],
+)
+def test_a_change_recomputes_what_depends_on_it_and_nothing_else(first, outputs, override, expected):
+    assert computed(run(outputs, "selector=less", override)) == expected
+
+
+def test_a_selector_that_needs_no_gradients_computes_none(outputs, first):
+    record = run(outputs, "selector=random")
+    assert {"warmup", "gradients: pool"}.isdisjoint(record.stages)
+
+
+def test_an_in_domain_run_needs_no_target_rows(outputs, first):
+    record = run(outputs, "selector=less", "benchmark.in_domain=true")
+    assert "gradients: target" not in record.stages and record.selection.n_selected == 4
+
+
+def test_a_row_without_completion_is_never_chosen(outputs):
+    record = run(outputs, "selector=full", "budget=100pct")
+    assert record.selection.n_selected == 40 and "row-40" not in record.selection.indices_ids
+
+
+def test_full_fine_tuning_goes_through_the_same_pipeline(outputs):
+    record = run(outputs, "selector=less", "model.lora=null", "train.learning_rate=1e-3")
+    assert record.metrics["toy_sums"]["nats_per_token"] < record.untuned["toy_sums"]["nats_per_token"]
+
+
+def test_weights_reach_training_when_asked(outputs, monkeypatch, tmp_path):
+    from baselines.random import Random
+    from gtp_exp.selection.base import Selection
+
+    def weighted(self, problem):
+        selection = original(self, problem)
+        weights = selection.weights.clone()
+        weights[0] = 5.0
+        return Selection(selection.indices, weights, selection.scores)
+
+    original = Random.select
+    monkeypatch.setattr(Random, "select", weighted)
+    monkeypatch.setattr(Random, "version", 99)
+    losses = [
+        run(outputs, "selector=random", f"train.use_weights={flag}").metrics["toy_sums"]["nats_per_token"]
+        for flag in ("false", "true")
+    ]
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("train.epochs=many", "train.epochs"),
+        ("~train.epochs", "train"),
+        ("+train.lrr=1", "train.lrr"),
+        ("seed=x", "config.seed"),
+        ("model.max_length=4", "model.max_length"),
+        ("gradients.sketch.kind=fft", "gradients.sketch.kind"),
+        ("gradients.warmup.epochs=0", "epochs"),
+        ("gradients.directions=[sgd,newton]", r"gradients.directions\[1\]"),
+    ],
+)
+def test_a_wrong_value_is_named(outputs, override, named):
+    with pytest.raises(UserError, match=named):
+        run(outputs, "selector=random", override)
+
+
+def test_a_budget_above_the_pool_is_refused_with_the_numbers(outputs):
+    with pytest.raises(UserError, match="41 rows.*40 candidates"):
+        run(outputs, "selector=random", "budget=rows", "budget.amount=41")
+
+
+def test_a_target_without_rows_is_refused(outputs):
+    with pytest.raises(UserError, match="target has no row"):
+        run(outputs, "selector=less", "benchmark.target_rows=0")
+
+
+def test_token_budgets_are_exact_bounds(outputs):
+    record = run(outputs, "selector=random", "budget=tokens", "budget.amount=150")
+    assert 0 < record.selection.n_tokens <= 150
+
+
+def test_the_run_directory_explains_itself(first, outputs):
+    directory = outputs / "run"
+    events = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert {"stage", "selection", "evaluation", "finetune", "warmup"} <= {e["kind"] for e in events}
+    assert (directory / "selected" / "README.md").is_file()
+    assert replace(first, state=State.COMPLETE).to_json()["state"] == "complete"
