@@ -29,7 +29,7 @@ def test_the_groups_are_those_of_the_design():
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_into_checked_objects(group, option):
-    override = f"+experiment={option}" if group == "experiment" else f"{group}={option}"
+    override = f"experiment={option}" if group == "experiment" else f"{group}={option}"
     config, experiment = build(override)
     if group != "experiment":
         target = config[group]["_target_"]

@@ -10,8 +10,8 @@ from gtp_exp.data.examples import IGNORE, TokenizedExample
 
 
 def length_sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Every index once, in batches of at most `batch_size`, longest rows first, so that memory runs out at once
-    or never. Equal lengths keep their order.
+    """Every index once, in batches of at most `batch_size`; longest rows first, so that memory runs out
+    at once or never. Equal lengths keep their order.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")

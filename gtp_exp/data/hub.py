@@ -11,7 +11,7 @@ from typing import Any, Optional
 
 from gtp_exp.data.examples import Pool
 from gtp_exp.data.jsonl import read_rows, records_of
-from gtp_exp.data.records import Columns, Format, Place, Record, check_rows, layout, read_pool, subset
+from gtp_exp.data.records import Columns, Format, Place, check_rows, layout, read_pool, subset
 from gtp_exp.errors import UserError
 
 _BLOCK = 1024  # rows turned into Python objects at a time

@@ -28,8 +28,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Mixture:
-    """A pool of several sources. The files are looked for in `path` if it is given, else on the hub if `hub_id`
-    is given, else in the working directory.
+    """A pool of several sources. The files are looked for in `path` if it is given, else on the hub if
+    `hub_id` is given, else in the working directory.
     """
 
     hub_id: Optional[str]  # noqa: UP045  owner/name of a data set repository
@@ -95,9 +95,10 @@ def _fetch(mixture: Mixture, file: str) -> Path:
     except (OSError, ValueError, EntryNotFoundError) as error:
         revision = mixture.revision or "main"
         raise UserError(
-            f"{file} of {mixture.hub_id} cannot be read from the hub: {first_line(error)} Without network, "
-            f"download https://huggingface.co/datasets/{mixture.hub_id}/resolve/{revision}/{file} elsewhere and "
-            f"set dataset.path to {'it' if file == mixture.archive else 'its folder'}"
+            f"{file} of {mixture.hub_id} cannot be read from the hub: {first_line(error)} "
+            "Without network, download it elsewhere (hf download --repo-type dataset "
+            f"--revision {revision} {mixture.hub_id} {file} --local-dir DIR) and set "
+            f"dataset.path={f'DIR/{file}' if file == mixture.archive else 'DIR'}"
         ) from error
 
 

@@ -127,8 +127,8 @@ Record = tuple[Place, Mapping[str, Any], Layout]
 def read_pool(records: Iterable[Record], *, seen: dict[str, Place], limit: int | None = None) -> Pool:
     """A pool of the rows that hold a completion; the others are counted in `Pool.skipped`.
 
-    seen: every id so far and where it stands, skipped rows included; extended here, so that ids stay unique over
-    several calls. limit: stop at this many examples. UserError on a row that is malformed.
+    seen: every id so far and where it stands, skipped rows included; extended here, so that ids stay unique
+    over several calls. limit: stop at this many examples. UserError on a row that is malformed.
     """
     examples: list[Example] = []
     hidden: dict[str, dict[str, Scalar]] = {}
@@ -178,7 +178,8 @@ def subset(pool: Pool, rows: int | None, rng: random.Random, where: str) -> Pool
         return pool
     if rows > len(pool.examples):
         raise UserError(
-            f"rows={rows} is more than the {len(pool.examples)} usable rows of {where}{note}; lower it, or null for all"
+            f"rows={rows} is more than the {len(pool.examples)} usable rows of {where}{note}; "
+            "lower it, or set null for all"
         )
     chosen = [pool.examples[i] for i in sorted(rng.sample(range(len(pool.examples)), rows))]
     hidden = {e.id: pool.hidden[e.id] for e in chosen if e.id in pool.hidden}

@@ -1,4 +1,4 @@
-"""The gradients group of the config: the warm-up that makes the trajectory, and what is kept of each gradient."""
+"""The gradients group of the config: how the trajectory is made and what is kept of each gradient."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any, Optional
 
 from gtp_exp.config import describe
 from gtp_exp.errors import UserError
-from gtp_exp.gradients.collect import Engine, Reduction
+from gtp_exp.gradients.choose import Engine
+from gtp_exp.gradients.loss import Reduction
 from gtp_exp.gradients.optimizer import Direction
 from gtp_exp.gradients.project import Sketch
 from gtp_exp.gradients.store import StorageType
@@ -25,7 +26,7 @@ class GradientConfig:
     storage: StorageType
     engine: Engine
     shard_rows: int
-    token_budget: Optional[int]  # noqa: UP045  tokens per forward pass; null chooses by free memory
+    token_budget: Optional[int]  # tokens per forward pass; null chooses by free memory
 
     def __post_init__(self) -> None:
         if not 0 < self.warmup_share <= 1:

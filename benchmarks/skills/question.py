@@ -1,0 +1,131 @@
+"""What a skill is, what one of its questions is, and which side of the split a question falls on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from random import Random
+
+from gtp_exp.errors import UserError
+
+# Put around a phrasing, so that two rows of one skill rarely share their whole frame.
+OPENERS = (
+    "Quick question. ",
+    "Please help me with this. ",
+    "Here is one for you. ",
+    "I need an answer to this. ",
+    "Let us try another one. ",
+    "Question: ",
+    "Think carefully. ",
+    "For my homework: ",
+)
+CLOSERS = (
+    " Give only the answer.",
+    " Just the answer, please.",
+    " Answer briefly.",
+    " Reply with the answer alone.",
+    " No explanation needed.",
+    " Keep it short.",
+    "\nAnswer:",
+    " Thanks!",
+)
+FRAME_SHARE = 0.4  # of the rows get an opener, and independently a closer
+
+
+class Split(Enum):
+    POOL = "pool"
+    TARGET = "target"
+    TEST = "test"
+
+
+# Of 100 hash buckets: the pool gets the first 60, the target the next 15, the test the rest.
+_POOL_BUCKETS, _TARGET_BUCKETS = 60, 15
+_PATIENCE = 1000  # draws in a row without a new question before the skill counts as used up
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question without its wording.
+
+    `identity` says what is asked, whatever the wording and the order of presentation: two questions with the
+    same identity are rephrasings of each other and always fall on the same side of the split.
+    """
+
+    form: str  # key of Skill.phrasings
+    slots: Mapping[str, str]  # fills a phrasing
+    identity: tuple[str, ...]
+    answer: str
+    distractors: tuple[str, ...]  # wrong answers in the format of the right one
+
+    @property
+    def is_fair(self) -> bool:
+        """No choice begins another one: scored by the log-likelihood of its tokens, it could never lose."""
+        choices = (self.answer, *self.distractors)
+        return not any(a.startswith(b) for a in choices for b in choices if a is not b)
+
+
+@dataclass(frozen=True)
+class Skill:
+    name: str
+    draw: Callable[[Random], Question]
+    phrasings: Mapping[str, tuple[str, ...]]  # form -> templates over the slots
+
+    def split_of(self, question: Question) -> Split:
+        """By a hash of what is asked, so that no seed and no wording moves a question across."""
+        text = "\x1f".join((self.name, *question.identity))
+        bucket = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") % 100
+        if bucket < _POOL_BUCKETS:
+            return Split.POOL
+        return Split.TARGET if bucket < _POOL_BUCKETS + _TARGET_BUCKETS else Split.TEST
+
+    def questions(self, split: Split, rng: Random) -> Iterator[Question]:
+        """Questions of one split in random order, each identity once, until the skill is used up."""
+        seen: set[tuple[str, ...]] = set()
+        while True:
+            for _ in range(_PATIENCE):
+                question = self.draw(rng)
+                if question.identity not in seen and self.split_of(question) is split and question.is_fair:
+                    break
+            else:
+                raise UserError(
+                    f"the skill {self.name!r} has no more than about {len(seen)} questions in its "
+                    f"{split.value} split; ask for fewer rows of it"
+                )
+            seen.add(question.identity)
+            yield question
+
+    def wordings(self, question: Question) -> int:
+        return len(self.phrasings[question.form])
+
+    def prompt(self, question: Question, wording: int, rng: Random) -> str:
+        """The question in one of its phrasings, in some rows framed by an opener or a closer."""
+        text = self.phrasings[question.form][wording].format(**question.slots)
+        opener = rng.choice(OPENERS) if rng.random() < FRAME_SHARE else ""
+        # A phrasing that breaks off ("7 + 5 =") wants its answer next.
+        closer = rng.choice(CLOSERS) if rng.random() < FRAME_SHARE and text[-1] in ".?" else ""
+        return opener + text + closer
+
+
+def near_numbers(answer: int, mistakes: list[int], rng: Random) -> tuple[str, ...]:
+    """Three wrong numbers, likely mistakes first, with as many digits as the answer.
+
+    Same length, because a choice is scored by the summed log-likelihood of its tokens: the shorter wins.
+    """
+    digits = len(str(answer))
+    low, high = (0, 9) if digits == 1 else (10 ** (digits - 1), 10**digits - 1)
+    found: list[int] = []
+    candidates = list(mistakes)
+    rng.shuffle(candidates)
+    while len(found) < 3:
+        wrong = candidates.pop() if candidates else rng.randint(low, high)
+        if low <= wrong <= high and wrong != answer and wrong not in found:
+            found.append(wrong)
+    return tuple(str(n) for n in found)
+
+
+def number_slips(answer: int) -> list[int]:
+    """Slips of the pen and of the carry."""
+    swapped = int(str(answer)[::-1])
+    return [answer + d for d in (-11, -10, -9, -2, -1, 1, 2, 9, 10, 11)] + [swapped]

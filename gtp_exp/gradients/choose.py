@@ -1,0 +1,97 @@
+"""Chooses the engine: the fastest one whose gradients equal those of batch-size-1 autograd on the first
+batch.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from enum import Enum
+
+import torch
+
+from gtp_exp.data.examples import TokenizedExample
+from gtp_exp.errors import UserError
+from gtp_exp.gradients.adapters import Adapters, find_adapters, has_adapters, refuse
+from gtp_exp.gradients.check import check_engine
+from gtp_exp.gradients.engine import AutogradEngine, GradientEngine
+from gtp_exp.gradients.hooks import HooksEngine
+from gtp_exp.gradients.loss import Reduction
+from gtp_exp.gradients.memory import choose_token_budget
+from gtp_exp.gradients.packed import PackedEngine, packed_obstacle
+
+_CHECKED = 8  # examples of the first batch that are compared
+
+
+class Engine(Enum):
+    AUTO = "auto"  # the fastest one that passes the check
+    PACKED = "packed"  # LoRA: sequences end to end, no padding, logits only where there is loss
+    HOOKS = "hooks"  # LoRA: padded batches through the model's own forward
+    AUTOGRAD = "autograd"  # any parameters, one example at a time: full fine-tuning, and the reference
+
+
+def make_engine(
+    kind: Engine,
+    model: torch.nn.Module,
+    parameters: Mapping[str, torch.nn.Parameter],
+    *,
+    reduction: Reduction,
+) -> GradientEngine:
+    """Without the check. Raises UserError, by module name, for what the engine cannot differentiate exactly."""
+    if kind is Engine.AUTOGRAD:
+        return AutogradEngine(model, parameters, reduction)
+    adapters = _lora(model, kind)
+    if kind is Engine.HOOKS:
+        return HooksEngine(model, adapters, reduction)
+    return PackedEngine(model, adapters, reduction)
+
+
+def choose_engine(
+    model: torch.nn.Module,
+    parameters: Mapping[str, torch.nn.Parameter],
+    examples: Sequence[TokenizedExample],
+    *,
+    requested: Engine,
+    reduction: Reduction,
+    token_budget: int | None,
+) -> tuple[GradientEngine, int]:
+    """The engine and its token budget. examples: those of the first shard.
+
+    Falls back from packed to padded, and from padded to one by one, with a warning that says why.
+    """
+    kinds = [Engine.PACKED, Engine.HOOKS, Engine.AUTOGRAD]
+    if requested is Engine.AUTOGRAD or (requested is Engine.AUTO and not has_adapters(model)):
+        kinds = [Engine.AUTOGRAD]
+    elif requested is Engine.HOOKS:
+        kinds = [Engine.HOOKS, Engine.AUTOGRAD]
+    longest = max(examples, key=lambda e: e.n_tokens)
+    for kind, slower in zip(kinds, kinds[1:] + [None], strict=True):
+        if slower is None:
+            return make_engine(kind, model, parameters, reduction=reduction), token_budget or longest.n_tokens
+        adapters = _lora(model, kind)
+        reason = packed_obstacle(model, adapters) if kind is Engine.PACKED else None
+        if reason is None:
+            try:
+                engine = make_engine(kind, model, parameters, reduction=reduction)
+                budget = token_budget or choose_token_budget(engine, model, longest)
+                first = [examples[i] for i in engine.batches([e.n_tokens for e in examples], budget)[0]]
+                reason = check_engine(engine, model, parameters, first, reduction, at_most=_CHECKED)
+            except UserError:
+                raise
+            # Whatever an unforeseen model does to the engine, the next one may still be exact.
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}"
+            if reason is None:
+                return engine, budget
+        warnings.warn(
+            f"the {kind.value} engine does not fit this model ({reason}); going on with the slower {slower.value}",
+            stacklevel=3,
+        )
+    raise AssertionError("the last engine needs no check")
+
+
+def _lora(model: torch.nn.Module, kind: Engine) -> Adapters:
+    adapters = find_adapters(model)
+    if adapters.obstacles:
+        raise refuse(adapters, kind.value)
+    return adapters

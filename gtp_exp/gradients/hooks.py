@@ -1,0 +1,92 @@
+"""Exact per-example LoRA gradients from a padded batch, through the model's own forward and head.
+
+Slower than the packed engine and without assumptions about how the model mixes tokens, beyond causality:
+padding on the right then cannot reach a token before it, so no attention mask is needed.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from gtp_exp.data.examples import TokenizedExample
+from gtp_exp.gradients.adapters import Adapters, base_model
+from gtp_exp.gradients.engine import Consume, pad
+from gtp_exp.gradients.loss import Reduction, label_positions
+
+
+class HooksEngine:
+    name = "hooks"
+
+    def __init__(self, model: torch.nn.Module, adapters: Adapters, reduction: Reduction) -> None:
+        self._model, self._layers, self._reduction = base_model(model), adapters.layers, reduction
+        self._keeps = "logits_to_keep" in inspect.signature(self._model.forward).parameters
+
+    def batches(self, lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+        return pad(lengths, token_budget)
+
+    def run(self, batch: Sequence[TokenizedExample], consume: Consume) -> None:
+        # Per LoRA matrix M with y = M x and output gradient dL/dy:  dL_i/dM = sum_t dL/dy[i,t] x[i,t]^T
+        matrices = [
+            (module, name)
+            for layer in self._layers
+            for module, name in ((layer.a, layer.a_name), (layer.b, layer.b_name))
+            if name is not None
+        ]
+        calls: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {name: [] for _, name in matrices}
+        handles = [
+            module.register_forward_hook(lambda _, args, y, name=name: calls[name].append((args[0], y)))
+            for module, name in matrices
+        ]
+        try:
+            loss = self._loss(batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+        outputs = [y for pairs in calls.values() for _, y in pairs]
+        # Gradients of the matrices' outputs only: nothing is computed for, or accumulated into, a parameter.
+        output_gradients = iter(torch.autograd.grad(loss, outputs, allow_unused=True))
+        for name, pairs in calls.items():
+            # Taken apart here although a matrix is usually called once: consume wants the whole gradient.
+            terms = []
+            for x, y in pairs:
+                g = next(output_gradients)
+                if g is None:
+                    continue
+                if x.shape[0] != len(batch) or x.dim() != 3:
+                    raise NotPerExample(
+                        f"{name} was called with inputs {tuple(x.shape)}, not [batch, tokens, values]"
+                    )
+                terms.append(torch.bmm(g.transpose(1, 2), x.detach().to(g.dtype)))
+            if terms:
+                consume(name, torch.stack(terms).sum(0) if len(terms) > 1 else terms[0])
+
+    def _loss(self, batch: Sequence[TokenizedExample]) -> torch.Tensor:
+        """Sum of the examples' losses: their gradients do not mix, for no example sees another."""
+        device = self._layers[0].a.weight.device
+        width = max(e.n_tokens for e in batch)
+        tokens = torch.zeros(len(batch), width, dtype=torch.long)
+        weights = torch.zeros(len(batch), width, dtype=torch.float64)
+        targets = torch.zeros(len(batch), width, dtype=torch.long)
+        for i, example in enumerate(batch):
+            tokens[i, : example.n_tokens] = torch.tensor(example.input_ids)
+            positions, labels = label_positions(example)
+            weights[i, positions] = 1 / len(positions) if self._reduction is Reduction.MEAN else 1
+            targets[i, positions] = torch.tensor(labels)
+        keep = weights.any(dim=0).nonzero().squeeze(1)
+        options = {"logits_to_keep": keep.to(device)} if self._keeps else {}
+        logits = self._model(input_ids=tokens.to(device), use_cache=False, **options).logits
+        if not self._keeps:
+            logits = logits[:, keep]
+        i, t = weights[:, keep].nonzero(as_tuple=True)
+        chosen = logits[i.to(device), t.to(device)]
+        chosen = chosen.float() if chosen.dtype in (torch.float16, torch.bfloat16) else chosen
+        nll = F.cross_entropy(chosen, targets[:, keep][i, t].to(device), reduction="none")
+        return (nll * weights[:, keep][i, t].to(nll)).sum()
+
+
+class NotPerExample(Exception):
+    """A module saw the tokens in a form in which examples cannot be told apart."""

@@ -1,0 +1,381 @@
+"""Sketched gradients on disk: one array per checkpoint and direction, in shards that are written once.
+
+    DIRECTORY/plan.json                    what is being computed; written first, checked by whoever goes on
+    DIRECTORY/rows.json                    ids and token counts
+    DIRECTORY/checkpoint-00/shard-00000.safetensors    and its receipt shard-00000.json with the checksum
+    DIRECTORY/store.json                   the finished store; written last
+
+A shard holds for each direction d: `d` [rows, dim], `norm.d` [rows] and `sum.d` [dim].
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from gtp_exp.errors import UserError
+
+FORMAT = 1
+PLAN, ROWS, STORE = "plan.json", "rows.json", "store.json"
+
+
+class StorageType(Enum):
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return getattr(torch, self.value)
+
+
+class GradientStore:
+    """A finished store, read through memory maps: opening it costs nothing, rows are read when asked for."""
+
+    def __init__(self, directory: Path, about: Mapping[str, Any]) -> None:
+        self.directory = directory
+        self.about = about
+
+    @classmethod
+    def open(cls, path: Path | str) -> GradientStore:
+        directory = Path(path)
+        file = directory / STORE
+        if not file.is_file():
+            state = (
+                "is not finished; run the same command again to go on"
+                if (directory / PLAN).is_file()
+                else ("is not a gradient store")
+            )
+            raise UserError(f"{directory} {state}: {STORE} is missing")
+        about = json.loads(file.read_text())
+        if about.get("format") != FORMAT:
+            raise UserError(
+                f"{file} has format {about.get('format')}, this version reads {FORMAT}; collect it again"
+            )
+        return cls(directory, about)
+
+    @property
+    def n(self) -> int:
+        return self.about["rows"]
+
+    @property
+    def dim(self) -> int:
+        return self.about["dim"]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return StorageType(self.about["storage"]).dtype
+
+    @property
+    def learning_rates(self) -> tuple[float, ...]:
+        return tuple(c["learning_rate"] for c in self.about["checkpoints"])
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        return tuple(self.about["directions"])
+
+    @cached_property
+    def _rows(self) -> Mapping[str, Any]:
+        return json.loads((self.directory / ROWS).read_text())
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(self._rows["ids"])
+
+    @property
+    def n_tokens(self) -> torch.Tensor:
+        """Completion tokens of each row, int64 [N]."""
+        return torch.tensor(self._rows["n_completion_tokens"], dtype=torch.long)
+
+    def features(self, checkpoint: int, direction: str) -> ShardedRows:
+        self._check(checkpoint, direction)
+        return ShardedRows(
+            self._files(checkpoint), direction, self.about["shard_rows"], (self.n, self.dim), self.dtype
+        )
+
+    def norms(self, checkpoint: int, direction: str) -> torch.Tensor:
+        """Norm of each gradient after the direction and before the sketch, float32 [N]."""
+        self._check(checkpoint, direction)
+        return torch.cat([_tensor(file, f"norm.{direction}").clone() for file in self._files(checkpoint)])
+
+    def mean(self, checkpoint: int, direction: str) -> torch.Tensor:
+        """Mean feature over all rows, float32 [dim]; summed in float64 before rounding to the storage type."""
+        self._check(checkpoint, direction)
+        total = torch.zeros(self.dim, dtype=torch.float64)
+        for file in self._files(checkpoint):
+            total += _tensor(file, f"sum.{direction}")
+        return (total / self.n).float()
+
+    def verify(self) -> list[str]:
+        """Damaged or missing files, one line each; empty when every checksum is right."""
+        problems = []
+        for name, expected in self.about["sha256"].items():
+            file = self.directory / name
+            if not file.is_file():
+                problems.append(f"{name}: missing")
+            elif (found := sha256(file)) != expected:
+                problems.append(f"{name}: SHA-256 is {found[:12]}..., recorded {expected[:12]}...")
+        return problems
+
+    @property
+    def nbytes(self) -> int:
+        return sum((self.directory / name).stat().st_size for name in self.about["sha256"])
+
+    def _files(self, checkpoint: int) -> list[Path]:
+        return [
+            self.directory / shard_name(checkpoint, shard)
+            for shard in range(n_shards(self.n, self.about["shard_rows"]))
+        ]
+
+    def _check(self, checkpoint: int, direction: str) -> None:
+        if direction not in self.directions:
+            raise UserError(
+                f"{self.directory} holds the directions {', '.join(self.directions)}, not {direction}; "
+                "add it to the gradient settings and collect again"
+            )
+        if not 0 <= checkpoint < len(self.about["checkpoints"]):
+            raise IndexError(f"checkpoint {checkpoint} of {len(self.about['checkpoints'])}")
+
+
+@dataclass(frozen=True)
+class ShardedRows:
+    """One array [n, dim] spread over shards; implements `Rows`."""
+
+    files: Sequence[Path]
+    key: str
+    shard_rows: int
+    shape: tuple[int, int]
+    dtype: torch.dtype
+
+    @cached_property
+    def _maps(self) -> list[torch.Tensor]:
+        return [_tensor(file, self.key) for file in self.files]
+
+    def chunks(self, size: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """Views into the maps where a chunk lies in one shard; chunks may be shorter at a shard's end."""
+        if size < 1:
+            raise ValueError(f"chunks of {size} rows")
+        for shard, rows in enumerate(self._maps):
+            for start in range(0, len(rows), size):
+                yield shard * self.shard_rows + start, rows[start : start + size]
+
+    def rows(self, index: torch.Tensor) -> torch.Tensor:
+        out = torch.empty(len(index), self.shape[1], dtype=self.dtype)
+        if len(index) and not (0 <= int(index.min()) and int(index.max()) < self.shape[0]):
+            raise IndexError(f"row {int(index.max())} or {int(index.min())} of {self.shape[0]}")
+        shard = index // self.shard_rows
+        for s in shard.unique().tolist():
+            here = (shard == s).nonzero().squeeze(1)
+            out[here] = self._maps[s][index[here] - s * self.shard_rows]
+        return out
+
+
+class StoreWriter:
+    """Writes a store shard by shard. Any number of processes may hold a writer on one directory: each shard
+    is claimed by a file lock, so a process that dies leaves its shard to the others.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        settings: Mapping[str, Any],
+        rows: Mapping[str, Any],
+        resolve: Callable[[], Mapping[str, Any]],
+    ) -> None:
+        """settings: everything the numbers depend on. Goes on with a store of the same settings, refuses
+        another.
+
+        resolve: what only the machine can tell (engine, token budget). It is asked once, by the first
+        process,
+        and recorded, so that whoever goes on computes the same bytes.
+        """
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        settings = json.loads(json.dumps(settings))  # as they come back from the file: lists for tuples
+        with FileLock(str(directory / "plan.lock")):
+            if (directory / PLAN).is_file():
+                plan = json.loads((directory / PLAN).read_text())
+                if different := sorted(k for k in settings if plan.get(k) != settings[k]):
+                    raise UserError(
+                        f"{directory} holds gradients with other settings ({', '.join(different)}); "
+                        "choose another directory or delete it"
+                    )
+            else:
+                plan = {**settings, **resolve()}
+                write_json(directory / ROWS, rows)
+                write_json(directory / PLAN, plan)
+        self.plan = plan
+
+    @property
+    def n_shards(self) -> int:
+        return n_shards(self.plan["rows"], self.plan["shard_rows"])
+
+    def span(self, shard: int) -> range:
+        size = self.plan["shard_rows"]
+        return range(shard * size, min((shard + 1) * size, self.plan["rows"]))
+
+    def missing(self) -> list[tuple[int, int]]:
+        """(checkpoint, shard) still to be written; a shard with a wrong checksum is warned of and counts."""
+        return [
+            (checkpoint, shard)
+            for checkpoint in range(len(self.plan["checkpoints"]))
+            for shard in range(self.n_shards)
+            if not self.intact(checkpoint, shard)
+        ]
+
+    def intact(self, checkpoint: int, shard: int) -> bool:
+        file = self.directory / shard_name(checkpoint, shard)
+        receipt = file.with_suffix(".json")
+        if not (file.is_file() and receipt.is_file()):
+            return False
+        if json.loads(receipt.read_text())["sha256"] == sha256(file):
+            return True
+        warnings.warn(f"{file} is damaged (its checksum is wrong); it is computed again", stacklevel=2)
+        return False
+
+    @contextlib.contextmanager
+    def claim(self, checkpoint: int, shard: int, *, wait: bool) -> Iterator[bool]:
+        """Holds the shard's lock inside; false when another process holds it and `wait` is false."""
+        path = (self.directory / shard_name(checkpoint, shard)).with_suffix(".lock")
+        path.parent.mkdir(exist_ok=True)
+        lock = FileLock(str(path))
+        try:
+            lock.acquire(blocking=wait)
+        except TimeoutError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def write(
+        self,
+        checkpoint: int,
+        shard: int,
+        features: Mapping[str, torch.Tensor],
+        norms: Mapping[str, torch.Tensor],
+    ) -> None:
+        """features[d]: float32 [rows, dim]; norms[d]: float32 [rows]."""
+        storage = StorageType(self.plan["storage"]).dtype
+        tensors = {}
+        for direction, matrix in features.items():
+            tensors[direction] = matrix.to(storage)
+            tensors[f"norm.{direction}"] = norms[direction]
+            tensors[f"sum.{direction}"] = matrix.sum(dim=0, dtype=torch.float64)
+        file = self.directory / shard_name(checkpoint, shard)
+        file.parent.mkdir(exist_ok=True)
+        partial = file.with_suffix(".part")
+        save_file(tensors, partial)
+        digest = sha256(partial)
+        _sync(partial)
+        os.replace(partial, file)
+        write_json(file.with_suffix(".json"), {"sha256": digest})
+
+    def finish(self) -> GradientStore:
+        """Collect the receipts into store.json. Every process may call it; all write the same bytes."""
+        digests = {ROWS: sha256(self.directory / ROWS)}
+        for checkpoint in range(len(self.plan["checkpoints"])):
+            for shard in range(self.n_shards):
+                name = shard_name(checkpoint, shard)
+                receipt = (self.directory / name).with_suffix(".json")
+                digests[name] = json.loads(receipt.read_text())["sha256"]
+        with FileLock(str(self.directory / "plan.lock")):
+            write_json(self.directory / STORE, {"format": FORMAT, **self.plan, "sha256": digests})
+        return GradientStore.open(self.directory)
+
+
+def n_shards(rows: int, shard_rows: int) -> int:
+    return -(-rows // shard_rows)
+
+
+def shard_name(checkpoint: int, shard: int) -> str:
+    return f"checkpoint-{checkpoint:02d}/shard-{shard:05d}.safetensors"
+
+
+def sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_json(file: Path, value: object) -> None:
+    partial = file.with_name(file.name + ".part")
+    partial.write_text(json.dumps(value, indent=1) + "\n")
+    _sync(partial)
+    os.replace(partial, file)
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+def _tensor(file: Path, key: str) -> torch.Tensor:
+    """A view into the memory-mapped file."""
+    with safe_open(file, framework="pt") as opened:
+        return opened.get_tensor(key)
+
+
+def describe(store: GradientStore) -> str:
+    about = store.about
+    sketch = about["sketch"]
+    lines = [
+        f"{store.directory}",
+        f"rows         {store.n} ({int(store.n_tokens.sum())} completion tokens)",
+        f"dimension    {store.dim}, {about['storage']}, sketch {sketch['kind']}, seed {about['seed']}",
+        f"gradients    {about['reduction']} completion loss, {about['n_parameters']} parameters, "
+        f"engine {about['engine']}",
+        f"shards       {n_shards(store.n, about['shard_rows'])} per checkpoint, {about['shard_rows']} rows each, "
+        f"{store.nbytes / 1e6:.1f} MB in all",
+    ]
+    for t, checkpoint in enumerate(about["checkpoints"]):
+        for direction in store.directions:
+            norms = store.norms(t, direction)
+            lines.append(
+                f"checkpoint {t} step {checkpoint['step']}, learning rate {checkpoint['learning_rate']:.3g}, "
+                f"{direction}: norm median {norms.median():.4g}, min {norms.min():.4g}, max {norms.max():.4g}"
+            )
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="gtp-exp-store", description="Show and verify gradient stores.")
+    parser.add_argument("path", nargs="+", type=Path, help="directory of a store")
+    arguments = parser.parse_args(argv)
+    damaged = False
+    for path in arguments.path:
+        try:
+            store = GradientStore.open(path)
+            problems = store.verify()
+            # Checksums first: a description of damaged files would mislead or crash.
+            print(
+                "\n".join(problems) if problems else f"{describe(store)}\nverified: every checksum is right"
+            )
+        except UserError as error:
+            print(error, file=sys.stderr)
+            return 2
+        damaged |= bool(problems)
+    return 1 if damaged else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

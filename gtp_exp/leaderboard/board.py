@@ -1,0 +1,375 @@
+"""Tables of runs to tables of statistics: means, intervals, differences to the baseline, ranks, costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+
+import numpy as np
+
+from gtp_exp.errors import UserError
+from gtp_exp.leaderboard.comparability import Row, Table
+from gtp_exp.leaderboard.metrics import HEADLINE, Metric, describe, headline_metric, mean_over_tasks
+from gtp_exp.leaderboard.records import Run
+from gtp_exp.leaderboard.statistics import (
+    ALPHA,
+    Paired,
+    RankComparison,
+    Summary,
+    compare_ranks,
+    holm,
+    paired,
+    summarise,
+)
+
+LOSS = "nats_per_token"
+MIN_RANK_SEEDS, MIN_RANK_ROWS = 3, 3  # below these a rank diagram says nothing
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row with its numbers. `values` maps a metric to seed -> value, `summary` the same to its statistics;
+    both lack a metric that the runs lack."""
+
+    row: Row
+    values: Mapping[str, Mapping[int, float]]
+    summary: Mapping[str, Summary]
+    rank: int | None  # among the rows of the budget by the first metric; ties share
+    is_baseline: bool
+    versus: Paired | None  # this minus the baseline at equal seeds, first metric
+    p_holm: float | None  # corrected over the selectors of the budget
+    best: bool  # better than every other row of the budget, each p_holm < 0.05
+    seconds: Mapping[str, float]  # stage -> median over seeds
+
+    @property
+    def better_than_baseline(self) -> bool | None:
+        """None where the difference is not significant or not testable."""
+        if self.versus is None or self.p_holm is None or self.p_holm >= ALPHA:
+            return None
+        return self.versus.win_rate > 0.5
+
+    @property
+    def n_selected(self) -> float:
+        return fmean(run.record.selection.n_selected for run in self.row.runs if run.record.selection)
+
+    @property
+    def choosing_seconds(self) -> float:
+        return sum(seconds for stage, seconds in self.seconds.items() if is_choosing(stage))
+
+    @property
+    def total_seconds(self) -> float:
+        return sum(self.seconds.values())
+
+
+@dataclass(frozen=True)
+class Block:
+    """The rows of one budget, best first."""
+
+    budget: str
+    n_selected: float  # mean over its rows
+    lines: tuple[Line, ...]
+    close: tuple[str, ...]  # rows that the leader could not be told from
+    ranks: RankComparison | None  # over the seeds that every ranked row has; methods in the order of `lines`
+
+
+@dataclass(frozen=True)
+class TaskChange:
+    """A task before and after tuning, for one row."""
+
+    task: str
+    metric: Metric
+    untuned: float | None
+    mean: float
+
+    @property
+    def change(self) -> float | None:
+        return None if self.untuned is None else self.mean - self.untuned
+
+
+@dataclass(frozen=True)
+class Board:
+    table: Table
+    metrics: tuple[Metric, ...]  # the ranking one first; empty for runs that were not evaluated
+    tasks: tuple[str, ...]
+    untuned: Mapping[str, float]  # metric -> value of the model before tuning
+    blocks: tuple[Block, ...]
+    unranked: tuple[tuple[Run, str], ...]  # complete runs that lack numbers, with the reason
+    notes: tuple[str, ...]  # what a reader must know before believing the table
+
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        return tuple(line for block in self.blocks for line in block.lines)
+
+
+def is_choosing(stage: str) -> bool:
+    """Whether a stage belongs to choosing the data, as opposed to training on it and testing the result."""
+    return not stage.startswith(("finetune", "evaluat", "untuned"))
+
+
+def check_metric(runs: Sequence[Run], name: str) -> None:
+    """Raises UserError when runs were evaluated but none has the metric."""
+    found = {key for run in runs for values in run.record.metrics.values() for key in values}
+    if found and name not in found:
+        offered = sorted(key for key in found if not key.endswith("_stderr"))
+        raise UserError(f"--metric {name} is in none of the runs; choose one of {', '.join(offered)}")
+
+
+def score(table: Table, *, metric: str, baseline: str) -> Board:
+    """metric: what ranks, a name or `headline`. baseline: the selector that others are compared to."""
+    evaluated = [run for run in table.runs if run.record.metrics]
+    tasks = tuple(sorted({task for run in evaluated for task in run.record.metrics}))
+    metrics = _metrics(evaluated, metric)
+    covered = {kind.name: _tasks_with(evaluated, tasks, kind) for kind in metrics}
+    unranked = _unranked(table.runs, tasks, metrics, covered)
+    out = {id(run) for run, _ in unranked}
+
+    values: dict[int, dict[str, dict[int, float]]] = {}
+    for row in table.rows:
+        of_row: dict[str, dict[int, float]] = {}
+        for run in row.runs:
+            for kind in metrics if id(run) not in out else ():
+                value = mean_over_tasks(run.record.metrics, covered[kind.name], kind.name)
+                if value is not None:
+                    of_row.setdefault(kind.name, {})[run.record.seed] = value
+        values[id(row)] = of_row
+
+    blocks = [
+        _block([row for row in table.rows if row.budget == budget], values, metrics, baseline)
+        for budget in dict.fromkeys(row.budget for row in table.rows)
+    ]
+    blocks.sort(key=lambda block: (block.n_selected, block.budget))
+    untuned, untuned_differs = _untuned(table.runs, covered, metrics)
+    notes = _notes(table, blocks, metrics, baseline)
+    for kind in metrics:
+        if without := [task for task in tasks if task not in covered[kind.name]]:
+            notes.append(f"{kind.label} is a mean over the tasks that have it: not {', '.join(without)}.")
+    if untuned_differs:
+        notes.append("The runs disagree on the untuned model's numbers; the first run's are shown.")
+    return Board(
+        table=table,
+        metrics=metrics,
+        tasks=tasks,
+        untuned=untuned,
+        blocks=tuple(blocks),
+        unranked=tuple(unranked),
+        notes=tuple(notes),
+    )
+
+
+def task_changes(board: Board, line: Line) -> tuple[TaskChange, ...]:
+    """Each task's headline metric and held-out loss, so that a gain that costs another task shows."""
+    changes: list[TaskChange] = []
+    for task in board.tasks:
+        runs = [run for run in line.row.runs if task in run.record.metrics]
+        for name in dict.fromkeys([LOSS, *(str(run.record.metrics[task]["headline"]) for run in runs)]):
+            found = [
+                float(run.record.metrics[task][name]) for run in runs if name in run.record.metrics[task]
+            ]
+            before = next(
+                (
+                    float(run.record.untuned[task][name])
+                    for run in board.table.runs
+                    if name in run.record.untuned.get(task, {})
+                ),
+                None,
+            )
+            if found:
+                changes.append(
+                    TaskChange(task=task, metric=describe(name), untuned=before, mean=fmean(found))
+                )
+    return tuple(changes)
+
+
+def _metrics(runs: Sequence[Run], first: str) -> tuple[Metric, ...]:
+    """The ranking metric, then the held-out loss and the headline one where they are others."""
+    if not runs:
+        return ()
+    headline = headline_metric({str(v["headline"]) for run in runs for v in run.record.metrics.values()})
+    present = {key for run in runs for values in run.record.metrics.values() for key in values}
+    chosen = [headline if first == HEADLINE else describe(first)]
+    for kind in ([describe(LOSS)] if LOSS in present else []) + [headline]:
+        if kind.name not in {other.name for other in chosen}:
+            chosen.append(kind)
+    return tuple(chosen)
+
+
+def _tasks_with(runs: Sequence[Run], tasks: tuple[str, ...], kind: Metric) -> tuple[str, ...]:
+    """The tasks that have the metric in any run: only there can a single run lack it."""
+    return tuple(
+        task
+        for task in tasks
+        if any(mean_over_tasks(run.record.metrics, (task,), kind.name) is not None for run in runs)
+    )
+
+
+def _unranked(
+    runs: Sequence[Run],
+    tasks: tuple[str, ...],
+    metrics: tuple[Metric, ...],
+    covered: Mapping[str, tuple[str, ...]],
+) -> list[tuple[Run, str]]:
+    if not metrics:
+        return []
+    first = metrics[0]
+    left_out: list[tuple[Run, str]] = []
+    for run in runs:
+        metrics_of = run.record.metrics
+        if missing := [task for task in tasks if task not in metrics_of]:
+            left_out.append((run, f"not evaluated on {', '.join(missing)}"))
+        elif lacking := [
+            task for task in covered[first.name] if mean_over_tasks(metrics_of, (task,), first.name) is None
+        ]:
+            left_out.append((run, f"no {first.name} for {', '.join(lacking)}"))
+        elif not covered[first.name]:
+            left_out.append((run, f"no {first.name}"))
+    return left_out
+
+
+def _block(
+    rows: Sequence[Row],
+    values: Mapping[int, Mapping[str, Mapping[int, float]]],
+    metrics: tuple[Metric, ...],
+    baseline: str,
+) -> Block:
+    first = metrics[0] if metrics else None
+    of_first = {id(row): values[id(row)].get(first.name, {}) if first else {} for row in rows}
+    summary = {
+        id(row): {name: summarise(list(by_seed.values())) for name, by_seed in values[id(row)].items()}
+        for row in rows
+    }
+
+    def order(row: Row) -> tuple[bool, float, str]:
+        if first is None or first.name not in summary[id(row)]:
+            return True, 0.0, row.label
+        mean = summary[id(row)][first.name].mean
+        return False, -mean if first.higher_is_better else mean, row.label
+
+    ordered = sorted(rows, key=order)
+    ranked = [row for row in ordered if of_first[id(row)]]
+    means = [order(row)[1] for row in ranked]
+    rank = {
+        id(row): 1 + sum(other < mean for other in means) for row, mean in zip(ranked, means, strict=True)
+    }
+
+    versus: dict[int, Paired | None] = {}
+    for row in ordered:
+        reference = _baseline_of(row, rows, baseline)
+        versus[id(row)] = (
+            paired(of_first[id(row)], of_first[id(reference)], higher_is_better=first.higher_is_better)
+            if first and reference is not None
+            else None
+        )
+    corrected = dict(zip(versus, holm([test.p if test else None for test in versus.values()]), strict=True))
+
+    # The leader against each other row: `best` needs every one of these tests, corrected.
+    best, close = False, ()
+    if first and len(ranked) > 1:
+        against = [
+            paired(of_first[id(ranked[0])], of_first[id(row)], higher_is_better=first.higher_is_better)
+            for row in ranked[1:]
+        ]
+        adjusted = holm([test.p if test else None for test in against])
+        close = tuple(
+            row.label for row, p in zip(ranked[1:], adjusted, strict=True) if p is None or p >= ALPHA
+        )
+        best = not close
+
+    lines = tuple(
+        Line(
+            row=row,
+            values=values[id(row)],
+            summary=summary[id(row)],
+            rank=rank.get(id(row)),
+            is_baseline=row.selector == baseline,
+            versus=versus[id(row)],
+            p_holm=corrected[id(row)],
+            best=best and row is ranked[0],
+            seconds=_median_seconds(row.runs),
+        )
+        for row in ordered
+    )
+    sizes = [run.record.selection.n_selected for row in rows for run in row.runs if run.record.selection]
+    return Block(
+        budget=rows[0].budget,
+        n_selected=fmean(sizes) if sizes else 0.0,
+        lines=lines,
+        close=close,
+        ranks=_ranks([of_first[id(row)] for row in ranked], first),
+    )
+
+
+def _baseline_of(row: Row, rows: Sequence[Row], baseline: str) -> Row | None:
+    """The baseline row of the same budget: of the same variant where there are several."""
+    if row.selector == baseline:
+        return None
+    offered = [other for other in rows if other.selector == baseline]
+    same = [other for other in offered if other.variant == row.variant]
+    if len(same) == 1:
+        return same[0]
+    return offered[0] if len(offered) == 1 else None
+
+
+def _ranks(by_row: Sequence[Mapping[int, float]], metric: Metric | None) -> RankComparison | None:
+    if metric is None or len(by_row) < MIN_RANK_ROWS:
+        return None
+    seeds = sorted(set.intersection(*(set(values) for values in by_row)))
+    if len(seeds) < MIN_RANK_SEEDS:
+        return None
+    values = np.array([[of_row[seed] for of_row in by_row] for seed in seeds])
+    return compare_ranks(values, higher_is_better=metric.higher_is_better)
+
+
+def _median_seconds(runs: Sequence[Run]) -> dict[str, float]:
+    stages = dict.fromkeys(stage for run in runs for stage in run.record.stages)
+    return {
+        stage: median(run.record.stages[stage].seconds for run in runs if stage in run.record.stages)
+        for stage in stages
+    }
+
+
+def _untuned(
+    runs: Sequence[Run], covered: Mapping[str, tuple[str, ...]], metrics: tuple[Metric, ...]
+) -> tuple[dict[str, float], bool]:
+    shown: dict[str, float] = {}
+    differs = False
+    for kind in metrics:
+        found = [
+            mean_over_tasks(run.record.untuned, covered[kind.name], kind.name)
+            for run in runs
+            if run.record.untuned
+        ]
+        numbers = [value for value in found if value is not None]
+        if numbers:
+            shown[kind.name] = numbers[0]
+            differs |= not all(math.isclose(value, numbers[0], rel_tol=1e-3) for value in numbers)
+    return shown, differs
+
+
+def _notes(table: Table, blocks: Sequence[Block], metrics: tuple[Metric, ...], baseline: str) -> list[str]:
+    notes: list[str] = []
+    if not metrics:
+        notes.append("These runs were not evaluated: only the selections can be compared.")
+    if metrics and baseline not in {row.selector for row in table.rows}:
+        notes.append(f"No run of the baseline {baseline}: nothing is compared to it.")
+    commits = {run.record.git_sha or "unknown" for run in table.runs}
+    if len(commits) > 1:
+        shown = ", ".join(sorted(commit[:10] for commit in commits))
+        notes.append(f"The runs come from {len(commits)} commits of the code ({shown}).")
+    versions: dict[str, set[str]] = {}
+    for run in table.runs:
+        for package, version in run.record.packages.items():
+            versions.setdefault(package, set()).add(version)
+    mixed = sorted(package for package, found in versions.items() if len(found) > 1)
+    if mixed:
+        shown = "; ".join(f"{package} {', '.join(sorted(versions[package]))}" for package in mixed)
+        notes.append(f"The runs used different package versions: {shown}.")
+    for block in blocks if metrics else ():
+        seeds = {tuple(sorted(line.values.get(metrics[0].name, {}))) for line in block.lines}
+        if len(seeds) > 1:
+            notes.append(
+                f"At {block.budget} the rows have different seeds, so their means cover different runs; "
+                "differences are taken over the common seeds only."
+            )
+    return notes

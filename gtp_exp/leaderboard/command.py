@@ -1,0 +1,98 @@
+"""The command line of the leaderboard."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+from gtp_exp.errors import UserError
+from gtp_exp.leaderboard import examples, exports, page
+from gtp_exp.leaderboard.board import LOSS, check_metric, score
+from gtp_exp.leaderboard.comparability import group
+from gtp_exp.leaderboard.records import load
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    try:
+        print(build(arguments))
+    except UserError as error:
+        print(f"gtp-exp-leaderboard: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def build(arguments: argparse.Namespace) -> str:
+    """Runs -> tables -> files in `out`; returns what to print."""
+    loaded = load(arguments.runs)
+    check_metric(loaded.complete, arguments.metric)
+    grouped = group(loaded.complete, beside=arguments.beside)
+    boards = [score(table, metric=arguments.metric, baseline=arguments.baseline) for table in grouped.tables]
+    chosen = examples.collect(boards, per_row=arguments.examples)
+
+    text = exports.markdown(boards, loaded, arguments.baseline)
+    now = datetime.now(timezone.utc)  # noqa: UP017  Python 3.10
+    html = page.render(boards, grouped, loaded, chosen, baseline=arguments.baseline, now=now)
+    document = exports.json_document(boards, loaded, metric=arguments.metric, baseline=arguments.baseline)
+    files = {
+        "leaderboard.md": text,
+        "leaderboard.csv": exports.csv_table(boards),
+        "leaderboard.json": document,
+        "index.html": html,
+    }
+    try:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            part = arguments.out / f".{name}.part"
+            part.write_text(content, encoding="utf-8")
+            os.replace(part, arguments.out / name)  # an open page never reloads half a file
+    except OSError as error:
+        raise UserError(f"cannot write to --out {arguments.out}: {error.strerror}") from error
+    page_at = (arguments.out / "index.html").resolve().as_uri()
+    return f"{exports.plain(boards, loaded, arguments.baseline)}\n\nPage: {page_at}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gtp-exp-leaderboard",
+        description="Compare finished runs: tables with intervals, and one page to look at.",
+    )
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUNS", help="folders of runs, searched at any depth"
+    )
+    parser.add_argument("--out", type=Path, default=Path("outputs/leaderboard"), help="default: %(default)s")
+    parser.add_argument(
+        "--metric", default=LOSS, help="what ranks, averaged over tasks, or `headline`; default: %(default)s"
+    )
+    parser.add_argument(
+        "--baseline",
+        default="random",
+        metavar="SELECTOR",
+        help="what others are compared to; default: %(default)s",
+    )
+    parser.add_argument(
+        "--beside",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="a setting, or a group of them, that may differ within a table: rows then tell its values "
+        "apart, and are still never averaged over them (repeatable)",
+    )
+    parser.add_argument(
+        "--examples",
+        type=_count,
+        default=40,
+        metavar="N",
+        help="chosen examples shown per row; default: %(default)s",
+    )
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of zero or more")
+    return int(text)

@@ -1,0 +1,179 @@
+"""Which runs may stand in one table, and which may be averaged.
+
+A table holds runs of one benchmark that differ only in selector, budget and seed. A row holds runs that
+differ only in seed. Anything else that differs makes another table (or another row, for a setting of the
+selector itself), and the differing keys are named.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gtp_exp.leaderboard.records import Run
+
+# Where a run reports and how it was started changes no number.
+NO_EFFECT = ("tracking", "launch", "outputs", "hydra")
+ABSENT = "(absent)"
+NAMED_GROUPS = ("dataset", "model", "gradients", "train")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: the same settings at one or more seeds."""
+
+    selector: str
+    variant: str  # settings that tell it from other rows of the selector; often empty
+    budget: str
+    runs: tuple[Run, ...]  # one per seed, ascending
+
+    @property
+    def label(self) -> str:
+        return f"{self.selector} [{self.variant}]" if self.variant else self.selector
+
+
+@dataclass(frozen=True)
+class Table:
+    benchmark: str
+    differing: Mapping[str, str]  # keys that tell it from the other tables of the benchmark, with its values
+    rows: tuple[Row, ...]
+
+    @property
+    def label(self) -> str:
+        """The benchmark and what sets this table apart; the keys of a group with a name are left to it."""
+        named = {name for name in NAMED_GROUPS if name in self.differing}
+        shown = {k: v for k, v in self.differing.items() if k in named or k.split(".")[0] not in named}
+        settings = ", ".join(f"{key}={value}" for key, value in shown.items())
+        return f"{self.benchmark} ({settings})" if settings else self.benchmark
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        return tuple(run for row in self.rows for run in row.runs)
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """The same settings and seed run twice; the later one counts."""
+
+    left_out: Run
+    kept: Run
+
+
+@dataclass(frozen=True)
+class Grouped:
+    tables: tuple[Table, ...]
+    repeated: tuple[Repeated, ...]
+
+
+def group(runs: Sequence[Run], *, beside: Sequence[str]) -> Grouped:
+    """beside: configuration keys that may differ within a table; they make rows of their own."""
+    settings = _settings(runs)
+    of_row = ("selector", "budget", *beside)
+    tables: list[Table] = []
+    repeated: list[Repeated] = []
+    for benchmark in sorted({run.record.names.benchmark for run in runs}):
+        members = [run for run in runs if run.record.names.benchmark == benchmark]
+        # A record names the option of a group and its settings: the name reads better in a heading.
+        shared = [
+            {name: getattr(run.record.names, name) for name in NAMED_GROUPS if not _under(name, beside)}
+            | {k: v for k, v in settings[id(run)].items() if not _under(k, of_row)}
+            for run in members
+        ]
+        for differing, comparable in _alike(members, shared):
+            rows, again = _rows(comparable, settings, beside)
+            tables.append(Table(benchmark=benchmark, differing=differing, rows=rows))
+            repeated.extend(again)
+    return Grouped(tables=tuple(tables), repeated=tuple(repeated))
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """{"a": {"b": 1}} -> {"a.b": "1"}; a list is one value."""
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return flat
+
+
+def _rows(
+    runs: Sequence[Run], settings: Mapping[int, Mapping[str, str]], beside: Sequence[str]
+) -> tuple[tuple[Row, ...], list[Repeated]]:
+    """One row per selector, its variant and budget, of runs that may share a table."""
+    variants = _variants(runs, [run.record.names.selector for run in runs], settings, ("selector", *beside))
+    budgets = _variants(runs, [run.record.names.budget for run in runs], settings, ("budget",))
+    groups: dict[tuple[str, str, str], list[Run]] = {}
+    for run in runs:
+        budget = run.record.names.budget + (f" [{budgets[id(run)]}]" if budgets[id(run)] else "")
+        groups.setdefault((run.record.names.selector, variants[id(run)], budget), []).append(run)
+
+    rows: list[Row] = []
+    repeated: list[Repeated] = []
+    for (selector, variant, budget), members in sorted(groups.items(), key=lambda item: item[0]):
+        newest: dict[int, Run] = {}
+        for run in sorted(members, key=lambda run: run.record.finished or run.record.started):
+            if run.record.seed in newest:
+                repeated.append(Repeated(left_out=newest[run.record.seed], kept=run))
+            newest[run.record.seed] = run
+        ordered = tuple(newest[seed] for seed in sorted(newest))
+        rows.append(Row(selector=selector, variant=variant, budget=budget, runs=ordered))
+    return tuple(rows), repeated
+
+
+def _variants(
+    runs: Sequence[Run],
+    names: Sequence[str],
+    settings: Mapping[int, Mapping[str, str]],
+    prefixes: Sequence[str],
+) -> dict[int, str]:
+    """id(run) -> the settings under `prefixes` that tell it from runs of the same name, as text."""
+    labels: dict[int, str] = {}
+    for name in set(names):
+        members = [run for run, other in zip(runs, names, strict=True) if other == name]
+        own = [{k: v for k, v in settings[id(run)].items() if _under(k, prefixes)} for run in members]
+        for differing, alike in _alike(members, own):
+            text = ", ".join(f"{key.removeprefix(f'{prefixes[0]}.')}={v}" for key, v in differing.items())
+            labels.update({id(run): text for run in alike})
+    return labels
+
+
+def _alike(
+    runs: Sequence[Run], settings: Sequence[Mapping[str, str]]
+) -> list[tuple[dict[str, str], list[Run]]]:
+    """Runs with equal settings together, each group with the keys that differ among groups."""
+    groups: dict[str, list[Run]] = {}
+    kinds: dict[str, Mapping[str, str]] = {}
+    for run, own in zip(runs, settings, strict=True):
+        identity = json.dumps(own, sort_keys=True)
+        groups.setdefault(identity, []).append(run)
+        kinds[identity] = own
+    keys = {key for own in kinds.values() for key in own}
+    differing = sorted(k for k in keys if len({own.get(k, ABSENT) for own in kinds.values()}) > 1)
+    return [
+        ({key: kinds[identity].get(key, ABSENT) for key in differing}, members)
+        for identity, members in groups.items()
+    ]
+
+
+def _settings(runs: Sequence[Run]) -> dict[int, dict[str, str]]:
+    """id(run) -> flat configuration without the seed and without what has no effect on a number."""
+    settings = {
+        id(run): flatten({k: v for k, v in run.record.config.items() if k != "seed" and k not in NO_EFFECT})
+        for run in runs
+    }
+    # A key such as train.seed that follows the run's seed in every run is the seed under another name.
+    # A fixed gradients.seed is not, and stays.
+    for key in {key for flat in settings.values() for key in flat if key.split(".")[-1] == "seed"}:
+        holders = [run for run in runs if key in settings[id(run)]]
+        follows = all(settings[id(run)][key] == str(run.record.seed) for run in holders)
+        if follows and len({run.record.seed for run in holders}) > 1:
+            for run in holders:
+                del settings[id(run)][key]
+    return settings
+
+
+def _under(key: str, prefixes: Iterable[str]) -> bool:
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)

@@ -1,0 +1,216 @@
+"""What was chosen, judged without training: duplicates, hidden labels, overlap, residuals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import fmean
+from typing import Any
+
+from gtp_exp.leaderboard.board import Block, Board, Line
+from gtp_exp.leaderboard.comparability import Row
+from gtp_exp.results import RunRecord, SelectionSummary
+
+MIX_VALUES = 12  # values of a label that are shown one by one; the rest are "other"
+REST = "other"
+YES, NO = ("True", "true", "present"), ("False", "false", "absent")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Means over the seeds of a row."""
+
+    n_selected: float
+    n_tokens: float
+    exact_duplicates: float
+    near_duplicates: float
+    shares: Mapping[str, float]  # fact -> share of the chosen rows, as columns of the page name them
+    numbers: Mapping[str, float]  # scalar diagnostics of the selector itself
+
+
+@dataclass(frozen=True)
+class Mix:
+    """A label's values, as shares of the pool and of each row of the block."""
+
+    label: str
+    values: tuple[str, ...]  # the target's first, then the most frequent in the pool
+    target: tuple[str, ...]  # those that the benchmark names as its own
+    pool: Mapping[str, float]
+    rows: tuple[tuple[Line, Mapping[str, float]], ...]
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """shared[i][j]: rows in common as a share of the smaller selection, a mean over equal seeds; on the
+    diagonal between different seeds of one row. None where no pair of runs exists."""
+
+    lines: tuple[Line, ...]
+    shared: tuple[tuple[float | None, ...], ...]
+    chance: float | None  # what two uniform draws of this size would share
+
+
+@dataclass(frozen=True)
+class Curve:
+    label: str
+    values: tuple[float, ...]
+
+
+def facts(row: Row) -> Facts:
+    chosen = [(run.record, run.record.selection) for run in row.runs if run.record.selection]
+    if not chosen:
+        return Facts(0.0, 0.0, 0.0, 0.0, {}, {})
+    selections = [selection for _, selection in chosen]
+    shares = [_shares(record, selection.label_mix) for record, selection in chosen]
+    numbers = [
+        {k: float(v) for k, v in s.diagnostics.items() if isinstance(v, (int, float)) and _finite(v)}
+        for s in selections
+    ]
+    return Facts(
+        n_selected=fmean(s.n_selected for s in selections),
+        n_tokens=fmean(s.n_tokens for s in selections),
+        exact_duplicates=fmean(s.exact_duplicates for s in selections),
+        near_duplicates=fmean(s.near_duplicates for s in selections),
+        shares=_mean_by_key(shares),
+        numbers=_mean_by_key(numbers),
+    )
+
+
+def pool_shares(board: Board) -> dict[str, float]:
+    """The same shares for the pool: what a uniform draw is expected to hold."""
+    for run in board.table.runs:
+        if run.record.selection and run.record.selection.pool_mix:
+            return _shares(run.record, run.record.selection.pool_mix)
+    return {}
+
+
+def mixes(block: Block) -> tuple[Mix, ...]:
+    """Labels with three values or more; those with two are columns of the facts."""
+    found: list[Mix] = []
+    labels = dict.fromkeys(label for s in _selections(block) for label in s.label_mix)
+    for label in labels:
+        pool = _mean_by_key([s.pool_mix[label] for s in _selections(block) if label in s.pool_mix])
+        chosen = [
+            (line, _mean_by_key([s.label_mix[label] for s in _of(line) if label in s.label_mix]))
+            for line in block.lines
+        ]
+        wanted = _target_values(block.lines[0].row.runs[0].record, label)
+        values = sorted(
+            set(pool).union(*(mix for _, mix in chosen)),
+            key=lambda value, pool=pool, wanted=wanted: (value not in wanted, -pool.get(value, 0.0), value),
+        )
+        if len(values) < 3 or _yes_or_no(dict.fromkeys(values, 0.0)):
+            continue
+        shown, rest = values[:MIX_VALUES], values[MIX_VALUES:]
+
+        def folded(mix: Mapping[str, float], shown=shown, rest=rest) -> dict[str, float]:
+            folded = {value: mix.get(value, 0.0) for value in shown}
+            return folded | ({REST: sum(mix.get(value, 0.0) for value in rest)} if rest else {})
+
+        found.append(
+            Mix(
+                label=label,
+                target=tuple(value for value in shown if value in wanted),
+                values=(*shown, REST) if rest else tuple(shown),
+                pool=folded(pool),
+                rows=tuple((line, folded(mix)) for line, mix in chosen if mix),
+            )
+        )
+    return tuple(found)
+
+
+def overlap(block: Block) -> Overlap:
+    lines = tuple(line for line in block.lines if any(_of(line)))
+    ids = [
+        {
+            run.record.seed: set(run.record.selection.indices_ids)
+            for run in line.row.runs
+            if run.record.selection
+        }
+        for line in lines
+    ]
+    shared: list[tuple[float | None, ...]] = []
+    for i, a in enumerate(ids):
+        of_row: list[float | None] = []
+        for j, b in enumerate(ids):
+            pairs = (
+                [(a[s], a[t]) for s, t in combinations(sorted(a), 2)]
+                if i == j
+                else [(a[seed], b[seed]) for seed in sorted(a.keys() & b.keys())]
+            )
+            of_row.append(fmean(_shared(x, y) for x, y in pairs) if pairs else None)
+        shared.append(tuple(of_row))
+    pools = [run.record.pool.candidates for line in lines for run in line.row.runs if run.record.pool]
+    # Two uniform draws of M and M' rows from N share M M' / N on average: M' / N of the smaller.
+    chance = min(1.0, block.n_selected / pools[0]) if pools and pools[0] else None
+    return Overlap(lines=lines, shared=tuple(shared), chance=chance)
+
+
+def residual_curves(line: Line) -> tuple[Curve, ...]:
+    """Lists of numbers that the selector reports under a name with `residual`, of the row's first seed."""
+    for run in line.row.runs:
+        if run.record.selection is None:
+            continue
+        curves = _curves(run.record.selection.diagnostics, "")
+        if curves:
+            return tuple(curves)
+    return ()
+
+
+def _curves(value: Any, name: str) -> list[Curve]:
+    if isinstance(value, Mapping):
+        return [curve for key, item in value.items() for curve in _curves(item, f"{name} {key}".strip())]
+    if not isinstance(value, (list, tuple)) or "residual" not in name:
+        return []
+    if all(isinstance(v, (int, float)) and _finite(v) for v in value):
+        return [Curve(label=name, values=tuple(float(v) for v in value))] if len(value) > 1 else []
+    return [curve for i, item in enumerate(value, 1) for curve in _curves(item, f"{name} {i}")]
+
+
+def _shares(record: RunRecord, mix: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Yes/no labels, and the share on target where the benchmark's settings name the target's values."""
+    pool = record.selection.pool_mix if record.selection else {}
+    shares: dict[str, float] = {}
+    for label, values in mix.items():
+        if wanted := _target_values(record, label):
+            shares["on target"] = sum(values.get(value, 0.0) for value in wanted)
+        if _yes_or_no({**values, **pool.get(label, {})}):
+            shares[label] = sum(values.get(yes, 0.0) for yes in YES)
+    return shares
+
+
+def _target_values(record: RunRecord, label: str) -> list[str]:
+    """`benchmark.skills: [a, b]` or `benchmark.skill: a` names the target's values of the label `skill`."""
+    benchmark = record.config.get("benchmark")
+    if not isinstance(benchmark, Mapping):
+        return []
+    named = benchmark.get(f"{label}s", benchmark.get(label))
+    return [str(value) for value in (named if isinstance(named, list) else [named]) if value is not None]
+
+
+def _yes_or_no(values: Mapping[str, float]) -> bool:
+    """A label that only some rows carry has the value None in the others."""
+    return bool(set(values) & {*YES, *NO}) and set(values) <= {*YES, *NO, "None"}
+
+
+def _selections(block: Block) -> list[SelectionSummary]:
+    return [selection for line in block.lines for selection in _of(line)]
+
+
+def _of(line: Line) -> list[SelectionSummary]:
+    return [run.record.selection for run in line.row.runs if run.record.selection]
+
+
+def _shared(a: set[str], b: set[str]) -> float:
+    return len(a & b) / min(len(a), len(b)) if a and b else 0.0
+
+
+def _mean_by_key(items: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """A share absent from one run's mix is zero there."""
+    keys = dict.fromkeys(key for item in items for key in item)
+    return {key: fmean(item.get(key, 0.0) for item in items) for key in keys}
+
+
+def _finite(value: float) -> bool:
+    return not isinstance(value, bool) and math.isfinite(value)

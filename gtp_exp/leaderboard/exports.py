@@ -1,0 +1,237 @@
+"""The tables as Markdown, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from gtp_exp.leaderboard.board import Board, Line
+from gtp_exp.leaderboard.charts import duration
+from gtp_exp.leaderboard.diagnostics import facts, pool_shares
+from gtp_exp.leaderboard.metrics import Metric
+from gtp_exp.leaderboard.records import Loaded
+from gtp_exp.leaderboard.verdict import sentences
+
+VERSION = 1  # of leaderboard.json
+COLUMNS = (
+    *("benchmark", "selector", "budget", "metric", "higher_is_better", "n_seeds", "seeds", "mean", "sd"),
+    *("ci_low", "ci_high", "ci_method", "rank", "best", "difference", "difference_low", "difference_high"),
+    *("p", "p_holm", "win_rate", "n_selected", "choosing_seconds", "total_seconds"),
+)
+
+
+def markdown(boards: Sequence[Board], loaded: Loaded, baseline: str) -> str:
+    out = ["# Leaderboard", ""]
+    for board in boards:
+        out += [f"## {_md(board.table.label)}", ""]
+        if not board.metrics:
+            out += ["Not evaluated; selections only.", ""]
+        heads = ["", "selector", "budget", "seeds"]
+        for i, metric in enumerate(board.metrics):
+            heads.append(f"{_md(metric.label)} ({metric.direction})" if i == 0 else _md(metric.label))
+        heads += [f"difference to {_md(baseline)}", "p (Holm)", "wins", "choosing", "total"]
+        out += [_row(heads), _row(["---"] * len(heads))]
+        for block in board.blocks:
+            out += [_row(_cells(line, board.metrics, _md)) for line in block.lines]
+        if board.untuned:
+            shown = [m.show(board.untuned[m.name]) if m.name in board.untuned else "" for m in board.metrics]
+            out.append(_row(["", "*untuned model*", "", "", *shown, "", "", "", "", ""]))
+        out.append("")
+        if board.metrics:
+            for block in board.blocks:
+                out.append(
+                    f"* {_md(block.budget)}: {_md(' '.join(sentences(block, board.metrics[0], baseline)))}"
+                )
+        out += [f"* Note: {_md(note)}" for note in board.notes]
+        out += [f"* Not ranked: {_md(run.name)}, {_md(reason)}" for run, reason in board.unranked]
+        out.append("")
+    left = [(run.name, f"{run.record.state.value}: {run.record.error or ''}") for run in loaded.incomplete]
+    left += [(item.name, item.reason) for item in loaded.unreadable]
+    if left:
+        out += ["## Not in the tables", "", *(f"* {_md(name)}: {_md(why)}" for name, why in left), ""]
+    out.append(
+        "Brackets hold 95% intervals over seeds: Student's t below 5 seeds, bootstrap from 5. Differences "
+        "are paired at equal seeds, p from a paired t-test, Holm-corrected over the selectors of a budget."
+    )
+    return "\n".join(out) + "\n"
+
+
+def plain(boards: Sequence[Board], loaded: Loaded, baseline: str) -> str:
+    """The tables for a terminal, aligned."""
+    out: list[str] = []
+    for board in boards:
+        heads = ["#", "selector", "budget", "seeds", *(metric.label for metric in board.metrics)]
+        heads += [f"minus {baseline}", "p (Holm)", "wins", "choosing", "total"]
+        rows = [heads]
+        for block in board.blocks:
+            rows += [_cells(line, board.metrics, str) for line in block.lines]
+        if board.untuned:
+            shown = [m.show(board.untuned[m.name]) if m.name in board.untuned else "" for m in board.metrics]
+            rows.append(["", "untuned model", "", "", *shown, *[""] * 5])
+        widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
+        out.append(board.table.label)
+        out += [
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
+        ]
+        if board.metrics:
+            for block in board.blocks:
+                out.append(f"{block.budget}: {' '.join(sentences(block, board.metrics[0], baseline))}")
+        out += [f"Note: {note}" for note in board.notes]
+        out += [f"Not ranked: {run.name}, {reason}" for run, reason in board.unranked]
+        out.append("")
+    for run in loaded.incomplete:
+        error = f": {run.record.error}" if run.record.error else ""
+        out.append(f"Not in the tables: {run.name}, {run.record.state.value}{error}")
+    out += [f"Not in the tables: {item.name}, {item.reason}" for item in loaded.unreadable]
+    # A control character in an error or a name must not steer the reader's terminal.
+    return "\n".join("".join(c for c in line if c.isprintable()) for line in out).rstrip()
+
+
+def csv_table(boards: Sequence[Board]) -> str:
+    """One line per row and metric: the long form that every tool can pivot."""
+    records = [
+        _record(board, line, metric)
+        for board in boards
+        for line in board.lines
+        for metric in board.metrics
+        if metric.name in line.summary
+    ]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _cell(value) for name, value in record.items()} for record in records)
+    return buffer.getvalue()
+
+
+def json_document(boards: Sequence[Board], loaded: Loaded, *, metric: str, baseline: str) -> str:
+    document = {
+        "version": VERSION,
+        "metric": metric,
+        "baseline": baseline,
+        "tables": [
+            {
+                "benchmark": board.table.benchmark,
+                "differing_settings": dict(board.table.differing),
+                "tasks": board.tasks,
+                "metrics": [asdict(kind) for kind in board.metrics],
+                "untuned": dict(board.untuned),
+                "notes": board.notes,
+                "pool_shares": pool_shares(board),
+                "rows": [_json_row(board, line) for line in board.lines],
+                "unranked": [{"run": run.name, "reason": reason} for run, reason in board.unranked],
+            }
+            for board in boards
+        ],
+        "incomplete": [
+            {"run": run.name, "state": run.record.state.value, "error": run.record.error}
+            for run in loaded.incomplete
+        ],
+        "unreadable": [asdict(item) for item in loaded.unreadable],
+    }
+    return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _json_row(board: Board, line: Line) -> dict[str, Any]:
+    chosen = facts(line.row)
+    return {
+        "selector": line.row.label,
+        "budget": line.row.budget,
+        "runs": [run.name for run in line.row.runs],
+        "rank": line.rank,
+        "best": line.best,
+        "metrics": {
+            kind.name: {
+                **asdict(line.summary[kind.name]),
+                "by_seed": {str(seed): value for seed, value in line.values[kind.name].items()},
+            }
+            for kind in board.metrics
+            if kind.name in line.summary
+        },
+        "versus_baseline": {**asdict(line.versus), "p_holm": line.p_holm} if line.versus else None,
+        "seconds": dict(line.seconds),
+        "selection": asdict(chosen),
+    }
+
+
+def _record(board: Board, line: Line, metric: Metric) -> dict[str, Any]:
+    summary, ranking = line.summary[metric.name], metric is board.metrics[0]
+    interval, versus = summary.interval, line.versus if ranking else None
+    between = versus.interval if versus else None
+    return {
+        "benchmark": board.table.label,
+        "selector": line.row.label,
+        "budget": line.row.budget,
+        "metric": metric.name,
+        "higher_is_better": metric.higher_is_better,
+        "n_seeds": summary.n,
+        "seeds": " ".join(str(seed) for seed in sorted(line.values[metric.name])),
+        "mean": summary.mean,
+        "sd": summary.sd,
+        "ci_low": interval.low if interval else None,
+        "ci_high": interval.high if interval else None,
+        "ci_method": interval.method if interval else None,
+        "rank": line.rank if ranking else None,
+        "best": line.best if ranking else None,
+        "difference": versus.difference if versus else None,
+        "difference_low": between.low if between else None,
+        "difference_high": between.high if between else None,
+        "p": versus.p if versus else None,
+        "p_holm": line.p_holm if versus else None,
+        "win_rate": versus.win_rate if versus else None,
+        "n_selected": facts(line.row).n_selected,
+        "choosing_seconds": line.choosing_seconds,
+        "total_seconds": line.total_seconds,
+    }
+
+
+def _cells(line: Line, metrics: Sequence[Metric], escape: Callable[[str], str]) -> list[str]:
+    cells = [str(line.rank or ""), escape(line.row.label), escape(line.row.budget), str(len(line.row.runs))]
+    for i, metric in enumerate(metrics):
+        summary = line.summary.get(metric.name)
+        if summary is None:
+            cells.append("")
+            continue
+        text = metric.show(summary.mean)
+        if i == 0 and line.best:
+            text += " (best)"
+        if summary.interval:
+            text += f" [{metric.show(summary.interval.low)}, {metric.show(summary.interval.high)}]"
+        else:
+            text += " (one seed)"
+        cells.append(text)
+    versus = line.versus
+    if versus and metrics:
+        text = metrics[0].show_difference(versus.difference)
+        if versus.interval:
+            low, high = versus.interval.low, versus.interval.high
+            text += f" [{metrics[0].show_difference(low)}, {metrics[0].show_difference(high)}]"
+        p = "" if line.p_holm is None else show_p(line.p_holm)
+        cells += [text, p, f"{versus.win_rate:.0%} of {versus.n}"]
+    else:
+        cells += ["baseline" if line.is_baseline else "", "", ""]
+    return cells + [duration(line.choosing_seconds), duration(line.total_seconds)]
+
+
+def show_p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _md(text: str) -> str:
+    """Untrusted text on one line, without a meaning in Markdown or HTML."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    text = re.sub(r"([\\`*\[\]|#~$])", r"\\\1", text)
+    return re.sub(r"(?<!\w)_|_(?!\w)", r"\_", text)  # inside a word it is only a letter
+
+
+def _cell(value: Any) -> Any:
+    """A spreadsheet runs text that starts like a formula: a quote keeps it text."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value

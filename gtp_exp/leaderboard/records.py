@@ -1,0 +1,80 @@
+"""Finds run records below the given paths; what cannot be read is kept by name, never dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gtp_exp.errors import UserError
+from gtp_exp.results import RECORD_NAME, RunRecord, State, read_record
+
+
+@dataclass(frozen=True)
+class Run:
+    name: str  # its folder as shown, such as sweep/3
+    directory: Path
+    record: RunRecord
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    runs: tuple[Run, ...]
+    unreadable: tuple[Unreadable, ...]
+    copies: int  # records met twice, as when a copied folder overlaps the original
+
+    @property
+    def complete(self) -> tuple[Run, ...]:
+        return tuple(run for run in self.runs if run.record.state is State.COMPLETE)
+
+    @property
+    def incomplete(self) -> tuple[Run, ...]:
+        return tuple(run for run in self.runs if run.record.state is not State.COMPLETE)
+
+
+def load(paths: Sequence[Path]) -> Loaded:
+    """paths: run folders, folders of run folders at any depth, or results.json files.
+
+    Raises UserError for a path that is not there, and when there is no record at all.
+    """
+    files: dict[Path, str] = {}  # resolved file -> shown name; a file given twice is read once
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path} does not exist; give folders of runs, such as outputs/runs/<sweep>")
+        found = [path] if path.is_file() else sorted(path.rglob(RECORD_NAME))
+        for file in found:
+            files.setdefault(file.resolve(), _shown(file.resolve().parent))
+    if not files:
+        shown = ", ".join(str(path) for path in paths)
+        raise UserError(f"no {RECORD_NAME} below {shown}; run gtp-exp first, or give another folder")
+
+    runs: list[Run] = []
+    unreadable: list[Unreadable] = []
+    copies = 0
+    seen: dict[tuple[str, int, str], list[RunRecord]] = {}
+    for file, name in files.items():
+        try:
+            record = read_record(file)
+        except UserError as error:
+            unreadable.append(
+                Unreadable(name=name, reason=str(error).replace(str(file.parent), "").lstrip("/"))
+            )
+            continue
+        alike = seen.setdefault((record.started, record.seed, record.group), [])
+        if record in alike:
+            copies += 1
+            continue
+        alike.append(record)
+        runs.append(Run(name=name, directory=file.parent, record=record))
+    return Loaded(runs=tuple(runs), unreadable=tuple(unreadable), copies=copies)
+
+
+def _shown(directory: Path) -> str:
+    """The last two folders, sweep and job: enough to find it, and no one's home folder on a shared page."""
+    return "/".join(directory.parts[-2:])

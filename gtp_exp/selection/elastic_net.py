@@ -1,0 +1,155 @@
+"""Non-negative elastic net whose path is walked to exactly M rows. Ours.
+
+    min over w >= 0 of  1/2 ||A^T w - b||^2 + lam/2 ||w||^2 + l1 sum w
+
+It is convex, so unlike a pursuit its solution does not depend on the order in which rows were tried, and the l1
+term spreads weight over a cluster's rows instead of fitting the target's noise. l1 is found so that M rows have
+weight. The problem is solved on a working set with `nnls`; one pass over the pool then finds the rows outside it
+whose correlation exceeds l1, and they join, until there are none: the solution on the working set is then the
+solution on all N rows. The weights are fitted again on the chosen rows without l1, which only shrinks them.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from gtp_exp.errors import UserError
+from gtp_exp.selection.atoms import Atoms
+from gtp_exp.selection.duplicates import near_copies
+from gtp_exp.selection.nnls import NNLS, Columns, GramCache, columns_of, fit
+from gtp_exp.selection.pursuit import Pursuit, keep_largest, strongest
+
+TRIALS = 25  # values of l1 tried on one working set
+FLOOR = 1e-6  # smallest l1, over the largest correlation: below it the path has ended
+
+
+@dataclass(frozen=True)
+class Point:
+    """The solution on the working set at one l1."""
+
+    l1: float
+    fit: NNLS
+
+    @property
+    def rows(self) -> int:
+        return int((self.fit.weights > 0).sum())
+
+
+def elastic_net(
+    atoms: Atoms,
+    target: torch.Tensor,
+    *,
+    size: int,
+    ridge: float,
+    available: torch.Tensor | None = None,
+    near_copy_cosine: float | None = None,
+    max_iterations: int = 30,
+) -> Pursuit:
+    """At most `size` rows, fewer only where the path ends before; target [m, 1], ridge the lam above.
+
+    `kkt` is that of the final fit; `curve` the residual of the elastic net after each pass over the pool.
+    """
+    began = time.perf_counter()
+    if target.shape[1] != 1:
+        raise UserError(
+            f"the elastic net follows one target, not {target.shape[1]} columns; "
+            "set selector.target_columns=mean or selector.solver=cosamp"
+        )
+    b = target.double()[:, 0]
+    energy = float(b.square().sum())
+    n, m = atoms.shape
+    available = torch.ones(n, dtype=torch.bool) if available is None else available.clone()
+    columns = columns_of(torch.empty(0, m), torch.empty(0, dtype=torch.long), GramCache())
+    weights, residual, l1 = torch.empty(0, dtype=torch.float64), b, 0.0
+    curve, suppressed, point = [], [], None
+    for _ in range(max_iterations):
+        eligible = available.clone()
+        eligible[columns.ids] = False
+        correlation = atoms.correlate(residual[:, None].float())
+        violating = torch.where(correlation > l1 * (1 + 1e-5), correlation, 0.0)
+        found, rows = strongest(atoms, violating, residual[:, None], eligible, 2 * size if not curve else size)
+        outside = rows.double() @ residual > l1 * (1 + 1e-6)
+        found, rows = found[outside], rows[outside]
+        if not len(found):
+            break
+        before = len(columns.ids)
+        columns = columns.join(columns_of(rows, found, columns.cache))
+        weights = torch.cat([weights, weights.new_zeros(len(found))])
+        if near_copy_cosine is not None:
+            near = near_copies(columns.unit.float() @ columns.unit.float().T, near_copy_cosine, kept=before)
+            suppressed.append(columns.ids[near])
+            available[columns.ids[near]] = False
+            columns, weights = columns.select(~near), weights[~near]
+        largest = float((columns.unit * columns.norms[:, None] @ b).max())
+        point = _path_point(columns, b, ridge, size, weights, l1, largest)
+        weights, residual, l1 = point.fit.weights, point.fit.residual, point.l1
+        curve.append(float(residual.norm()) / energy**0.5)
+
+    kept = keep_largest(weights * columns.norms, None, 0, size)
+    chosen = columns.select(kept)
+    final = fit(chosen, b, ridge=ridge, start=weights[kept], guess=False)
+    order = keep_largest(final.weights * chosen.norms, None, 0, len(kept))
+    # A row that the fit without l1 sets to zero was still chosen by the path: it stays, last, with no weight.
+    rest = torch.ones(len(kept), dtype=torch.bool)
+    rest[order] = False
+    order = torch.cat([order, rest.nonzero().flatten()])
+    left = float(final.residual.square().sum())
+    return Pursuit(
+        support=chosen.ids[order],
+        weights=final.weights[order, None],
+        contributions=(final.weights * chosen.norms)[order],
+        objective=0.5 * left + 0.5 * ridge * float(final.weights.square().sum()),
+        residual=(left / energy) ** 0.5 if energy else 0.0,
+        kkt=final.kkt,
+        iterations=len(curve),
+        seconds=time.perf_counter() - began,
+        curve=tuple(curve),
+        near_copies=torch.cat(suppressed) if suppressed else torch.empty(0, dtype=torch.long),
+    )
+
+
+def _path_point(
+    columns: Columns, b: torch.Tensor, ridge: float, size: int, start: torch.Tensor, l1: float, largest: float
+) -> Point:
+    """The l1 at which `size` of the working set's rows have weight, by a bracketed search on log l1.
+
+    The number of rows falls with l1, almost everywhere; when no tried l1 gives exactly `size`, the largest one
+    that gives more is returned and the caller keeps the `size` largest contributions.
+    """
+
+    def at(value: float, warm: torch.Tensor, guess: bool) -> Point:
+        return Point(value, fit(columns, b, ridge=ridge, l1=value, start=warm, guess=guess))
+
+    if l1 > 0:
+        point = at(l1, start, guess=True)
+    else:
+        point = at(0.5 * largest, start, guess=True)
+    few: Point | None = None  # l1 too large
+    many: Point | None = None  # l1 too small
+    for _ in range(TRIALS):
+        if point.rows == size:
+            return point
+        if point.rows < size:
+            few = point
+        else:
+            many = point
+        if few is None:
+            assert many is not None
+            value = many.l1 * 1.3
+        elif many is None:
+            if few.l1 <= FLOOR * largest:
+                return few
+            value = max(few.l1 * 0.6, FLOOR * largest)
+        else:
+            # Secant on (log l1, rows), kept away from the ends of the bracket.
+            share = (few.rows - size) / (few.rows - many.rows)
+            share = min(max(share, 0.1), 0.9)
+            value = few.l1 ** (1 - share) * many.l1**share
+            if few.l1 / many.l1 < 1 + 1e-9:
+                return many
+        nearest = many if few is None or (many is not None and many.rows - size < size - few.rows) else few
+        point = at(value, nearest.fit.weights, guess=False)
+    return many if many is not None else point

@@ -1,0 +1,287 @@
+"""Non-negative least squares on the columns a pursuit looks at, exact to its optimality conditions.
+
+    min over w >= 0 of  1/2 ||A^T w - b||^2 + lam/2 ||w||^2 + l1 sum w,     A [n, m] holds one atom per row
+
+The method is a monotone block active set. A short accelerated projected gradient guesses the support. Then, from
+a feasible passive set, the atoms of negative gradient join (all, or a block of the worst), the problem on the
+passive set is solved by Cholesky, what turned negative leaves, and the new set is accepted only if the objective
+fell; otherwise the block is halved, down to the single exchange of Lawson and Hanson (Solving Least Squares
+Problems, 1974, ch. 23), which always makes progress. So it cannot cycle, as block principal pivoting does with
+more columns than m and a small ridge. The Gram matrix is formed only for atoms that were ever passive.
+
+The ridge enters the true problem: its gradient is A (A^T w - b) + lam w. Solving the normal equations
+(A A^T + lam I) w = A b as if they were plain non-negative least squares finds another support.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+DEPENDENT = 1e-11  # squared pivot of a unit column below which it lies in the span of the passive ones
+TOLERANCE = 1e-9  # gradient of a unit column, relative to the largest correlation, that counts as zero
+WARM_STEPS = 40  # of projected gradient, before the active set takes over
+POWER_STEPS = 6  # power iterations for the step length
+RISE = 1 + 1e-15  # a gain must grow by more than rounding to count
+
+Solution = tuple[torch.Tensor, torch.Tensor]  # passive columns int64 [p] and their values float64 [p]
+
+
+@dataclass(frozen=True)
+class NNLS:
+    weights: torch.Tensor  # float64 [n], >= 0
+    residual: torch.Tensor  # float64 [m], b - A^T w
+    kkt: float  # largest violation of the optimality conditions, relative; see `kkt_residual`
+    iterations: int  # Cholesky factorisations
+    converged: bool
+
+
+class GramCache:
+    """Unit rows that were ever passive and their Gram matrix, by atom id; shared by a pursuit's solves."""
+
+    def __init__(self) -> None:
+        self._slot: dict[int, int] = {}
+        self._rows = torch.empty(0, 0, dtype=torch.float64)
+        self._gram = torch.empty(0, 0, dtype=torch.float64)
+
+    def gram(self, ids: torch.Tensor, rows: Callable[[list[int]], torch.Tensor]) -> torch.Tensor:
+        """Gram matrix [k, k] of the unit rows known as ids [k].
+
+        rows(positions) gives rows [., m] float64 for positions in ids; only new ones are asked for.
+        """
+        keys = ids.tolist()
+        new = [k for k, key in enumerate(keys) if key not in self._slot]
+        if new:
+            used, needed = len(self._slot), len(self._slot) + len(new)
+            fresh = rows(new)
+            self._grow(used, needed, fresh)
+            self._rows[used:needed] = fresh
+            for offset, k in enumerate(new):
+                self._slot[keys[k]] = used + offset
+            block = self._rows[:needed] @ fresh.T
+            self._gram[:needed, used:needed] = block
+            self._gram[used:needed, :needed] = block.T
+        slots = torch.tensor([self._slot[key] for key in keys])
+        return self._gram[slots[:, None], slots]
+
+    def _grow(self, used: int, needed: int, like: torch.Tensor) -> None:
+        capacity = len(self._rows)
+        if needed <= capacity:
+            return
+        capacity = max(needed, 3 * capacity // 2)
+        rows, gram = like.new_empty(capacity, like.shape[1]), like.new_empty(capacity, capacity)
+        if used:
+            rows[:used] = self._rows[:used]
+            gram[:used, :used] = self._gram[:used, :used]
+        self._rows, self._gram = rows, gram
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of one or several solves, scaled to unit norm: u_i = ||a_i|| w_i is what is solved for."""
+
+    unit: torch.Tensor  # float64 [n, m]; a zero row stays zero
+    norms: torch.Tensor  # float64 [n]
+    ids: torch.Tensor  # int64 [n], the rows' names in `cache`
+    cache: GramCache
+
+    def select(self, keep: torch.Tensor) -> Columns:
+        return Columns(self.unit[keep], self.norms[keep], self.ids[keep], self.cache)
+
+    def join(self, other: Columns) -> Columns:
+        return Columns(
+            torch.cat([self.unit, other.unit]),
+            torch.cat([self.norms, other.norms]),
+            torch.cat([self.ids, other.ids]),
+            self.cache,
+        )
+
+
+def columns_of(rows: torch.Tensor, ids: torch.Tensor, cache: GramCache) -> Columns:
+    """rows [n, m] of any floating type, known in `cache` by ids int64 [n]."""
+    unit = rows.double()
+    norms = torch.linalg.vector_norm(unit, dim=1)
+    return Columns(unit / norms.clamp(min=1e-300)[:, None], norms, ids, cache)
+
+
+def kkt_residual(
+    rows: torch.Tensor, target: torch.Tensor, weights: torch.Tensor, ridge: float = 0.0, l1: float = 0.0
+) -> float:
+    """Largest violation of the optimality conditions, independent of the scale of any column and of b.
+
+    With g = A (A^T w - b) + lam w + l1: |g_i| / ||a_i|| where w_i > 0, max(0, -g_i) / ||a_i|| where w_i = 0,
+    over the largest positive correlation max_i a_i.b / ||a_i||. Computed in float64, from the rows alone.
+    """
+    rows, target, weights = rows.double(), target.double(), weights.double()
+    norms = torch.linalg.vector_norm(rows, dim=1)
+    real = norms > 0
+    gradient = rows @ (rows.T @ weights - target) + ridge * weights + l1
+    violation = torch.where(weights > 0, gradient.abs(), (-gradient).clamp(min=0))
+    largest = float(((rows @ target)[real] / norms[real]).clamp(min=0).max()) if real.any() else 0.0
+    if largest == 0:
+        return float("inf") if (weights > 0).any() else 0.0
+    return float((violation[real] / norms[real]).max()) / largest
+
+
+def nnls(
+    rows: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    ridge: float = 0.0,
+    l1: float = 0.0,
+    start: torch.Tensor | None = None,
+    max_iterations: int = 1000,
+) -> NNLS:
+    """Solve for w [n] given rows [n, m] and target [m] of any floating type; arithmetic is float64.
+
+    start [n] >= 0 is a warm start.
+    """
+    columns = columns_of(rows, torch.arange(len(rows)), GramCache())
+    return fit(columns, target, ridge=ridge, l1=l1, start=start, max_iterations=max_iterations)
+
+
+def fit(
+    columns: Columns,
+    target: torch.Tensor,
+    *,
+    ridge: float,
+    l1: float = 0.0,
+    start: torch.Tensor | None = None,
+    guess: bool = True,
+    max_iterations: int = 1000,
+) -> NNLS:
+    """`nnls` on prepared columns, so that a pursuit's many solves share their Gram matrix.
+
+    guess: refine the start by projected gradient; leave it out when the start is close to the solution.
+    """
+    unit, target = columns.unit, target.double()
+    m = unit.shape[1]
+    live = columns.norms > 0
+    scale = torch.where(live, columns.norms, 1.0)
+    rho = ridge / scale.square()  # the ridge of w in the units of u
+    pull = unit @ target  # a_i.b of the unit columns
+    largest = float(pull.max()) if len(pull) else 0.0
+    correlation = torch.where(live, pull - l1 / scale, 0.0)
+    zero = torch.zeros(len(unit), dtype=torch.float64)
+    if not len(pull) or not float(correlation.max()) > 0:
+        return NNLS(zero, target.clone(), 0.0, 0, True)
+    tolerance = TOLERANCE * largest
+    iterations = 0
+
+    def solve(passive: torch.Tensor) -> Solution:
+        """Unconstrained u on the passive set, after leaving out columns in the span of those before them."""
+        nonlocal iterations
+        while len(passive):
+            iterations += 1
+            gram = columns.cache.gram(columns.ids[passive], lambda new, of=passive: unit[of[new]])
+            gram.diagonal().add_(rho[passive])
+            factor, info = torch.linalg.cholesky_ex(gram)
+            failed = int(info)  # 1-based position of the first column without a positive pivot, or 0
+            pivots = factor.diagonal()[: failed - 1 if failed else None].square()
+            bad = (pivots < DEPENDENT).nonzero().flatten().tolist() + ([failed - 1] if failed else [])
+            if not bad:
+                return passive, torch.cholesky_solve(correlation[passive, None], factor)[:, 0]
+            keep = torch.ones(len(passive), dtype=torch.bool)
+            keep[bad] = False
+            passive = passive[keep]
+        return passive, zero[:0]
+
+    def feasible(passive: torch.Tensor) -> Solution:
+        """Solve, drop everything that is not positive, repeat until all of it is."""
+        while True:
+            passive, u = solve(passive)
+            positive = u > 0
+            if positive.all():
+                return passive, u
+            passive = passive[positive]
+
+    def gain(solution: Solution) -> float:
+        """Fall of the objective from w = 0 to the optimum on a passive set."""
+        return 0.5 * float(correlation[solution[0]] @ solution[1])
+
+    first = zero if start is None else start.double() * scale
+    if guess:
+        first = _projected_gradient(unit.float(), correlation.float(), rho.float(), first.float())
+    held_apart = float(rho[live].min()) > 1e-2  # a ridge this large makes any passive set well conditioned
+    seed = ((first > 0) & live).nonzero().flatten()
+    if not held_apart and len(seed) > m // 2:  # near m columns most are dependent: start from the largest
+        seed = seed[first[seed].sort(descending=True, stable=True).indices[: m // 2].sort().values]
+    current = feasible(seed)
+    block, converged = len(unit), False
+    while iterations < max_iterations and not converged:
+        passive, u = current
+        gradient = unit @ (unit[passive].T @ u) - correlation  # the ridge adds nothing where u = 0
+        gradient[passive] = 0.0
+        violating = (live & (gradient < -tolerance)).nonzero().flatten()
+        violating = violating[gradient[violating].sort(stable=True).indices]  # worst first, then lowest index
+        room = len(unit) if held_apart else max(1, (m - len(passive)) // 2, m // 8)
+        block = min(block, room, len(violating))
+        found = None
+        while block >= 1 and found is None:
+            trial = feasible(torch.cat([passive, violating[:block]]))
+            if gain(trial) > gain(current) * RISE:
+                found, block = trial, 2 * block
+            else:
+                block //= 2
+        if found is None and len(violating):
+            found, block = _exchange_one(current, violating, solve), 1
+        if found is None or not gain(found) > gain(current) * RISE:
+            converged = True  # no violation, or no descent left in float64
+        else:
+            current = found
+
+    passive, u = current
+    weights = zero.clone()
+    weights[passive] = u / scale[passive]
+    fitted = unit[passive].T @ u
+    gradient = unit @ fitted - correlation
+    gradient[passive] += rho[passive] * u
+    violation = torch.where(live, (-gradient).clamp(min=0), 0.0)
+    violation[passive] = gradient[passive].abs()
+    return NNLS(weights, target - fitted, float(violation.max()) / largest, iterations, converged)
+
+
+def _projected_gradient(
+    unit: torch.Tensor, correlation: torch.Tensor, rho: torch.Tensor, u: torch.Tensor
+) -> torch.Tensor:
+    """A rough solution whose support is close to the right one: accelerated projected gradient in float32.
+
+    FISTA (Beck and Teboulle, 2009) with the adaptive restart of O'Donoghue and Candes (2015).
+    """
+    x = unit.T @ correlation.clamp(min=0)
+    for _ in range(POWER_STEPS):
+        x = x / torch.linalg.vector_norm(x).clamp(min=1e-30)
+        x = unit.T @ (unit @ x)
+    step = 1 / (1.1 * float(torch.linalg.vector_norm(x)) + float(rho.max()))
+    ahead, momentum = u, 1.0
+    for _ in range(WARM_STEPS):
+        gradient = unit @ (unit.T @ ahead) - correlation + rho * ahead
+        after = (ahead - step * gradient).clamp(min=0)
+        if float((ahead - after) @ (after - u)) > 0:
+            momentum = 1.0
+        following = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
+        ahead = after + (momentum - 1) / following * (after - u)
+        u, momentum = after, following
+    return u
+
+
+def _exchange_one(
+    current: Solution, violating: torch.Tensor, solve: Callable[[torch.Tensor], Solution]
+) -> Solution | None:
+    """One step of Lawson and Hanson: add the worst column that can be added, walk to the boundary."""
+    for column in violating:
+        passive, u = torch.cat([current[0], column[None]]), torch.cat([current[1], current[1].new_zeros(1)])
+        solved, z = solve(passive)
+        if len(solved) < len(passive) or z[-1] <= 0:
+            continue  # dependent on the passive set, or blocked by rounding
+        while (z <= 0).any():
+            leaving = z <= 0
+            ratio = torch.where(leaving, u / (u - z), torch.inf)
+            u = u + ratio.min() * (z - u)
+            keep = ratio > ratio.min()
+            passive, u = passive[keep], u[keep]
+            _, z = solve(passive)  # a subset of independent columns is independent
+        return passive, z
+    return None

@@ -1,0 +1,90 @@
+"""What every pursuit solver returns, and the two decisions they share: which rows to look at, which to keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from gtp_exp.selection.atoms import Atoms
+
+SLACK = 64  # rows fetched beyond those asked for, so that float32 rounding cannot decide who is in
+
+
+@dataclass(frozen=True)
+class Pursuit:
+    """min over w >= 0 with few rows of 1/2 ||A^T W - B||^2 + lam/2 ||W||^2, as one solver left it."""
+
+    support: torch.Tensor  # int64 [k], largest contribution first
+    weights: torch.Tensor  # float64 [k, S], >= 0, for the atoms as given
+    contributions: torch.Tensor  # float64 [k], ||W_i|| ||a_i||
+    objective: float
+    residual: float  # ||B - A^T W|| / ||B||
+    kkt: float  # of the last fit on the support, relative; see nnls.kkt_residual
+    iterations: int
+    seconds: float
+    curve: tuple[float, ...]  # relative residual after each iteration
+    near_copies: torch.Tensor  # int64, rows suppressed as near copies of other candidates
+
+    def summary(self) -> dict[str, float | int | list[float]]:
+        return {
+            "rows": len(self.support),
+            "objective": self.objective,
+            "residual": self.residual,
+            "kkt": self.kkt,
+            "iterations": self.iterations,
+            "seconds": self.seconds,
+            "curve": list(self.curve),
+            "near_copies": len(self.near_copies),
+        }
+
+
+def alignment(correlation: torch.Tensor) -> torch.Tensor:
+    """One figure per row from its correlations [k, S] with the residual columns: the norm of the positive part.
+
+    It is the fall of the objective that a small non-negative step along the row buys, per unit of step.
+    """
+    if correlation.shape[1] == 1:
+        return correlation[:, 0].clamp(min=0)
+    return torch.linalg.vector_norm(correlation.clamp(min=0), dim=1)
+
+
+def top(values: torch.Tensor, k: int) -> torch.Tensor:
+    """Indices of the k largest positive values, largest first, equal values in order of their indices."""
+    k = min(k, int((values > 0).sum()))
+    if k == 0:
+        return torch.empty(0, dtype=torch.long)
+    kth = values.topk(k, sorted=True).values[-1]
+    index = (values >= kth).nonzero().flatten()  # ascending, so a stable sort breaks ties by index
+    return index[values[index].sort(descending=True, stable=True).indices[:k]]
+
+
+def strongest(
+    atoms: Atoms, correlation: torch.Tensor, residual: torch.Tensor, available: torch.Tensor, k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k available rows that correlate most with the residual: index int64 [<= k] and their atoms.
+
+    The float32 pass proposes k and some more, float64 products of those rows decide: chunking, threads and the
+    storage's product kernel change the last bits of the pass, but not the answer.
+    """
+    proposed = top(torch.where(available, alignment(correlation), 0.0), k + SLACK).sort().values
+    rows = atoms.rows(proposed)
+    best = top(alignment(rows.double() @ residual.double()), k)
+    return proposed[best], rows[best]
+
+
+def keep_largest(
+    contribution: torch.Tensor, cost: torch.Tensor | None, capacity: int, size: int
+) -> torch.Tensor:
+    """Positions to keep, best first: the `size` largest contributions, or, when rows cost (tokens), the largest
+    contributions per token that together cost at most `capacity`; a row that does not fit is passed over.
+    """
+    if cost is None:
+        return top(contribution, size)
+    order = top(contribution / cost, len(contribution))
+    kept, left = [], capacity
+    for position, price in zip(order.tolist(), cost[order].tolist(), strict=True):
+        if price <= left and len(kept) < size:
+            kept.append(position)
+            left -= price
+    return torch.tensor(kept, dtype=torch.long)

@@ -1,0 +1,126 @@
+"""Filling a budget exactly, whatever a single pursuit can give.
+
+Non-negative least squares supports at most m columns, and a pursuit ends when no row correlates with what is
+left, so one pursuit often chooses fewer rows than the budget. The rule, ours:
+
+1. Pursue in rounds of at most `round_rows`. Every round restarts from the whole target, without the rows that
+   are already chosen, their exact copies and the near copies that were suppressed.
+2. When a round finds nothing, or after `max_rounds`, fill by correlation with the target, largest first:
+   distinct rows, then near copies, then exact copies, each group in order.
+
+Every round's combination approximates the target by itself, so the weights are the average of the rounds',
+each in proportion to its number of rows. Fill rows get the smallest weight that a pursuit row has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from gtp_exp.errors import UserError
+from gtp_exp.selection.duplicates import Copies
+from gtp_exp.selection.pursuit import Pursuit
+
+
+class Solve(Protocol):
+    def __call__(self, *, available: torch.Tensor, size: int, capacity: int) -> Pursuit:
+        """A pursuit of at most `size` available rows that together cost at most `capacity`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Filled:
+    indices: torch.Tensor  # int64 [M], round by round, largest contribution first, then the fill
+    weights: torch.Tensor  # float64 [M, S] for the atoms as given; 0 for fill rows
+    from_pursuit: int  # the first so many rows come from pursuits
+    rounds: tuple[Pursuit, ...]
+    fill: dict[str, int]  # rows by class: distinct, near_copies, exact_copies
+    shortfalls: tuple[str, ...]
+
+
+def fill_budget(
+    solve: Solve,
+    *,
+    correlation: torch.Tensor,
+    copies: Copies,
+    rows: int | None,
+    tokens: int,
+    cost: torch.Tensor | None,
+    round_rows: int,
+    max_rounds: int,
+) -> Filled:
+    """Exactly `rows` rows, or, with cost int64 [N] (tokens of each row), rows until none fits into `tokens`.
+
+    correlation float32 [N] with the target orders the fill.
+    """
+    n = len(correlation)
+    total = n if rows is None else rows
+    available = copies.multiplicity > 0
+    near = torch.zeros(n, dtype=torch.bool)
+    chosen = torch.zeros(n, dtype=torch.bool)
+    rounds, shortfalls = [], []
+    count, left = 0, tokens
+    while count < total and len(rounds) < max_rounds:
+        fits = available & ~chosen if cost is None else available & ~chosen & (cost <= left)
+        if not fits.any():
+            break
+        found = solve(available=fits, size=min(round_rows, total - count), capacity=left)
+        near[found.near_copies] = True
+        available[found.near_copies] = False
+        if not len(found.support):
+            shortfalls.append(
+                f"round {len(rounds) + 1} found no row with a positive correlation to the target"
+            )
+            break
+        rounds.append(found)
+        chosen[found.support] = True
+        count += len(found.support)
+        if cost is not None:
+            left -= int(cost[found.support].sum())
+    if count < total and len(rounds) == max_rounds:
+        shortfalls.append(f"{max_rounds} rounds chose {count} rows; the rest is filled by correlation")
+
+    picked, classes = _fill(correlation, chosen, near, copies, total - count, cost, left)
+    indices = torch.cat([r.support for r in rounds] + [picked])
+    if not len(indices):
+        assert cost is not None
+        raise UserError(
+            f"budget.amount={tokens} tokens is below the shortest candidate ({int(cost.min())} tokens)"
+        )
+    columns = rounds[0].weights.shape[1] if rounds else 1
+    weights = torch.cat(
+        [r.weights * (len(r.support) / count) for r in rounds]
+        + [torch.zeros(len(picked), columns, dtype=torch.float64)]
+    )
+    return Filled(indices, weights, count, tuple(rounds), classes, tuple(shortfalls))
+
+
+def _fill(
+    correlation: torch.Tensor,
+    chosen: torch.Tensor,
+    near: torch.Tensor,
+    copies: Copies,
+    wanted: int,
+    cost: torch.Tensor | None,
+    left: int,
+) -> tuple[torch.Tensor, dict[str, int]]:
+    copy = copies.multiplicity == 0
+    groups = {"distinct": ~near & ~copy, "near_copies": near & ~copy, "exact_copies": copy}
+    value = correlation.double() if cost is None else correlation.double() / cost.clamp(min=1)
+    picked: list[int] = []
+    counts = dict.fromkeys(groups, 0)
+    for name, group in groups.items():
+        index = (group & ~chosen).nonzero().flatten()
+        order = index[value[index].sort(descending=True, stable=True).indices].tolist()
+        for i in order:
+            if len(picked) == wanted:
+                break
+            if cost is not None:
+                if int(cost[i]) > left:
+                    continue
+                left -= int(cost[i])
+            picked.append(i)
+            counts[name] += 1
+    return torch.tensor(picked, dtype=torch.long), counts

@@ -1,0 +1,231 @@
+"""From stored sketches to the atoms and the target rows of a pursuit.
+
+    a_i = concat_t sqrt(eta_t / sum eta) P_t x[t, i]            (options: see Normalise, CheckpointWeights)
+
+One pass over the pool's sketches measures the norms, hashes the rows and refuses what is not finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+
+from gtp_exp.data.examples import Example
+from gtp_exp.errors import UserError
+from gtp_exp.gradients.features import GradientFeatures, Rows, TensorRows
+from gtp_exp.selection.atoms import BLOCK, Block, BlockAtoms
+from gtp_exp.selection.duplicates import Copies, exact_copies, row_hash
+from gtp_exp.selection.subspace import Subspace, evenly_spaced, principal_rows
+
+GIB = 1 << 30
+
+
+class Normalise(Enum):
+    NONE = "none"  # dot products: large gradients (often short completions) weigh more
+    ATOM = "atom"  # every atom has unit norm
+    CHECKPOINT = "checkpoint"  # every checkpoint's part has norm sqrt(eta_t / sum eta), as in LESS
+
+
+class CheckpointWeights(Enum):
+    LEARNING_RATE = "learning_rate"
+    UNIFORM = "uniform"
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    atoms: BlockAtoms  # N x m, normalised as asked
+    gradient_norms: torch.Tensor  # float64 [N], norm of the atom before normalisation
+    atom_norms: torch.Tensor  # float64 [N], after
+    copies: Copies
+    target_rows: torch.Tensor | None  # float32 [n, m], normalised as the atoms are; None in-domain
+    report: dict[str, object]  # JSON values: dimensions, explained energy, what is held in memory
+
+
+def require_directions(features: GradientFeatures | None, directions: Sequence[str], selector: str) -> None:
+    """Refuse a store that lacks a direction, naming the remedy."""
+    if features is None:
+        raise UserError(f"{selector} needs gradients of the pool; give a gradients config")
+    for direction in directions:
+        if direction not in features.directions:
+            raise UserError(
+                f"{selector} reads direction '{direction}' but the store holds "
+                f"{', '.join(features.directions)}; add it to gradients.directions"
+            )
+
+
+def checkpoint_shares(rates: Sequence[float], weights: CheckpointWeights) -> list[float]:
+    """eta_t / sum eta, or 1/T."""
+    if weights is CheckpointWeights.UNIFORM:
+        return [1 / len(rates)] * len(rates)
+    if min(rates) < 0 or not sum(rates) > 0:
+        raise UserError(
+            f"the checkpoints' learning rates {list(rates)} cannot weight them; "
+            "set selector.checkpoint_weights=uniform"
+        )
+    return [rate / sum(rates) for rate in rates]
+
+
+def trajectory(
+    pool: GradientFeatures,
+    target: GradientFeatures | None,
+    candidates: Sequence[Example],
+    *,
+    direction: str,
+    target_direction: str,
+    normalise: Normalise,
+    checkpoint_weights: CheckpointWeights,
+    subspace: Subspace,
+    subspace_dim: int,
+    subspace_rows: int,
+    chunk_rows: int,
+    memory_gib: float,
+    seed: int,
+) -> Trajectory:
+    """Atoms of the pool and, with a target, its rows in the same space.
+
+    subspace_dim per checkpoint; subspace_rows: at most so many pool rows estimate the principal components.
+    Sketches that fit memory_gib together are held in memory, others are read from the store at every pass.
+    """
+    if pool.n != len(candidates):
+        raise ValueError(f"{pool.n} gradient rows for {len(candidates)} candidates")
+    if target is not None and (target.dim, len(target.learning_rates)) != (
+        pool.dim,
+        len(pool.learning_rates),
+    ):
+        raise ValueError("pool and target gradients come from different trajectories or sketches")
+    if subspace is Subspace.SVD and target is None:
+        raise UserError("selector.subspace=svd is the span of the target rows; in-domain use pca or none")
+    shares = checkpoint_shares(pool.learning_rates, checkpoint_weights)
+    n, stored = pool.n, [pool.features(t, direction) for t in range(len(shares))]
+
+    blocks, target_parts, norms, explained, target_explained = [], [], [], [], []
+    hashes = torch.zeros(n, dtype=torch.int64)
+    dims = [min(subspace_dim, pool.dim) if subspace is not Subspace.NONE else pool.dim] * len(shares)
+    width = [4 if subspace is not Subspace.NONE else rows.dtype.itemsize for rows in stored]
+    held = n * sum(d * w for d, w in zip(dims, width, strict=True)) <= memory_gib * GIB
+    for t, rows in enumerate(stored):
+        of_target = None
+        if target is not None:
+            of_target = _all(target.features(t, target_direction), chunk_rows)
+            if not torch.isfinite(of_target).all():
+                bad = int((~torch.isfinite(of_target).all(1)).nonzero()[0])
+                raise UserError(f"the gradient of target row {bad} is not finite; remove the row")
+        basis = None
+        if subspace is not Subspace.NONE:
+            sample = evenly_spaced(rows, subspace_rows) if subspace is Subspace.PCA else of_target
+            assert sample is not None
+            if not torch.isfinite(sample).all():
+                _refuse_non_finite(rows, candidates, chunk_rows)
+            found = principal_rows(sample, subspace_dim, seed + t)
+            if not len(found.vectors):
+                raise UserError("the gradients are all zero, so they span no subspace")
+            basis = found.vectors
+            explained.append(found.explained)
+            if of_target is not None:
+                total = float(of_target.mean(0).square().sum())
+                kept = float((basis @ of_target.mean(0)).square().sum())
+                target_explained.append(kept / total if total else 0.0)
+        norm, kept_rows = _scan(rows, basis, t, hashes, held, candidates, chunk_rows)
+        norms.append(norm)
+        blocks.append((kept_rows, basis if not held else None))
+        if of_target is not None:
+            target_parts.append(of_target if basis is None else of_target @ basis.T)
+
+    atom_norms = _scales(norms, shares, normalise)
+    scales, gradient_norms, unit_norms = atom_norms
+    atoms = BlockAtoms(
+        tuple(Block(rows, s, b) for (rows, b), s in zip(blocks, scales, strict=True)), chunk_rows
+    )
+    target_rows = None
+    if target_parts:
+        part_norms = [torch.linalg.vector_norm(part.double(), dim=1) for part in target_parts]
+        target_scales, _, _ = _scales(part_norms, shares, normalise)
+        target_rows = torch.cat([p * s[:, None] for p, s in zip(target_parts, target_scales, strict=True)], 1)
+    return Trajectory(
+        atoms=atoms,
+        gradient_norms=gradient_norms,
+        atom_norms=unit_norms,
+        copies=exact_copies(stored, hashes),
+        target_rows=target_rows,
+        report={
+            "checkpoints": len(shares),
+            "checkpoint_shares": shares,
+            "dim": atoms.shape[1],
+            "held_in_memory": held,
+            "subspace_dims": [block.dim for block in atoms.blocks],
+            "subspace_explained": explained,
+            "subspace_explained_of_target": target_explained,
+            "zero_gradients": int((gradient_norms == 0).sum()),
+        },
+    )
+
+
+def _scan(
+    rows: Rows,
+    basis: torch.Tensor | None,
+    checkpoint: int,
+    hashes: torch.Tensor,
+    held: bool,
+    candidates: Sequence[Example],
+    chunk_rows: int,
+) -> tuple[torch.Tensor, Rows]:
+    """Norms float64 [N] of the (projected) rows, their hashes added in place, and the rows to pass over later."""
+    n = rows.shape[0]
+    norms, kept = torch.empty(n, dtype=torch.float64), []
+    copy = held and (basis is not None or not isinstance(rows, TensorRows))
+    for start, chunk in rows.chunks(chunk_rows):
+        hashes[start : start + len(chunk)] += row_hash(chunk, checkpoint)
+        for first in range(0, len(chunk), BLOCK):
+            part = chunk[first : first + BLOCK]
+            wide = part.float() if basis is None else part.float() @ basis.T
+            norm = torch.linalg.vector_norm(wide, dim=1).double()
+            at = start + first
+            if not torch.isfinite(norm).all():
+                _refuse_non_finite(TensorRows(part), candidates[at : at + len(part)], len(part))
+            norms[at : at + len(part)] = norm
+            if copy:
+                kept.append(part.clone() if basis is None else wide)
+    return norms, TensorRows(torch.cat(kept)) if copy else rows
+
+
+def _refuse_non_finite(rows: Rows, candidates: Sequence[Example], chunk_rows: int) -> None:
+    for start, chunk in rows.chunks(chunk_rows):
+        bad = ~torch.isfinite(chunk).all(1)
+        if bad.any():
+            name = candidates[start + int(bad.nonzero()[0])].id
+            raise UserError(
+                f"the gradient of example '{name}' is not finite; remove the row or set model.precision=fp32"
+            )
+    raise UserError(
+        f"a gradient near example '{candidates[0].id}' is too large for float32; rescale the store"
+    )
+
+
+def _scales(
+    norms: list[torch.Tensor], shares: list[float], normalise: Normalise
+) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
+    """Row scales float32 per checkpoint, and float64 norms of the rows before and after normalisation."""
+    roots = [share**0.5 for share in shares]
+    weighted = torch.stack([root * norm for root, norm in zip(roots, norms, strict=True)])  # [T, n]
+    before = torch.linalg.vector_norm(weighted, dim=0)
+    if normalise is Normalise.NONE:
+        per_checkpoint = [torch.full_like(norm, root) for root, norm in zip(roots, norms, strict=True)]
+    elif normalise is Normalise.ATOM:
+        per_checkpoint = [root * _inverse(before) for root in roots]
+    else:
+        per_checkpoint = [root * _inverse(norm) for root, norm in zip(roots, norms, strict=True)]
+    after = torch.linalg.vector_norm(
+        torch.stack([s * norm for s, norm in zip(per_checkpoint, norms, strict=True)]), dim=0
+    )
+    return [s.float() for s in per_checkpoint], before, after
+
+
+def _inverse(norm: torch.Tensor) -> torch.Tensor:
+    return torch.where(norm > 0, 1 / norm, 0.0)  # a zero gradient stays a zero atom
+
+
+def _all(rows: Rows, chunk_rows: int) -> torch.Tensor:
+    return torch.cat([chunk.float() for _, chunk in rows.chunks(chunk_rows)])

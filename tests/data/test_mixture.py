@@ -1,0 +1,137 @@
+"""Several labelled sources as one pool; the published pool of LESS is one."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from forms import chat, columns, write_lines
+
+from gtp_exp.config import build
+from gtp_exp.data.mixture import Mixture, Source
+from gtp_exp.data.records import Format
+from gtp_exp.errors import UserError
+
+CONF = Path(__file__).parents[2] / "conf" / "dataset"
+
+
+def source(label: str, *files: str, rows: int | None = None, expected: int | None = None) -> Source:
+    return Source(label, list(files), rows, expected)
+
+
+def mixture(
+    *sources: Source, path: str | None = None, rows: int | None = None, seed: int = 0, **changes
+) -> Mixture:
+    values = {"hub_id": None, "revision": None, "archive": None, "format": Format.AUTO, "columns": columns()}
+    return Mixture(**{**values, **changes}, path=path, sources=list(sources), rows=rows, seed=seed)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for name in ("a", "b"):
+        rows = [chat(f"{name}{i:02d}", "Hi", f"{name}{i}", source="overruled", n=i) for i in range(20)]
+        write_lines(tmp_path / f"{name}.jsonl", *rows, chat(f"{name}-empty", "Hi", ""))
+    return tmp_path
+
+
+A, B = source("first", "a.jsonl"), source("second", "b.jsonl")
+
+
+def test_rows_carry_the_label_of_their_source(folder):
+    pool = mixture(A, B, path=str(folder)).load()
+    assert [e.id[0] for e in pool.examples] == ["a"] * 20 + ["b"] * 20
+    assert pool.skipped == {"empty completion": 2}
+    assert pool.hidden["a03"] == {"source": "first", "n": 3}
+    assert pool.hidden["b03"] == {"source": "second", "n": 3}
+
+
+def test_a_zip_file_reads_like_its_folder(folder):
+    with zipfile.ZipFile(folder / "all.zip", "w", zipfile.ZIP_DEFLATED) as zipped:
+        for name in ("a.jsonl", "b.jsonl"):
+            zipped.write(folder / name, f"data/{name}")
+    inside = [source("first", "data/a.jsonl"), source("second", "data/b.jsonl")]
+    assert mixture(*inside, path=str(folder / "all.zip")).load() == mixture(A, B, path=str(folder)).load()
+
+
+def test_local_files_need_no_hub(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert len(mixture(A, B).load().examples) == 40
+
+
+def test_a_source_has_its_own_subset_whatever_the_others_are(folder):
+    few = source("first", "a.jsonl", rows=5)
+    alone = mixture(few, path=str(folder), seed=3).load().examples
+    both = mixture(few, B, path=str(folder), seed=3).load().examples
+    assert len(alone) == 5 and both[:5] == alone and len(both) == 25
+    assert alone != mixture(few, path=str(folder), seed=4).load().examples
+    assert len(mixture(few, B, path=str(folder), rows=7).load().examples) == 7
+
+
+def test_sources_without_ids_are_numbered_by_label(tmp_path):
+    for name in ("x", "y", "z"):
+        write_lines(tmp_path / f"{name}.jsonl", {"prompt": "p", "completion": "c"})
+    pool = mixture(source("l", "x.jsonl"), source("m", "y.jsonl", "z.jsonl"), path=str(tmp_path)).load()
+    assert [e.id for e in pool.examples] == ["l-000001", "m-1-000001", "m-2-000001"]
+
+
+def test_an_id_in_two_sources_is_refused_with_both_places(folder):
+    write_lines(folder / "b.jsonl", chat("a00", "Hi", "Hello"))
+    with pytest.raises(UserError, match="id 'a00' occurs twice: .*a.jsonl:1 and .*b.jsonl:1"):
+        mixture(A, B, path=str(folder)).load()
+
+
+def test_another_size_than_expected_is_refused(folder):
+    assert len(mixture(source("first", "a.jsonl", expected=21), path=str(folder)).load().examples) == 20
+    both = mixture(A, source("second", "b.jsonl", expected=21), path=str(folder))
+    assert len(both.load().examples) == 40
+    with pytest.raises(UserError, match="source 'first' holds 21 rows, not the expected 20"):
+        mixture(source("first", "a.jsonl", expected=20), path=str(folder)).load()
+
+
+def test_an_archive_that_is_none_or_lacks_a_file_is_refused(folder):
+    (folder / "bad.zip").write_bytes(b"PK not a zip file")
+    with pytest.raises(UserError, match="cannot be read as a zip file"):
+        mixture(A, path=str(folder / "bad.zip")).load()
+    with zipfile.ZipFile(folder / "other.zip", "w") as zipped:
+        zipped.writestr("c.jsonl", "")
+        zipped.writestr("c.csv", "")
+    with pytest.raises(UserError, match="holds no file a.jsonl"):
+        mixture(A, path=str(folder / "other.zip")).load()
+    with pytest.raises(UserError, match="holds no rows"):
+        mixture(source("c", "c.jsonl"), path=str(folder / "other.zip")).load()
+    with pytest.raises(UserError, match="unpack the archive"):
+        mixture(source("c", "c.csv"), path=str(folder / "other.zip")).load()
+    with pytest.raises(UserError, match="does not exist"):
+        mixture(A, path=str(folder / "none.zip")).load()
+
+
+def test_sources_need_distinct_labels_and_files():
+    for sources in ((), (A, A)):
+        with pytest.raises(UserError, match="one label each"):
+            mixture(*sources)
+    with pytest.raises(UserError, match=r"sources\[empty\].files is empty"):
+        mixture(source("empty"))
+
+
+def test_without_network_the_error_says_what_to_do():
+    for archive in ("all.zip", None):
+        with pytest.raises(UserError) as error:
+            mixture(A, hub_id="nobody-here/no-such-set", archive=archive).load()
+        message = str(error.value)
+        assert f"nobody-here/no-such-set {archive or 'a.jsonl'}" in message
+        assert f"dataset.path={'DIR/all.zip' if archive else 'DIR'}" in message
+
+
+def test_the_pool_of_less_has_its_published_size():
+    less = build(yaml.safe_load((CONF / "less_mixture.yaml").read_text()), "dataset")
+    assert sum(s.expected_rows for s in less.sources) == 270_679
+    assert [s.label for s in less.sources] == ["flan_v2", "cot", "dolly", "oasst1"]
+
+
+def test_every_yaml_builds_once_its_files_are_named():
+    changes = {"jsonl": {"files": ["a.jsonl"]}, "hub": {"hub_id": "owner/name"}}
+    for name in ("jsonl", "hub", "less_mixture", "tulu3"):
+        node = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+        build({**node, **changes.get(name, {})}, "dataset")

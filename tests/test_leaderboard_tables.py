@@ -1,0 +1,331 @@
+"""What may be averaged, what ranks, what is called better, and what is said when nothing can be."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from leaderboard_runs import record, sweep
+
+from gtp_exp.errors import UserError
+from gtp_exp.leaderboard.board import check_metric, is_choosing, score, task_changes
+from gtp_exp.leaderboard.comparability import group
+from gtp_exp.leaderboard.metrics import HEADLINE, describe
+from gtp_exp.leaderboard.records import Run
+from gtp_exp.leaderboard.verdict import sentences
+
+
+def as_runs(records):
+    return [Run(f"sweep/{i}", Path(f"/nowhere/{i}"), record) for i, record in enumerate(records)]
+
+
+def tables(records, beside=()):
+    return group(as_runs(records), beside=beside).tables
+
+
+def board(records, metric="nats_per_token", baseline="random", beside=()):
+    (table,) = tables(records, beside)
+    return score(table, metric=metric, baseline=baseline)
+
+
+def line(board, label, budget="5pct"):
+    return next(li for li in board.lines if li.row.label == label and li.row.budget == budget)
+
+
+# Comparability
+
+
+def test_seeds_of_equal_settings_are_one_row():
+    (table,) = tables([record(seed=s) for s in range(3)])
+    (row,) = table.rows
+    assert [run.record.seed for run in row.runs] == [0, 1, 2] and row.label == "gtp"
+
+
+def test_selectors_and_budgets_share_a_table():
+    (table,) = tables([record(s, budget=b) for s in ("gtp", "random") for b in ("1pct", "5pct")])
+    assert {(row.label, row.budget) for row in table.rows} == {
+        *(("gtp", "1pct"), ("gtp", "5pct"), ("random", "1pct"), ("random", "5pct"))
+    }
+
+
+@pytest.mark.parametrize("key", ["model", "dataset", "gradients", "train", "benchmark", "eval_batch_size"])
+def test_any_other_setting_that_differs_splits_the_table_and_is_named(key):
+    found = tables([record(seed=0), record(seed=1, config={key: {"changed": True}})])
+    assert len(found) == 2
+    assert all(f"{key}.changed" in table.differing for table in found)
+    assert {len(row.runs) for table in found for row in table.rows} == {1}
+
+
+def test_a_table_heading_gives_a_groups_name_for_its_many_keys():
+    found = tables(
+        [
+            record(),
+            record(seed=1, names={"model": "qwen"}, config={"model": {"hub_id": "q", "lora": {"r": 64}}}),
+        ]
+    )
+    assert {table.label for table in found} == {
+        *("skills_target (model=smollm2_135m)", "skills_target (model=qwen)")
+    }
+    assert all("model.lora.r" in table.differing for table in found)
+
+
+def test_benchmarks_are_tables_of_their_own():
+    found = tables([record(), record(benchmark="mmlu")])
+    assert [table.benchmark for table in found] == ["mmlu", "skills_target"]
+    assert all(not table.differing for table in found)
+
+
+@pytest.mark.parametrize("key", ["tracking", "launch", "outputs"])
+def test_where_a_run_reports_makes_no_difference(key):
+    (table,) = tables([record(seed=0), record(seed=1, config={key: "elsewhere"})])
+    assert len(table.rows) == 1
+
+
+def test_a_selectors_own_settings_make_rows_of_their_own():
+    """An ablation grid varies selector.* under one name: averaging it would average methods."""
+    (table,) = tables(
+        [
+            record(seed=s, config={"selector": {"subspace": kind, "ridge": 0.1}})
+            for s in range(2)
+            for kind in ("pca", "none")
+        ]
+    )
+    assert {row.label for row in table.rows} == {"gtp [subspace=pca]", "gtp [subspace=none]"}
+    assert all(len(row.runs) == 2 for row in table.rows)
+
+
+def test_a_budget_that_was_overridden_is_another_budget():
+    (table,) = tables([record(seed=0), record(seed=1, config={"budget": {"unit": "rows", "amount": 7}})])
+    assert len({row.budget for row in table.rows}) == 2
+
+
+def test_a_setting_that_follows_the_seed_is_the_seed():
+    (table,) = tables([record(seed=s, config={"train": {"lr": 1, "seed": s}}) for s in range(3)])
+    assert len(table.rows) == 1
+
+
+def test_a_fixed_seed_of_another_stage_stays_a_setting():
+    found = tables([record(seed=s, config={"gradients": {"seed": g}}) for s in (0, 1) for g in (0, 1)])
+    assert len(found) == 2 and all("gradients.seed" in table.differing for table in found)
+
+
+def test_beside_puts_a_setting_in_the_rows_and_still_never_averages_it():
+    runs = [record(seed=s, config={"train": {"lr": lr}}) for s in range(2) for lr in (1, 2)]
+    assert len(tables(runs)) == 2
+    (table,) = tables(runs, beside=["train"])
+    assert {row.variant for row in table.rows} == {"train.lr=1", "train.lr=2"}
+    assert all(len(row.runs) == 2 for row in table.rows)
+
+
+def test_a_seed_run_twice_counts_once_and_the_later_one_wins():
+    early = record(loss=3.0)
+    late = replace(record(loss=2.0), finished="2026-01-02T00:00:00+00:00")
+    grouped = group(as_runs([late, early]), beside=())
+    ((row,),) = [table.rows for table in grouped.tables]
+    assert [run.record for run in row.runs] == [late]
+    assert [(again.left_out.record, again.kept.record) for again in grouped.repeated] == [(early, late)]
+
+
+# Numbers
+
+
+def test_a_mean_is_over_tasks_then_over_seeds():
+    found = line(board([record(seed=0, loss=2.0), record(seed=1, loss=3.0)]), "gtp")
+    assert found.values["nats_per_token"] == pytest.approx({0: 2.1, 1: 3.1})  # the second task is 0.2 higher
+    assert found.summary["nats_per_token"].mean == pytest.approx(2.6)
+
+
+@pytest.mark.parametrize(
+    ("name", "higher"),
+    [
+        ("acc", True),
+        ("exact_match", True),
+        ("f1", True),
+        ("nats_per_token", False),
+        ("word_perplexity", False),
+        ("bits_per_byte", False),
+    ],
+)
+def test_a_metrics_direction_follows_its_name(name, higher):
+    assert describe(name).higher_is_better is higher
+
+
+@pytest.mark.parametrize(("metric", "first"), [("nats_per_token", "good"), ("acc", "accurate")])
+def test_rank_follows_the_metrics_direction(metric, first):
+    runs = [record("good", loss=1.0, accuracy=0.2), record("accurate", loss=2.0, accuracy=0.9)]
+    found = board(runs, metric=metric)
+    assert [li.row.label for li in found.lines][0] == first
+    assert [li.rank for li in found.lines] == [1, 2]
+    assert found.metrics[0].name == metric
+
+
+def test_loss_and_accuracy_stand_beside_each_other_whichever_ranks():
+    assert [m.name for m in board([record()]).metrics] == ["nats_per_token", "acc"]
+    assert [m.name for m in board([record()], metric=HEADLINE).metrics] == ["acc", "nats_per_token"]
+
+
+def test_equal_means_share_a_rank():
+    found = board([record("a", loss=2.0), record("b", loss=2.0), record("c", loss=3.0)])
+    assert [li.rank for li in found.lines] == [1, 1, 3]
+
+
+def test_a_clear_difference_is_called_better_and_best():
+    runs = sweep({"gtp": 1.0, "less": 1.6, "random": 2.0}, 6, spread=0.05, rng=random.Random(0))
+    found = board(runs)
+    gtp = line(found, "gtp")
+    assert gtp.best and gtp.better_than_baseline is True
+    assert gtp.versus is not None and gtp.versus.win_rate == 1 and gtp.versus.n == 6
+    assert gtp.versus.difference == pytest.approx(-1.0, abs=0.1)
+    assert not line(found, "less").best and line(found, "random").versus is None
+    words = " ".join(sentences(found.blocks[0], found.metrics[0], "random"))
+    assert "better than every other row" in words and "Better than random" in words
+
+
+def test_a_clear_loss_is_called_worse():
+    runs = sweep({"bad": 3.0, "random": 2.0}, 6, spread=0.05, rng=random.Random(0))
+    found = board(runs)
+    assert line(found, "bad").better_than_baseline is False
+    assert "Worse than random" in " ".join(sentences(found.blocks[0], found.metrics[0], "random"))
+
+
+def test_noise_is_called_nothing():
+    """Twelve selectors drawn from one distribution: uncorrected, one in twenty would look better."""
+    called = 0
+    for seed in range(20):
+        names = {f"s{i}": 2.0 for i in range(12)} | {"random": 2.0}
+        found = board(sweep(names, 5, spread=0.1, rng=random.Random(seed)))
+        called += any(li.better_than_baseline is not None for li in found.lines)
+    assert called <= 4  # at most 5% of the families are expected to have one
+
+
+def test_a_single_seed_is_never_called_better():
+    found = board(sweep({"gtp": 1.0, "less": 5.0, "random": 9.0}, 1, spread=0.0, rng=random.Random(0)))
+    for li in found.lines:
+        assert not li.best and li.better_than_baseline is None
+        assert li.summary["nats_per_token"].interval is None
+    assert "single seed" in " ".join(sentences(found.blocks[0], found.metrics[0], "random"))
+
+
+def test_the_best_of_two_that_cannot_be_told_apart_is_not_marked():
+    runs = sweep({"a": 1.0, "b": 1.01, "random": 2.0}, 5, spread=0.1, rng=random.Random(2))
+    found = board(runs)
+    assert not any(li.best for li in found.lines)
+    assert len(found.blocks[0].close) == 1
+
+
+def test_differences_are_within_one_budget():
+    runs = [
+        record(s, seed, budget=b, loss=x)
+        for seed in (0, 1)
+        for s, b, x in (
+            ("gtp", "1pct", 3.0),
+            ("random", "1pct", 4.0),
+            ("gtp", "5pct", 1.0 + seed),
+            ("random", "5pct", 1.5),
+        )
+    ]
+    found = board(runs)
+    one, five = line(found, "gtp", "1pct"), line(found, "gtp", "5pct")
+    assert one.versus is not None and one.versus.difference == pytest.approx(-1.0)
+    assert five.versus is not None and five.versus.difference == pytest.approx(0.0)
+
+
+def test_budgets_stand_in_the_order_of_their_size():
+    runs = [
+        record(budget=b, chosen=[f"r{i}" for i in range(n)])
+        for b, n in (("10pct", 9), ("1pct", 1), ("5pct", 5))
+    ]
+    assert [block.budget for block in board(runs).blocks] == ["1pct", "5pct", "10pct"]
+
+
+def test_another_baseline_can_be_chosen_and_a_missing_one_is_said():
+    runs = [record("gtp"), record("full")]
+    assert line(board(runs, baseline="full"), "gtp").versus is not None
+    missing = board(runs)
+    assert line(missing, "gtp").versus is None and any("random" in note for note in missing.notes)
+
+
+def test_ranks_are_compared_from_three_rows_and_seeds_on():
+    rng = random.Random(0)
+    enough = board(sweep({"a": 1.0, "b": 2.0, "random": 3.0}, 3, spread=0.01, rng=rng)).blocks[0].ranks
+    assert enough is not None and enough.mean_ranks == pytest.approx((1, 2, 3)) and enough.blocks == 3
+    assert board(sweep({"a": 1.0, "b": 2.0, "c": 3.0}, 2, spread=0.01, rng=rng)).blocks[0].ranks is None
+    assert board(sweep({"a": 1.0, "b": 2.0}, 5, spread=0.01, rng=rng)).blocks[0].ranks is None
+
+
+def test_costs_are_medians_and_choosing_ends_before_training():
+    found = line(board([record(seed=s) for s in range(3)]), "gtp")
+    middle = sorted(run.record.stages["finetune"].seconds for run in found.row.runs)[1]
+    assert found.seconds["finetune"] == middle
+    kept = found.seconds["warmup"] + found.seconds["gradients"] + found.seconds["selection"]
+    assert found.choosing_seconds == pytest.approx(kept)
+    assert not is_choosing("evaluation of the untuned model") and is_choosing("gradients (pool)")
+
+
+# Missing and unlike numbers
+
+
+def test_a_run_without_a_task_is_not_ranked_and_said_to_be():
+    partial = record(seed=1)
+    partial = replace(partial, metrics={"sorting": partial.metrics["sorting"]})
+    found = board([record(seed=0), partial])
+    assert [(run.record.seed, reason) for run, reason in found.unranked] == [(1, "not evaluated on roman")]
+    assert set(line(found, "gtp").values["nats_per_token"]) == {0}
+
+
+def test_a_run_without_the_metric_of_a_task_is_not_ranked():
+    broken = record(seed=1)
+    lacking = {k: v for k, v in broken.metrics["roman"].items() if k != "nats_per_token"}
+    found = board([record(seed=0), replace(broken, metrics={**broken.metrics, "roman": lacking})])
+    assert [reason for _, reason in found.unranked] == ["no nats_per_token for roman"]
+
+
+def test_a_task_that_never_has_the_metric_is_left_out_of_its_mean_and_said_to_be():
+    """A generation task has no held-out loss of its own."""
+    runs = [
+        replace(r, metrics={**r.metrics, "generation": {"exact_match": 0.5, "headline": "exact_match"}})
+        for r in (record(seed=0), record(seed=1))
+    ]
+    found = board(runs)
+    assert not found.unranked
+    assert line(found, "gtp").summary["nats_per_token"].mean == pytest.approx(2.1)
+    assert line(found, "gtp").summary[HEADLINE].mean == pytest.approx((0.3 + 0.3 + 0.5) / 3)
+    assert any("not generation" in note for note in found.notes)
+
+
+def test_a_metric_that_no_run_has_is_refused_with_the_choice():
+    with pytest.raises(UserError, match="--metric bleu.*acc, headline, nats_per_answer, nats_per_token"):
+        check_metric(as_runs([record()]), "bleu")
+
+
+def test_runs_that_were_only_selected_make_a_board_without_ranks():
+    found = board([replace(record(s), metrics={}, untuned={}) for s in ("gtp", "random")])
+    assert found.metrics == () and [li.rank for li in found.lines] == [None, None]
+    assert any("not evaluated" in note for note in found.notes)
+
+
+def test_different_commits_versions_and_seeds_are_said():
+    other = replace(record(seed=1), git_sha="fedcba", packages={"torch": "2.14.0", "lm_eval": "0.4.13"})
+    notes = " ".join(board([record(seed=0), other, record("random", 0)]).notes)
+    assert "2 commits" in notes and "torch 2.13.0, 2.14.0" in notes and "lm_eval" not in notes
+    assert "different seeds" in notes
+
+
+def test_runs_that_disagree_on_the_untuned_model_are_said():
+    other = record(seed=1)
+    other = replace(other, untuned={t: {**v, "nats_per_token": 9.0} for t, v in other.untuned.items()})
+    assert any("untuned" in note for note in board([record(seed=0), other]).notes)
+    assert not any("untuned" in note for note in board([record(seed=0), record(seed=1)]).notes)
+
+
+def test_the_untuned_model_is_a_reference():
+    assert board([record()]).untuned == {"nats_per_token": 3.5, "acc": 0.25}
+
+
+def test_a_task_is_shown_before_and_after():
+    found = board([record(loss=2.0, accuracy=0.2)])
+    changes = {(c.task, c.metric.name): c.change for c in task_changes(found, found.lines[0])}
+    assert changes[("sorting", "acc")] == pytest.approx(-0.05)
+    assert changes[("roman", "nats_per_token")] == pytest.approx(2.2 - 3.5)
