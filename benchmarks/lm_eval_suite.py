@@ -84,7 +84,7 @@ class LmEvalSuite:
         docs = [dict(rows[i]) for i in range(min(len(rows), self.test_rows or len(rows)))]
         shots = _shots(name, task, self.num_fewshot, "benchmark.num_fewshot")
         config: dict[str, Any] = {
-            "include": task.config.metadata["config_source"],
+            "include": _portable(task.config.metadata["config_source"]),
             "dataset_name": None,  # the rows come from a file now, processed and split
             "process_docs": None,
             "training_split": None,
@@ -105,6 +105,14 @@ class LmEvalSuite:
             chat=self.chat,
             held_out=tuple(_example(f"{name}-test-{i}", task, doc, name) for i, doc in enumerate(docs)),
         )
+
+
+def _portable(path: str) -> str:
+    """lm_eval/tasks/...: the same on every machine, since it is part of what an evaluation's cache key holds."""
+    import lm_eval
+
+    source, package = Path(path).resolve(), Path(lm_eval.__file__).resolve().parent
+    return str(source.relative_to(package.parent)) if source.is_relative_to(package) else str(source)
 
 
 @cache

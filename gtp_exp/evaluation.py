@@ -89,7 +89,6 @@ def _lm_eval(task: EvalTask, loaded: LoadedModel, batch_size: int, directory: Pa
                 model=lm,
                 tasks=[task.name],
                 task_manager=manager,
-                limit=task.limit,
                 apply_chat_template=task.chat,
                 log_samples=True,
                 bootstrap_iters=0,
@@ -120,6 +119,12 @@ def _render(task: EvalTask, folder: Path) -> None:
             data["train"] = _write_jsonl(folder / "train.jsonl", task.fewshot)
             config["fewshot_split"] = "train"
         config["dataset_kwargs"] = {"data_files": data}
+    if str(config.get("include", "")).startswith(
+        "lm_eval/"
+    ):  # a bundled task's file, wherever it is installed
+        import lm_eval
+
+        config["include"] = str(Path(lm_eval.__file__).parent.parent / config["include"])
     if config:
         (folder / "task.yaml").write_text(json.dumps(config, ensure_ascii=False), encoding="utf-8")
 
@@ -136,7 +141,9 @@ def _headline(task: EvalTask, output: Mapping[str, Any]) -> dict[str, float | st
         if filter_name == chosen_filter and isinstance(value, (int, float)) and math.isfinite(value):
             metrics[metric] = float(value)
     if f"{name}_stderr" not in metrics and 0 <= float(metrics[name]) <= 1:
-        n = sum(len(rows) for rows in output["samples"].values()) or 1
+        # lm-eval lists a document once per filter
+        rows = [row for samples in output["samples"].values() for row in samples]
+        n = sum(row["filter"] == chosen_filter for row in rows) or 1
         metrics[f"{name}_stderr"] = math.sqrt(float(metrics[name]) * (1 - float(metrics[name])) / n)
     return metrics
 

@@ -158,6 +158,9 @@ def prepare_rows(name: str, examples: Sequence[Example], model: Model) -> Rows:
     excluded = {reason: len(ids) for reason, ids in tokens.excluded.items() if ids}
     for reason, count in excluded.items():
         log.warning("%s: left out %d of %d rows (%s)", name, count, len(examples), reason)
+    if tokens.truncated:
+        limit = f"model.max_length={model.config.max_length}"
+        log.warning("%s: cut %d of %d rows to %s", name, len(tokens.truncated), len(examples), limit)
     if not tokens.examples:
         raise UserError(
             f"the {name} has no row with a completion; {len(examples)} rows read, excluded: {excluded}"

@@ -137,8 +137,8 @@ class _Weighted(Dataset):
 
 
 def _collate(rows: Sequence[tuple[TokenizedExample, float]], pad_id: int) -> dict[str, torch.Tensor]:
-    batch = pad_collate([example for example, _ in rows], pad_id)
-    return {**batch, "sample_weight": torch.tensor([weight for _, weight in rows])}
+    examples, weights = zip(*rows, strict=True)
+    return pad_collate(examples, pad_id, weights)
 
 
 class _WeightedTrainer(Trainer):

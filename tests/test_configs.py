@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from gtp_exp.errors import UserError
 from gtp_exp.worker import _experiment
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir())
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+
+
+# A person has to fill these in; what stands there without it is tested below.
+REQUIRED = {
+    ("dataset", "jsonl"): ["dataset.files=[pool.jsonl]"],
+    ("dataset", "hub"): ["dataset.hub_id=owner/name"],
+    ("benchmark", "jsonl_choice"): ["benchmark.validation=v.jsonl", "benchmark.test=t.jsonl"],
+}
 
 
 def build(*overrides):
@@ -30,12 +40,18 @@ def test_the_groups_are_those_of_the_design():
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_into_checked_objects(group, option):
     override = f"experiment={option}" if group == "experiment" else f"{group}={option}"
-    config, experiment = build(override)
+    config, experiment = build(override, *REQUIRED.get((group, option), []))
     if group != "experiment":
-        target = config[group]["_target_"]
         built = getattr(experiment, group)
-        assert f"{type(built).__module__}.{type(built).__qualname__}" == target
-        assert set(config[group]) == {"_target_", *type(built).__dataclass_fields__}
+        assert type(built).__name__ == config[group]["_target_"].rpartition(".")[2]
+        fields = {f.name for f in dataclasses.fields(built)}
+        assert set(config[group]) == {"_target_", *fields}
+
+
+@pytest.mark.parametrize(("group", "option"), sorted(REQUIRED))
+def test_an_option_that_lacks_what_only_a_person_knows_says_so(group, option):
+    with pytest.raises(UserError, match="validation|files|hub_id"):
+        build(f"{group}={option}")
 
 
 @pytest.mark.parametrize(

@@ -160,9 +160,24 @@ def test_a_mix_folds_rare_values_and_still_sums_to_one():
         ({"residual": [1.0, 0.5]}, {"residual": (1.0, 0.5)}),
         ({"residuals": [[1.0, 0.5], [0.4, 0.3]]}, {"residuals 1": (1.0, 0.5), "residuals 2": (0.4, 0.3)}),
         ({"rounds": {"residual": [1, 2, 3]}}, {"rounds residual": (1.0, 2.0, 3.0)}),
+        (
+            {"rounds": [{"residual": 0.5, "curve": [0.9, 0.5]}, {"curve": [0.4, 0.3], "residual": 0.3}]},
+            {"rounds 1 residual": (0.9, 0.5), "rounds 2 residual": (0.4, 0.3)},
+        ),
+        ({"rounds": [{"curve": [0.9, 0.5]}]}, {}),
         ({"residual": 0.4, "losses": [1.0, 2.0], "residual_names": ["a", "b"]}, {}),
     ],
 )
 def test_residual_curves_are_found_however_they_are_nested(given_diagnostics, curves):
     found = board([record(diagnostics=given_diagnostics)])
     assert {c.label: c.values for c in diagnostics.residual_curves(found.lines[0])} == curves
+
+
+def test_what_a_selector_reports_is_averaged_or_shown_as_it_is():
+    runs = [
+        record(seed=0, diagnostics={"fill": "aligned", "rounds": 2, "rows_by_round": [3, 4], "rows": [{}]}),
+        record(seed=1, diagnostics={"fill": "none", "rounds": 4, "rows_by_round": [9], "flag": True}),
+    ]
+    facts = diagnostics.facts(board(runs).lines[0].row)
+    assert facts.numbers == {"rounds": 3.0}
+    assert facts.texts == {"fill": "aligned", "rows_by_round": "3, 4"}

@@ -169,6 +169,7 @@ def test_loss_and_accuracy_stand_beside_each_other_whichever_ranks():
 def test_equal_means_share_a_rank():
     found = board([record("a", loss=2.0), record("b", loss=2.0), record("c", loss=3.0)])
     assert [li.rank for li in found.lines] == [1, 1, 3]
+    assert "a and b share the lowest" in sentences(found.blocks[0], found.metrics[0], "random")[0]
 
 
 def test_a_clear_difference_is_called_better_and_best():

@@ -101,12 +101,13 @@ def test_the_same_problem_gives_the_same_answer(name, problem):
 def test_the_order_of_the_pool_does_not_matter(name, problem):
     order = torch.randperm(N, generator=torch.Generator().manual_seed(3))
     pool = problem.pool_gradients
+    matrices = tuple({d: m[order] for d, m in t.items()} for t in pool.matrices)
     shuffled = replace(
         problem,
         candidates=[problem.candidates[i] for i in order.tolist()],
         n_tokens=problem.n_tokens[order],
         n_completion_tokens=problem.n_completion_tokens[order],
-        pool_gradients=replace(pool, matrices=tuple({d: m[order] for d, m in t.items()} for t in pool.matrices)),
+        pool_gradients=replace(pool, matrices=matrices),
     )
     ids = [{p.candidates[i].id for i in choose(name, p).indices.tolist()} for p in (problem, shuffled)]
     assert ids[0] == ids[1]

@@ -20,7 +20,6 @@ class EvalTask:
     config: Mapping[str, Any]  # lm-eval task YAML without `task` and data paths; overrides for a bundled task
     docs: tuple[Mapping[str, Any], ...] | None  # test rows
     fewshot: tuple[Mapping[str, Any], ...] = ()
-    limit: int | None = None  # evaluate only the first docs of a bundled task
     chat: bool = True  # prompts go through the tokenizer's chat template
     held_out: tuple[Example, ...] = ()  # the test prompts with their gold answers, for the held-out loss
 

@@ -21,6 +21,7 @@ class LoraLinear:
 
     name: str
     module: lora.Linear
+    base: Any  # nn.Linear, or whatever PEFT treats alike
     a: torch.nn.Linear
     b: torch.nn.Linear
     scaling: float
@@ -64,6 +65,7 @@ def find_adapters(model: torch.nn.Module) -> Adapters:
             LoraLinear(
                 name=name,
                 module=module,
+                base=module.get_base_layer(),
                 a=a,
                 b=b,
                 scaling=module.scaling[adapter],

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 
 import torch
@@ -16,6 +17,7 @@ from gtp_exp.gradients.adapters import Adapters, find_adapters, has_adapters, re
 from gtp_exp.gradients.check import check_engine
 from gtp_exp.gradients.engine import AutogradEngine, GradientEngine
 from gtp_exp.gradients.hooks import HooksEngine
+from gtp_exp.gradients.linear import LinearKernel, fastest_kernel
 from gtp_exp.gradients.loss import Reduction
 from gtp_exp.gradients.memory import choose_token_budget
 from gtp_exp.gradients.packed import PackedEngine, packed_obstacle
@@ -36,6 +38,7 @@ def make_engine(
     parameters: Mapping[str, torch.nn.Parameter],
     *,
     reduction: Reduction,
+    kernel: LinearKernel,
 ) -> GradientEngine:
     """Without the check. Raises UserError, by module name, for what the engine cannot differentiate exactly."""
     if kind is Engine.AUTOGRAD:
@@ -43,7 +46,16 @@ def make_engine(
     adapters = _lora(model, kind)
     if kind is Engine.HOOKS:
         return HooksEngine(model, adapters, reduction)
-    return PackedEngine(model, adapters, reduction)
+    return PackedEngine(model, adapters, reduction, kernel)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the machine and the model decide, and a resumed run must repeat."""
+
+    engine: Engine
+    kernel: LinearKernel
+    token_budget: int
 
 
 def choose_engine(
@@ -54,8 +66,8 @@ def choose_engine(
     requested: Engine,
     reduction: Reduction,
     token_budget: int | None,
-) -> tuple[GradientEngine, int]:
-    """The engine and its token budget. examples: those of the first shard.
+) -> Choice:
+    """The fastest engine allowed that passes the check. examples: those of the first shard.
 
     Falls back from packed to padded, and from padded to one by one, with a warning that says why.
     """
@@ -65,14 +77,13 @@ def choose_engine(
     elif requested is Engine.HOOKS:
         kinds = [Engine.HOOKS, Engine.AUTOGRAD]
     longest = max(examples, key=lambda e: e.n_tokens)
-    for kind, slower in zip(kinds, kinds[1:] + [None], strict=True):
-        if slower is None:
-            return make_engine(kind, model, parameters, reduction=reduction), token_budget or longest.n_tokens
+    kernel = fastest_kernel(model)
+    for kind in kinds[:-1]:
         adapters = _lora(model, kind)
         reason = packed_obstacle(model, adapters) if kind is Engine.PACKED else None
         if reason is None:
             try:
-                engine = make_engine(kind, model, parameters, reduction=reduction)
+                engine = make_engine(kind, model, parameters, reduction=reduction, kernel=kernel)
                 budget = token_budget or choose_token_budget(engine, model, longest)
                 first = [examples[i] for i in engine.batches([e.n_tokens for e in examples], budget)[0]]
                 reason = check_engine(engine, model, parameters, first, reduction, at_most=_CHECKED)
@@ -81,13 +92,11 @@ def choose_engine(
             # Whatever an unforeseen model does to the engine, the next one may still be exact.
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}"
-            if reason is None:
-                return engine, budget
-        warnings.warn(
-            f"the {kind.value} engine does not fit this model ({reason}); going on with the slower {slower.value}",
-            stacklevel=3,
-        )
-    raise AssertionError("the last engine needs no check")
+            else:
+                if reason is None:
+                    return Choice(kind, kernel, budget)
+        warnings.warn(f"engine {kind.value} does not fit this model, a slower one is used: {reason}", stacklevel=3)
+    return Choice(kinds[-1], kernel, token_budget or longest.n_tokens)
 
 
 def _lora(model: torch.nn.Module, kind: Engine) -> Adapters:

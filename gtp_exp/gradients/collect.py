@@ -20,6 +20,7 @@ from gtp_exp.gradients.accumulate import Accumulator, Transform
 from gtp_exp.gradients.adapters import check_differentiable, sizes
 from gtp_exp.gradients.choose import Engine, choose_engine, make_engine
 from gtp_exp.gradients.engine import GradientEngine
+from gtp_exp.gradients.linear import LinearKernel
 from gtp_exp.gradients.loss import Reduction
 from gtp_exp.gradients.memory import halving
 from gtp_exp.gradients.meter import Meter
@@ -99,7 +100,7 @@ def collect(
 
     def resolve() -> dict[str, Any]:
         load_trainable(model, checkpoints[0])
-        chosen, budget = choose_engine(
+        choice = choose_engine(
             model,
             parameters,
             examples[:shard_rows],
@@ -107,11 +108,21 @@ def collect(
             reduction=reduction,
             token_budget=token_budget,
         )
-        return {"engine": chosen.name, "token_budget": budget}
+        return {
+            "engine": choice.engine.value,
+            "kernel": choice.kernel.value,
+            "token_budget": choice.token_budget,
+        }
 
     with left_as_found(model, parameters):
         writer = StoreWriter(directory, settings, rows, resolve)
-        worker = make_engine(Engine(writer.plan["engine"]), model, parameters, reduction=reduction)
+        worker = make_engine(
+            Engine(writer.plan["engine"]),
+            model,
+            parameters,
+            reduction=reduction,
+            kernel=LinearKernel(writer.plan["kernel"]),
+        )
         budget = writer.plan["token_budget"]
         pending = writer.missing()
         n_tokens = sum(examples[i].n_tokens for _, shard in pending for i in writer.span(shard))

@@ -28,6 +28,10 @@ class GradientEngine(Protocol):
         ...
 
 
+class NotPerExample(Exception):
+    """A module saw the tokens in a form in which examples cannot be told apart."""
+
+
 class AutogradEngine:
     """One example at a time through the untouched model: exact for any model and any trainable parameter."""
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from gtp_exp.gradients.linear import LinearKernel
+
 _PROBE_TOKENS = 16
 _CHUNK_VALUES = 1 << 24  # logits held at a time: 64 MiB in float32
 
@@ -23,10 +25,11 @@ class LabelHead:
     bias: torch.Tensor | None  # [V]
     scale: float
     softcap: float | None
+    kernel: LinearKernel
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden: [n, H]; returns [n, V]."""
-        z = torch.nn.functional.linear(hidden, self.weight, self.bias)
+        z = self.kernel.apply(hidden, self.weight, self.bias)
         if self.scale != 1:
             z = z * self.scale
         if self.softcap is not None:
@@ -52,11 +55,11 @@ class LabelHead:
                 g.mul_(1 - (wide / self.softcap).square_())
             if self.scale != 1:
                 g.mul_(self.scale)
-            torch.mm(g.to(hidden.dtype), self.weight, out=out[part])
+            out[part] = self.kernel.apply(g.to(hidden.dtype), self.weight.t())
         return out
 
 
-def label_head(model: Any) -> LabelHead | None:
+def label_head(model: Any, kernel: LinearKernel) -> LabelHead | None:
     """The head of a transformers causal LM, or None when it computes something else than `LabelHead` can.
 
     What the configuration says about scaling and capping is believed only after the logits of a few tokens
@@ -70,7 +73,7 @@ def label_head(model: Any) -> LabelHead | None:
     scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
     scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite
     scale *= getattr(config, "lm_head_multiplier", None) or 1.0  # Falcon-H1
-    head = LabelHead(weight=linear.weight.detach(), bias=linear.bias, scale=scale, softcap=softcap)
+    head = LabelHead(weight=linear.weight.detach(), bias=linear.bias, scale=scale, softcap=softcap, kernel=kernel)
     tokens = torch.arange(min(_PROBE_TOKENS, len(linear.weight)), device=linear.weight.device).unsqueeze(0)
     with torch.no_grad():
         theirs = model(input_ids=tokens, use_cache=False).logits[0]

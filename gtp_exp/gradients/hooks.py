@@ -10,12 +10,11 @@ import inspect
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 
 from gtp_exp.data.examples import TokenizedExample
 from gtp_exp.gradients.adapters import Adapters, base_model
-from gtp_exp.gradients.engine import Consume, pad
-from gtp_exp.gradients.loss import Reduction, label_positions
+from gtp_exp.gradients.engine import Consume, NotPerExample, pad
+from gtp_exp.gradients.loss import Reduction, label_positions, weighted_loss
 
 
 class HooksEngine:
@@ -46,23 +45,21 @@ class HooksEngine:
         finally:
             for handle in handles:
                 handle.remove()
-        outputs = [y for pairs in calls.values() for _, y in pairs]
         # Gradients of the matrices' outputs only: nothing is computed for, or accumulated into, a parameter.
+        outputs = [y for pairs in calls.values() for _, y in pairs]
         output_gradients = iter(torch.autograd.grad(loss, outputs, allow_unused=True))
         for name, pairs in calls.items():
-            # Taken apart here although a matrix is usually called once: consume wants the whole gradient.
-            terms = []
-            for x, y in pairs:
+            # A module that is called several times has a gradient that is a sum; the consumer wants all of it.
+            total = None
+            for x, _ in pairs:
                 g = next(output_gradients)
-                if g is None:
-                    continue
-                if x.shape[0] != len(batch) or x.dim() != 3:
-                    raise NotPerExample(
-                        f"{name} was called with inputs {tuple(x.shape)}, not [batch, tokens, values]"
-                    )
-                terms.append(torch.bmm(g.transpose(1, 2), x.detach().to(g.dtype)))
-            if terms:
-                consume(name, torch.stack(terms).sum(0) if len(terms) > 1 else terms[0])
+                if x.dim() != 3 or x.shape[0] != len(batch):
+                    raise NotPerExample(f"{name} was called with {tuple(x.shape)}, not [batch, tokens, values]")
+                if g is not None:
+                    term = torch.bmm(g.transpose(1, 2), x.detach().to(g.dtype))
+                    total = term if total is None else total.add_(term)
+            if total is not None:
+                consume(name, total)
 
     def _loss(self, batch: Sequence[TokenizedExample]) -> torch.Tensor:
         """Sum of the examples' losses: their gradients do not mix, for no example sees another."""
@@ -83,10 +80,4 @@ class HooksEngine:
             logits = logits[:, keep]
         i, t = weights[:, keep].nonzero(as_tuple=True)
         chosen = logits[i.to(device), t.to(device)]
-        chosen = chosen.float() if chosen.dtype in (torch.float16, torch.bfloat16) else chosen
-        nll = F.cross_entropy(chosen, targets[:, keep][i, t].to(device), reduction="none")
-        return (nll * weights[:, keep][i, t].to(nll)).sum()
-
-
-class NotPerExample(Exception):
-    """A module saw the tokens in a form in which examples cannot be told apart."""
+        return weighted_loss(chosen, targets[:, keep][i, t].to(device), weights[:, keep][i, t].to(device))

@@ -20,9 +20,14 @@ def completion_loss(logits: torch.Tensor, labels: torch.Tensor, reduction: Reduc
     """Next-token cross-entropy. logits: [n, vocabulary]; labels: [n], unshifted, IGNORE where there is no
     loss.
     """
-    # As the models of transformers do: half-precision logits are raised before the softmax.
-    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    logits = _raised(logits)
     return F.cross_entropy(logits[:-1], labels[1:], ignore_index=IGNORE, reduction=reduction.value)
+
+
+def weighted_loss(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """sum_k weights[k] * cross_entropy(logits[k], targets[k]). logits: [n, vocabulary]."""
+    logits = _raised(logits)
+    return (F.cross_entropy(logits, targets, reduction="none") * weights.to(logits)).sum()
 
 
 def reference_gradients(
@@ -48,3 +53,8 @@ def label_positions(example: TokenizedExample) -> tuple[list[int], list[int]]:
     """Positions whose output predicts a completion token, and those tokens."""
     pairs = [(t, label) for t, label in enumerate(example.labels[1:]) if label != IGNORE]
     return [t for t, _ in pairs], [label for _, label in pairs]
+
+
+def _raised(logits: torch.Tensor) -> torch.Tensor:
+    # As the models of transformers do before the softmax.
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

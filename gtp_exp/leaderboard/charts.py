@@ -243,7 +243,7 @@ def residual_plot(label: str, curves: Sequence[Curve], style: Style) -> LinePlot
     if not curves:
         return None
     longest = max(len(curve.values) for curve in curves)
-    x = linear_axis([0, longest - 1], None, whole=True)
+    x = linear_axis([1, longest], None, whole=True)
     y = linear_axis([0.0, *(v for curve in curves for v in curve.values)], None)
     return LinePlot(
         title=label,
@@ -255,7 +255,7 @@ def residual_plot(label: str, curves: Sequence[Curve], style: Style) -> LinePlot
                 Style(style.colour if len(curves) == 1 else f"k{i % (PALETTE - 1)}", ""),
                 tuple(
                     Point(x.at(step), _down(y.at(v)), f"{curve.label} {step}: {v:.4g}")
-                    for step, v in enumerate(curve.values)
+                    for step, v in enumerate(curve.values, 1)
                 ),
                 "",
             )

@@ -28,6 +28,7 @@ class Facts:
     near_duplicates: float
     shares: Mapping[str, float]  # fact -> share of the chosen rows, as columns of the page name them
     numbers: Mapping[str, float]  # scalar diagnostics of the selector itself
+    texts: Mapping[str, str]  # its words and short lists, of the first seed: they have no mean
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Curve:
 def facts(row: Row) -> Facts:
     chosen = [(run.record, run.record.selection) for run in row.runs if run.record.selection]
     if not chosen:
-        return Facts(0.0, 0.0, 0.0, 0.0, {}, {})
+        return Facts(0.0, 0.0, 0.0, 0.0, {}, {}, {})
     selections = [selection for _, selection in chosen]
     shares = [_shares(record, selection.label_mix) for record, selection in chosen]
     numbers = [
@@ -74,6 +75,7 @@ def facts(row: Row) -> Facts:
         near_duplicates=fmean(s.near_duplicates for s in selections),
         shares=_mean_by_key(shares),
         numbers=_mean_by_key(numbers),
+        texts={k: text for k, v in selections[0].diagnostics.items() if (text := _short(v))},
     )
 
 
@@ -148,7 +150,8 @@ def overlap(block: Block) -> Overlap:
 
 
 def residual_curves(line: Line) -> tuple[Curve, ...]:
-    """Lists of numbers that the selector reports under a name with `residual`, of the row's first seed."""
+    """What the selector reports of its residual, of the row's first seed: lists of numbers under a name with
+    `residual`, and a `curve` beside the `residual` that it led to."""
     for run in line.row.runs:
         if run.record.selection is None:
             continue
@@ -160,12 +163,17 @@ def residual_curves(line: Line) -> tuple[Curve, ...]:
 
 def _curves(value: Any, name: str) -> list[Curve]:
     if isinstance(value, Mapping):
-        return [curve for key, item in value.items() for curve in _curves(item, f"{name} {key}".strip())]
-    if not isinstance(value, (list, tuple)) or "residual" not in name:
+        named = [("residual" if k == "curve" and "residual" in value else k, v) for k, v in value.items()]
+        return [curve for key, item in named for curve in _curves(item, f"{name} {key}".strip())]
+    if not isinstance(value, (list, tuple)):
+        return []
+    if any(isinstance(item, (Mapping, list, tuple)) for item in value):
+        return [curve for i, item in enumerate(value, 1) for curve in _curves(item, f"{name} {i}")]
+    if "residual" not in name:
         return []
     if all(isinstance(v, (int, float)) and _finite(v) for v in value):
         return [Curve(label=name, values=tuple(float(v) for v in value))] if len(value) > 1 else []
-    return [curve for i, item in enumerate(value, 1) for curve in _curves(item, f"{name} {i}")]
+    return []
 
 
 def _shares(record: RunRecord, mix: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -210,6 +218,18 @@ def _mean_by_key(items: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """A share absent from one run's mix is zero there."""
     keys = dict.fromkeys(key for item in items for key in item)
     return {key: fmean(item.get(key, 0.0) for item in items) for key in keys}
+
+
+def _short(value: Any) -> str:
+    """A word or a short list as text; empty for anything else."""
+    if isinstance(value, str):
+        return value if len(value) <= 60 else value[:59] + "…"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)) and 0 < len(value) <= 8:
+        parts = [f"{v:g}" if isinstance(v, (int, float)) and _finite(v) else _short(v) for v in value]
+        return ", ".join(parts) if all(parts) else ""
+    return ""
 
 
 def _finite(value: float) -> bool:

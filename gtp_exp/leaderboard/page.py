@@ -43,7 +43,7 @@ class BlockView:
     bars: BarPlot | None
     facts: tuple[tuple[Line, Facts], ...]
     shares: tuple[str, ...]  # columns: facts that any row has
-    numbers: tuple[str, ...]
+    reported: tuple[str, ...]  # the names of what the selectors report of themselves
     mixes: tuple[Mix, ...]
     overlap: Overlap
     residuals: tuple[LinePlot, ...]
@@ -135,7 +135,7 @@ def _block(board: Board, block: Block, style: Mapping[str, Style], baseline: str
         bars=charts.stage_bars(block),
         facts=facts,
         shares=tuple(dict.fromkeys(name for _, fact in facts for name in fact.shares)),
-        numbers=tuple(dict.fromkeys(name for _, fact in facts for name in fact.numbers)),
+        reported=tuple(dict.fromkeys(k for _, fact in facts for k in (*fact.numbers, *fact.texts))),
         mixes=diagnostics.mixes(block),
         overlap=diagnostics.overlap(block),
         residuals=tuple(plot for plot in residuals if plot),

@@ -15,8 +15,9 @@ def sentences(block: Block, metric: Metric, baseline: str) -> tuple[str, ...]:
     leader = ranked[0]
     most = max(line.summary[metric.name].n for line in ranked)
     best = "highest" if metric.higher_is_better else "lowest"
+    first = [line.row.label for line in ranked if line.rank == 1]
     said = [
-        f"{leader.row.label} has the {best} mean {metric.label}, "
+        f"{_listed(first)} {'has' if len(first) == 1 else 'share'} the {best} mean {metric.label}, "
         f"{metric.show(leader.summary[metric.name].mean)}."
     ]
     if len(ranked) == 1:
@@ -27,9 +28,9 @@ def sentences(block: Block, metric: Metric, baseline: str) -> tuple[str, ...]:
     if leader.best:
         said.append("It is better than every other row here, each difference tested at equal seeds.")
     elif len(block.close) == len(ranked) - 1:
-        said.append("It cannot be told from any of the others with these seeds.")
+        said.append(f"{leader.row.label} cannot be told from any of the others with these seeds.")
     else:
-        said.append(f"It cannot be told from {_listed(block.close)} with these seeds.")
+        said.append(f"{leader.row.label} cannot be told from {_listed(block.close)} with these seeds.")
     said.extend(_against_baseline(ranked, metric, baseline))
     return tuple(said)
 

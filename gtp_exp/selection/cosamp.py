@@ -3,7 +3,7 @@
 CoSaMP (Needell and Tropp, 2009), in the non-negative form that Gradient Trajectory Pursuit uses (Deng, Li, Li,
 arXiv 2410.16710): take the 2M atoms that correlate most with the residual, merge them with the support, solve
 NNLS on the union, prune to the M largest, fit again. Ours: the warm starts, the Gram matrix kept across
-iterations, the ridge, the suppression of near copies, and a token budget in place of M.
+iterations, pruning in stages, the suppression of near copies, and a token budget in place of M.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ def cosamp(
     candidates: float = 2.0,
     max_iterations: int = 30,
     tolerance: float = 1e-3,
+    prune_stages: int = 8,
     near_copy_cosine: float | None = None,
     cost: torch.Tensor | None = None,
     capacity: int = 0,
@@ -37,7 +38,8 @@ def cosamp(
     """At most `size` rows whose non-negative combination is closest to target [m, S].
 
     ridge: lam of the objective. candidates: rows looked at per iteration, as a multiple of size (the paper's 2).
-    tolerance: stop when an iteration lowers the best objective by a smaller share. cost int64 [N] with capacity
+    tolerance: stop when an iteration lowers the best objective by a smaller share. prune_stages: 1 is the paper's
+    single prune; see `_prune`. cost int64 [N] with capacity
     bounds the summed cost of the rows (tokens); size then only bounds their number.
     """
     began = time.perf_counter()
@@ -49,7 +51,7 @@ def cosamp(
     columns = columns_of(torch.empty(0, m), torch.empty(0, dtype=torch.long), GramCache())
     weights = torch.empty(0, target.shape[1], dtype=torch.float64)
     residual, curve, suppressed = target, [], []
-    best: tuple[float, float, float, torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+    best: tuple[float, float, float, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
     for _ in range(max_iterations):
         # Proxy: the atoms most correlated with the residual, without those that are already in.
@@ -72,24 +74,30 @@ def cosamp(
         # Merge, fit, prune, fit again.
         warm = torch.cat([weights, weights.new_zeros(len(merged.ids) - len(weights), weights.shape[1])])
         fitted, _, _ = fit_columns(merged, target, ridge, warm)
-        kept = keep_largest(
-            contributions(fitted, merged), None if cost is None else cost[merged.ids], capacity, size
+        columns, weights, residual, kkt = _prune(
+            merged, fitted, target, ridge, size=size, cost=cost, capacity=capacity, stages=prune_stages
         )
-        columns = merged.select(kept)
-        weights, residual, kkt = fit_columns(columns, target, ridge, fitted[kept], guess=False)
 
         left = float(residual.square().sum())
         objective = 0.5 * left + 0.5 * ridge * float(weights.square().sum())
         curve.append((left / energy) ** 0.5)
         improved = best is None or objective < best[0] * (1 - tolerance)
         if best is None or objective < best[0]:
-            best = (objective, curve[-1], kkt, columns.ids, weights, contributions(weights, columns))
+            best = (
+                objective,
+                curve[-1],
+                kkt,
+                columns.ids,
+                weights,
+                contributions(weights, columns),
+                target - residual,
+            )
         if not improved or curve[-1] < EXACT:
             break
 
     if best is None:
-        best = (0.5 * energy, 1.0, 0.0, columns.ids, weights, contributions(weights, columns))
-    objective, relative, kkt, support, weights, contribution = best
+        best = (0.5 * energy, 1.0, 0.0, columns.ids, weights, contributions(weights, columns), 0 * target)
+    objective, relative, kkt, support, weights, contribution, fitted = best
     order = keep_largest(contribution, None, 0, len(support))  # rows that the last fit set to zero drop out
     return Pursuit(
         support=support[order],
@@ -102,7 +110,42 @@ def cosamp(
         seconds=time.perf_counter() - began,
         curve=tuple(curve),
         near_copies=torch.cat(suppressed) if suppressed else torch.empty(0, dtype=torch.long),
+        fitted=fitted,
     )
+
+
+def _prune(
+    columns: Columns,
+    weights: torch.Tensor,
+    target: torch.Tensor,
+    ridge: float,
+    *,
+    size: int,
+    cost: torch.Tensor | None,
+    capacity: int,
+    stages: int,
+) -> tuple[Columns, torch.Tensor, torch.Tensor, float]:
+    """Down to `size` rows (and `capacity`), fitting again after each stage; every stage halves the excess.
+
+    A ridge spreads weight over many alike rows, so the largest weights of the merged fit are a poor guess of the
+    rows that do best alone. Backward elimination in stages corrects it, at the price of small solves.
+    """
+    for stage in range(stages, 0, -1):
+        contribution = contributions(weights, columns)
+        rows = int((contribution > 0).sum())
+        price = 0 if cost is None else int(cost[columns.ids[contribution > 0]].sum())
+        last = stage == 1 or (rows <= size + 1 and price <= capacity)
+        kept = keep_largest(
+            contribution,
+            None if cost is None else cost[columns.ids],
+            capacity if last else max(capacity, (price + capacity) // 2),
+            size if last else max(size, (rows + size) // 2),
+        )
+        columns = columns.select(kept)
+        weights, residual, kkt = fit_columns(columns, target, ridge, weights[kept], guess=False)
+        if last or (len(kept) <= size and price <= capacity):
+            break
+    return columns, weights, residual, kkt
 
 
 def fit_columns(

@@ -108,6 +108,7 @@ def elastic_net(
         seconds=time.perf_counter() - began,
         curve=tuple(curve),
         near_copies=torch.cat(suppressed) if suppressed else torch.empty(0, dtype=torch.long),
+        fitted=(b - final.residual)[:, None],
     )
 
 

@@ -168,11 +168,15 @@ def fit(
     if not len(pull) or not float(correlation.max()) > 0:
         return NNLS(zero, target.clone(), 0.0, 0, True)
     tolerance = TOLERANCE * largest
+    held_apart = float(rho[live].min()) > 1e-2  # a ridge this large makes any passive set well conditioned
     iterations = 0
 
     def solve(passive: torch.Tensor) -> Solution:
         """Unconstrained u on the passive set, after leaving out columns in the span of those before them."""
         nonlocal iterations
+        if held_apart and len(passive) > m:
+            iterations += 1
+            return passive, _solve_wide(unit[passive], rho[passive], correlation[passive])
         while len(passive):
             iterations += 1
             gram = columns.cache.gram(columns.ids[passive], lambda new, of=passive: unit[of[new]])
@@ -204,7 +208,6 @@ def fit(
     first = zero if start is None else start.double() * scale
     if guess:
         first = _projected_gradient(unit.float(), correlation.float(), rho.float(), first.float())
-    held_apart = float(rho[live].min()) > 1e-2  # a ridge this large makes any passive set well conditioned
     seed = ((first > 0) & live).nonzero().flatten()
     if not held_apart and len(seed) > m // 2:  # near m columns most are dependent: start from the largest
         seed = seed[first[seed].sort(descending=True, stable=True).indices[: m // 2].sort().values]
@@ -241,6 +244,16 @@ def fit(
     violation = torch.where(live, (-gradient).clamp(min=0), 0.0)
     violation[passive] = gradient[passive].abs()
     return NNLS(weights, target - fitted, float(violation.max()) / largest, iterations, converged)
+
+
+def _solve_wide(unit: torch.Tensor, rho: torch.Tensor, correlation: torch.Tensor) -> torch.Tensor:
+    """(U U^T + diag(rho))^-1 c for more rows than columns, through an m x m system (Woodbury)."""
+    scaled = unit / rho[:, None]
+    inner = unit.T @ scaled
+    inner.diagonal().add_(1.0)
+    right = scaled.T @ correlation
+    y = torch.cholesky_solve(right[:, None], torch.linalg.cholesky(inner))[:, 0]
+    return (correlation - unit @ y) / rho
 
 
 def _projected_gradient(

@@ -124,6 +124,7 @@ def block_omp(
         seconds=time.perf_counter() - began,
         curve=tuple(curve),
         near_copies=torch.cat(suppressed) if suppressed else torch.empty(0, dtype=torch.long),
+        fitted=(b - residual)[:, None],
     )
 
 

@@ -25,6 +25,7 @@ class Pursuit:
     seconds: float
     curve: tuple[float, ...]  # relative residual after each iteration
     near_copies: torch.Tensor  # int64, rows suppressed as near copies of other candidates
+    fitted: torch.Tensor  # float64 [m, S], A^T W
 
     def summary(self) -> dict[str, float | int | list[float]]:
         return {

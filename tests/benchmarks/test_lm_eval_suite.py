@@ -1,4 +1,4 @@
-"""Bundled lm-eval suites on small local copies: targets from the few-shot split, tests from the test split."""
+"""Bundled lm-eval suites on small local copies: targets from few-shot splits, tests from test splits."""
 
 from __future__ import annotations
 
