@@ -121,7 +121,7 @@ def _render(task: EvalTask, folder: Path) -> None:
         config["dataset_kwargs"] = {"data_files": data}
     if str(config.get("include", "")).startswith(
         "lm_eval/"
-    ):  # a bundled task's file, wherever it is installed
+    ):  # a bundled task's file
         import lm_eval
 
         config["include"] = str(Path(lm_eval.__file__).parent.parent / config["include"])

@@ -3,8 +3,8 @@
     a_i = concat over checkpoints t of  s[t, i] P_t x[t, i]
 
 x[t, i] is the stored sketch, P_t an optional subspace basis [k, d], s[t, i] the checkpoint's weight times the
-normalisation. A correlation pass never builds atoms: a_i . r = sum_t s[t, i] x[t, i] . (P_t^T r_t), so it is one
-plain read of the store in its own type, accumulated in float32.
+normalisation. A correlation pass never builds atoms: a_i . r = sum_t s[t, i] x[t, i] . (P_t^T r_t), so it is
+one plain read of the store in its own type, accumulated in float32.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Compressive sampling matching pursuit with non-negative least squares.
 
-CoSaMP (Needell and Tropp, 2009), in the non-negative form that Gradient Trajectory Pursuit uses (Deng, Li, Li,
-arXiv 2410.16710): take the 2M atoms that correlate most with the residual, merge them with the support, solve
-NNLS on the union, prune to the M largest, fit again. Ours: the warm starts, the Gram matrix kept across
+CoSaMP (Needell and Tropp, 2009), in the non-negative form that Gradient Trajectory Pursuit uses (Deng, Li,
+Li, arXiv 2410.16710): take the 2M atoms that correlate most with the residual, merge them with the support,
+solve NNLS on the union, prune to the M largest, fit again. Ours: the warm starts, the Gram matrix kept across
 iterations, pruning in stages, the suppression of near copies, and a token budget in place of M.
 """
 
@@ -37,10 +37,10 @@ def cosamp(
 ) -> Pursuit:
     """At most `size` rows whose non-negative combination is closest to target [m, S].
 
-    ridge: lam of the objective. candidates: rows looked at per iteration, as a multiple of size (the paper's 2).
-    tolerance: stop when an iteration lowers the best objective by a smaller share. prune_stages: 1 is the paper's
-    single prune; see `_prune`. cost int64 [N] with capacity
-    bounds the summed cost of the rows (tokens); size then only bounds their number.
+    ridge: lam of the objective. candidates: rows looked at per iteration, as a multiple of size (the paper's
+    2). tolerance: stop when an iteration lowers the best objective by a smaller share. prune_stages: 1 is the
+    paper's single prune; see `_prune`. cost int64 [N] with capacity bounds the summed cost of the rows
+    (tokens); size then only bounds their number.
     """
     began = time.perf_counter()
     target = target.double()
@@ -51,7 +51,7 @@ def cosamp(
     columns = columns_of(torch.empty(0, m), torch.empty(0, dtype=torch.long), GramCache())
     weights = torch.empty(0, target.shape[1], dtype=torch.float64)
     residual, curve, suppressed = target, [], []
-    best: tuple[float, float, float, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+    best = None
 
     for _ in range(max_iterations):
         # Proxy: the atoms most correlated with the residual, without those that are already in.
@@ -127,8 +127,8 @@ def _prune(
 ) -> tuple[Columns, torch.Tensor, torch.Tensor, float]:
     """Down to `size` rows (and `capacity`), fitting again after each stage; every stage halves the excess.
 
-    A ridge spreads weight over many alike rows, so the largest weights of the merged fit are a poor guess of the
-    rows that do best alone. Backward elimination in stages corrects it, at the price of small solves.
+    A ridge spreads weight over many alike rows, so the largest weights of the merged fit are a poor guess of
+    the rows that do best alone. Backward elimination in stages corrects it, at the price of small solves.
     """
     for stage in range(stages, 0, -1):
         contribution = contributions(weights, columns)

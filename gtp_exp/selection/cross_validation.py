@@ -1,13 +1,13 @@
 """How strongly to regularise a pursuit, and at how many rows to stop it, by cross-validation over the target.
 
-The observed target is a mean over few rows, and a pursuit with thousands of candidates drives the residual to it
-far below its distance to the mean of all rows it was sampled from. So the target rows are split into folds; a
-pursuit of the mean of all folds but one is judged by its distance to the mean of that one. Screening, pursuit
-and fit see the training rows only. In-domain the rows are the pool's, and the candidates of a fold's pursuit are
-its training rows.
+The observed target is a mean over few rows, and a pursuit with thousands of candidates drives the residual to
+it far below its distance to the mean of all rows it was sampled from. So the target rows are split into
+folds; a pursuit of the mean of all folds but one is judged by its distance to the mean of that one.
+Screening, pursuit and fit see the training rows only. In-domain the rows are the pool's, and the candidates
+of a fold's pursuit are its training rows.
 
-The scale of a fit is free (selection weights have mean 1), so it is set on the training target before judging:
-the error is || v - s f ||^2 / || v ||^2 with s = <f, b> / <f, f>.
+The scale of a fit is free (selection weights have mean 1), so it is set on the training target before
+judging: the error is || v - s f ||^2 / || v ||^2 with s = <f, b> / <f, f>.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Protocol
 
 import torch
 
+from gtp_exp.selection.atoms import Atoms
 from gtp_exp.selection.pursuit import Pursuit
 
 
@@ -26,6 +27,7 @@ from gtp_exp.selection.pursuit import Pursuit
 class Fold:
     train: torch.Tensor  # float64 [m, S], mean of the rows outside the fold
     held_out: torch.Tensor  # float64 [m, S], mean of the fold's rows
+    judged: torch.Tensor  # bool [S], columns with held-out rows
     available: torch.Tensor | None  # bool [N], candidates the fold's pursuit may use; None: all
 
 
@@ -66,9 +68,9 @@ class FoldSolve(Protocol):
 def choose(solve: FoldSolve, folds: Sequence[Fold], rows: int, ridges: Sequence[float]) -> Choice:
     """The ridge, then the number of rows at that ridge.
 
-    ridges: ascending. The search starts in their middle and walks downhill, as the error has one valley in all
-    that was measured. rows: the size wanted; a half and a quarter of it are tried too, and the largest whose
-    error is within one standard error (of the paired differences) of the best is taken.
+    ridges: ascending. The search starts in their middle and walks downhill, as the error has one valley in
+    all that was measured. rows: the size wanted; a half and a quarter of it are tried too, and the largest
+    whose error is within one standard error (of the paired differences) of the best is taken.
     """
     curve: list[Point] = []
     tried: dict[int, Point] = {}
@@ -107,7 +109,8 @@ def held_out_error(pursuit: Pursuit, fold: Fold) -> float:
     fitted = pursuit.fitted
     energy = float(fitted.square().sum())
     scale = float((fitted * fold.train).sum()) / energy if energy > 0 else 0.0
-    return float((fold.held_out - scale * fitted).square().sum() / fold.held_out.square().sum())
+    held_out, fitted = fold.held_out[:, fold.judged], fitted[:, fold.judged]
+    return float((held_out - scale * fitted).square().sum() / held_out.square().sum())
 
 
 def _excess(point: Point, best: Point) -> float:
@@ -117,7 +120,8 @@ def _excess(point: Point, best: Point) -> float:
 
 
 def target_folds(rows: torch.Tensor, groups: Sequence[str], count: int, seed: int) -> list[Fold] | str:
-    """Folds over target rows [n, m], dealt within each group (one target column per group), or why there are none.
+    """Folds over target rows [n, m], dealt within each group (one target column per group), or why there are
+    none.
 
     Needs two rows a fold in all and two rows in every group, so that no training mean is empty.
     """
@@ -135,18 +139,45 @@ def target_folds(rows: torch.Tensor, groups: Sequence[str], count: int, seed: in
         shuffled = torch.tensor(members[name])[torch.randperm(len(members[name]), generator=generator)]
         fold_of[shuffled] = (torch.arange(len(shuffled)) + dealt) % count
         dealt += len(shuffled)
-    wide, folds = rows.double(), []
+    folds = []
     for k in range(count):
-        train, held_out = [], []
-        for name in names:
-            index = torch.tensor(members[name])
-            outside, inside = index[fold_of[index] != k], index[fold_of[index] == k]
-            train.append(wide[outside].mean(0))
-            held_out.append(wide[inside].mean(0) if len(inside) else None)
-        # A small subtask has no row in some folds; there only the others are judged.
-        present = [s for s, column in enumerate(held_out) if column is not None]
-        blank = torch.zeros_like(train[0])
-        columns = torch.stack([blank if column is None else column for column in held_out], dim=1)
-        folds.append(Fold(torch.stack(train, dim=1), columns, None))
-        assert present, "every fold holds at least one row"
+        outside = group_means(rows, groups, names, (fold_of != k).nonzero().flatten().tolist())
+        inside = group_means(rows, groups, names, (fold_of == k).nonzero().flatten().tolist())
+        judged = torch.isfinite(inside).all(0)  # a small subtask has no row in some folds
+        folds.append(Fold(outside, inside, judged, None))
     return folds
+
+
+def pool_folds(atoms: Atoms, count: int, seed: int) -> list[Fold] | str:
+    """Folds over the pool's own rows, whose mean is the target in-domain: one pass over the pool."""
+    n = atoms.shape[0]
+    if n < 2 * count:
+        return f"{n} pool rows are too few for {count} folds of at least 2 rows"
+    generator = torch.Generator().manual_seed(seed)
+    fold_of = torch.empty(n, dtype=torch.long)
+    fold_of[torch.randperm(n, generator=generator)] = torch.arange(n) % count
+    member = torch.nn.functional.one_hot(fold_of, count).float()  # [N, folds]
+    sums, sizes = atoms.combine(member), member.sum(0).double()
+    judged = torch.ones(1, dtype=torch.bool)
+    return [
+        Fold(
+            train=((sums.sum(1) - sums[:, k]) / (n - sizes[k]))[:, None],
+            held_out=(sums[:, k] / sizes[k])[:, None],
+            judged=judged,
+            available=fold_of != k,
+        )
+        for k in range(count)
+    ]
+
+
+def group_means(
+    rows: torch.Tensor, groups: Sequence[str], names: Sequence[str], index: Sequence[int] | None = None
+) -> torch.Tensor:
+    """Mean of the indexed rows of each group: float64 [m, S], NaN for a group without any."""
+    index = range(len(rows)) if index is None else index
+    number = {name: s for s, name in enumerate(names)}
+    of = torch.tensor([number[groups[i]] for i in index], dtype=torch.long)
+    sums = torch.zeros(len(names), rows.shape[1], dtype=torch.float64).index_add_(
+        0, of, rows[list(index)].double()
+    )
+    return (sums / torch.bincount(of, minlength=len(names))[:, None]).T.contiguous()

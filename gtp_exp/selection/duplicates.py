@@ -1,8 +1,8 @@
 """Exact copies are found once, before any pursuit; near copies are found among the rows a pursuit looks at.
 
-Identical columns tie in every correlation, and a ridge gives them exactly equal weights, so a pursuit that sees
-both keeps both. Near copies among all N rows would take N^2 products; a pursuit only ever holds a few thousand
-candidate rows, and their Gram matrix finds the near copies that matter.
+Identical columns tie in every correlation, and a ridge gives them exactly equal weights, so a pursuit that
+sees both keeps both. Near copies among all N rows would take N^2 products; a pursuit only ever holds a few
+thousand candidate rows, and their Gram matrix finds the near copies that matter.
 """
 
 from __future__ import annotations

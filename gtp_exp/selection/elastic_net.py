@@ -2,11 +2,12 @@
 
     min over w >= 0 of  1/2 ||A^T w - b||^2 + lam/2 ||w||^2 + l1 sum w
 
-It is convex, so unlike a pursuit its solution does not depend on the order in which rows were tried, and the l1
-term spreads weight over a cluster's rows instead of fitting the target's noise. l1 is found so that M rows have
-weight. The problem is solved on a working set with `nnls`; one pass over the pool then finds the rows outside it
-whose correlation exceeds l1, and they join, until there are none: the solution on the working set is then the
-solution on all N rows. The weights are fitted again on the chosen rows without l1, which only shrinks them.
+It is convex, so unlike a pursuit its solution does not depend on the order in which rows were tried, and the
+l1 term spreads weight over a cluster's rows instead of fitting the target's noise. l1 is found so that M rows
+have weight. The problem is solved on a working set with `nnls`; one pass over the pool then finds the rows
+outside it whose correlation exceeds l1, and they join, until there are none: the solution on the working set
+is then the solution on all N rows. The weights are fitted again on the chosen rows without l1, which only
+shrinks them.
 """
 
 from __future__ import annotations
@@ -47,10 +48,14 @@ def elastic_net(
     available: torch.Tensor | None = None,
     near_copy_cosine: float | None = None,
     max_iterations: int = 30,
+    cost: torch.Tensor | None = None,
+    capacity: int = 0,
 ) -> Pursuit:
     """At most `size` rows, fewer only where the path ends before; target [m, 1], ridge the lam above.
 
     `kkt` is that of the final fit; `curve` the residual of the elastic net after each pass over the pool.
+    With cost int64 [N] (tokens) the path's rows of the largest weights per token that fit into capacity are
+    kept.
     """
     began = time.perf_counter()
     if target.shape[1] != 1:
@@ -68,9 +73,13 @@ def elastic_net(
     for _ in range(max_iterations):
         eligible = available.clone()
         eligible[columns.ids] = False
+        if cost is not None:
+            eligible &= cost <= capacity
         correlation = atoms.correlate(residual[:, None].float())
         violating = torch.where(correlation > l1 * (1 + 1e-5), correlation, 0.0)
-        found, rows = strongest(atoms, violating, residual[:, None], eligible, 2 * size if not curve else size)
+        found, rows = strongest(
+            atoms, violating, residual[:, None], eligible, 2 * size if not curve else size
+        )
         outside = rows.double() @ residual > l1 * (1 + 1e-6)
         found, rows = found[outside], rows[outside]
         if not len(found):
@@ -88,7 +97,8 @@ def elastic_net(
         weights, residual, l1 = point.fit.weights, point.fit.residual, point.l1
         curve.append(float(residual.norm()) / energy**0.5)
 
-    kept = keep_largest(weights * columns.norms, None, 0, size)
+    prices = None if cost is None else cost[columns.ids]
+    kept = keep_largest(weights * columns.norms, prices, capacity, size)
     chosen = columns.select(kept)
     final = fit(chosen, b, ridge=ridge, start=weights[kept], guess=False)
     order = keep_largest(final.weights * chosen.norms, None, 0, len(kept))
@@ -117,8 +127,8 @@ def _path_point(
 ) -> Point:
     """The l1 at which `size` of the working set's rows have weight, by a bracketed search on log l1.
 
-    The number of rows falls with l1, almost everywhere; when no tried l1 gives exactly `size`, the largest one
-    that gives more is returned and the caller keeps the `size` largest contributions.
+    The number of rows falls with l1, almost everywhere; when no tried l1 gives exactly `size`, the largest
+    one that gives more is returned and the caller keeps the `size` largest contributions.
     """
 
     def at(value: float, warm: torch.Tensor, guess: bool) -> Point:

@@ -4,13 +4,14 @@ target's gradient trajectory.
     min over w >= 0, ||w||_0 <= M of  1/2 ||A^T w - b||^2 + lam/2 ||w||^2
 
 The paper's, as far as its abstract and reviews say: joint selection under an L0 constraint in an evolving
-subspace along the trajectory, non-negative least squares, compressive sampling. Ours: every other option here.
+subspace along the trajectory, non-negative least squares, compressive sampling. Ours: the ridge and its
+cross-validation, rounds and fill, the other solvers, and every option without a counterpart above.
 """
 
 from __future__ import annotations
 
-import functools
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar
@@ -20,9 +21,14 @@ import torch
 from gtp_exp.errors import UserError
 from gtp_exp.selection.base import Need, Selection, SelectionProblem
 from gtp_exp.selection.cosamp import cosamp
-from gtp_exp.selection.rounds import Filled, fill_budget
+from gtp_exp.selection.cross_validation import Choice, Fold, choose, group_means, pool_folds, target_folds
+from gtp_exp.selection.elastic_net import elastic_net
+from gtp_exp.selection.omp import block_omp, omp
+from gtp_exp.selection.pursuit import Pursuit
+from gtp_exp.selection.rounds import Filled, fill_budget, refit
 from gtp_exp.selection.subspace import Subspace
 from gtp_exp.selection.trajectory import (
+    GIB,
     CheckpointWeights,
     Normalise,
     Trajectory,
@@ -31,13 +37,25 @@ from gtp_exp.selection.trajectory import (
 )
 
 
+class Solver(Enum):
+    COSAMP = "cosamp"  # the paper's
+    OMP = "omp"  # one atom per pass: the classical baseline
+    BLOCK_OMP = "block_omp"
+    ELASTIC_NET = "elastic_net"
+
+
 class TargetColumns(Enum):
     MEAN = "mean"  # one column: the mean of all target rows
     SUBTASKS = "subtasks"  # one column per Example.subtask; the columns share the chosen rows
 
 
+class Regularisation(Enum):
+    FIXED = "fixed"  # the ridge and the rows per round as given
+    CROSS_VALIDATION = "cross_validation"  # chosen; as given where there are too few target rows
+
+
 class Weighting(Enum):
-    SOLUTION = "solution"  # the pursuit's weights for the gradients themselves
+    SOLUTION = "solution"  # the fit's weights for the gradients themselves
     UNIFORM = "uniform"  # every chosen row counts the same
 
 
@@ -51,15 +69,21 @@ class GTP:
     subspace_dim: int  # per checkpoint
     subspace_rows: int  # pool rows that estimate the principal components, at most
     target_columns: TargetColumns
+    solver: Solver
+    candidates: float  # cosamp: rows looked at per iteration, over the rows wanted
+    prune_stages: int  # cosamp: 1 prunes at once
+    steps: int  # block_omp: passes that a round takes
+    max_iterations: int  # cosamp, elastic_net: per round
+    tolerance: float  # cosamp: relative fall of the objective below which a round stops
+    regularisation: Regularisation
     ridge: float  # lam over the mean squared norm of the atoms
-    candidates: float  # rows looked at per iteration, over the rows wanted
-    max_iterations: int  # per pursuit
-    tolerance: float  # relative fall of the objective below which a pursuit stops
+    ridges: list[float]  # those that cross-validation may choose, ascending
+    folds: int
     near_copy_cosine: float | None  # candidates closer than this to another one are passed over; null: off
-    round_share: float  # rows per round at most, as a share of the atoms' dimension m
+    round_rows: int  # rows per round at most; never more than half the atoms' dimension
     max_rounds: int
     weighting: Weighting
-    chunk_rows: int
+    chunk_rows: int  # rows read from the store at a time
     memory_gib: float  # sketches up to this size are held in memory
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
@@ -70,15 +94,27 @@ class GTP:
             if not ok:
                 raise UserError(f"selector.{key}={getattr(self, key)} cannot be used; give {remedy}")
 
-        need(self.ridge >= 0, "ridge", "0 or more")
+        for key in (
+            "subspace_dim",
+            "subspace_rows",
+            "prune_stages",
+            "steps",
+            "max_iterations",
+            "round_rows",
+            "max_rounds",
+            "chunk_rows",
+        ):
+            need(getattr(self, key) >= 1, key, "at least 1")
         need(self.candidates >= 1, "candidates", "at least 1 (the paper's CoSaMP takes 2)")
-        need(self.max_iterations >= 1, "max_iterations", "at least 1")
         need(0 <= self.tolerance < 1, "tolerance", "a share from 0 to below 1")
-        need(self.subspace_dim >= 1, "subspace_dim", "at least 1")
-        need(self.subspace_rows >= 1, "subspace_rows", "at least 1")
-        need(0 < self.round_share <= 1, "round_share", "a share above 0, at most 1: rank is at most m")
-        need(self.max_rounds >= 1, "max_rounds", "at least 1")
-        need(self.chunk_rows >= 1, "chunk_rows", "at least 1")
+        need(self.ridge >= 0, "ridge", "0 or more")
+        ascending = all(a < b for a, b in zip(self.ridges, self.ridges[1:], strict=False))
+        need(
+            len(self.ridges) > 0 and min(self.ridges) >= 0 and ascending,
+            "ridges",
+            "ridges of 0 or more, ascending",
+        )
+        need(self.folds >= 2, "folds", "at least 2")
         need(self.memory_gib >= 0, "memory_gib", "0 (always stream) or more")
         need(
             self.near_copy_cosine is None or 0 < self.near_copy_cosine <= 1,
@@ -88,56 +124,62 @@ class GTP:
 
     def select(self, problem: SelectionProblem) -> Selection:
         began = time.perf_counter()
-        made = self._trajectory(problem)
-        target, names = self._target(problem, made)
-        correlation = alignment_with_target(made, target)
-        rows = problem.budget.rows(len(problem.candidates))
-        solve = functools.partial(self._solve, made, target, problem.n_tokens if rows is None else None)
+        rows, n = problem.budget.rows(len(problem.candidates)), len(problem.candidates)
+        made = self._trajectory(problem)  # A and the target rows
+        target, names = self._target(problem, made)  # B
+        scores = made.atoms.correlate(target.float()).mean(1)
+        scale = float(made.atom_norms[made.atom_norms > 0].square().mean())  # of the ridge
+
+        # How much to regularise, and where one round stops.
+        round_rows = min(self.round_rows, n if rows is None else rows, max(1, made.atoms.shape[1] // 2))
+        choice, why_not = self._cross_validate(problem, made, round_rows, scale)
+        ridge, round_rows = (choice.ridge, choice.rows) if choice else (self.ridge, round_rows)
+
+        # Pursue in rounds, fill what is left, fit the weights of all chosen rows together.
+        cost = problem.n_tokens if rows is None else None
         filled = fill_budget(
-            solve,
-            correlation=correlation,
+            lambda available, size, capacity: self._pursue(
+                made, target, ridge * scale, available, size, cost, capacity
+            ),
+            correlation=scores,
             copies=made.copies,
             rows=rows,
             tokens=int(problem.budget.amount) if rows is None else 0,
-            cost=problem.n_tokens if rows is None else None,
-            round_rows=max(1, int(self.round_share * made.atoms.shape[1])),
+            cost=cost,
+            round_rows=round_rows,
             max_rounds=self.max_rounds,
         )
-        weights = self._weights(made, filled)
-        fitted = _combination(made, filled)
-        left = torch.linalg.vector_norm(target - fitted, dim=0)
+        fits = len(filled.indices) * made.atoms.shape[1] * 12 <= max(1.0, self.memory_gib) * GIB
+        final = refit(made.atoms, target, filled, ridge * scale) if fits else None
+        weights = self._weights(made, filled, filled.weights if final is None else final.weights)
+
         diagnostics: dict[str, Any] = {
-            "solver": "cosamp",
+            "solver": self.solver.value,
             "rows": len(filled.indices),
-            **made.report,
-            "ridge": self.ridge,
-            "target_columns": names,
-            "residual": float(torch.linalg.vector_norm(left) / torch.linalg.vector_norm(target)),
-            "rounds": [r.summary() for r in filled.rounds],
-            "rows_by_round": [len(r.support) for r in filled.rounds],
-            "rows_by_fill": len(filled.indices) - filled.from_pursuit,
-            "fill": filled.fill,
-            "shortfalls": list(filled.shortfalls),
-            "exact_copies_collapsed": made.copies.collapsed,
-            "near_copies_suppressed": sum(len(r.near_copies) for r in filled.rounds),
-            "effective_rows": float(weights.sum().square() / weights.square().sum()),
             "tokens": int(problem.n_tokens[filled.indices].sum()),
+            **made.report,
+            "target_columns": names,
+            "ridge": ridge,
+            "round_rows": round_rows,
+            "cross_validation": None if choice is None else [point.report() for point in choice.curve],
+            "cross_validation_skipped": why_not,
+            **filled.report(),
+            "exact_copies_collapsed": made.copies.collapsed,
+            "refit": None if final is None else final.report(),
+            "effective_rows": float(weights.sum().square() / weights.square().sum()),
             "seconds": time.perf_counter() - began,
         }
-        return Selection(filled.indices, weights, correlation, diagnostics)
+        return Selection(filled.indices, weights, scores, diagnostics)
 
     def _trajectory(self, problem: SelectionProblem) -> Trajectory:
         pool, target = problem.pool_gradients, problem.target_gradients
-        in_domain = problem.target is None
         require_directions(pool, [self.direction], "GTP")
         assert pool is not None
-        if in_domain and self.target_direction not in pool.directions:
-            require_directions(pool, [self.target_direction], "GTP (in-domain)")
-        if not in_domain:
+        if problem.target is not None:
             require_directions(target, [self.target_direction], "GTP's target side")
         return trajectory(
             pool,
-            None if in_domain else target,
+            None if problem.target is None else target,
             problem.candidates,
             direction=self.direction,
             target_direction=self.target_direction,
@@ -158,68 +200,84 @@ class GTP:
             columns, names = made.atoms.combine(torch.full((n, 1), 1 / n)), ["pool"]
         else:
             assert made.target_rows is not None
-            subtasks = [e.subtask for e in problem.target]
-            if self.target_columns is TargetColumns.MEAN:
-                subtasks = ["target"] * len(subtasks)
-            columns, names = group_means(made.target_rows, subtasks)
+            names = sorted(set(self._groups(problem)))
+            columns = group_means(made.target_rows, self._groups(problem), names)
         if not float(columns.square().sum()) > 0:
             raise UserError("the target gradient is zero, so no row can reproduce it; check the target rows")
         return columns, names
 
-    def _solve(
+    def _groups(self, problem: SelectionProblem) -> list[str]:
+        """The target column that each target row belongs to."""
+        assert problem.target is not None
+        if self.target_columns is TargetColumns.MEAN:
+            return ["target"] * len(problem.target)
+        return [example.subtask for example in problem.target]
+
+    def _cross_validate(
+        self, problem: SelectionProblem, made: Trajectory, round_rows: int, scale: float
+    ) -> tuple[Choice | None, str | None]:
+        """The choice, or None and the reason why the ridge is the configured one."""
+        if self.regularisation is Regularisation.FIXED:
+            return None, "selector.regularisation=fixed"
+        if problem.target is None:
+            folds = pool_folds(made.atoms, self.folds, problem.seed)
+        else:
+            assert made.target_rows is not None
+            folds = target_folds(made.target_rows, self._groups(problem), self.folds, problem.seed)
+        if isinstance(folds, str):
+            return None, folds
+        originals = made.copies.multiplicity > 0
+
+        def solve(fold: Fold, rows: int, ridge: float) -> Pursuit:
+            available = originals if fold.available is None else originals & fold.available
+            return self._pursue(made, fold.train, ridge * scale, available, rows, None, 0)
+
+        return choose(solve, folds, round_rows, self.ridges), None
+
+    def _pursue(
         self,
         made: Trajectory,
         target: torch.Tensor,
-        cost: torch.Tensor | None,
-        *,
+        ridge: float,
         available: torch.Tensor,
         size: int,
+        cost: torch.Tensor | None,
         capacity: int,
-    ):
-        live = made.atom_norms > 0
+    ) -> Pursuit:
+        common = {
+            "size": size,
+            "ridge": ridge,
+            "available": available,
+            "near_copy_cosine": self.near_copy_cosine,
+            "cost": cost,
+            "capacity": capacity,
+        }
+        if self.solver is Solver.OMP:
+            return omp(made.atoms, target, **common)
+        if self.solver is Solver.BLOCK_OMP:
+            return block_omp(made.atoms, target, **common, steps=self.steps)
+        if self.solver is Solver.ELASTIC_NET:
+            return elastic_net(made.atoms, target, **common, max_iterations=self.max_iterations)
         return cosamp(
             made.atoms,
             target,
-            size=size,
-            ridge=self.ridge * float(made.atom_norms[live].square().mean()) if live.any() else 0.0,
-            available=available,
+            **common,
             candidates=self.candidates,
+            prune_stages=self.prune_stages,
             max_iterations=self.max_iterations,
             tolerance=self.tolerance,
-            near_copy_cosine=self.near_copy_cosine,
-            cost=cost,
-            capacity=capacity,
         )
 
-    def _weights(self, made: Trajectory, filled: Filled) -> torch.Tensor:
-        """Training weights float32 [M], mean 1: those of the gradients before normalisation."""
-        total = len(filled.indices)
-        if self.weighting is Weighting.UNIFORM or not filled.from_pursuit:
-            return torch.ones(total)
-        chosen = filled.indices[: filled.from_pursuit]
-        weights = filled.weights[: filled.from_pursuit].mean(1)
-        weights = weights * made.atom_norms[chosen] / made.gradient_norms[chosen]  # divide the norm back
-        weights = torch.cat([weights, weights.min().expand(total - len(chosen))])
+    def _weights(self, made: Trajectory, filled: Filled, solution: torch.Tensor) -> torch.Tensor:
+        """Training weights float32 [M], mean 1: those of the gradients before normalisation.
+
+        A row without weight in the fit (most fill rows) gets the smallest positive one, so that every row of
+        the budget takes part in training.
+        """
+        weights = solution.sum(1)
+        if self.weighting is Weighting.UNIFORM or not (weights > 0).any():
+            return torch.ones(len(weights))
+        norms = made.gradient_norms[filled.indices]
+        weights = torch.where(norms > 0, weights * made.atom_norms[filled.indices] / norms, 0.0)
+        weights = weights.clamp(min=weights[weights > 0].min())
         return (weights / weights.mean()).float()
-
-
-def group_means(rows: torch.Tensor, groups: list[str]) -> tuple[torch.Tensor, list[str]]:
-    """Mean row of each group, groups in sorted order: float64 [m, S] and the names."""
-    names = sorted(set(groups))
-    number = {name: s for s, name in enumerate(names)}
-    member = torch.tensor([number[group] for group in groups])
-    sums = torch.zeros(len(names), rows.shape[1], dtype=torch.float64).index_add_(0, member, rows.double())
-    return (sums / torch.bincount(member)[:, None]).T.contiguous(), names
-
-
-def alignment_with_target(made: Trajectory, target: torch.Tensor) -> torch.Tensor:
-    """Score of every candidate float32 [N]: its correlation with the target; over subtasks, the mean."""
-    return made.atoms.correlate(target.float()).mean(1)
-
-
-def _combination(made: Trajectory, filled: Filled) -> torch.Tensor:
-    """A^T W of the chosen rows: float64 [m, S]."""
-    total = torch.zeros(made.atoms.shape[1], filled.weights.shape[1], dtype=torch.float64)
-    for part, w in zip(filled.indices.split(4096), filled.weights.split(4096), strict=True):
-        total += made.atoms.rows(part).double().T @ w
-    return total

@@ -2,12 +2,13 @@
 
     min over w >= 0 of  1/2 ||A^T w - b||^2 + lam/2 ||w||^2 + l1 sum w,     A [n, m] holds one atom per row
 
-The method is a monotone block active set. A short accelerated projected gradient guesses the support. Then, from
-a feasible passive set, the atoms of negative gradient join (all, or a block of the worst), the problem on the
-passive set is solved by Cholesky, what turned negative leaves, and the new set is accepted only if the objective
-fell; otherwise the block is halved, down to the single exchange of Lawson and Hanson (Solving Least Squares
-Problems, 1974, ch. 23), which always makes progress. So it cannot cycle, as block principal pivoting does with
-more columns than m and a small ridge. The Gram matrix is formed only for atoms that were ever passive.
+The method is a monotone block active set. A short accelerated projected gradient guesses the support. Then,
+from a feasible passive set, the atoms of negative gradient join (all, or a block of the worst), the problem
+on the passive set is solved by Cholesky, what turned negative leaves, and the new set is accepted only if the
+objective fell; otherwise the block is halved, down to the single exchange of Lawson and Hanson (Solving Least
+Squares Problems, 1974, ch. 23), which always makes progress. So it cannot cycle, as block principal pivoting
+does with more columns than m and a small ridge. The Gram matrix is formed only for atoms that were ever
+passive.
 
 The ridge enters the true problem: its gradient is A (A^T w - b) + lam w. Solving the normal equations
 (A A^T + lam I) w = A b as if they were plain non-negative least squares finds another support.

@@ -1,9 +1,10 @@
 """Non-negative orthogonal matching pursuit, one atom or a block of atoms per pass: the classical baseline.
 
-Each step adds the atoms that correlate most with the residual and fits all weights again (Pati et al., 1993; the
-non-negative form of Bruckstein, Elad and Zibulevsky, 2008). The Cholesky factor of the support's Gram matrix is
-extended, not computed again; when the plain solution turns negative, NNLS on the support replaces it and atoms
-at zero leave. GradMatch's OMP (Killamsetty et al., arXiv 2103.00123) is the one-atom form with a full refit.
+Each step adds the atoms that correlate most with the residual and fits all weights again (Pati et al., 1993;
+the non-negative form of Bruckstein, Elad and Zibulevsky, 2008). The Cholesky factor of the support's Gram
+matrix is extended, not computed again; when the plain solution turns negative, NNLS on the support replaces
+it and atoms at zero leave. GradMatch's OMP (Killamsetty et al., arXiv 2103.00123) is the one-atom form with a
+full refit.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ def omp(
     ridge: float,
     available: torch.Tensor | None = None,
     near_copy_cosine: float | None = None,
+    cost: torch.Tensor | None = None,
+    capacity: int = 0,
 ) -> Pursuit:
     """One atom per pass over the pool. Arguments as in `block_omp`."""
     return block_omp(
@@ -39,6 +42,8 @@ def omp(
         ridge=ridge,
         available=available,
         near_copy_cosine=near_copy_cosine,
+        cost=cost,
+        capacity=capacity,
         steps=size,
     )
 
@@ -51,11 +56,14 @@ def block_omp(
     ridge: float,
     available: torch.Tensor | None = None,
     near_copy_cosine: float | None = None,
+    cost: torch.Tensor | None = None,
+    capacity: int = 0,
     steps: int = 50,
 ) -> Pursuit:
     """At most `size` rows, ceil(size / steps) of them per pass; target [m, 1].
 
-    A row that has left the support may come back. Ends when no available atom correlates positively.
+    A row that has left the support may come back. Ends when no available atom correlates positively. With
+    cost int64 [N] (tokens), atoms that no longer fit into capacity are passed over.
     """
     began = time.perf_counter()
     if target.shape[1] != 1:
@@ -79,10 +87,15 @@ def block_omp(
             break
         eligible = available.clone()
         eligible[columns.ids] = False
+        if cost is not None:
+            eligible &= cost <= capacity - int(cost[columns.ids].sum())
         correlation = atoms.correlate(residual[:, None].float())
         found, rows = strongest(
             atoms, correlation, residual[:, None], eligible, min(block, size - len(columns.ids))
         )
+        if cost is not None and len(found):
+            fits = _fitting(cost[found], capacity - int(cost[columns.ids].sum()))
+            found, rows = found[fits], rows[fits]
         fresh = columns_of(rows, found, columns.cache)
         if near_copy_cosine is not None and len(found):
             cosines = fresh.unit @ torch.cat([columns.unit, fresh.unit]).T
@@ -98,9 +111,7 @@ def block_omp(
         columns, factor = _extend(columns, fresh, factor, ridge)
         u = torch.cholesky_solve((columns.unit @ b)[:, None], factor)[:, 0]
         if (u <= 0).any():
-            exact = fit(
-                columns, b, ridge=ridge, start=u.clamp(min=0) / columns.norms, guess=False
-            )
+            exact = fit(columns, b, ridge=ridge, start=u.clamp(min=0) / columns.norms, guess=False)
             keep = (exact.weights > 0).nonzero().flatten()
             columns, u = columns.select(keep), exact.weights[keep] * columns.norms[keep]
             factor = _factor(columns, ridge)
@@ -126,6 +137,16 @@ def block_omp(
         near_copies=torch.cat(suppressed) if suppressed else torch.empty(0, dtype=torch.long),
         fitted=(b - residual)[:, None],
     )
+
+
+def _fitting(prices: torch.Tensor, left: int) -> torch.Tensor:
+    """Positions, in order, of the rows that still fit when taken in turn."""
+    fits = []
+    for position, price in enumerate(prices.tolist()):
+        if price <= left:
+            fits.append(position)
+            left -= price
+    return torch.tensor(fits, dtype=torch.long)
 
 
 def _repeats(cosines: torch.Tensor, kept: int, threshold: float) -> torch.Tensor:

@@ -41,7 +41,8 @@ class Pursuit:
 
 
 def alignment(correlation: torch.Tensor) -> torch.Tensor:
-    """One figure per row from its correlations [k, S] with the residual columns: the norm of the positive part.
+    """One figure per row from its correlations [k, S] with the residual columns: the norm of the positive
+    part.
 
     It is the fall of the objective that a small non-negative step along the row buys, per unit of step.
     """
@@ -65,8 +66,8 @@ def strongest(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The k available rows that correlate most with the residual: index int64 [<= k] and their atoms.
 
-    The float32 pass proposes k and some more, float64 products of those rows decide: chunking, threads and the
-    storage's product kernel change the last bits of the pass, but not the answer.
+    The float32 pass proposes k and some more, float64 products of those rows decide: chunking, threads and
+    the storage's product kernel change the last bits of the pass, but not the answer.
     """
     proposed = top(torch.where(available, alignment(correlation), 0.0), k + SLACK).sort().values
     rows = atoms.rows(proposed)
@@ -77,8 +78,9 @@ def strongest(
 def keep_largest(
     contribution: torch.Tensor, cost: torch.Tensor | None, capacity: int, size: int
 ) -> torch.Tensor:
-    """Positions to keep, best first: the `size` largest contributions, or, when rows cost (tokens), the largest
-    contributions per token that together cost at most `capacity`; a row that does not fit is passed over.
+    """Positions to keep, best first: the `size` largest contributions, or, when rows cost (tokens), the
+    largest contributions per token that together cost at most `capacity`; a row that does not fit is passed
+    over.
     """
     if cost is None:
         return top(contribution, size)

@@ -8,19 +8,24 @@ left, so one pursuit often chooses fewer rows than the budget. The rule, ours:
 2. When a round finds nothing, or after `max_rounds`, fill by correlation with the target, largest first:
    distinct rows, then near copies, then exact copies, each group in order.
 
-Every round's combination approximates the target by itself, so the weights are the average of the rounds',
-each in proportion to its number of rows. Fill rows get the smallest weight that a pursuit row has.
+Every round's combination approximates the target by itself, so their average, each in proportion to its
+number of rows, does too. It is the start of a last fit of all chosen rows together (`refit`): with the ridge
+times the number of rounds, which asks the same of weights that share the work with so many times more rows.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from gtp_exp.errors import UserError
+from gtp_exp.selection.atoms import Atoms
+from gtp_exp.selection.cosamp import fit_columns
 from gtp_exp.selection.duplicates import Copies
+from gtp_exp.selection.nnls import GramCache, columns_of
 from gtp_exp.selection.pursuit import Pursuit
 
 
@@ -33,11 +38,66 @@ class Solve(Protocol):
 @dataclass(frozen=True)
 class Filled:
     indices: torch.Tensor  # int64 [M], round by round, largest contribution first, then the fill
-    weights: torch.Tensor  # float64 [M, S] for the atoms as given; 0 for fill rows
+    weights: torch.Tensor  # float64 [M, S] for the atoms as given, the rounds' average; 0 for fill rows
     from_pursuit: int  # the first so many rows come from pursuits
     rounds: tuple[Pursuit, ...]
     fill: dict[str, int]  # rows by class: distinct, near_copies, exact_copies
     shortfalls: tuple[str, ...]
+
+    def report(self) -> dict[str, Any]:
+        return {
+            "rounds": [one.summary() for one in self.rounds],
+            "rows_by_round": [len(one.support) for one in self.rounds],
+            "rows_by_fill": len(self.indices) - self.from_pursuit,
+            "fill": self.fill,
+            "shortfalls": list(self.shortfalls),
+            "near_copies_suppressed": sum(len(one.near_copies) for one in self.rounds),
+        }
+
+
+@dataclass(frozen=True)
+class Refit:
+    weights: torch.Tensor  # float64 [M, S]
+    residual: float  # ||B - A^T W|| / ||B||
+    cosine: float  # between A^T W and B: the residual without the ridge's shrinkage
+    kkt: float
+    ridge: float
+    seconds: float
+    rows_without_weight: int
+
+    def report(self) -> dict[str, float]:
+        return {
+            "residual": self.residual,
+            "cosine": self.cosine,
+            "kkt": self.kkt,
+            "ridge": self.ridge,
+            "seconds": self.seconds,
+            "rows_without_weight": self.rows_without_weight,
+        }
+
+
+def refit(atoms: Atoms, target: torch.Tensor, filled: Filled, ridge: float) -> Refit:
+    """Non-negative ridge least squares of all chosen rows, ridge times the number of rounds.
+
+    Holds the chosen rows in memory in float64.
+    """
+    began = time.perf_counter()
+    ridge *= max(1, len(filled.rounds))
+    columns = columns_of(atoms.rows(filled.indices), filled.indices, GramCache())
+    weights, residual, kkt = fit_columns(
+        columns, target, ridge, filled.weights, guess=len(filled.rounds) != 1
+    )
+    fitted = target - residual
+    lengths = float(torch.linalg.vector_norm(target)), float(torch.linalg.vector_norm(fitted))
+    return Refit(
+        weights=weights,
+        residual=float(torch.linalg.vector_norm(residual)) / lengths[0],
+        cosine=float((fitted * target).sum()) / (lengths[0] * lengths[1]) if lengths[1] else 0.0,
+        kkt=kkt,
+        ridge=ridge,
+        seconds=time.perf_counter() - began,
+        rows_without_weight=int((weights.sum(1) == 0).sum()),
+    )
 
 
 def fill_budget(

@@ -1,5 +1,5 @@
-"""The low-dimensional subspace of a checkpoint, from stored sketches: principal components of the pool, or the
-span of the target. Estimated anew at every checkpoint, so it evolves along the trajectory.
+"""The low-dimensional subspace of a checkpoint, from stored sketches: principal components of the pool, or
+the span of the target. Estimated anew at every checkpoint, so it evolves along the trajectory.
 
 Components are uncentred: the mean direction is what the pursuit must match, so it is not taken out.
 """

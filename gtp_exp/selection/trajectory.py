@@ -172,7 +172,9 @@ def _scan(
     candidates: Sequence[Example],
     chunk_rows: int,
 ) -> tuple[torch.Tensor, Rows]:
-    """Norms float64 [N] of the (projected) rows, their hashes added in place, and the rows to pass over later."""
+    """Norms float64 [N] of the (projected) rows, their hashes added in place, and the rows to pass over
+    later.
+    """
     n = rows.shape[0]
     norms, kept = torch.empty(n, dtype=torch.float64), []
     copy = held and (basis is not None or not isinstance(rows, TensorRows))
