@@ -119,9 +119,7 @@ def _render(task: EvalTask, folder: Path) -> None:
             data["train"] = _write_jsonl(folder / "train.jsonl", task.fewshot)
             config["fewshot_split"] = "train"
         config["dataset_kwargs"] = {"data_files": data}
-    if str(config.get("include", "")).startswith(
-        "lm_eval/"
-    ):  # a bundled task's file
+    if str(config.get("include", "")).startswith("lm_eval/"):  # a bundled task's file
         import lm_eval
 
         config["include"] = str(Path(lm_eval.__file__).parent.parent / config["include"])

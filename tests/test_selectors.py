@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import conversation
 
+from conftest import conversation
 from gtp_exp.config import build
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.features import MemoryFeatures
@@ -17,7 +17,7 @@ from gtp_exp.selection.base import Budget, Need, SelectionProblem, Unit
 
 CONF = Path(__file__).resolve().parent.parent / "conf" / "selector"
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
-SEEDED = {"random"}  # their choice depends on the order of the pool
+SEEDED = {"random", "dedup_random"}  # their choice depends on the order of the pool
 N, DIM, TARGETS = 120, 48, 12
 
 
@@ -28,7 +28,9 @@ def selector(name):
 def features(rows, seed):
     generator = torch.Generator().manual_seed(seed)
     directions = ("sgd", "adam", "less")
-    matrices = tuple({d: torch.randn(rows, DIM, generator=generator) + 0.3 for d in directions} for _ in range(2))
+    matrices = tuple(
+        {d: torch.randn(rows, DIM, generator=generator) + 0.3 for d in directions} for _ in range(2)
+    )
     return MemoryFeatures(matrices, (2e-4, 1e-4))
 
 
@@ -40,7 +42,9 @@ def model(tiny):
 @pytest.fixture(scope="module")
 def problem(model):
     rows = [conversation(i, f"Question {i} of {i % 7}?", f"Answer {i * i}.") for i in range(N)]
-    targets = [conversation(900 + i, f"Target {i}?", f"Yes {i}.", subtask=f"task{i % 2}") for i in range(TARGETS)]
+    targets = [
+        conversation(900 + i, f"Target {i}?", f"Yes {i}.", subtask=f"task{i % 2}") for i in range(TARGETS)
+    ]
     lengths = torch.arange(N) % 17 + 10
     return SelectionProblem(
         candidates=rows,

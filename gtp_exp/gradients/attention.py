@@ -19,20 +19,18 @@ _READ_BOUNDS_THEMSELVES = ("flash_attention_2", "flash_attention_3", "flash_atte
 _WRITTEN_OUT_UP_TO = 512
 
 
-def packed_inputs(bounds: Sequence[tuple[int, int]], device: torch.device) -> dict[str, Any]:
-    """Where the sequences begin and end, under the names that transformers passes on to attention functions."""
-    ends = torch.tensor([0] + [end for _, end in bounds], dtype=torch.int32, device=device)
-    longest = max(end - start for start, end in bounds)
-    return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
-
-
 @contextlib.contextmanager
-def attention_per_sequence(model: Any) -> Iterator[None]:
-    """Inside, the model's attention treats the sequences of `packed_inputs` apart. Without an attention mask and
-    a cache, or transformers would let them see each other."""
+def attention_per_sequence(model: Any, bounds: Sequence[tuple[int, int]]) -> Iterator[dict[str, Any]]:
+    """Inside, the model's attention treats the sequences apart. Yields extra inputs for the model's forward.
+
+    Pass no attention mask and use_cache=False, or transformers makes the sequences see each other.
+    """
     own = model.config.get_text_config()._attn_implementation
     if own in _READ_BOUNDS_THEMSELVES:
-        yield
+        device = next(model.parameters()).device
+        ends = torch.tensor([0] + [end for _, end in bounds], dtype=torch.int32, device=device)
+        longest = max(end - start for start, end in bounds)
+        yield {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
         return
     configs = {}
     for module in model.modules():
@@ -40,18 +38,19 @@ def attention_per_sequence(model: Any) -> Iterator[None]:
         if hasattr(config, "_attn_implementation"):
             configs[id(config)] = config
     before = {key: config._attn_implementation for key, config in configs.items()}
-    _OWN.append(own)
+    _ACTIVE.append((own, bounds))
     try:
         for config in configs.values():
             config._attn_implementation = ATTENTION
-        yield
+        yield {}
     finally:
         for key, config in configs.items():
             config._attn_implementation = before[key]
-        _OWN.pop()
+        _ACTIVE.pop()
 
 
-_OWN: list[str] = []  # the implementation the model was loaded with; an attention function can close over nothing
+# The implementation the model was loaded with, and the sequences: a registered function can close over nothing.
+_ACTIVE: list[tuple[str, Sequence[tuple[int, int]]]] = []
 
 
 def _attend(
@@ -62,13 +61,12 @@ def _attend(
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The function the model was loaded with, on each sequence. query, key, value: [1, heads, T, d]; returns
-    [1, T, heads, d]."""
-    own = _OWN[-1]
-    ends = kwargs.pop("cu_seq_lens_q").tolist()
-    bounds = list(zip(ends, ends[1:], strict=False))
-    longest = kwargs.pop("max_length_q")
-    kwargs.pop("cu_seq_lens_k"), kwargs.pop("max_length_k")
+    """The function the model was loaded with, on each sequence.
+
+    query, key, value: [1, heads, T, d]; returns [1, T, heads, d].
+    """
+    own, bounds = _ACTIVE[-1]
+    longest = max(end - start for start, end in bounds)
     window = kwargs.get("sliding_window") or longest
     half = query.dtype in (torch.float16, torch.bfloat16) and query.device.type == "cpu"
     if own == "sdpa" and half and longest <= _WRITTEN_OUT_UP_TO and _is_plain(module, kwargs):

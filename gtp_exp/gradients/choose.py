@@ -95,7 +95,9 @@ def choose_engine(
             else:
                 if reason is None:
                     return Choice(kind, kernel, budget)
-        warnings.warn(f"engine {kind.value} does not fit this model, a slower one is used: {reason}", stacklevel=3)
+        warnings.warn(
+            f"engine {kind.value} does not fit this model, a slower one is used: {reason}", stacklevel=3
+        )
     return Choice(kinds[-1], kernel, token_budget or longest.n_tokens)
 
 

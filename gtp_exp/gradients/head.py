@@ -73,7 +73,9 @@ def label_head(model: Any, kernel: LinearKernel) -> LabelHead | None:
     scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
     scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite
     scale *= getattr(config, "lm_head_multiplier", None) or 1.0  # Falcon-H1
-    head = LabelHead(weight=linear.weight.detach(), bias=linear.bias, scale=scale, softcap=softcap, kernel=kernel)
+    head = LabelHead(
+        weight=linear.weight.detach(), bias=linear.bias, scale=scale, softcap=softcap, kernel=kernel
+    )
     tokens = torch.arange(min(_PROBE_TOKENS, len(linear.weight)), device=linear.weight.device).unsqueeze(0)
     with torch.no_grad():
         theirs = model(input_ids=tokens, use_cache=False).logits[0]

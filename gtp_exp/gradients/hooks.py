@@ -54,7 +54,9 @@ class HooksEngine:
             for x, _ in pairs:
                 g = next(output_gradients)
                 if x.dim() != 3 or x.shape[0] != len(batch):
-                    raise NotPerExample(f"{name} was called with {tuple(x.shape)}, not [batch, tokens, values]")
+                    raise NotPerExample(
+                        f"{name} was called with {tuple(x.shape)}, not [batch, tokens, values]"
+                    )
                 if g is not None:
                     term = torch.bmm(g.transpose(1, 2), x.detach().to(g.dtype))
                     total = term if total is None else total.add_(term)

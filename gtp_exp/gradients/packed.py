@@ -13,7 +13,7 @@ import torch
 
 from gtp_exp.data.examples import TokenizedExample
 from gtp_exp.gradients.adapters import Adapters, base_model
-from gtp_exp.gradients.attention import attention_per_sequence, packed_inputs
+from gtp_exp.gradients.attention import attention_per_sequence
 from gtp_exp.gradients.engine import Consume, pack
 from gtp_exp.gradients.head import label_head
 from gtp_exp.gradients.linear import LinearKernel, packed_linears
@@ -38,16 +38,16 @@ class PackedEngine:
     def run(self, batch: Sequence[TokenizedExample], consume: Consume) -> None:
         packing = Packing(batch, self._reduction, self._layers[0].a.weight.device)
         with (
-            attention_per_sequence(self._model),
+            attention_per_sequence(self._model, packing.bounds) as extra,
             packed_linears(self._model, self._layers, packing.bounds, consume, self._kernel),
         ):
             if self._head is not None:
                 backbone = getattr(self._model, self._model.base_model_prefix)
-                output = backbone(**packing.inputs).last_hidden_state
+                output = backbone(**packing.inputs, **extra).last_hidden_state
                 hidden = output[0].index_select(0, packing.labelled)
                 hidden.backward(self._head.gradient(hidden.detach(), packing.targets, packing.weights))
             else:
-                logits = self._model(**packing.inputs, logits_to_keep=packing.labelled).logits[0]
+                logits = self._model(**packing.inputs, **extra, logits_to_keep=packing.labelled).logits[0]
                 weighted_loss(logits, packing.targets, packing.weights).backward()
 
 
@@ -70,7 +70,6 @@ class Packing:
             "input_ids": torch.tensor([tokens], device=device),
             "position_ids": torch.tensor([positions], device=device),
             "use_cache": False,
-            **packed_inputs(self.bounds, device),
         }
         self.labelled = torch.tensor(labelled, device=device)
         self.targets = torch.tensor(targets, device=device)

@@ -205,7 +205,7 @@ class StoreWriter:
         process,
         and recorded, so that whoever goes on computes the same bytes.
         """
-        self.directory = directory
+        self.directory, self._ids = directory, rows["ids"]
         directory.mkdir(parents=True, exist_ok=True)
         settings = json.loads(json.dumps(settings))  # as they come back from the file: lists for tuples
         with FileLock(str(directory / "plan.lock")):
@@ -277,6 +277,12 @@ class StoreWriter:
         tensors = {}
         for direction, matrix in features.items():
             tensors[direction] = matrix.to(storage)
+            if not torch.isfinite(tensors[direction]).all():
+                row = int((~torch.isfinite(tensors[direction])).any(dim=1).nonzero()[0])
+                raise UserError(
+                    f"the {direction} features of example {self._ids[self.span(shard)[row]]} exceed the range of "
+                    f"{self.plan['storage']}; set storage to bfloat16 or float32"
+                )
             tensors[f"norm.{direction}"] = norms[direction]
             tensors[f"sum.{direction}"] = matrix.sum(dim=0, dtype=torch.float64)
         file = self.directory / shard_name(checkpoint, shard)
@@ -298,6 +304,9 @@ class StoreWriter:
                 digests[name] = json.loads(receipt.read_text())["sha256"]
         with FileLock(str(self.directory / "plan.lock")):
             write_json(self.directory / STORE, {"format": FORMAT, **self.plan, "sha256": digests})
+        # A process that still holds one of these finds its shard intact, or writes the same bytes again.
+        for lock in self.directory.rglob("*.lock"):
+            lock.unlink(missing_ok=True)
         return GradientStore.open(self.directory)
 
 

@@ -9,15 +9,26 @@ iterations, pruning in stages, the suppression of near copies, and a token budge
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import torch
 
 from gtp_exp.selection.atoms import Atoms
 from gtp_exp.selection.duplicates import near_copies
-from gtp_exp.selection.nnls import Columns, GramCache, columns_of, fit
-from gtp_exp.selection.pursuit import Pursuit, keep_largest, strongest
+from gtp_exp.selection.nnls import Columns, GramCache, columns_of
+from gtp_exp.selection.pruning import contributions, fit_columns, keep_largest, prune
+from gtp_exp.selection.pursuit import Pursuit, strongest
 
 EXACT = 1e-12  # relative residual at which nothing is left to pursue
+
+
+@dataclass(frozen=True)
+class Iterate:
+    columns: Columns
+    weights: torch.Tensor
+    residual: torch.Tensor
+    objective: float
+    kkt: float
 
 
 def cosamp(
@@ -39,7 +50,7 @@ def cosamp(
 
     ridge: lam of the objective. candidates: rows looked at per iteration, as a multiple of size (the paper's
     2). tolerance: stop when an iteration lowers the best objective by a smaller share. prune_stages: 1 is the
-    paper's single prune; see `_prune`. cost int64 [N] with capacity bounds the summed cost of the rows
+    paper's single prune; see `prune`. cost int64 [N] with capacity bounds the summed cost of the rows
     (tokens); size then only bounds their number.
     """
     began = time.perf_counter()
@@ -51,7 +62,7 @@ def cosamp(
     columns = columns_of(torch.empty(0, m), torch.empty(0, dtype=torch.long), GramCache())
     weights = torch.empty(0, target.shape[1], dtype=torch.float64)
     residual, curve, suppressed = target, [], []
-    best = None
+    best = Iterate(columns, weights, residual, 0.5 * energy, 0.0)
 
     for _ in range(max_iterations):
         # Proxy: the atoms most correlated with the residual, without those that are already in.
@@ -74,92 +85,31 @@ def cosamp(
         # Merge, fit, prune, fit again.
         warm = torch.cat([weights, weights.new_zeros(len(merged.ids) - len(weights), weights.shape[1])])
         fitted, _, _ = fit_columns(merged, target, ridge, warm)
-        columns, weights, residual, kkt = _prune(
+        columns, weights, residual, kkt = prune(
             merged, fitted, target, ridge, size=size, cost=cost, capacity=capacity, stages=prune_stages
         )
 
         left = float(residual.square().sum())
         objective = 0.5 * left + 0.5 * ridge * float(weights.square().sum())
         curve.append((left / energy) ** 0.5)
-        improved = best is None or objective < best[0] * (1 - tolerance)
-        if best is None or objective < best[0]:
-            best = (
-                objective,
-                curve[-1],
-                kkt,
-                columns.ids,
-                weights,
-                contributions(weights, columns),
-                target - residual,
-            )
+        improved = objective < best.objective * (1 - tolerance)
+        if objective < best.objective:
+            best = Iterate(columns, weights, residual, objective, kkt)
         if not improved or curve[-1] < EXACT:
             break
 
-    if best is None:
-        best = (0.5 * energy, 1.0, 0.0, columns.ids, weights, contributions(weights, columns), 0 * target)
-    objective, relative, kkt, support, weights, contribution, fitted = best
-    order = keep_largest(contribution, None, 0, len(support))  # rows that the last fit set to zero drop out
+    contribution = contributions(best.weights, best.columns)
+    order = keep_largest(contribution, None, 0, len(contribution))  # rows that the last fit set to zero leave
     return Pursuit(
-        support=support[order],
-        weights=weights[order],
+        support=best.columns.ids[order],
+        weights=best.weights[order],
         contributions=contribution[order],
-        objective=objective,
-        residual=relative,
-        kkt=kkt,
+        objective=best.objective,
+        residual=(float(best.residual.square().sum()) / energy) ** 0.5 if energy else 0.0,
+        kkt=best.kkt,
         iterations=len(curve),
         seconds=time.perf_counter() - began,
         curve=tuple(curve),
         near_copies=torch.cat(suppressed) if suppressed else torch.empty(0, dtype=torch.long),
-        fitted=fitted,
+        fitted=target - best.residual,
     )
-
-
-def _prune(
-    columns: Columns,
-    weights: torch.Tensor,
-    target: torch.Tensor,
-    ridge: float,
-    *,
-    size: int,
-    cost: torch.Tensor | None,
-    capacity: int,
-    stages: int,
-) -> tuple[Columns, torch.Tensor, torch.Tensor, float]:
-    """Down to `size` rows (and `capacity`), fitting again after each stage; every stage halves the excess.
-
-    A ridge spreads weight over many alike rows, so the largest weights of the merged fit are a poor guess of
-    the rows that do best alone. Backward elimination in stages corrects it, at the price of small solves.
-    """
-    for stage in range(stages, 0, -1):
-        contribution = contributions(weights, columns)
-        rows = int((contribution > 0).sum())
-        price = 0 if cost is None else int(cost[columns.ids[contribution > 0]].sum())
-        last = stage == 1 or (rows <= size + 1 and price <= capacity)
-        kept = keep_largest(
-            contribution,
-            None if cost is None else cost[columns.ids],
-            capacity if last else max(capacity, (price + capacity) // 2),
-            size if last else max(size, (rows + size) // 2),
-        )
-        columns = columns.select(kept)
-        weights, residual, kkt = fit_columns(columns, target, ridge, weights[kept], guess=False)
-        if last or (len(kept) <= size and price <= capacity):
-            break
-    return columns, weights, residual, kkt
-
-
-def fit_columns(
-    columns: Columns, target: torch.Tensor, ridge: float, start: torch.Tensor, guess: bool = True
-) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """NNLS of every target column on the same rows: weights [k, S], residual [m, S], worst KKT residual."""
-    fits = [
-        fit(columns, target[:, s], ridge=ridge, start=start[:, s], guess=guess)
-        for s in range(target.shape[1])
-    ]
-    weights = torch.stack([one.weights for one in fits], dim=1)
-    return weights, torch.stack([one.residual for one in fits], dim=1), max(one.kkt for one in fits)
-
-
-def contributions(weights: torch.Tensor, columns: Columns) -> torch.Tensor:
-    """||W_i|| ||a_i||: how much of the combination a row makes up, whatever the scale of its atom."""
-    return torch.linalg.vector_norm(weights, dim=1) * columns.norms

@@ -1,13 +1,15 @@
-"""Non-negative elastic net whose path is walked to exactly M rows. Ours.
+"""Non-negative elastic net, its path walked to a given number of rows. Ours.
 
     min over w >= 0 of  1/2 ||A^T w - b||^2 + lam/2 ||w||^2 + l1 sum w
 
-It is convex, so unlike a pursuit its solution does not depend on the order in which rows were tried, and the
-l1 term spreads weight over a cluster's rows instead of fitting the target's noise. l1 is found so that M rows
-have weight. The problem is solved on a working set with `nnls`; one pass over the pool then finds the rows
-outside it whose correlation exceeds l1, and they join, until there are none: the solution on the working set
-is then the solution on all N rows. The weights are fitted again on the chosen rows without l1, which only
-shrinks them.
+It is convex, so unlike a pursuit its solution does not depend on the order in which rows were tried. l1 is
+found so that a multiple of M rows have weight; they are then fitted without l1, which only shrinks weights,
+and pruned to M in stages. At exactly M rows the path still holds rows that the full solution would drop: it
+misses part of a planted support that twice as many rows contain.
+
+The problem is solved on a working set with `nnls`; one pass over the pool then finds the rows outside it
+whose correlation exceeds l1, and they join, until there are none: the solution on the working set is then the
+solution on all N rows.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from gtp_exp.errors import UserError
 from gtp_exp.selection.atoms import Atoms
 from gtp_exp.selection.duplicates import near_copies
 from gtp_exp.selection.nnls import NNLS, Columns, GramCache, columns_of, fit
-from gtp_exp.selection.pursuit import Pursuit, keep_largest, strongest
+from gtp_exp.selection.pruning import contributions, keep_largest, prune
+from gtp_exp.selection.pursuit import Pursuit, strongest
 
 TRIALS = 25  # values of l1 tried on one working set
 FLOOR = 1e-6  # smallest l1, over the largest correlation: below it the path has ended
@@ -47,12 +50,15 @@ def elastic_net(
     ridge: float,
     available: torch.Tensor | None = None,
     near_copy_cosine: float | None = None,
+    surplus: float = 2.0,
+    prune_stages: int = 8,
     max_iterations: int = 30,
     cost: torch.Tensor | None = None,
     capacity: int = 0,
 ) -> Pursuit:
     """At most `size` rows, fewer only where the path ends before; target [m, 1], ridge the lam above.
 
+    surplus: rows on the path, as a multiple of size. prune_stages: see `prune`.
     `kkt` is that of the final fit; `curve` the residual of the elastic net after each pass over the pool.
     With cost int64 [N] (tokens) the path's rows of the largest weights per token that fit into capacity are
     kept.
@@ -68,8 +74,9 @@ def elastic_net(
     n, m = atoms.shape
     available = torch.ones(n, dtype=torch.bool) if available is None else available.clone()
     columns = columns_of(torch.empty(0, m), torch.empty(0, dtype=torch.long), GramCache())
+    wanted = max(1, round(surplus * size))
     weights, residual, l1 = torch.empty(0, dtype=torch.float64), b, 0.0
-    curve, suppressed, point = [], [], None
+    curve, suppressed = [], []
     for _ in range(max_iterations):
         eligible = available.clone()
         eligible[columns.ids] = False
@@ -93,32 +100,35 @@ def elastic_net(
             available[columns.ids[near]] = False
             columns, weights = columns.select(~near), weights[~near]
         largest = float((columns.unit * columns.norms[:, None] @ b).max())
-        point = _path_point(columns, b, ridge, size, weights, l1, largest)
+        point = _path_point(columns, b, ridge, wanted, weights, l1, largest)
         weights, residual, l1 = point.fit.weights, point.fit.residual, point.l1
         curve.append(float(residual.norm()) / energy**0.5)
 
-    prices = None if cost is None else cost[columns.ids]
-    kept = keep_largest(weights * columns.norms, prices, capacity, size)
-    chosen = columns.select(kept)
-    final = fit(chosen, b, ridge=ridge, start=weights[kept], guess=False)
-    order = keep_largest(final.weights * chosen.norms, None, 0, len(kept))
-    # A row that the fit without l1 sets to zero was still chosen by the path: it stays, last, with no weight.
-    rest = torch.ones(len(kept), dtype=torch.bool)
-    rest[order] = False
-    order = torch.cat([order, rest.nonzero().flatten()])
-    left = float(final.residual.square().sum())
+    chosen, fitted, left, kkt = prune(
+        columns,
+        weights[:, None],
+        b[:, None],
+        ridge,
+        size=size,
+        cost=cost,
+        capacity=capacity,
+        stages=prune_stages,
+    )
+    contribution = contributions(fitted, chosen)
+    order = keep_largest(contribution, None, 0, len(contribution))
+    energy_left = float(left.square().sum())
     return Pursuit(
         support=chosen.ids[order],
-        weights=final.weights[order, None],
-        contributions=(final.weights * chosen.norms)[order],
-        objective=0.5 * left + 0.5 * ridge * float(final.weights.square().sum()),
-        residual=(left / energy) ** 0.5 if energy else 0.0,
-        kkt=final.kkt,
+        weights=fitted[order],
+        contributions=contribution[order],
+        objective=0.5 * energy_left + 0.5 * ridge * float(fitted.square().sum()),
+        residual=(energy_left / energy) ** 0.5 if energy else 0.0,
+        kkt=kkt,
         iterations=len(curve),
         seconds=time.perf_counter() - began,
         curve=tuple(curve),
         near_copies=torch.cat(suppressed) if suppressed else torch.empty(0, dtype=torch.long),
-        fitted=(b - final.residual)[:, None],
+        fitted=b[:, None] - left,
     )
 
 
@@ -161,6 +171,5 @@ def _path_point(
             value = few.l1 ** (1 - share) * many.l1**share
             if few.l1 / many.l1 < 1 + 1e-9:
                 return many
-        nearest = many if few is None or (many is not None and many.rows - size < size - few.rows) else few
-        point = at(value, nearest.fit.weights, guess=False)
+        point = at(value, point.fit.weights, guess=False)
     return many if many is not None else point

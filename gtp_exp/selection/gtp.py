@@ -11,7 +11,6 @@ cross-validation, rounds and fill, the other solvers, and every option without a
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar
@@ -70,8 +69,8 @@ class GTP:
     subspace_rows: int  # pool rows that estimate the principal components, at most
     target_columns: TargetColumns
     solver: Solver
-    candidates: float  # cosamp: rows looked at per iteration, over the rows wanted
-    prune_stages: int  # cosamp: 1 prunes at once
+    candidates: float  # cosamp: rows looked at per iteration, elastic_net: on the path; over the rows wanted
+    prune_stages: int  # cosamp, elastic_net: 1 prunes at once
     steps: int  # block_omp: passes that a round takes
     max_iterations: int  # cosamp, elastic_net: per round
     tolerance: float  # cosamp: relative fall of the objective below which a round stops
@@ -257,7 +256,14 @@ class GTP:
         if self.solver is Solver.BLOCK_OMP:
             return block_omp(made.atoms, target, **common, steps=self.steps)
         if self.solver is Solver.ELASTIC_NET:
-            return elastic_net(made.atoms, target, **common, max_iterations=self.max_iterations)
+            return elastic_net(
+                made.atoms,
+                target,
+                **common,
+                surplus=self.candidates,
+                prune_stages=self.prune_stages,
+                max_iterations=self.max_iterations,
+            )
         return cosamp(
             made.atoms,
             target,

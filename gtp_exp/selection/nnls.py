@@ -24,8 +24,10 @@ import torch
 DEPENDENT = 1e-11  # squared pivot of a unit column below which it lies in the span of the passive ones
 TOLERANCE = 1e-9  # gradient of a unit column, relative to the largest correlation, that counts as zero
 WARM_STEPS = 40  # of projected gradient, before the active set takes over
+PATIENCE = 40  # factorisations after which a small ridge calls for Newton's method on the dual
+NEWTON_STEPS = 200
 POWER_STEPS = 6  # power iterations for the step length
-RISE = 1 + 1e-15  # a gain must grow by more than rounding to count
+FALL = 1 - 1e-12  # an objective must fall by more than rounding to count
 
 Solution = tuple[torch.Tensor, torch.Tensor]  # passive columns int64 [p] and their values float64 [p]
 
@@ -117,13 +119,14 @@ def kkt_residual(
     """
     rows, target, weights = rows.double(), target.double(), weights.double()
     norms = torch.linalg.vector_norm(rows, dim=1)
-    real = norms > 0
+    norms = torch.where(norms > 0, norms, 1.0)  # a zero column must not have weight either, given a ridge
     gradient = rows @ (rows.T @ weights - target) + ridge * weights + l1
-    violation = torch.where(weights > 0, gradient.abs(), (-gradient).clamp(min=0))
-    largest = float(((rows @ target)[real] / norms[real]).clamp(min=0).max()) if real.any() else 0.0
+    violation = torch.where(weights > 0, gradient.abs(), (-gradient).clamp(min=0)) / norms
+    worst = float(violation.max()) if len(rows) else 0.0
+    largest = float(((rows @ target) / norms).clamp(min=0).max()) if len(rows) else 0.0
     if largest == 0:
-        return float("inf") if (weights > 0).any() else 0.0
-    return float((violation[real] / norms[real]).max()) / largest
+        return float("inf") if worst > 0 else 0.0
+    return worst / largest
 
 
 def nnls(
@@ -175,7 +178,7 @@ def fit(
     def solve(passive: torch.Tensor) -> Solution:
         """Unconstrained u on the passive set, after leaving out columns in the span of those before them."""
         nonlocal iterations
-        if held_apart and len(passive) > m:
+        if ridge > 0 and len(passive) > m:
             iterations += 1
             return passive, _solve_wide(unit[passive], rho[passive], correlation[passive])
         while len(passive):
@@ -202,9 +205,12 @@ def fit(
                 return passive, u
             passive = passive[positive]
 
-    def gain(solution: Solution) -> float:
-        """Fall of the objective from w = 0 to the optimum on a passive set."""
-        return 0.5 * float(correlation[solution[0]] @ solution[1])
+    def objective(solution: Solution) -> float:
+        """From the residual: half c.u, its fall from w = 0, would drown a small objective in rounding."""
+        passive, u = solution
+        left = target - unit[passive].T @ u
+        penalty = 0.5 * float(rho[passive] @ u.square()) + l1 * float((u / scale[passive]).sum())
+        return 0.5 * float(left @ left) + penalty
 
     first = zero if start is None else start.double() * scale
     if guess:
@@ -213,28 +219,35 @@ def fit(
     if not held_apart and len(seed) > m // 2:  # near m columns most are dependent: start from the largest
         seed = seed[first[seed].sort(descending=True, stable=True).indices[: m // 2].sort().values]
     current = feasible(seed)
-    block, converged = len(unit), False
+    value, block, converged, newton = objective(current), len(unit), False, False
     while iterations < max_iterations and not converged:
         passive, u = current
+        if ridge > 0 and not newton and iterations > PATIENCE:
+            # Many more columns than m and a small ridge: exchanges of a few columns creep, the dual does not.
+            newton = True
+            trial = feasible(_dual_newton(unit, target, l1 / scale, rho, target - unit[passive].T @ u))
+            if objective(trial) < value:
+                current, value, block = trial, objective(trial), len(unit)
+                continue
         gradient = unit @ (unit[passive].T @ u) - correlation  # the ridge adds nothing where u = 0
         gradient[passive] = 0.0
         violating = (live & (gradient < -tolerance)).nonzero().flatten()
         violating = violating[gradient[violating].sort(stable=True).indices]  # worst first, then lowest index
-        room = len(unit) if held_apart else max(1, (m - len(passive)) // 2, m // 8)
-        block = min(block, room, len(violating))
+        roomy = held_apart or (ridge > 0 and len(passive) >= m)
+        block = min(block, len(unit) if roomy else max(1, (m - len(passive)) // 2, m // 8), len(violating))
         found = None
         while block >= 1 and found is None:
             trial = feasible(torch.cat([passive, violating[:block]]))
-            if gain(trial) > gain(current) * RISE:
+            if objective(trial) < value * FALL:
                 found, block = trial, 2 * block
             else:
                 block //= 2
         if found is None and len(violating):
             found, block = _exchange_one(current, violating, solve), 1
-        if found is None or not gain(found) > gain(current) * RISE:
+        if found is None or not objective(found) < value * FALL:
             converged = True  # no violation, or no descent left in float64
         else:
-            current = found
+            current, value = found, objective(found)
 
     passive, u = current
     weights = zero.clone()
@@ -249,12 +262,67 @@ def fit(
 
 def _solve_wide(unit: torch.Tensor, rho: torch.Tensor, correlation: torch.Tensor) -> torch.Tensor:
     """(U U^T + diag(rho))^-1 c for more rows than columns, through an m x m system (Woodbury)."""
-    scaled = unit / rho[:, None]
-    inner = unit.T @ scaled
+    inner = unit.T @ (unit / rho[:, None])
     inner.diagonal().add_(1.0)
-    right = scaled.T @ correlation
-    y = torch.cholesky_solve(right[:, None], torch.linalg.cholesky(inner))[:, 0]
-    return (correlation - unit @ y) / rho
+    factor = torch.linalg.cholesky(inner)
+    u = torch.zeros_like(correlation)
+    left = correlation
+    for _ in range(3):  # a small rho divides rounding errors, so refine
+        u = u + (left - unit @ torch.cholesky_solve((unit.T @ (left / rho))[:, None], factor)[:, 0]) / rho
+        left = correlation - unit @ (unit.T @ u) - rho * u
+    return u
+
+
+def _dual_newton(
+    unit: torch.Tensor, target: torch.Tensor, l1: torch.Tensor, rho: torch.Tensor, residual: torch.Tensor
+) -> torch.Tensor:
+    """The columns with weight in the ridge problem, by Newton's method on its dual, from a first residual.
+
+        min over r of  1/2 ||r||^2 - b.r + sum_i (a_i.r - l1_i)_+^2 / (2 rho_i),    u_i = (a_i.r - l1_i)_+ / rho_i
+
+    for unit columns a_i. It is strongly convex, its gradient piecewise linear, so the semismooth Newton step with
+    an exact line search converges from anywhere.
+    """
+    m = unit.shape[1]
+    correlation = unit @ residual - l1
+    for _ in range(NEWTON_STEPS):
+        active = (correlation > 0).nonzero().flatten()
+        rows, ridge = unit[active], rho[active]
+        gradient = residual - target + rows.T @ (correlation[active] / ridge)
+        if len(active) > m:
+            hessian = rows.T @ (rows / ridge[:, None])
+            hessian.diagonal().add_(1.0)
+            step = -torch.cholesky_solve(gradient[:, None], torch.linalg.cholesky(hessian))[:, 0]
+        else:
+            inner = rows @ rows.T
+            inner.diagonal().add_(ridge)
+            factor = torch.linalg.cholesky(inner)
+            step = rows.T @ torch.cholesky_solve((rows @ gradient)[:, None], factor)[:, 0] - gradient
+        length = _line_search(correlation, unit @ step, rho, float((residual - target) @ step), step)
+        residual = residual + length * step
+        before = correlation > 0
+        correlation = unit @ residual - l1
+        if length == 1.0 and torch.equal(before, correlation > 0):
+            break
+    return (correlation > 0).nonzero().flatten()
+
+
+def _line_search(
+    correlation: torch.Tensor, change: torch.Tensor, rho: torch.Tensor, flat: float, step: torch.Tensor
+) -> float:
+    """Length in (0, 1] at which the dual's slope along a step vanishes; the slope only rises, so bisect."""
+    curved = float(step @ step)
+
+    def slope(t: float) -> float:
+        return flat + t * curved + float((((correlation + t * change).clamp(min=0) / rho) * change).sum())
+
+    if slope(1.0) <= 0:
+        return 1.0
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if slope(middle) > 0 else (middle, high)
+    return (low + high) / 2
 
 
 def _projected_gradient(

@@ -1,4 +1,4 @@
-"""What every pursuit solver returns, and the two decisions they share: which rows to look at, which to keep."""
+"""What every pursuit solver returns, and the decisions they share: which rows to look at, which to keep."""
 
 from __future__ import annotations
 
@@ -73,21 +73,3 @@ def strongest(
     rows = atoms.rows(proposed)
     best = top(alignment(rows.double() @ residual.double()), k)
     return proposed[best], rows[best]
-
-
-def keep_largest(
-    contribution: torch.Tensor, cost: torch.Tensor | None, capacity: int, size: int
-) -> torch.Tensor:
-    """Positions to keep, best first: the `size` largest contributions, or, when rows cost (tokens), the
-    largest contributions per token that together cost at most `capacity`; a row that does not fit is passed
-    over.
-    """
-    if cost is None:
-        return top(contribution, size)
-    order = top(contribution / cost, len(contribution))
-    kept, left = [], capacity
-    for position, price in zip(order.tolist(), cost[order].tolist(), strict=True):
-        if price <= left and len(kept) < size:
-            kept.append(position)
-            left -= price
-    return torch.tensor(kept, dtype=torch.long)

@@ -23,9 +23,9 @@ import torch
 
 from gtp_exp.errors import UserError
 from gtp_exp.selection.atoms import Atoms
-from gtp_exp.selection.cosamp import fit_columns
 from gtp_exp.selection.duplicates import Copies
 from gtp_exp.selection.nnls import GramCache, columns_of
+from gtp_exp.selection.pruning import fit_columns
 from gtp_exp.selection.pursuit import Pursuit
 
 

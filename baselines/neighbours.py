@@ -1,0 +1,30 @@
+"""Candidates whose sentence embeddings are closest to the target's: what RDS+ and embedding kNN share."""
+
+from __future__ import annotations
+
+import torch
+
+from baselines.aggregation import Aggregation, choose, group_target
+from baselines.model_passes import Pooling, embed, tokens_of
+from gtp_exp.selection.base import Selection, SelectionProblem, unit_weights
+
+
+def nearest(
+    problem: SelectionProblem, pooling: Pooling, aggregation: Aggregation, batch_size: int
+) -> Selection:
+    """By cosine, aggregated over the target rows."""
+    assert problem.model is not None
+    groups = group_target(problem, aggregation)
+    tokens = tokens_of(problem.candidates, problem.model)
+    pool = embed(tokens, problem.model, pooling=pooling, batch_size=batch_size, label="embed the pool")
+    target = pool
+    if problem.target is not None:
+        tokens = tokens_of(problem.target, problem.model)
+        target = embed(
+            tokens, problem.model, pooling=pooling, batch_size=batch_size, label="embed the target"
+        )
+    sums = torch.zeros(len(groups.names), pool.shape[1], dtype=torch.float64)
+    groups.sums(target, 0, sums)
+    # The mean of the cosines to a group's rows is the product with the mean of their unit vectors.
+    chosen, scores = choose(groups.means(sums).float() @ pool.T, problem, aggregation)
+    return Selection(chosen, unit_weights(len(chosen)), scores, {"groups": len(groups.names)})

@@ -1,0 +1,35 @@
+"""From scores to a ranking in which the order of the pool plays no part.
+
+Many scores tie (lengths, BM25 of rows without a shared word). A stable sort would then prefer the first
+rows of the pool, that is, the first source of a mixture. Here ties fall by a hash of the text and the seed:
+another seed breaks them differently, another order of the pool does not. Exact copies of a text keep the
+pool's order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import torch
+
+from gtp_exp.data.examples import Example
+from gtp_exp.selection.base import SelectionProblem
+
+
+def text(example: Example) -> str:
+    """The whole conversation as plain text, one turn a line, without roles."""
+    return "\n".join(message.content for message in example.messages)
+
+
+def tie_order(examples: Sequence[Example], seed: int) -> torch.Tensor:
+    """The rows in the order of their texts' hashes: int64 [n]."""
+    salt = seed.to_bytes(16, "little", signed=True)
+    hashes = [blake2b(text(e).encode(), digest_size=8, salt=salt).digest() for e in examples]
+    return torch.tensor(sorted(range(len(hashes)), key=hashes.__getitem__), dtype=torch.long)
+
+
+def rank(scores: torch.Tensor, problem: SelectionProblem) -> torch.Tensor:
+    """All candidates by scores [N], largest first: int64 [N]."""
+    order = tie_order(problem.candidates, problem.seed)
+    return order[torch.argsort(scores[order], descending=True, stable=True)]

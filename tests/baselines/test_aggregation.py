@@ -1,0 +1,112 @@
+"""Aggregation over target rows, against plain loops over the full table of similarities."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from problems import problem, with_rows
+
+from baselines.aggregation import Aggregation, choose, group_target
+from baselines.ranking import rank
+from gtp_exp.selection.base import Budget, Unit
+
+
+@pytest.fixture
+def table():
+    """Similarity of each of 6 target rows to each of 40 candidates."""
+    return torch.randn(6, 40, generator=torch.Generator().manual_seed(5))
+
+
+def grouped(table, given, aggregation):
+    groups = group_target(given, aggregation)
+    sums = torch.zeros(len(groups.names), table.shape[1], dtype=torch.float64)
+    groups.sums(table[:4], 0, sums)  # in two chunks
+    groups.sums(table[4:], 4, sums)
+    return groups.means(sums)
+
+
+def test_the_mean_ranks_by_the_mean_over_all_target_rows(table):
+    given = problem()
+    chosen, scores = choose(grouped(table, given, Aggregation.MEAN), given, Aggregation.MEAN)
+    assert torch.allclose(scores, table.mean(0))
+    assert chosen.tolist() == table.mean(0).argsort(descending=True)[:10].tolist()
+
+
+@pytest.mark.parametrize("subtasks", [2, 4])  # with 4, subtasks have unequal numbers of rows
+def test_max_subtask_ranks_by_the_best_subtask_mean(table, subtasks):
+    given = problem(subtasks=subtasks)
+    best = []
+    for i in range(40):
+        means = []
+        for s in range(subtasks):
+            rows = [float(table[j, i]) for j in range(6) if j % subtasks == s]
+            means.append(sum(rows) / len(rows))
+        best.append(max(means))
+    chosen, scores = choose(grouped(table, given, Aggregation.MAX_SUBTASK), given, Aggregation.MAX_SUBTASK)
+    assert scores.tolist() == pytest.approx(best, abs=1e-6)
+    assert chosen.tolist() == sorted(range(40), key=lambda i: -best[i])[:10]
+
+
+@pytest.mark.parametrize("rows", [1, 4, 6, 15, 40])
+def test_in_round_robin_every_target_row_takes_its_best_row_that_is_left(table, rows):
+    given = with_rows(problem(), rows)
+    queues = [table[j].argsort(descending=True).tolist() for j in range(6)]
+    expected: list[int] = []
+    while len(expected) < rows:
+        queue = queues[len(expected) % 6]
+        expected.append(next(i for i in queue if i not in expected))
+    chosen, _ = choose(grouped(table, given, Aggregation.ROUND_ROBIN), given, Aggregation.ROUND_ROBIN)
+    assert chosen.tolist() == expected
+
+
+def test_round_robin_serves_a_target_row_that_the_mean_would_ignore():
+    table = torch.zeros(6, 40)
+    table[:5, :20] = 1.0
+    table[5, 30] = 0.5
+    given = with_rows(problem(), 6)
+    assert 30 in choose(table, given, Aggregation.ROUND_ROBIN)[0]
+    mean = grouped(table, given, Aggregation.MEAN)
+    assert 30 not in choose(mean, given, Aggregation.MEAN)[0]
+
+
+@pytest.mark.parametrize("aggregation", Aggregation)
+def test_a_token_budget_holds(table, aggregation):
+    given = replace(problem(), budget=Budget(Unit.TOKENS, 111))
+    chosen, _ = choose(grouped(table, given, aggregation), given, aggregation)
+    assert 111 - int(given.n_tokens.max()) < int(given.n_tokens[chosen].sum()) <= 111
+
+
+@pytest.mark.parametrize("aggregation", Aggregation)
+def test_in_domain_the_pool_is_one_group(aggregation):
+    groups = group_target(problem(targets=None), aggregation)
+    assert groups.names == ("pool",) and groups.member.tolist() == [0] * 40
+
+
+@pytest.mark.parametrize("aggregation", Aggregation)
+def test_ties_fall_by_the_seed_and_not_by_the_order_of_the_pool(aggregation):
+    given = problem()
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
+    shuffled = replace(
+        given,
+        candidates=[given.candidates[i] for i in order.tolist()],
+        n_tokens=given.n_tokens[order],
+        n_completion_tokens=given.n_completion_tokens[order],
+    )
+
+    def ids(one):
+        alike = torch.ones(len(group_target(one, aggregation).names), 40)
+        return [one.candidates[i].id for i in choose(alike, one, aggregation)[0].tolist()]
+
+    assert ids(given) == ids(shuffled)
+    assert ids(given) != ids(replace(given, seed=1))
+
+
+def test_ties_are_broken_evenly():
+    counts = torch.zeros(40)
+    for seed in range(400):
+        counts[rank(torch.zeros(40), replace(problem(), seed=seed))[:10]] += 1
+    expected = 400 * 10 / 40
+    chi_square = float(((counts - expected) ** 2 / (expected * 0.75)).sum())
+    assert 15 < chi_square < 80  # mean 39, standard deviation 9

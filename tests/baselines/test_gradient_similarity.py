@@ -1,0 +1,95 @@
+"""LESS and GIST, against their formulas written as loops."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from problems import RATES, problem
+
+from baselines.aggregation import Aggregation
+from baselines.gist import GIST
+from baselines.less import LESS
+from gtp_exp.errors import UserError
+from gtp_exp.gradients.features import MemoryFeatures
+
+
+def unit(x):
+    return x / np.linalg.norm(x)
+
+
+def array(features, t, direction):
+    return features.matrices[t][direction].double().numpy()
+
+
+def test_less_is_its_published_formula():
+    given = problem(subtasks=2)
+    expected = []
+    for i in range(40):
+        per_subtask = []
+        for s in range(2):
+            total = 0.0
+            for t, rate in enumerate(RATES):
+                row = unit(array(given.pool_gradients, t, "less")[i])
+                target = array(given.target_gradients, t, "sgd")
+                total += rate / sum(RATES) * np.mean([row @ unit(target[j]) for j in range(6) if j % 2 == s])
+            per_subtask.append(total)
+        expected.append(max(per_subtask))
+    selection = LESS("less", "sgd", Aggregation.MAX_SUBTASK).select(given)
+    assert selection.scores.tolist() == pytest.approx(expected, abs=1e-6)
+    assert selection.indices.tolist() == sorted(range(40), key=lambda i: -expected[i])[:10]
+
+
+def test_less_in_domain_is_the_mean_similarity_to_the_pool():
+    given = problem(targets=None)
+    expected = 0
+    for t, rate in enumerate(RATES):
+        left = np.stack([unit(x) for x in array(given.pool_gradients, t, "adam")])
+        right = np.stack([unit(x) for x in array(given.pool_gradients, t, "sgd")])
+        expected = expected + rate / sum(RATES) * (left @ right.T).mean(1)
+    scores = LESS("adam", "sgd", Aggregation.MAX_SUBTASK).select(given).scores
+    assert scores.tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize(("rank", "checkpoint"), [(3, -1), (6, 0), (150, 1)])
+def test_gist_is_the_cosine_inside_the_targets_top_singular_vectors(rank, checkpoint):
+    given = problem(subtasks=2)
+    target = array(given.target_gradients, checkpoint, "sgd")
+    basis = np.linalg.svd(target)[2][: min(rank, 6)]
+    expected = []
+    for row in array(given.pool_gradients, checkpoint, "sgd"):
+        means = [target[s::2].mean(0) for s in range(2)]
+        expected.append(max(unit(basis @ row) @ unit(basis @ mean) for mean in means))
+    selection = GIST("sgd", checkpoint, rank, 8192, Aggregation.MAX_SUBTASK).select(given)
+    assert selection.scores.tolist() == pytest.approx(expected, abs=1e-5)
+    assert selection.indices.tolist() == sorted(range(40), key=lambda i: -expected[i])[:10]
+    assert selection.diagnostics["rank"] == min(rank, 6)
+
+
+def test_gist_ignores_what_is_orthogonal_to_the_target():
+    given = problem(targets=6, dim=16)
+    target = {"sgd": torch.cat([torch.randn(6, 8), torch.zeros(6, 8)], 1)}
+    given = replace(given, target_gradients=MemoryFeatures((target, target), RATES))
+    noise = {d: torch.cat([m[:, :8], 100 * m[:, 8:]], 1) for d, m in given.pool_gradients.matrices[1].items()}
+    noisy = replace(given, pool_gradients=MemoryFeatures((noise, noise), RATES))
+    gist = GIST("sgd", -1, 150, 8192, Aggregation.MAX_SUBTASK)
+    assert torch.allclose(gist.select(given).scores, gist.select(noisy).scores, atol=1e-4)
+
+
+def test_gist_refuses_a_checkpoint_off_the_trajectory():
+    with pytest.raises(UserError, match="checkpoint=2"):
+        GIST("sgd", 2, 150, 8192, Aggregation.MAX_SUBTASK).select(problem())
+
+
+@pytest.mark.parametrize(
+    "selector",
+    [LESS("less", "sgd", Aggregation.MEAN), GIST("sgd", -1, 150, 8192, Aggregation.MEAN)],
+    ids=["less", "gist"],
+)
+def test_a_target_row_that_is_not_finite_is_refused_by_its_id(selector):
+    given = problem()
+    given.target_gradients.matrices[1]["sgd"][3, 2] = float("nan")
+    with pytest.raises(UserError, match="row-903"):
+        selector.select(given)

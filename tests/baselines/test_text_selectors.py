@@ -1,0 +1,79 @@
+"""Length, and the near-duplicate filter."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from problems import problem, with_rows
+
+from baselines.dedup_random import DedupRandom
+from baselines.length import Length
+from baselines.random import Random
+from baselines.ranking import text
+
+
+def test_the_longest_completions_are_chosen():
+    lengths = torch.tensor([(7 * i) % 23 for i in range(40)])
+    given = replace(problem(), n_completion_tokens=lengths)
+    chosen = Length().select(given).indices
+    assert lengths[chosen].tolist() == lengths.sort(descending=True).values[:10].tolist()
+
+
+def jaccard(a: set, b: set) -> float:
+    return len(a & b) / len(a | b)
+
+
+@pytest.fixture(scope="module")
+def copies():
+    """25 texts of their own, and 15 copies of some of them with one word of forty changed."""
+    rng = random.Random(3)
+    texts = [(f"Question {i}", " ".join(f"w{rng.randrange(9999)}" for _ in range(40))) for i in range(25)]
+    for i in range(15):
+        question, answer = texts[i % 10]
+        words = answer.split()
+        words[-1 - i] = "changed"
+        texts.append((question, " ".join(words)))
+    return problem(texts=texts)
+
+
+@pytest.fixture(scope="module")
+def selector():
+    return DedupRandom(threshold=0.6, ngram=3, hashes=256)
+
+
+def test_near_copies_are_those_of_the_exact_similarity(copies, selector):
+    texts = [text(e) for e in copies.candidates]
+    kept: list[set] = []
+    expected = []
+    for one in map(selector.shingles, texts):
+        expected.append(any(jaccard(one, other) >= 0.6 for other in kept))
+        if not expected[-1]:
+            kept.append(one)
+    assert sum(expected) == 15
+    assert selector.near_copies(texts).tolist() == expected
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_near_copy_is_chosen_while_other_rows_are_left(copies, selector, seed):
+    given = replace(copies, seed=seed)
+    selection = selector.select(with_rows(given, 25))
+    shingles = [selector.shingles(text(given.candidates[i])) for i in selection.indices.tolist()]
+    closest = max(jaccard(a, b) for k, a in enumerate(shingles) for b in shingles[:k])
+    assert closest < 0.6
+    assert selection.diagnostics == {"near_copies_in_pool": 15, "near_copies_chosen": 0}
+    assert selector.select(with_rows(given, 30)).diagnostics["near_copies_chosen"] == 5
+
+
+def test_without_copies_it_is_random_at_the_same_seed(selector):
+    rng = random.Random(1)
+    texts = [(" ".join(f"w{rng.randrange(9999)}" for _ in range(9)), "Yes.") for _ in range(40)]
+    given = problem(texts=texts, seed=4)
+    assert torch.equal(selector.select(given).indices, Random().select(given).indices)
+
+
+def test_short_texts_are_compared_whole(selector):
+    assert selector.shingles("Hi There") == {b"hi there"}
+    assert selector.near_copies(["Hi", "hi", "Ho"]).tolist() == [False, True, False]
