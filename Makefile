@@ -22,7 +22,7 @@ demo: setup
 	$(BIN)/python -m gtp_exp --multirun experiment=demo
 	$(BIN)/gtp-exp-leaderboard outputs/runs/demo --out outputs/leaderboard
 
-test: setup
+test: lint
 	$(BIN)/python -m pytest
 
 lint: setup
@@ -30,7 +30,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-check: lint test
+check: test
 
 format: setup
 	$(BIN)/ruff format .

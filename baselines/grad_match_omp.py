@@ -65,6 +65,7 @@ class GradMatchOMP:
             pool,
             None if problem.target is None else target,
             problem.candidates,
+            problem.target,
             direction=self.direction,
             target_direction=self.target_direction,
             normalise=self.normalise,

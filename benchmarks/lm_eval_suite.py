@@ -108,7 +108,7 @@ class LmEvalSuite:
 
 
 def _portable(path: str) -> str:
-    """lm_eval/tasks/...: the same on every machine, since it is part of what an evaluation's cache key holds."""
+    """lm_eval/tasks/...: the same on every machine, since it enters the evaluation's cache key."""
     import lm_eval
 
     source, package = Path(path).resolve(), Path(lm_eval.__file__).resolve().parent

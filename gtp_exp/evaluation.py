@@ -68,11 +68,12 @@ def held_out_loss(
 
 
 def _lm_eval(task: EvalTask, loaded: LoadedModel, batch_size: int, directory: Path) -> dict[str, float | str]:
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
+    from lm_eval import evaluator
+    from lm_eval.models import huggingface
     from lm_eval.tasks import TaskManager
 
-    lm = HFLM(
+    wrapper: Any = huggingface.HFLM  # its decorator hides the signature
+    lm = wrapper(
         pretrained=loaded.model,
         tokenizer=loaded.tokenizer,
         batch_size=batch_size,
@@ -85,7 +86,7 @@ def _lm_eval(task: EvalTask, loaded: LoadedModel, batch_size: int, directory: Pa
             _render(task, Path(scratch))
             # Indexing lm-eval's 13,000 bundled tasks takes 8 s: only when one is asked for.
             manager = TaskManager(include_path=scratch, include_defaults=task.docs is None)
-            output = lm_eval.simple_evaluate(
+            output: Any = evaluator.simple_evaluate(
                 model=lm,
                 tasks=[task.name],
                 task_manager=manager,

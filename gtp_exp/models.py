@@ -99,7 +99,7 @@ class Model:
             trust_remote_code=self.config.trust_remote_code,
             use_safetensors=True,
         )
-        return LoadedModel(model.to(self.device).eval(), self.tokenizer, self.config.max_length)
+        return LoadedModel(_moved(model, self.device), self.tokenizer, self.config.max_length)
 
     def load_trainable(self, seed: int) -> LoadedModel:
         """The model as it starts training: a fresh LoRA (B = 0, A seeded), or all weights trainable."""
@@ -132,7 +132,7 @@ class Model:
             from transformers import AutoModelForCausalLM
 
             tuned = AutoModelForCausalLM.from_pretrained(adapter, dtype=self.dtype, use_safetensors=True)
-            return LoadedModel(tuned.to(self.device).eval(), self.tokenizer, self.config.max_length)
+            return LoadedModel(_moved(tuned, self.device), self.tokenizer, self.config.max_length)
         from peft import PeftModel
 
         loaded = self.load()
@@ -175,6 +175,10 @@ def prepare(config: ModelConfig, cache_root: Path, device: torch.device) -> Mode
         "lora": None if lora is None else [lora.r, lora.alpha, lora.dropout, sorted(lora.target_modules)],
     }
     return Model(config, location, dtype, device, tokenizer, identity)
+
+
+def _moved(model: Any, device: torch.device) -> Any:
+    return model.to(device).eval()
 
 
 def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
@@ -247,7 +251,7 @@ def _convert_gguf(source: Path, to: Path) -> None:
         ),  # without it the weights stay packed and cannot be saved
     )
     tokenizer.model_max_length = model.config.max_position_embeddings
-    model.to(torch.bfloat16).save_pretrained(to)
+    model.bfloat16().save_pretrained(to)
     tokenizer.save_pretrained(to)
 
 

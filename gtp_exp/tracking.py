@@ -87,7 +87,7 @@ class _WandbTracker:
             except Exception as error:  # tracking never fails a run
                 log.warning("W&B: %s did not start (%s)", attempt, str(error).splitlines()[0])
 
-    def _init(self, run: RunInfo, mode: str) -> Any:
+    def _init(self, run: RunInfo, mode: Any) -> Any:
         import wandb
 
         # Staged copies belong to the run, not to the home folder.

@@ -142,7 +142,7 @@ def _collate(rows: Sequence[tuple[TokenizedExample, float]], pad_id: int) -> dic
 
 
 class _WeightedTrainer(Trainer):
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
         # sum_i w_i T_i over accumulation and processes; Trainer would count tokens without weights
         total = sum((_label_mask(b["labels"]) * b["sample_weight"][:, None]).sum() for b in batch_samples)
         total = torch.as_tensor(total, device=device).clamp_min(1e-8)

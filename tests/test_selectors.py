@@ -1,4 +1,4 @@
-"""One contract for all selectors: every YAML of conf/selector is held to it, a new one without further ado."""
+"""One contract for all selectors: every YAML of conf/selector is held to it, new ones too."""
 
 from __future__ import annotations
 

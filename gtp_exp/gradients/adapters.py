@@ -49,16 +49,16 @@ def find_adapters(model: torch.nn.Module) -> Adapters:
     trainable = trainable_parameters(model)
     names = {id(p): name for name, p in trainable.items()}
     layers, obstacles, explained = [], [], set()
-    for name, module in model.named_modules():
-        if not isinstance(module, BaseTunerLayer):
-            continue
+    adapted: list[tuple[str, Any]] = [
+        (name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)
+    ]
+    for name, module in adapted:
         # A module explained once explains its parameters too: one sentence per cause.
         problem = _problem(module)
         if problem:
             obstacles.append(f"{name}: {problem}")
             explained.update(id(p) for p in module.parameters())
             continue
-        assert isinstance(module, lora.Linear)
         adapter = module.active_adapters[0]
         a, b = module.lora_A[adapter], module.lora_B[adapter]
         layers.append(
@@ -82,7 +82,7 @@ def find_adapters(model: torch.nn.Module) -> Adapters:
     return Adapters(layers=tuple(layers), obstacles=tuple(obstacles))
 
 
-def _problem(module: BaseTunerLayer) -> str | None:
+def _problem(module: Any) -> str | None:
     kind = type(module).__module__.removeprefix("peft.tuners.") + "." + type(module).__name__
     if type(module) is not lora.Linear:
         return f"adapter layer {kind} is not LoRA on a plain linear layer"
@@ -113,7 +113,7 @@ def check_differentiable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter
     for name, config in getattr(model, "peft_config", {}).items():
         if config.is_prompt_learning:
             raise UserError(
-                f"adapter {name} is {config.peft_type}: prompts that are learned change the input, and are not "
+                f"adapter {name} is {config.peft_type}: learned prompts change the input, and are not "
                 "supported; use LoRA or full fine-tuning"
             )
     parameters = trainable_parameters(model)

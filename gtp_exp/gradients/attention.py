@@ -49,7 +49,7 @@ def attention_per_sequence(model: Any, bounds: Sequence[tuple[int, int]]) -> Ite
         _ACTIVE.pop()
 
 
-# The implementation the model was loaded with, and the sequences: a registered function can close over nothing.
+# The model's own implementation, and the sequences: a registered function can close over nothing.
 _ACTIVE: list[tuple[str, Sequence[tuple[int, int]]]] = []
 
 
@@ -73,7 +73,7 @@ def _attend(
         scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
         return _WrittenOut.apply(query, key, value, bounds, scaling, window), None  # pyright: ignore
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    function = ALL_ATTENTION_FUNCTIONS.get_interface(own, eager)
+    function: Any = ALL_ATTENTION_FUNCTIONS.get_interface(own, eager)  # pyright: ignore[reportArgumentType]
     outputs = []
     for start, end in bounds:
         n = end - start
@@ -111,7 +111,7 @@ def _additive_mask(n: int, window: int, dtype: torch.dtype, device: torch.device
 
 
 class _WrittenOut(torch.autograd.Function):
-    """O = P V, P = softmax(scaling Q K^T + mask), for every sequence and head; P is kept for the backward pass."""
+    """O = P V, P = softmax(scaling Q K^T + mask), per sequence and head; P is kept for the backward pass."""
 
     @staticmethod
     def forward(
@@ -145,7 +145,7 @@ class _WrittenOut(torch.autograd.Function):
             d_out = gradients[0][0, start:end].transpose(0, 1)  # [heads, n, d]
             d_p = torch.bmm(d_out, v.transpose(1, 2))
             # dS = P * (dP - rowsum(P * dP)); torch has it as one operation
-            d_s = torch._softmax_backward_data(d_p, p, -1, p.dtype)
+            d_s = torch.ops.aten._softmax_backward_data(d_p, p, -1, p.dtype)
             d_query[0, :, start:end] = torch.bmm(d_s, k).mul_(ctx.scaling)
             per_head = (-1, ctx.repeats, end - start, query.shape[3])
             d_key[0, :, start:end] = torch.bmm(d_s.transpose(1, 2), q).mul_(ctx.scaling).view(per_head).sum(1)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from gtp_exp.data.examples import TokenizedExample
+from gtp_exp.errors import UserError
 from gtp_exp.gradients.engine import GradientEngine, gradients_of
 from gtp_exp.gradients.loss import Reduction, reference_gradients
 from gtp_exp.gradients.memory import halving
@@ -36,27 +37,36 @@ def check_engine(
     tolerance = _HALF_TOLERANCE if half else max(_TOLERANCE[p] for p in precision)
     for example, found in (pair for part in parts for pair in part):
         expected = reference_gradients(model, parameters, example, reduction)
+        if not all(torch.isfinite(g).all() for g in expected.values()):
+            raise not_finite([example.id])  # no fault of the engine
         error = relative_error(found, expected, order=2 if half else float("inf"))
         if not error <= tolerance:
             return (
-                f"engine {engine.name} differs from batch-size-1 autograd by {error:.1e} on example {example.id} "
+                f"engine {engine.name} differs from batch-size-1 autograd by {error:.1e} on {example.id} "
                 f"({tolerance:.0e} is allowed)"
             )
     return None
 
 
+def not_finite(ids: Sequence[str]) -> UserError:
+    return UserError(
+        f"the gradient of example {', '.join(ids[:5])} is not finite; check its text and the warm-up's "
+        "rate, or compute in float32"
+    )
+
+
 def relative_error(
     found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], *, order: float
 ) -> float:
-    """|found - expected| / |expected| over all parameters together, in the l2 or the largest-value norm."""
+    """|found - expected| / |expected| over all parameters together, in the l2 or the largest-value norm.
+
+    A parameter that is not found has gradient zero: its layer took no part.
+    """
 
     def norm(tensors: list[torch.Tensor]) -> float:
-        return float(
-            torch.linalg.vector_norm(
-                torch.stack([torch.linalg.vector_norm(t, order) for t in tensors]), order
-            )
-        )
+        return float(torch.cat([t.flatten() for t in tensors]).norm(order))
 
-    difference = norm([found[name].double() - g.double() for name, g in expected.items()])
+    zero = torch.zeros(())
+    difference = norm([found.get(name, zero).double() - g.double() for name, g in expected.items()])
     scale = norm([g.double() for g in expected.values()])
     return difference / scale if scale else difference

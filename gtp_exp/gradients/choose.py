@@ -40,7 +40,7 @@ def make_engine(
     reduction: Reduction,
     kernel: LinearKernel,
 ) -> GradientEngine:
-    """Without the check. Raises UserError, by module name, for what the engine cannot differentiate exactly."""
+    """Without the check. Raises UserError, by module name, for what it cannot differentiate exactly."""
     if kind is Engine.AUTOGRAD:
         return AutogradEngine(model, parameters, reduction)
     adapters = _lora(model, kind)

@@ -18,6 +18,7 @@ from gtp_exp.data.examples import TokenizedExample
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.accumulate import Accumulator, Transform
 from gtp_exp.gradients.adapters import check_differentiable, sizes
+from gtp_exp.gradients.check import not_finite
 from gtp_exp.gradients.choose import Engine, choose_engine, make_engine
 from gtp_exp.gradients.engine import GradientEngine
 from gtp_exp.gradients.linear import LinearKernel
@@ -236,10 +237,7 @@ def _check_arguments(
 
 def _check_finite(batch: Sequence[TokenizedExample], norms: torch.Tensor) -> None:
     if bad := [e.id for e, finite in zip(batch, torch.isfinite(norms).tolist(), strict=True) if not finite]:
-        raise UserError(
-            f"the gradient of example {', '.join(bad[:5])} is not finite; check its text and the warm-up's "
-            "learning rate, or compute in float32"
-        )
+        raise not_finite(bad)
 
 
 def _moments(

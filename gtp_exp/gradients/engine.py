@@ -54,7 +54,7 @@ class AutogradEngine:
 def gradients_of(
     engine: GradientEngine, batch: Sequence[TokenizedExample]
 ) -> list[tuple[TokenizedExample, dict[str, torch.Tensor]]]:
-    """Each example with its whole gradient by parameter name: for checks and small models, as it is held in memory."""
+    """Each example with its whole gradient by parameter name, in memory: for checks and small models."""
     found: list[dict[str, torch.Tensor]] = [{} for _ in batch]
 
     def keep(name: str, gradients: torch.Tensor) -> None:
@@ -66,7 +66,7 @@ def gradients_of(
 
 
 def pack(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Sequences end to end: first fit in order of decreasing length. A longer one than the budget goes alone."""
+    """Sequences end to end: first fit by decreasing length. One longer than the budget goes alone."""
     batches: list[list[int]] = []
     room: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -36,10 +37,7 @@ class HooksEngine:
             if name is not None
         ]
         calls: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {name: [] for _, name in matrices}
-        handles = [
-            module.register_forward_hook(lambda _, args, y, name=name: calls[name].append((args[0], y)))
-            for module, name in matrices
-        ]
+        handles = [module.register_forward_hook(_noting(calls[name])) for module, name in matrices]
         try:
             loss = self._loss(batch)
         finally:
@@ -49,7 +47,7 @@ class HooksEngine:
         outputs = [y for pairs in calls.values() for _, y in pairs]
         output_gradients = iter(torch.autograd.grad(loss, outputs, allow_unused=True))
         for name, pairs in calls.items():
-            # A module that is called several times has a gradient that is a sum; the consumer wants all of it.
+            # A module called several times has a gradient that is a sum; the consumer wants all of it.
             total = None
             for x, _ in pairs:
                 g = next(output_gradients)
@@ -83,3 +81,7 @@ class HooksEngine:
         i, t = weights[:, keep].nonzero(as_tuple=True)
         chosen = logits[i.to(device), t.to(device)]
         return weighted_loss(chosen, targets[:, keep][i, t].to(device), weights[:, keep][i, t].to(device))
+
+
+def _noting(calls: list[tuple[torch.Tensor, torch.Tensor]]) -> Any:
+    return lambda module, inputs, output: calls.append((inputs[0], output))

@@ -40,7 +40,7 @@ class Sketch:
             )
         if self.kind is SketchKind.COUNTSKETCH and self.dim % self.nonzeros:
             raise UserError(
-                f"sketch.nonzeros={self.nonzeros} must divide sketch.dim={self.dim}: each nonzero has its own "
+                f"sketch.nonzeros={self.nonzeros} must divide sketch.dim={self.dim}: each has its own "
                 "equal block of the output"
             )
 

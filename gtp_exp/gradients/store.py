@@ -115,7 +115,7 @@ class GradientStore:
         return torch.cat([_tensor(file, f"norm.{direction}").clone() for file in self._files(checkpoint)])
 
     def mean(self, checkpoint: int, direction: str) -> torch.Tensor:
-        """Mean feature over all rows, float32 [dim]; summed in float64 before rounding to the storage type."""
+        """Mean over all rows, float32 [dim]; summed in float64 before rounding to the storage type."""
         self._check(checkpoint, direction)
         total = torch.zeros(self.dim, dtype=torch.float64)
         for file in self._files(checkpoint):
@@ -198,12 +198,11 @@ class StoreWriter:
         rows: Mapping[str, Any],
         resolve: Callable[[], Mapping[str, Any]],
     ) -> None:
-        """settings: everything the numbers depend on. Goes on with a store of the same settings, refuses
-        another.
+        """Goes on with a store of the same settings, refuses another.
 
+        settings: everything the numbers depend on. rows: ids and token counts.
         resolve: what only the machine can tell (engine, token budget). It is asked once, by the first
-        process,
-        and recorded, so that whoever goes on computes the same bytes.
+        process, and recorded, so that whoever goes on computes the same bytes.
         """
         self.directory, self._ids = directory, rows["ids"]
         directory.mkdir(parents=True, exist_ok=True)
@@ -280,8 +279,8 @@ class StoreWriter:
             if not torch.isfinite(tensors[direction]).all():
                 row = int((~torch.isfinite(tensors[direction])).any(dim=1).nonzero()[0])
                 raise UserError(
-                    f"the {direction} features of example {self._ids[self.span(shard)[row]]} exceed the range of "
-                    f"{self.plan['storage']}; set storage to bfloat16 or float32"
+                    f"the {direction} features of example {self._ids[self.span(shard)[row]]} exceed the "
+                    f"range of {self.plan['storage']}; set storage to bfloat16 or float32"
                 )
             tensors[f"norm.{direction}"] = norms[direction]
             tensors[f"sum.{direction}"] = matrix.sum(dim=0, dtype=torch.float64)
@@ -353,7 +352,7 @@ def describe(store: GradientStore) -> str:
         f"dimension    {store.dim}, {about['storage']}, sketch {sketch['kind']}, seed {about['seed']}",
         f"gradients    {about['reduction']} completion loss, {about['n_parameters']} parameters, "
         f"engine {about['engine']}",
-        f"shards       {n_shards(store.n, about['shard_rows'])} per checkpoint, {about['shard_rows']} rows each, "
+        f"shards       {n_shards(store.n, about['shard_rows'])} of {about['shard_rows']} rows a checkpoint, "
         f"{store.nbytes / 1e6:.1f} MB in all",
     ]
     for t, checkpoint in enumerate(about["checkpoints"]):

@@ -61,7 +61,7 @@ def save_checkpoint(
         state = optimizer.state.get(parameter)
         if not state or "exp_avg" not in state or "exp_avg_sq" not in state:
             raise UserError(
-                f"the optimizer ({type(optimizer).__name__}) holds no Adam moments for {name}; checkpoints need "
+                f"the optimizer ({type(optimizer).__name__}) has no Adam moments for {name}; it takes "
                 "Adam or AdamW over this very model, after at least one step"
             )
         if state["exp_avg"].shape != parameter.shape:

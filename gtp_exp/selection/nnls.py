@@ -278,10 +278,10 @@ def _dual_newton(
 ) -> torch.Tensor:
     """The columns with weight in the ridge problem, by Newton's method on its dual, from a first residual.
 
-        min over r of  1/2 ||r||^2 - b.r + sum_i (a_i.r - l1_i)_+^2 / (2 rho_i),    u_i = (a_i.r - l1_i)_+ / rho_i
+        min over r of  1/2 ||r||^2 - b.r + sum_i (a_i.r - l1_i)_+^2 / (2 rho_i)
 
-    for unit columns a_i. It is strongly convex, its gradient piecewise linear, so the semismooth Newton step with
-    an exact line search converges from anywhere.
+    with u_i = (a_i.r - l1_i)_+ / rho_i for unit columns a_i. It is strongly convex, its gradient piecewise
+    linear, so the semismooth Newton step with an exact line search converges from anywhere.
     """
     m = unit.shape[1]
     correlation = unit @ residual - l1

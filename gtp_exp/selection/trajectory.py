@@ -72,6 +72,7 @@ def trajectory(
     pool: GradientFeatures,
     target: GradientFeatures | None,
     candidates: Sequence[Example],
+    target_examples: Sequence[Example] | None,
     *,
     direction: str,
     target_direction: str,
@@ -109,10 +110,10 @@ def trajectory(
     for t, rows in enumerate(stored):
         of_target = None
         if target is not None:
+            assert target_examples is not None
             of_target = _all(target.features(t, target_direction), chunk_rows)
             if not torch.isfinite(of_target).all():
-                bad = int((~torch.isfinite(of_target).all(1)).nonzero()[0])
-                raise UserError(f"the gradient of target row {bad} is not finite; remove the row")
+                _refuse_non_finite(TensorRows(of_target), target_examples, chunk_rows)
         basis = None
         if subspace is not Subspace.NONE:
             sample = evenly_spaced(rows, subspace_rows) if subspace is Subspace.PCA else of_target
@@ -134,8 +135,11 @@ def trajectory(
         if of_target is not None:
             target_parts.append(of_target if basis is None else of_target @ basis.T)
 
-    atom_norms = _scales(norms, shares, normalise)
-    scales, gradient_norms, unit_norms = atom_norms
+    scales, gradient_norms, atom_norms = _scales(norms, shares, normalise)
+    if not (gradient_norms > 0).any():
+        raise UserError(
+            "every candidate's gradient is zero, so none can be preferred; check the gradients config"
+        )
     atoms = BlockAtoms(
         tuple(Block(rows, s, b) for (rows, b), s in zip(blocks, scales, strict=True)), chunk_rows
     )
@@ -147,7 +151,7 @@ def trajectory(
     return Trajectory(
         atoms=atoms,
         gradient_norms=gradient_norms,
-        atom_norms=unit_norms,
+        atom_norms=atom_norms,
         copies=exact_copies(stored, hashes),
         target_rows=target_rows,
         report={

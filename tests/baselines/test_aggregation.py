@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from problems import problem, with_rows
+from baseline_problems import problem, with_rows
 
 from baselines.aggregation import Aggregation, choose, group_target
 from baselines.ranking import rank

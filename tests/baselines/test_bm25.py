@@ -10,7 +10,7 @@ import bm25s
 import numpy as np
 import pytest
 import torch
-from problems import problem
+from baseline_problems import problem
 
 from baselines.aggregation import Aggregation, group_target
 from baselines.bm25 import BM25

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from problems import RATES, problem, with_rows
+from baseline_problems import RATES, problem, with_rows
 
 from baselines.craig import CRAIG, Similarity, facility_location
 from gtp_exp.gradients.features import MemoryFeatures

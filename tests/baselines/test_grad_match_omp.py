@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from problems import RATES, problem, with_rows
+from baseline_problems import RATES, problem, with_rows
 from scipy.optimize import nnls
 from sklearn.linear_model import orthogonal_mp
 

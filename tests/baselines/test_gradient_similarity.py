@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from problems import RATES, problem
+from baseline_problems import RATES, problem
 
 from baselines.aggregation import Aggregation
 from baselines.gist import GIST

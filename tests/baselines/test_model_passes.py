@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from problems import problem
+from baseline_problems import problem
 
 from baselines.aggregation import Aggregation
 from baselines.embedding_knn import EmbeddingKNN

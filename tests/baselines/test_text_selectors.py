@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from problems import problem, with_rows
+from baseline_problems import problem, with_rows
 
 from baselines.dedup_random import DedupRandom
 from baselines.length import Length

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import warnings
+from pathlib import Path
 
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 
 from gtp_exp.data.examples import IGNORE, TokenizedExample
+from gtp_exp.gradients.trajectory import Checkpoint, save_checkpoint, trainable_parameters
 
 VOCABULARY = 61
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -53,7 +55,7 @@ FAMILIES = {
 
 
 def base(family: str, dtype: torch.dtype = torch.float32, **overrides: object):
-    """Without adapters, everything frozen. Biases and norms are random too: zeros and ones would hide mistakes."""
+    """Without adapters, all frozen. Biases and norms are random too: zeros and ones would hide mistakes."""
     kind, options = FAMILIES[family]
     config = getattr(transformers, kind + ("TextConfig" if kind == "Gemma3" else "Config"))
     torch.manual_seed(0)
@@ -95,3 +97,27 @@ def make_examples(n: int, seed: int = 0, longest: int = 20) -> list[TokenizedExa
         labels[-1] = ids[-1]
         rows.append(TokenizedExample(f"row-{seed}-{i}", tuple(ids), tuple(labels)))
     return rows
+
+
+def train(model, optimizer, steps: int) -> None:
+    """A few real steps, so that the moments are those of gradients."""
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        tokens = torch.randint(3, VOCABULARY, (2, 12), generator=generator)
+        optimizer.zero_grad()
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        optimizer.step()
+    optimizer.zero_grad()
+
+
+def make_trajectory(model, directory: Path, segments: int = 2) -> list[Checkpoint]:
+    """Checkpoints after 2, 4, ... steps; the model ends at the last one."""
+    optimizer = torch.optim.AdamW(trainable_parameters(model).values(), lr=0.02)
+    checkpoints = []
+    for t in range(segments):
+        train(model, optimizer, steps=2)
+        where = directory / f"checkpoint-{t}"
+        checkpoints.append(
+            save_checkpoint(where, model, optimizer, step=2 * t + 2, learning_rate=0.1 / (t + 1))
+        )
+    return checkpoints

@@ -1,4 +1,4 @@
-"""NNLS is exact: it satisfies the optimality conditions and agrees with scipy where scipy's answer is unique."""
+"""NNLS is exact: it satisfies the optimality conditions and agrees with scipy where that is unique."""
 
 from __future__ import annotations
 

@@ -1,0 +1,210 @@
+"""From model, examples and trajectory to a store: the numbers, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from small_models import base, make_examples, make_trajectory, small
+
+from gtp_exp.data.examples import IGNORE, TokenizedExample
+from gtp_exp.errors import UserError
+from gtp_exp.gradients.adapters import base_model
+from gtp_exp.gradients.collect import Engine, Reduction, collect
+from gtp_exp.gradients.loss import reference_gradients
+from gtp_exp.gradients.optimizer import Direction, apply_direction
+from gtp_exp.gradients.project import Sketch, SketchKind, make_projection
+from gtp_exp.gradients.store import StorageType
+from gtp_exp.gradients.trajectory import load_moments, load_trainable, trainable_parameters
+
+SETTINGS = {
+    "directions": [Direction.SGD, Direction.ADAM, Direction.LESS],
+    "sketch": Sketch(SketchKind.COUNTSKETCH, 128, 1),
+    "seed": 7,
+    "reduction": Reduction.MEAN,
+    "storage": StorageType.FLOAT32,
+    "engine": Engine.AUTO,
+    "shard_rows": 8,
+    "token_budget": 64,
+    "progress": "",
+}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small(r=4)
+
+
+@pytest.fixture(scope="module")
+def trajectory(model, tmp_path_factory):
+    return make_trajectory(model, tmp_path_factory.mktemp("trajectory"))
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return make_examples(19)
+
+
+@pytest.fixture(scope="module")
+def store(model, trajectory, examples, tmp_path_factory):
+    return collect(model, examples, trajectory, tmp_path_factory.mktemp("store"), **SETTINGS)
+
+
+def expected_rows(model, checkpoint, examples, direction, sketch, index, seed=7):
+    """One example at a time, with nothing of the collector but the formulas."""
+    load_trainable(model, checkpoint)
+    parameters = trainable_parameters(model)
+    moments = load_moments(checkpoint, list(parameters), "cpu")
+    sizes = {name: p.numel() for name, p in parameters.items()}
+    projection = make_projection(sketch, sizes, seed=seed, checkpoint=index, device="cpu")
+    rows, norms = [], []
+    for example in examples:
+        into, square = projection.empty(1), 0.0
+        for name, g in reference_gradients(model, parameters, example, Reduction.MEAN).items():
+            step = apply_direction(
+                direction,
+                g.reshape(1, -1),
+                moments[name].exp_avg.flatten(),
+                moments[name].exp_avg_sq.flatten(),
+                step=checkpoint.step,
+                betas=(0.9, 0.999),
+                eps=1e-8,
+            )
+            square += float(step.square().sum())
+            projection.add(name, step, into)
+        rows.append(projection.finish(into)[0])
+        norms.append(square**0.5)
+    return torch.stack(rows), torch.tensor(norms)
+
+
+@pytest.mark.parametrize("direction", list(Direction))
+def test_the_store_holds_what_the_definition_says(model, trajectory, examples, store, direction):
+    assert store.ids == tuple(e.id for e in examples)
+    assert store.n_tokens.tolist() == [e.n_completion_tokens for e in examples]
+    assert store.learning_rates == (0.1, 0.05)
+    assert (store.n, store.dim, store.directions) == (19, 128, ("sgd", "adam", "less"))
+    for t, checkpoint in enumerate(trajectory):
+        expected, norms = expected_rows(model, checkpoint, examples, direction, SETTINGS["sketch"], t)
+        found = store.features(t, direction.value).rows(torch.arange(19))
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * scale)
+        torch.testing.assert_close(store.norms(t, direction.value), norms, rtol=1e-3, atol=0)
+        torch.testing.assert_close(store.mean(t, direction.value), found.double().mean(0).float())
+
+
+def test_checkpoints_differ_in_gradients_and_in_sketch(store):
+    first, second = (store.features(t, "sgd").rows(torch.arange(19)) for t in range(2))
+    cosine = torch.nn.functional.cosine_similarity(first, second)
+    # One trajectory: the gradients themselves are nearly parallel. Independent sketches are not.
+    assert float(cosine.abs().mean()) < 0.3
+
+
+def test_pool_and_target_share_the_sketch(model, trajectory, examples, store, tmp_path):
+    """So the target, collected on its own with one direction, gives the very rows it has in the pool."""
+    part = [examples[3], examples[11]]
+    target = collect(model, part, trajectory, tmp_path, **{**SETTINGS, "directions": [Direction.LESS]})
+    for t in range(2):
+        torch.testing.assert_close(
+            target.features(t, "less").rows(torch.arange(2)),
+            store.features(t, "less").rows(torch.tensor([3, 11])),
+            rtol=1e-4,
+            atol=1e-2,
+        )
+    with pytest.raises(UserError, match="holds the directions less, not sgd"):
+        target.features(0, "sgd")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"shard_rows": 100},
+        {"shard_rows": 1},
+        {"token_budget": 20},
+        {"token_budget": None},
+        {"engine": Engine.HOOKS},
+    ]
+    + [{"engine": Engine.AUTOGRAD}],
+    ids=str,
+)
+def test_shards_batches_and_engine_do_not_enter_the_numbers(
+    model, trajectory, examples, store, tmp_path, changed
+):
+    other = collect(model, examples, trajectory, tmp_path, **{**SETTINGS, **changed})
+    for t in range(2):
+        for direction in ("sgd", "less"):
+            mine, theirs = (s.features(t, direction).rows(torch.arange(19)) for s in (store, other))
+            torch.testing.assert_close(theirs, mine, rtol=1e-3, atol=1e-3 * float(mine.abs().max()))
+
+
+def test_without_a_sketch_the_rows_are_the_gradients(model, trajectory, examples, tmp_path):
+    settings = {**SETTINGS, "sketch": Sketch(SketchKind.NONE, 0, 0), "directions": [Direction.SGD]}
+    found = collect(model, examples[:5], trajectory[1:], tmp_path, **settings).features(0, "sgd")
+    load_trainable(model, trajectory[1])
+    parameters = trainable_parameters(model)
+    for row, example in zip(found.rows(torch.arange(5)), examples[:5], strict=True):
+        gradients = reference_gradients(model, parameters, example, Reduction.MEAN).values()
+        torch.testing.assert_close(row, torch.cat([g.flatten() for g in gradients]), rtol=1e-4, atol=1e-5)
+
+
+def test_full_fine_tuning_has_the_same_interface(examples, tmp_path):
+    model = base("llama").requires_grad_(True)
+    trajectory = make_trajectory(model, tmp_path)
+    store = collect(model, examples[:4], trajectory, tmp_path / "store", **SETTINGS)
+    for direction in (Direction.SGD, Direction.ADAM):
+        expected, _ = expected_rows(model, trajectory[1], examples[:4], direction, SETTINGS["sketch"], 1)
+        found = store.features(1, direction.value).rows(torch.arange(4))
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_the_model_is_left_as_it_was_found(model, trajectory, examples, tmp_path):
+    load_trainable(model, trajectory[1])
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model.train()
+    base_model(model).model.layers[0].eval()
+    modes = [m.training for m in model.modules()]
+    with torch.no_grad():
+        collect(model, examples[:3], trajectory[:1], tmp_path, **SETTINGS)
+    assert [m.training for m in model.modules()] == modes
+    model.eval()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name])
+        assert parameter.grad is None
+
+
+def test_what_has_no_gradient_is_refused_by_id(model, trajectory, examples, tmp_path):
+    empty = TokenizedExample("no-answer", (3, 4, 5), (3, IGNORE, IGNORE))
+    with pytest.raises(UserError, match="no-answer"):
+        collect(model, [*examples, empty], trajectory, tmp_path, **SETTINGS)
+    with pytest.raises(UserError, match="not unique"):
+        collect(
+            model, [examples[0], replace(examples[1], id=examples[0].id)], trajectory, tmp_path, **SETTINGS
+        )
+    for wrong in ({"directions": []}, {"shard_rows": 0}, {"token_budget": 0}):
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            collect(model, examples, trajectory, tmp_path, **{**SETTINGS, **wrong})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", [0, 11], ids=["in_the_checked_batch", "later"])
+@pytest.mark.parametrize("engine", [Engine.PACKED, Engine.HOOKS, Engine.AUTOGRAD])
+def test_a_gradient_that_is_not_finite_names_its_example(tmp_path, engine, place):
+    model = small("llama")  # input and output embeddings apart
+    trajectory = make_trajectory(model, tmp_path)
+    with torch.no_grad():
+        base_model(model).get_input_embeddings().weight[2] = float("nan")
+    examples = make_examples(12)
+    sound = examples[place]
+    examples[place] = replace(sound, id="poisoned", input_ids=(2, *sound.input_ids[1:]))
+    settings = {**SETTINGS, "engine": engine, "shard_rows": 6}
+    with pytest.raises(UserError, match="gradient of example poisoned is not finite"):
+        collect(model, examples, trajectory, tmp_path / "store", **settings)
+    # What came before stays; the batch is not written.
+    written = sorted(p.name for p in (tmp_path / "store").rglob("*.safetensors"))
+    assert written == ([] if place == 0 else ["shard-00000.safetensors"])
+
+
+def test_progress_shows_both_rates(model, trajectory, examples, tmp_path, capfd):
+    collect(model, examples, trajectory, tmp_path, **{**SETTINGS, "progress": "pool"})
+    shown = capfd.readouterr().err
+    assert "pool: 100%" in shown and "examples/s" in shown and "tok/s" in shown

@@ -1,0 +1,118 @@
+"""Sketches keep inner products without bias and with the variance that theory gives."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from gtp_exp.errors import UserError
+from gtp_exp.gradients.project import Sketch, SketchKind, make_projection
+
+# Parameters of very different sizes, one of them larger than the blocks in which dense signs are drawn.
+SIZES = {"a.lora_A": 7, "a.lora_B": 300, "b.lora_A": 300, "b.lora_B": 1500}
+SKETCHES = [
+    Sketch(SketchKind.COUNTSKETCH, 64, 1),
+    Sketch(SketchKind.COUNTSKETCH, 64, 4),
+    Sketch(SketchKind.COUNTSKETCH, 64, 8),
+    Sketch(SketchKind.RADEMACHER, 64, 0),
+]
+IDS = [f"{s.kind.value}-{s.nonzeros}" for s in SKETCHES]
+
+
+def vectors(rows: int, seed: int = 0, sizes: dict[str, int] = SIZES) -> dict[str, torch.Tensor]:
+    """Correlated rows with a few large coordinates, as gradients have."""
+    generator = torch.Generator().manual_seed(seed)
+    shared = {name: torch.randn(1, n, generator=generator) for name, n in sizes.items()}
+    scale = {name: torch.rand(n, generator=generator) ** 4 for name, n in sizes.items()}
+    return {
+        name: (shared[name] + torch.randn(rows, n, generator=generator)) * scale[name]
+        for name, n in sizes.items()
+    }
+
+
+def sketched(sketch, parts, *, seed=0, checkpoint=0, sizes=SIZES):
+    projection = make_projection(sketch, sizes, seed=seed, checkpoint=checkpoint, device="cpu")
+    into = projection.empty(len(next(iter(parts.values()))))
+    for name, part in parts.items():
+        projection.add(name, part, into)
+    return projection.finish(into)
+
+
+@pytest.mark.parametrize("sketch", SKETCHES, ids=IDS)
+def test_inner_products_are_unbiased_with_the_variance_of_theory(sketch):
+    parts = vectors(2)
+    x, y = torch.cat(list(parts.values()), dim=1).double()
+    inner = float(x @ y)
+    variance = float((x @ x) * (y @ y) + inner**2 - 2 * (x * x) @ (y * y)) / sketch.dim
+    repeats = 400 if sketch.kind is SketchKind.COUNTSKETCH else 200
+    found = torch.tensor(
+        [_inner(sketched(sketch, parts, seed=s)) for s in range(repeats)], dtype=torch.float64
+    )
+    # Five standard errors: fails once in a million draws, but the draws are fixed.
+    assert abs(float(found.mean()) - inner) <= 5 * math.sqrt(variance / repeats)
+    assert float(found.var()) == pytest.approx(variance, rel=5 * math.sqrt(2 / repeats))
+
+
+def _inner(rows):
+    return float(rows[0].double() @ rows[1].double())
+
+
+@pytest.mark.parametrize("sketch", SKETCHES, ids=IDS)
+def test_another_checkpoint_or_seed_is_an_independent_sketch(sketch):
+    parts = vectors(1)
+    norm = float(torch.cat(list(parts.values()), dim=1).square().sum())
+    first = sketched(sketch, parts)
+    for other in (dict(checkpoint=1), dict(seed=1)):
+        # <S x, S' x> has mean zero and standard deviation |x|^2 / sqrt(dim). With one sketch it is |x|^2.
+        products = [
+            float((first * sketched(sketch, parts, **{k: v + n for k, v in other.items()})).sum())
+            for n in range(20)
+        ]
+        assert abs(sum(products) / 20) <= 5 * norm / math.sqrt(sketch.dim * 20)
+    assert torch.equal(first, sketched(sketch, parts))
+
+
+@pytest.mark.parametrize("sketch", SKETCHES, ids=IDS)
+def test_batch_size_and_order_of_parameters_do_not_enter(sketch):
+    parts = vectors(5)
+    whole = sketched(sketch, parts)
+    backwards = sketched(sketch, dict(reversed(parts.items())))
+    rows = torch.cat([sketched(sketch, {n: p[i : i + 1] for n, p in parts.items()}) for i in range(5)])
+    torch.testing.assert_close(backwards, whole, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(rows, whole, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("sketch", SKETCHES, ids=IDS)
+def test_the_map_has_the_promised_entries_and_differs_between_parameters(sketch):
+    """Its columns are the images of unit vectors. Two parameters of equal shape must not share theirs: one
+    hash for all layers is a known way to spoil a sketch."""
+    columns = {}
+    for name in ("a.lora_B", "b.lora_A"):
+        unit = {n: torch.zeros(300, size) for n, size in SIZES.items()}
+        unit[name] = torch.eye(300)
+        columns[name] = sketched(sketch, unit)
+    nonzeros = sketch.nonzeros or sketch.dim
+    for image in columns.values():
+        assert ((image != 0).sum(dim=1) == nonzeros).all()
+        torch.testing.assert_close(image[image != 0].abs(), torch.full((300 * nonzeros,), nonzeros**-0.5))
+        # Signs and places are balanced: no output coordinate is left out or favoured.
+        assert abs(float(image.sign().sum())) <= 5 * math.sqrt(300 * nonzeros)
+    same = (columns["a.lora_B"] == columns["b.lora_A"]).all(dim=1).float().mean()
+    assert float(same) < 0.1
+
+
+def test_no_sketch_keeps_the_gradient_in_parameter_order():
+    parts = vectors(3)
+    found = sketched(Sketch(SketchKind.NONE, 0, 0), dict(reversed(parts.items())))
+    assert torch.equal(found, torch.cat(list(parts.values()), dim=1))
+
+
+@pytest.mark.parametrize(
+    ("dim", "nonzeros", "word"),
+    [(0, 1, "dim=0"), (64, 0, "nonzeros=0"), (64, 9, "nonzeros=9"), (64, 3, "divide")],
+)
+def test_an_impossible_sketch_is_refused(dim, nonzeros, word):
+    with pytest.raises(UserError, match=word):
+        Sketch(SketchKind.COUNTSKETCH, dim, nonzeros)

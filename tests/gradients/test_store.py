@@ -1,0 +1,226 @@
+"""The store on disk: read without loading, verified, resumed to the same bytes, shared by processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from small_models import make_examples, make_trajectory, small
+from test_collect import SETTINGS
+
+from gtp_exp.errors import UserError
+from gtp_exp.gradients.collect import collect
+from gtp_exp.gradients.optimizer import Direction
+from gtp_exp.gradients.store import GradientStore, StorageType, StoreWriter, main, sha256
+
+ROWS = 40
+ONE_BY_ONE = {**SETTINGS, "shard_rows": 1, "directions": [Direction.SGD, Direction.LESS]}
+
+
+@pytest.fixture(scope="module")
+def trajectory(tmp_path_factory):
+    return make_trajectory(small(), tmp_path_factory.mktemp("trajectory"))
+
+
+def write(directory: Path, trajectory, rows: int = 10, **changed):
+    return collect(
+        small(), make_examples(rows), trajectory, directory, **{**SETTINGS, "shard_rows": 4, **changed}
+    )
+
+
+def shards(directory: Path) -> dict[str, str]:
+    return {str(p.relative_to(directory)): sha256(p) for p in sorted(directory.rglob("*.safetensors"))}
+
+
+def test_rows_chunks_and_shards_are_one_array(tmp_path, trajectory):
+    store = write(tmp_path, trajectory)
+    rows = store.features(1, "less")
+    whole = rows.rows(torch.arange(10))
+    assert rows.shape == (10, 128) and whole.dtype == rows.dtype == torch.float32
+    for size in (1, 3, 4, 100):
+        parts = list(rows.chunks(size))
+        assert all(len(part) <= size for _, part in parts)
+        assert torch.equal(torch.cat([part for _, part in parts]), whole)
+        assert all(torch.equal(part, whole[start : start + len(part)]) for start, part in parts)
+    index = torch.tensor([9, 0, 4, 4, 3])
+    assert torch.equal(rows.rows(index), whole[index])
+    assert rows.rows(torch.tensor([], dtype=torch.long)).shape == (0, 128)
+    for outside in (-1, 10):
+        with pytest.raises(IndexError):
+            rows.rows(torch.tensor([outside]))
+
+
+@pytest.mark.parametrize("storage", list(StorageType))
+def test_every_storage_type_rounds_the_same_numbers(tmp_path, trajectory, storage):
+    exact = write(tmp_path / "exact", trajectory)
+    store = write(tmp_path / "rounded", trajectory, storage=storage)
+    found = store.features(0, "less").rows(torch.arange(10))
+    assert found.dtype == storage.dtype
+    assert torch.equal(found, exact.features(0, "less").rows(torch.arange(10)).to(storage.dtype))
+    # Mean and norms do not suffer from the rounding.
+    assert torch.equal(store.mean(0, "less"), exact.mean(0, "less"))
+    assert torch.equal(store.norms(0, "less"), exact.norms(0, "less"))
+
+
+def test_opening_and_reading_a_row_does_not_load_the_rest(tmp_path, trajectory):
+    store = write(tmp_path, trajectory, rows=4)
+    file = tmp_path / "checkpoint-00" / "shard-00000.safetensors"
+    rows = GradientStore.open(tmp_path).features(0, "sgd")
+    first = rows.rows(torch.tensor([0]))
+    mapped = next(rows.chunks(4))[1]
+    # A view of the file: its pages are in the process's maps, not in its own memory.
+    assert str(file) in Path("/proc/self/maps").read_text()
+    assert torch.equal(mapped[:1], first)
+    assert store.verify() == []
+
+
+def test_verification_finds_damage_and_collecting_again_repairs_it(tmp_path, trajectory, capsys):
+    store = write(tmp_path, trajectory)
+    before = shards(tmp_path)
+    assert store.verify() == [] and main([str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "every checksum is right" in shown and "10 (" in shown and "step 4" in shown
+    damaged, lost = (
+        tmp_path / "checkpoint-01/shard-00001.safetensors",
+        tmp_path / "checkpoint-00/shard-00000.safetensors",
+    )
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    lost.unlink()
+    assert [line.split(":")[0] for line in store.verify()] == [
+        "checkpoint-00/shard-00000.safetensors",
+        "checkpoint-01/shard-00001.safetensors",
+    ]
+    assert main([str(tmp_path)]) == 1
+    with pytest.warns(UserWarning, match="shard-00001.safetensors is damaged"):
+        assert write(tmp_path, trajectory).verify() == []
+    assert shards(tmp_path) == before
+
+
+def test_a_finished_store_is_not_computed_again(tmp_path, trajectory):
+    write(tmp_path, trajectory)
+    times = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}
+    write(tmp_path, trajectory)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")} == times
+
+
+def test_other_settings_are_not_mixed_in(tmp_path, trajectory):
+    write(tmp_path, trajectory)
+    for changed, word in (
+        ({"seed": 8}, "seed"),
+        ({"rows": 9}, "rows"),
+        ({"storage": StorageType.FLOAT16}, "storage"),
+    ):
+        with pytest.raises(UserError, match=f"other settings.*{word}"):
+            write(tmp_path, trajectory, **changed)
+    with pytest.raises(UserError, match="checkpoints"):
+        write(tmp_path, trajectory[:1])
+
+
+def test_what_is_not_a_store_says_so(tmp_path, trajectory, capsys):
+    with pytest.raises(UserError, match="is not a gradient store"):
+        GradientStore.open(tmp_path)
+    write(tmp_path, trajectory)
+    (tmp_path / "store.json").unlink()
+    with pytest.raises(UserError, match="not finished"):
+        GradientStore.open(tmp_path)
+    assert main([str(tmp_path)]) == 2
+    assert "not finished" in capsys.readouterr().err
+
+
+def test_nothing_in_a_store_is_a_pickle(tmp_path, trajectory):
+    write(tmp_path, trajectory)
+    for file in tmp_path.rglob("*"):
+        if file.is_file():
+            assert file.suffix in {".json", ".safetensors"}
+            with pytest.raises((pickle.UnpicklingError, ValueError, KeyError, IndexError, EOFError)):
+                pickle.loads(file.read_bytes())
+
+
+def test_what_the_storage_type_cannot_hold_names_its_example(tmp_path):
+    settings = {"rows": 3, "shard_rows": 2, "storage": "float16", "checkpoints": [{}]}
+    writer = StoreWriter(tmp_path, settings, {"ids": ["a", "b", "c"]}, lambda: {})
+    features, norms = {"adam": torch.tensor([[1.0, 65504.0]])}, {"adam": torch.ones(1)}
+    writer.write(0, 1, features, norms)
+    with pytest.raises(UserError, match="adam features of example c exceed the range of float16"):
+        writer.write(0, 1, {"adam": torch.tensor([[1.0, 1e6]])}, norms)
+
+
+WORKER = """
+import sys
+from pathlib import Path
+from small_models import make_examples, small
+from test_store import ONE_BY_ONE, ROWS
+from gtp_exp.gradients.collect import collect
+from gtp_exp.gradients.trajectory import load_checkpoint
+trajectory = [load_checkpoint(Path(p)) for p in sys.argv[2:]]
+collect(small(), make_examples(ROWS), trajectory, Path(sys.argv[1]), **ONE_BY_ONE)
+"""
+
+
+def start(directory: Path, trajectory) -> subprocess.Popen:
+    here = Path(__file__).parent
+    paths = [str(here), str(here.parents[1]), os.environ.get("PYTHONPATH", "")]
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER, str(directory), *(str(c.directory) for c in trajectory)],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(paths),
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        },
+    )
+
+
+def test_a_killed_run_and_its_helper_write_the_bytes_of_an_undisturbed_one(tmp_path, trajectory):
+    """Two processes share the shards; one is killed at work, the other finishes alone what both began."""
+    expected = collect(small(), make_examples(ROWS), trajectory, tmp_path / "calm", **ONE_BY_ONE)
+    directory = tmp_path / "shared"
+    workers = [start(directory, trajectory) for _ in range(2)]
+    try:
+        deadline = time.monotonic() + 120
+        while len(list(directory.glob("checkpoint-*/*.safetensors"))) < 5 and time.monotonic() < deadline:
+            assert all(w.poll() is None for w in workers)
+            time.sleep(0.005)
+        workers[0].send_signal(signal.SIGKILL)
+        done_when_killed = len(list(directory.glob("checkpoint-*/*.safetensors")))
+        assert workers[1].wait(120) == 0
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    assert 5 <= done_when_killed < 2 * ROWS
+    assert shards(directory) == shards(tmp_path / "calm")
+    assert GradientStore.open(directory).verify() == []
+    assert json.loads((directory / "store.json").read_text()) == json.loads(
+        (expected.directory / "store.json").read_text()
+    )
+
+
+def test_a_run_killed_alone_goes_on_at_the_first_missing_shard(tmp_path, trajectory):
+    collect(small(), make_examples(ROWS), trajectory, tmp_path / "calm", **ONE_BY_ONE)
+    directory = tmp_path / "killed"
+    worker = start(directory, trajectory)
+    deadline = time.monotonic() + 120
+    while len(list(directory.glob("checkpoint-*/*.safetensors"))) < 5 and time.monotonic() < deadline:
+        assert worker.poll() is None
+        time.sleep(0.005)
+    worker.kill()
+    worker.wait()
+    finished = {
+        p: p.stat().st_mtime_ns for p in directory.rglob("*.safetensors") if p.with_suffix(".json").is_file()
+    }
+    assert 4 <= len(finished) < 2 * ROWS
+    with pytest.raises(UserError, match="not finished"):
+        GradientStore.open(directory)
+    collect(small(), make_examples(ROWS), trajectory, directory, **ONE_BY_ONE)
+    assert shards(directory) == shards(tmp_path / "calm")
+    assert {p: p.stat().st_mtime_ns for p in finished} == finished

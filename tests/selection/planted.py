@@ -1,0 +1,48 @@
+"""Atoms with a known solution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Sparse:
+    atoms: torch.Tensor  # float32 [n, m], unit rows in general position
+    target: torch.Tensor  # float64 [m, 1], a positive combination of the support, plus noise
+    support: set[int]
+
+
+def sparse(n: int, m: int, size: int, noise: float, seed: int) -> Sparse:
+    """noise: norm of what is added to the target, over the norm of the combination."""
+    generator = torch.Generator().manual_seed(seed)
+    atoms = torch.nn.functional.normalize(torch.randn(n, m, generator=generator), dim=1)
+    support = torch.randperm(n, generator=generator)[:size]
+    weights = 0.5 + torch.rand(size, generator=generator, dtype=torch.float64)
+    target = atoms[support].double().T @ weights
+    added = torch.randn(m, generator=generator, dtype=torch.float64)
+    target = target + noise * target.norm() * added / added.norm()
+    return Sparse(atoms, target[:, None], set(support.tolist()))
+
+
+@dataclass(frozen=True)
+class Clusters:
+    atoms: torch.Tensor  # float32 [n, m], unit rows scattered around centres
+    cluster: torch.Tensor  # int64 [n]
+    clean: torch.Tensor  # float64 [m], the sum of `wanted` centres
+    target_rows: torch.Tensor  # float32 [k, m], clean plus noise each
+
+
+def clusters(
+    n: int, m: int, seed: int, *, count: int = 50, wanted: int = 5, target_rows: int = 16, noise: float = 0.3
+) -> Clusters:
+    """noise: norm of (mean of target rows - clean) over the norm of clean, in expectation."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.nn.functional.normalize(torch.randn(count, m, generator=generator), dim=1)
+    cluster = torch.randint(count, (n,), generator=generator)
+    atoms = centres[cluster] + torch.randn(n, m, generator=generator) / m**0.5
+    clean = centres[:wanted].double().sum(0)
+    spread = noise * float(clean.norm()) * target_rows**0.5 / m**0.5
+    rows = clean.float() + spread * torch.randn(target_rows, m, generator=generator)
+    return Clusters(torch.nn.functional.normalize(atoms, dim=1), cluster, clean, rows)
