@@ -101,7 +101,10 @@ def _mark_dead(directory: Path, code: int) -> None:
 def main() -> None:
     if "LOCAL_RANK" in os.environ:
         raise SystemExit("start gtp-exp with plain python; it starts its own worker processes")
-    _job()
+    try:
+        _job()
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; the same command goes on from the last finished stage") from None
     if _failed:
         raise SystemExit(f"{len(_failed)} job(s) failed: {', '.join(_failed)}")
 

@@ -38,7 +38,7 @@ def call(folder, *overrides):
 
 
 def record(folder):
-    (path,) = folder.glob("outputs/runs/*/results.json")
+    (path,) = folder.glob("outputs/runs/**/results.json")
     return json.loads(path.read_text())
 
 
@@ -128,7 +128,7 @@ def running_worker(folder, deadline=60.0):
                 inside = (status.parent / "cwd").resolve() == folder.resolve()
             except OSError:
                 continue
-            started = list(folder.glob("outputs/runs/*/results.json"))
+            started = list(folder.glob("outputs/runs/**/results.json"))
             if inside and b"gtp_exp.worker" in arguments and started:
                 return int(status.parent.name)
         time.sleep(0.05)
@@ -169,6 +169,24 @@ def test_parent_and_worker_end_together_and_the_record_says_how(tmp_path, victim
     assert parent.wait(60) != 0
     assert gone(worker)
     assert record(tmp_path)["state"] == state
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
+def test_ctrl_c_ends_a_multirun_at_the_current_job(tmp_path):
+    parent = subprocess.Popen(
+        command("-m", "selector=random,full", "dataset.rows=4000", "budget=100pct"),
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    worker = running_worker(tmp_path)
+    os.killpg(parent.pid, signal.SIGINT)  # as a terminal does: to parent and worker
+    _, printed = parent.communicate(timeout=60)
+    assert parent.returncode != 0 and gone(worker)
+    assert "interrupted" in printed and "Traceback" not in printed
+    assert record(tmp_path)["state"] == "interrupted"  # of the one job that had begun
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
