@@ -27,6 +27,7 @@ from gtp_exp.gradients.settings import GradientConfig
 from gtp_exp.gradients.store import GradientStore
 from gtp_exp.gradients.trajectory import load_checkpoint, save_checkpoint
 from gtp_exp.launch import Launch
+from gtp_exp.leakage import flagged, leakage
 from gtp_exp.models import Model, ModelConfig, choose_device, prepare
 from gtp_exp.results import PoolSummary, RunRecord, SelectionSummary, StageCost
 from gtp_exp.selection.base import Budget, Need, Selection, SelectionProblem, Selector
@@ -128,8 +129,9 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
         chosen, selection = select(c, candidates, target, pool_gradients, target_gradients)
         summary = report_selection(c, directory, pool, candidates, selection)
 
-        tuned = tune(c, candidates, chosen, selection)
         tasks = x.benchmark.tasks()
+        leaked = guard(tasks, target, candidates, selection)
+        tuned = tune(c, candidates, chosen, selection)
         metrics = evaluate_all(c, tasks, tuned)
         untuned = evaluate_all(c, tasks, None)
 
@@ -142,6 +144,7 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
                 {**pool.skipped, **candidates.excluded},
             ),
             selection=summary,
+            leakage=leaked,
             metrics=metrics,
             untuned=untuned,
         )
@@ -309,6 +312,18 @@ def tune(c: Context, candidates: Rows, chosen: StageResult, selection: Selection
     result = c.stage("finetune", reads, produce)
     _mirror_history(c, "finetune", result)
     return result
+
+
+def guard(
+    tasks: Sequence[EvalTask], target: Rows | None, candidates: Rows, selection: Selection
+) -> dict[str, dict[str, int]]:
+    """Overlap of what the selector saw and chose with the test rows, counted and logged."""
+    chosen = [candidates.examples[i] for i in selection.indices.tolist()]
+    parts = {"selected": chosen, "pool": candidates.examples}
+    report = leakage(tasks, {"target": target.examples, **parts} if target else parts)
+    for line in flagged(report):
+        log.warning("overlap with the test: %s", line)
+    return report
 
 
 def evaluate_all(

@@ -102,6 +102,8 @@ class RunRecord:
     stages: Mapping[str, StageCost] = field(default_factory=dict)
     pool: PoolSummary | None = None
     selection: SelectionSummary | None = None
+    # target, selected, pool -> rows, and how many overlap with test rows (leakage.py)
+    leakage: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     metrics: Mapping[str, Mapping[str, float | str]] = field(default_factory=dict)
     untuned: Mapping[str, Mapping[str, float | str]] = field(default_factory=dict)
     version: int = VERSION

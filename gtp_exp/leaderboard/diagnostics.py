@@ -63,7 +63,9 @@ def facts(row: Row) -> Facts:
     if not chosen:
         return Facts(0.0, 0.0, 0.0, 0.0, {}, {}, {})
     selections = [selection for _, selection in chosen]
-    shares = [_shares(record, selection.label_mix) for record, selection in chosen]
+    shares = [
+        _shares(record, selection.label_mix) | _leaked(record, "selected") for record, selection in chosen
+    ]
     numbers = [
         {k: float(v) for k, v in s.diagnostics.items() if isinstance(v, (int, float)) and _finite(v)}
         for s in selections
@@ -83,7 +85,7 @@ def pool_shares(board: Board) -> dict[str, float]:
     """The same shares for the pool: what a uniform draw is expected to hold."""
     for run in board.table.runs:
         if run.record.selection and run.record.selection.pool_mix:
-            return _shares(run.record, run.record.selection.pool_mix)
+            return _shares(run.record, run.record.selection.pool_mix) | _leaked(run.record, "pool")
     return {}
 
 
@@ -186,6 +188,12 @@ def _shares(record: RunRecord, mix: Mapping[str, Mapping[str, float]]) -> dict[s
         if _yes_or_no({**values, **pool.get(label, {})}):
             shares[label] = sum(values.get(yes, 0.0) for yes in YES)
     return shares
+
+
+def _leaked(record: RunRecord, part: str) -> dict[str, float]:
+    """Share of rows that ask what a test row asks; absent in records that were not checked."""
+    counts = record.leakage.get(part)
+    return {"asked in the test": counts["same_prompt"] / max(1, counts["rows"])} if counts else {}
 
 
 def _target_values(record: RunRecord, label: str) -> list[str]:
