@@ -14,15 +14,16 @@ import torch
 from gtp_exp.data.examples import TokenizedExample
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.adapters import Adapters, find_adapters, has_adapters, refuse
-from gtp_exp.gradients.check import check_engine
+from gtp_exp.gradients.check import check_engine, half_precision, in_float32
 from gtp_exp.gradients.engine import AutogradEngine, GradientEngine
 from gtp_exp.gradients.hooks import HooksEngine
 from gtp_exp.gradients.linear import LinearKernel, fastest_kernel
 from gtp_exp.gradients.loss import Reduction
-from gtp_exp.gradients.memory import choose_token_budget
+from gtp_exp.gradients.memory import choose_token_budget, out_of_memory
 from gtp_exp.gradients.packed import PackedEngine, packed_obstacle
 
 _CHECKED = 8  # examples of the first batch that are compared
+_CHECKED_IN_HALF = 3  # again in half precision, where only gross errors can show
 
 
 class Engine(Enum):
@@ -86,7 +87,11 @@ def choose_engine(
                 engine = make_engine(kind, model, parameters, reduction=reduction, kernel=kernel)
                 budget = token_budget or choose_token_budget(engine, model, longest)
                 first = [examples[i] for i in engine.batches([e.n_tokens for e in examples], budget)[0]]
-                reason = check_engine(engine, model, parameters, first, reduction, at_most=_CHECKED)
+                checked = _CHECKED
+                if half_precision(model):
+                    reason = _check_in_float32(kind, model, parameters, first, reduction)
+                    checked = _CHECKED_IN_HALF
+                reason = reason or check_engine(engine, model, parameters, first, reduction, at_most=checked)
             except UserError:
                 raise
             # Whatever an unforeseen model does to the engine, the next one may still be exact.
@@ -99,6 +104,28 @@ def choose_engine(
             f"engine {kind.value} does not fit this model, a slower one is used: {reason}", stacklevel=3
         )
     return Choice(kinds[-1], kernel, token_budget or longest.n_tokens)
+
+
+def _check_in_float32(
+    kind: Engine,
+    model: torch.nn.Module,
+    parameters: Mapping[str, torch.nn.Parameter],
+    batch: Sequence[TokenizedExample],
+    reduction: Reduction,
+) -> str | None:
+    """The check where rounding cannot hide an error: on the same weights, widened for the time being."""
+    try:
+        with in_float32(model):
+            engine = make_engine(kind, model, parameters, reduction=reduction, kernel=LinearKernel.DEFAULT)
+            return check_engine(engine, model, parameters, batch, reduction, at_most=_CHECKED)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+    warnings.warn(
+        "too little memory to check the engine in float32; its check in half precision is coarse",
+        stacklevel=4,
+    )
+    return None
 
 
 def _lora(model: torch.nn.Module, kind: Engine) -> Adapters:

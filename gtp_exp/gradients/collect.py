@@ -67,8 +67,9 @@ def collect(
 
     A directory that holds part of the same store is completed, shard by shard, to the same bytes; several
     processes may work on one directory. `token_budget` is the number of tokens in a batch, None to choose it
-    from free memory. `progress` labels the progress bar; an empty label shows none. betas and eps are those
-    of the Adam that made the checkpoints.
+    from free memory, once for the store; another one given to a resumed run holds for the rest of it and
+    moves rounding only. `progress` labels the progress bar; an empty label shows none. betas and eps are
+    those of the Adam that made the checkpoints.
 
     Raises UserError for examples without completion tokens, for a model the engine cannot differentiate
     exactly, and for a gradient that is not finite, by the example's id."""
@@ -95,7 +96,7 @@ def collect(
         "reduction": reduction.value,
         "storage": storage.value,
         "shard_rows": shard_rows,
-        "requested": {"engine": engine.value, "token_budget": token_budget},
+        "requested": {"engine": engine.value},
     }
     rows = {"ids": [e.id for e in examples], "n_completion_tokens": [e.n_completion_tokens for e in examples]}
 
@@ -124,7 +125,7 @@ def collect(
             reduction=reduction,
             kernel=LinearKernel(writer.plan["kernel"]),
         )
-        budget = writer.plan["token_budget"]
+        budget = token_budget or writer.plan["token_budget"]
         pending = writer.missing()
         n_tokens = sum(examples[i].n_tokens for _, shard in pending for i in writer.span(shard))
         with Meter(progress, n_tokens) as meter:

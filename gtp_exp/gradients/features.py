@@ -17,15 +17,15 @@ class Rows(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The storage type: float32, bfloat16 or float16."""
+        """The type in which rows are read: float32, bfloat16 or float16."""
         ...
 
     def chunks(self, size: int) -> Iterator[tuple[int, torch.Tensor]]:
-        """(first row, rows in storage type) in order; a chunk has at most `size` rows."""
+        """(first row, rows) in order; a chunk has at most `size` rows."""
         ...
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
-        """Rows by int64 index [k], in that order, in the storage type: [k, dim]."""
+        """Rows by int64 index [k], in that order: [k, dim]."""
         ...
 
 

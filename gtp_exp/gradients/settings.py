@@ -33,6 +33,8 @@ class GradientConfig:
             raise UserError(f"gradients.warmup_share={self.warmup_share} must lie in (0, 1]; 0.05 is usual")
         if not self.directions:
             raise UserError("gradients.directions is empty; name at least one of sgd, adam, less")
+        if self.warmup.use_weights:
+            raise UserError("gradients.warmup.use_weights=true: no selection has given the warm-up weights")
 
     def reads(self) -> dict[str, Any]:
         """The part that changes the stored numbers, for the cache key; the warm-up has its own."""

@@ -5,7 +5,8 @@
     DIRECTORY/checkpoint-00/shard-00000.safetensors    and its receipt shard-00000.json with the checksum
     DIRECTORY/store.json                   the finished store; written last
 
-A shard holds for each direction d: `d` [rows, dim], `norm.d` [rows] and `sum.d` [dim].
+A shard holds for each direction d: `d` [rows, dim], `norm.d` [rows] and `sum.d` [dim]; in int8 also `scale.d`
+[rows], what one step of a row's integers is worth.
 """
 
 from __future__ import annotations
@@ -39,10 +40,12 @@ class StorageType(Enum):
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
+    INT8 = "int8"  # a scale per row; half the bytes of float16, read back as float32
 
     @property
     def dtype(self) -> torch.dtype:
-        return getattr(torch, self.value)
+        """The type in which rows are read."""
+        return torch.float32 if self is StorageType.INT8 else getattr(torch, self.value)
 
 
 class GradientStore:
@@ -106,7 +109,11 @@ class GradientStore:
     def features(self, checkpoint: int, direction: str) -> ShardedRows:
         self._check(checkpoint, direction)
         return ShardedRows(
-            self._files(checkpoint), direction, self.about["shard_rows"], (self.n, self.dim), self.dtype
+            self._files(checkpoint),
+            direction,
+            self.about["shard_rows"],
+            (self.n, self.dim),
+            StorageType(self.about["storage"]),
         )
 
     def norms(self, checkpoint: int, direction: str) -> torch.Tensor:
@@ -161,19 +168,33 @@ class ShardedRows:
     key: str
     shard_rows: int
     shape: tuple[int, int]
-    dtype: torch.dtype
+    storage: StorageType
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.storage.dtype
 
     @cached_property
     def _maps(self) -> list[torch.Tensor]:
         return [_tensor(file, self.key) for file in self.files]
 
+    @cached_property
+    def _scales(self) -> list[torch.Tensor]:
+        return [_tensor(file, f"scale.{self.key}") for file in self.files]
+
+    def _read(self, shard: int, where: slice | torch.Tensor) -> torch.Tensor:
+        rows = self._maps[shard][where]
+        if self.storage is StorageType.INT8:
+            return from_int8(rows, self._scales[shard][where])
+        return rows
+
     def chunks(self, size: int) -> Iterator[tuple[int, torch.Tensor]]:
-        """Views into the maps where a chunk lies in one shard; chunks may be shorter at a shard's end."""
+        """Views into the maps, float32 copies of int8; chunks may be shorter at a shard's end."""
         if size < 1:
             raise ValueError(f"chunks of {size} rows")
         for shard, rows in enumerate(self._maps):
             for start in range(0, len(rows), size):
-                yield shard * self.shard_rows + start, rows[start : start + size]
+                yield shard * self.shard_rows + start, self._read(shard, slice(start, start + size))
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
         out = torch.empty(len(index), self.shape[1], dtype=self.dtype)
@@ -182,7 +203,7 @@ class ShardedRows:
         shard = index // self.shard_rows
         for s in shard.unique().tolist():
             here = (shard == s).nonzero().squeeze(1)
-            out[here] = self._maps[s][index[here] - s * self.shard_rows]
+            out[here] = self._read(s, index[here] - s * self.shard_rows)
         return out
 
 
@@ -272,10 +293,13 @@ class StoreWriter:
         norms: Mapping[str, torch.Tensor],
     ) -> None:
         """features[d]: float32 [rows, dim]; norms[d]: float32 [rows]."""
-        storage = StorageType(self.plan["storage"]).dtype
+        storage = StorageType(self.plan["storage"])
         tensors = {}
         for direction, matrix in features.items():
-            tensors[direction] = matrix.to(storage)
+            if storage is StorageType.INT8:
+                tensors[direction], tensors[f"scale.{direction}"] = to_int8(matrix)
+            else:
+                tensors[direction] = matrix.to(storage.dtype)
             if not torch.isfinite(tensors[direction]).all():
                 row = int((~torch.isfinite(tensors[direction])).any(dim=1).nonzero()[0])
                 raise UserError(
@@ -307,6 +331,17 @@ class StoreWriter:
         for lock in self.directory.rglob("*.lock"):
             lock.unlink(missing_ok=True)
         return GradientStore.open(self.directory)
+
+
+def to_int8(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Integers [n, d] from -127 to 127 and the float32 scale [n] of each row: its largest magnitude / 127."""
+    scale = matrix.abs().amax(1) / 127
+    steps = matrix / torch.where(scale > 0, scale, 1.0)[:, None]
+    return steps.round().to(torch.int8), scale
+
+
+def from_int8(rows: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return rows * scale[:, None]
 
 
 def n_shards(rows: int, shard_rows: int) -> int:

@@ -40,7 +40,7 @@ class Budget:
     amount: float
 
     def __post_init__(self) -> None:
-        if not self.amount > 0:
+        if not 0 < self.amount < float("inf"):
             raise UserError(f"budget.amount={self.amount} chooses nothing; give a positive amount")
         if self.unit is Unit.FRACTION and self.amount > 1:
             raise UserError(f"budget.amount={self.amount} is above 1 for a fraction; 5% is 0.05")

@@ -40,8 +40,8 @@ def cosamp(
     available: torch.Tensor | None = None,
     candidates: float = 2.0,
     max_iterations: int = 30,
-    tolerance: float = 1e-3,
-    prune_stages: int = 8,
+    tolerance: float = 2e-2,
+    prune_stages: int = 4,
     near_copy_cosine: float | None = None,
     cost: torch.Tensor | None = None,
     capacity: int = 0,
@@ -88,6 +88,7 @@ def cosamp(
         columns, weights, residual, kkt = prune(
             merged, fitted, target, ridge, size=size, cost=cost, capacity=capacity, stages=prune_stages
         )
+        columns.cache.keep(columns.ids)
 
         left = float(residual.square().sum())
         objective = 0.5 * left + 0.5 * ridge * float(weights.square().sum())

@@ -51,7 +51,7 @@ def elastic_net(
     available: torch.Tensor | None = None,
     near_copy_cosine: float | None = None,
     surplus: float = 2.0,
-    prune_stages: int = 8,
+    prune_stages: int = 4,
     max_iterations: int = 30,
     cost: torch.Tensor | None = None,
     capacity: int = 0,

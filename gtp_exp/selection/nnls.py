@@ -42,7 +42,7 @@ class NNLS:
 
 
 class GramCache:
-    """Unit rows that were ever passive and their Gram matrix, by atom id; shared by a pursuit's solves."""
+    """Unit rows that were passive and their Gram matrix, by atom id; shared by a pursuit's solves."""
 
     def __init__(self) -> None:
         self._slot: dict[int, int] = {}
@@ -68,6 +68,15 @@ class GramCache:
             self._gram[used:needed, :needed] = block.T
         slots = torch.tensor([self._slot[key] for key in keys])
         return self._gram[slots[:, None], slots]
+
+    def keep(self, ids: torch.Tensor) -> None:
+        """Forget all others: a row new to the cache is multiplied with every row in it."""
+        known = [key for key in ids.tolist() if key in self._slot]
+        slots = torch.tensor([self._slot[key] for key in known], dtype=torch.long)
+        if len(known) < len(self._slot):
+            self._rows[: len(known)] = self._rows[slots]
+            self._gram[: len(known), : len(known)] = self._gram[slots[:, None], slots]
+            self._slot = {key: k for k, key in enumerate(known)}
 
     def _grow(self, used: int, needed: int, like: torch.Tensor) -> None:
         capacity = len(self._rows)
@@ -205,10 +214,17 @@ def fit(
                 return passive, u
             passive = passive[positive]
 
+    def combined(solution: Solution) -> torch.Tensor:
+        """U^T u: reading all rows is quicker than copying the passive ones out."""
+        passive, u = solution
+        if 4 * len(passive) < len(unit):
+            return unit[passive].T @ u
+        return unit.T @ zero.index_copy(0, passive, u)
+
     def objective(solution: Solution) -> float:
         """From the residual: half c.u, its fall from w = 0, would drown a small objective in rounding."""
         passive, u = solution
-        left = target - unit[passive].T @ u
+        left = target - combined(solution)
         penalty = 0.5 * float(rho[passive] @ u.square()) + l1 * float((u / scale[passive]).sum())
         return 0.5 * float(left @ left) + penalty
 
@@ -225,11 +241,11 @@ def fit(
         if ridge > 0 and not newton and iterations > PATIENCE:
             # Many more columns than m and a small ridge: exchanges of a few columns creep, the dual does not.
             newton = True
-            trial = feasible(_dual_newton(unit, target, l1 / scale, rho, target - unit[passive].T @ u))
+            trial = feasible(_dual_newton(unit, target, l1 / scale, rho, target - combined(current)))
             if objective(trial) < value:
                 current, value, block = trial, objective(trial), len(unit)
                 continue
-        gradient = unit @ (unit[passive].T @ u) - correlation  # the ridge adds nothing where u = 0
+        gradient = unit @ combined(current) - correlation  # the ridge adds nothing where u = 0
         gradient[passive] = 0.0
         violating = (live & (gradient < -tolerance)).nonzero().flatten()
         violating = violating[gradient[violating].sort(stable=True).indices]  # worst first, then lowest index
@@ -252,7 +268,7 @@ def fit(
     passive, u = current
     weights = zero.clone()
     weights[passive] = u / scale[passive]
-    fitted = unit[passive].T @ u
+    fitted = combined(current)
     gradient = unit @ fitted - correlation
     gradient[passive] += rho[passive] * u
     violation = torch.where(live, (-gradient).clamp(min=0), 0.0)

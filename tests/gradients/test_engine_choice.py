@@ -13,6 +13,7 @@ from test_exactness import engine_of, worst_error
 
 from gtp_exp.data.examples import IGNORE, TokenizedExample
 from gtp_exp.errors import UserError
+from gtp_exp.gradients import linear
 from gtp_exp.gradients.adapters import base_model, check_differentiable
 from gtp_exp.gradients.choose import Engine, choose_engine, make_engine
 from gtp_exp.gradients.loss import Reduction
@@ -197,3 +198,15 @@ def test_one_example_that_does_not_fit_is_named_and_other_errors_pass():
         halving(make_examples(1), exhausted)
     with pytest.raises(RuntimeError, match="shapes"):
         halving(make_examples(4), broken)
+
+
+def test_an_error_that_half_precision_would_hide_is_found(monkeypatch):
+    """A tenth too much is within bfloat16's tolerance, but the check on widened weights sees it."""
+    contract = linear.contract
+    monkeypatch.setattr(linear, "contract", lambda left, right, bounds: 1.1 * contract(left, right, bounds))
+    model = small().bfloat16()
+    before = {name: p.data_ptr() for name, p in model.named_parameters()}
+    with pytest.warns(UserWarning, match="packed.*differs"):
+        assert choose(model).engine is Engine.HOOKS
+    assert {name: p.data_ptr() for name, p in model.named_parameters()} == before
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}

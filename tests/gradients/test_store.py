@@ -64,7 +64,13 @@ def test_every_storage_type_rounds_the_same_numbers(tmp_path, trajectory, storag
     store = write(tmp_path / "rounded", trajectory, storage=storage)
     found = store.features(0, "less").rows(torch.arange(10))
     assert found.dtype == storage.dtype
-    assert torch.equal(found, exact.features(0, "less").rows(torch.arange(10)).to(storage.dtype))
+    values = exact.features(0, "less").rows(torch.arange(10))
+    if storage is StorageType.INT8:
+        step = values.abs().amax(1, keepdim=True) / 127
+        assert ((found - values).abs() <= 0.5001 * step).all()
+        assert torch.equal(torch.cat([c for _, c in store.features(0, "less").chunks(3)]), found)
+    else:
+        assert torch.equal(found, values.to(storage.dtype))
     # Mean and norms do not suffer from the rounding.
     assert torch.equal(store.mean(0, "less"), exact.mean(0, "less"))
     assert torch.equal(store.norms(0, "less"), exact.norms(0, "less"))

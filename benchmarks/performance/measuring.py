@@ -1,0 +1,208 @@
+"""Interleaved repeats, their medians, and the report: what the performance scripts share.
+
+Machines change speed while they are measured. So methods that are compared run in turn, round after round,
+and what is reported is the ratio of their medians; absolute numbers are only for scale.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGES = ("torch", "transformers", "peft", "numpy", "scipy")
+
+
+@dataclass(frozen=True)
+class Timing:
+    seconds: tuple[float, ...]  # wall time of every repeat, in order of the rounds
+    amount: float  # what one repeat gets through: examples, rows, or 1 for a whole
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def rate(self) -> float:
+        """Amount per second."""
+        return self.amount / self.median
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table: a ratio, and the bar it has to pass if there is one."""
+
+    what: str
+    value: float
+    absolute: str  # the numbers behind the ratio, with their unit
+    bar: float | None = None
+    at_most: bool = False  # the bar is an upper limit
+
+    @property
+    def met(self) -> bool | None:
+        if self.bar is None:
+            return None
+        return self.value <= self.bar if self.at_most else self.value >= self.bar
+
+
+def interleaved(
+    methods: Mapping[str, Callable[[], object]],
+    repeats: int,
+    *,
+    amount: float,
+    started: Callable[[str], object],
+    finished: Callable[[], object],
+) -> dict[str, Timing]:
+    """Runs every method once a round, each round beginning with another one.
+
+    Nothing is warmed up here: what a first call costs, the caller must have paid. amount: what each of the
+    methods gets through in one run. `started` and `finished` are called around every run, outside the time
+    taken, for a progress bar.
+    """
+    names = list(methods)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for k in range(repeats):
+        first = k % len(names)
+        for name in names[first:] + names[:first]:
+            started(name)
+            gc.collect()  # what one method leaves behind is not charged to the next
+            start = time.perf_counter()
+            methods[name]()
+            seconds[name].append(time.perf_counter() - start)
+            finished()
+    return {name: Timing(tuple(s), amount) for name, s in seconds.items()}
+
+
+def speed_ratio(what: str, ours: Timing, theirs: Timing, *, unit: str, bar: float | None = None) -> Figure:
+    """How many times as fast ours is, with the range over the rounds beside the two rates."""
+    rounds = [
+        (ours.amount / a) / (theirs.amount / b) for a, b in zip(ours.seconds, theirs.seconds, strict=True)
+    ]
+    return Figure(
+        what=what,
+        value=ours.rate / theirs.rate,
+        absolute=f"{short(ours.rate)} : {short(theirs.rate)} {unit}; "
+        f"rounds {short(min(rounds))} to {short(max(rounds))}",
+        bar=bar,
+    )
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What the numbers depend on and the command line does not say."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "load_average": round(
+            os.getloadavg()[0], 2
+        ),  # of the minute before: others at work spoil the numbers
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "packages": versions,
+    }
+
+
+def table(figures: Sequence[Figure]) -> str:
+    lines = ["| what | ratio | bar | met | absolute, for scale |", "|---|---|---|---|---|"]
+    for figure in figures:
+        bar = "" if figure.bar is None else f"{'<=' if figure.at_most else '>='} {figure.bar:g}"
+        met = {None: "", True: "yes", False: "**no**"}[figure.met]
+        lines.append(f"| {figure.what} | {short(figure.value)} | {bar} | {met} | {figure.absolute} |")
+    return "\n".join(lines)
+
+
+def write_report(
+    folder: Path,
+    name: str,
+    *,
+    command: str,
+    setup: Mapping[str, Any],
+    figures: Sequence[Figure],
+    notes: Sequence[str],
+    repeats: Mapping[str, Mapping[str, Timing]],
+    details: Mapping[str, Any],
+) -> str:
+    """Writes NAME.json (every repeat) and NAME.md (the table) and returns the latter's text.
+
+    setup: from `machine`. repeats: by section and method. details: what else the JSON should hold.
+    """
+    below = [in_words(setup), *notes]
+    text = "\n".join([table(figures), "", f"`{command}`", "", *(f"- {note}" for note in below), ""])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.md").write_text(text)
+    values = {
+        "command": command,
+        "machine": setup,
+        "figures": [{**asdict(figure), "met": figure.met} for figure in figures],
+        "repeats": {
+            section: {m: {**asdict(t), "median": t.median, "rate": t.rate} for m, t in methods.items()}
+            for section, methods in repeats.items()
+        },
+        "notes": list(notes),
+        **details,
+    }
+    (folder / f"{name}.json").write_text(json.dumps(values, indent=1) + "\n")
+    return text
+
+
+def peak_memory() -> int:
+    """Largest resident size of this process so far, in bytes: everything, libraries and weights included.
+
+    VmHWM rather than getrusage: the latter starts at what the parent process had.
+    """
+    try:
+        with open("/proc/self/status") as file:
+            for line in file:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    import resource
+
+    scale = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def short(value: float) -> str:
+    """Three significant digits."""
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def in_words(setup: Mapping[str, Any]) -> str:
+    """The machine, for below a table."""
+    packages = ", ".join(f"{name} {version}" for name, version in setup["packages"].items())
+    return (
+        f"{setup['processor']} ({setup['instructions']}), {setup['cores']} cores, "
+        f"{setup['threads']} threads, {setup['memory_gib']} GiB, "
+        f"load average {setup['load_average']} at the start; "
+        f"Python {setup['python']}, {packages}"
+    )
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
