@@ -14,6 +14,7 @@ from gtp_exp.selection.base import Need, Selection, SelectionProblem, unit_weigh
 class Full:
     needs: ClassVar[frozenset[Need]] = frozenset()
     version: ClassVar[int] = 1
+    ignores_budget: ClassVar[bool] = True
 
     def select(self, problem: SelectionProblem) -> Selection:
         n = len(problem.candidates)

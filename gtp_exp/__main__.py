@@ -6,21 +6,26 @@ cannot carry state from one job to the next. The worker's end is the job's end; 
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import subprocess
 import sys
-from dataclasses import replace
+import tempfile
+from dataclasses import fields, replace
 from pathlib import Path
 
 import hydra
+from hydra._internal.utils import run_and_report
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from gtp_exp.config import build
-from gtp_exp.errors import UserError
+from gtp_exp.errors import UserError, first_line
 from gtp_exp.launch import run_worker
-from gtp_exp.results import RECORD_NAME, State, read_record, write_record
+from gtp_exp.results import RECORD_NAME, SELECTED_NAME, Names, State, read_record, write_record
 
 _failed: list[str] = []  # jobs of this multirun that did not complete
 
@@ -55,11 +60,13 @@ def _job(config: DictConfig) -> float:
 
 
 def _run(config: DictConfig, directory: Path) -> int:
+    for name in (RECORD_NAME, SELECTED_NAME):  # a fixed folder may hold an earlier job's
+        (directory / name).unlink(missing_ok=True)
     try:
         launch = build(OmegaConf.to_container(config.launch, resolve=True), "launch")  # type: ignore[arg-type]
         resolved = _save_resolved(config, directory)
     except OmegaConfBaseException as error:
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+        print(f"error: {first_line(error)}", file=sys.stderr)
         return 2
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -74,6 +81,10 @@ def _save_resolved(config: DictConfig, directory: Path) -> Path:
     """The whole job as plain YAML, with the chosen option of every group and the overrides."""
     hydra_config = HydraConfig.get()
     choices = {k: v for k, v in hydra_config.runtime.choices.items() if not str(k).startswith("hydra/")}
+    if missing := [f.name for f in fields(Names) if not choices.get(f.name)]:
+        raise UserError(f"the job has no {missing[0]}; give {missing[0]}=OPTION (--help lists them)")
+    if bad := _not_finite(OmegaConf.to_container(config, resolve=True), ""):
+        raise UserError(f"{bad} is not a finite number; give one")
     multirun = hydra_config.mode is RunMode.MULTIRUN
     with open_dict(config):
         config.job = {
@@ -87,6 +98,15 @@ def _save_resolved(config: DictConfig, directory: Path) -> Path:
     return path
 
 
+def _not_finite(node: object, key: str) -> str | None:
+    """Key and value of the first NaN or infinity, which no file of a run could hold."""
+    if isinstance(node, float) and not math.isfinite(node):
+        return f"{key}={node}"
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    found = (_not_finite(value, f"{key}.{name}" if key else str(name)) for name, value in items)
+    return next(filter(None, found), None)
+
+
 def _mark_dead(directory: Path, code: int) -> None:
     """A worker that was killed outright could not say so itself."""
     try:
@@ -98,9 +118,27 @@ def _mark_dead(directory: Path, code: int) -> None:
         write_record(replace(record, state=State.FAILED, error=f"the worker was {how}"), directory)
 
 
+def _estimate(arguments: list[str]) -> int:
+    """What the command would compute, told by a process that may import torch; nothing is started."""
+    from gtp_exp.estimate.jobs import compose_jobs
+
+    print("composing the jobs; nothing will be started", file=sys.stderr)
+    try:
+        jobs = run_and_report(lambda: compose_jobs(arguments, conf_dir()))  # Hydra's own way to tell an error
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "jobs.json"
+        path.write_text(json.dumps(jobs), encoding="utf-8")
+        return subprocess.run([sys.executable, "-m", "gtp_exp.estimate", str(path)]).returncode
+
+
 def main() -> None:
     if "LOCAL_RANK" in os.environ:
         raise SystemExit("start gtp-exp with plain python; it starts its own worker processes")
+    if "--estimate" in sys.argv:
+        raise SystemExit(_estimate([a for a in sys.argv[1:] if a != "--estimate"]))
     try:
         _job()
     except KeyboardInterrupt:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from gtp_exp.data.examples import Example
+from gtp_exp.data.examples import Example, Pool
+
+HELD_OUT_LOSS = "nats_per_token"  # as `metric` of a task that has no other: lm-eval is not asked
 
 
 @dataclass(frozen=True)
@@ -16,7 +18,7 @@ class EvalTask:
     """
 
     name: str
-    metric: str  # lm-eval's key of the headline metric, e.g. "acc,none" or "exact_match,strict-match"
+    metric: str  # lm-eval's key of the headline metric, e.g. "acc,none"; or HELD_OUT_LOSS
     config: Mapping[str, Any]  # lm-eval task YAML without `task` and data paths; overrides for a bundled task
     docs: tuple[Mapping[str, Any], ...] | None  # test rows
     fewshot: tuple[Mapping[str, Any], ...] = ()
@@ -31,4 +33,13 @@ class Benchmark(Protocol):
 
     def tasks(self) -> tuple[EvalTask, ...]:
         """Test rows. Only evaluation calls this."""
+        ...
+
+
+@runtime_checkable
+class SplitsPool(Protocol):
+    """A benchmark whose test rows come out of the pool, before anyone selects."""
+
+    def split(self, pool: Pool) -> tuple[Pool, Benchmark]:
+        """The candidates that are left, and what to use as the benchmark from there on."""
         ...

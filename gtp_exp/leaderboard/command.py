@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from gtp_exp.errors import UserError
-from gtp_exp.leaderboard import examples, exports, page
+from gtp_exp.leaderboard import date_lm, examples, exports, page
 from gtp_exp.leaderboard.board import LOSS, check_metric, score
 from gtp_exp.leaderboard.comparability import group
 from gtp_exp.leaderboard.records import load
@@ -29,13 +29,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build(arguments: argparse.Namespace) -> str:
     """Runs -> tables -> files in `out`; returns what to print."""
     loaded = load(arguments.runs)
+    now = datetime.now(timezone.utc)  # noqa: UP017  Python 3.10
+    if arguments.date_lm is not None:
+        submission = date_lm.Submission(
+            selector=arguments.date_lm_selector,
+            method=arguments.date_lm_method or arguments.date_lm_selector,
+            method_type=arguments.date_lm_type,
+            link=arguments.date_lm_link,
+            model_size=arguments.date_lm_size,
+        )
+        written = date_lm.write(loaded.complete, submission, arguments.date_lm, now)
+        return "\n".join([written[1].read_text(encoding="utf-8"), *map(str, written)])
     check_metric(loaded.complete, arguments.metric)
     grouped = group(loaded.complete, beside=arguments.beside)
     boards = [score(table, metric=arguments.metric, baseline=arguments.baseline) for table in grouped.tables]
     chosen = examples.collect(boards, per_row=arguments.examples)
 
     text = exports.markdown(boards, loaded, arguments.baseline)
-    now = datetime.now(timezone.utc)  # noqa: UP017  Python 3.10
     html = page.render(boards, grouped, loaded, chosen, baseline=arguments.baseline, now=now)
     document = exports.json_document(boards, loaded, metric=arguments.metric, baseline=arguments.baseline)
     files = {
@@ -89,7 +99,32 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="chosen examples shown per row; default: %(default)s",
     )
+    form = parser.add_argument_group(
+        "row of the DATE-LM leaderboard", "written instead of the tables, from the runs of date_lm_finetune"
+    )
+    form.add_argument("--date-lm", type=Path, metavar="FOLDER", help="where row.json and metadata.json go")
+    form.add_argument(
+        "--date-lm-selector", default="gtp", metavar="SELECTOR", help="whose row; default: %(default)s"
+    )
+    form.add_argument("--date-lm-method", metavar="NAME", help="its name there; default: the selector's")
+    form.add_argument(
+        "--date-lm-type",
+        type=_method_type,
+        metavar="TYPE",
+        help=f"one of {', '.join(kind.value for kind in date_lm.MethodType)}; Gradient where gradients were "
+        "collected",
+    )
+    form.add_argument("--date-lm-link", default="", metavar="URL", help="paper, code or contact; required")
+    form.add_argument("--date-lm-size", metavar="SIZE", help="of the model, such as 8B; read off its name")
     return parser
+
+
+def _method_type(text: str) -> date_lm.MethodType:
+    found = {kind.value.lower(): kind for kind in date_lm.MethodType}
+    if text.lower() not in found:
+        choices = ", ".join(kind.value for kind in date_lm.MethodType)
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {choices}")
+    return found[text.lower()]
 
 
 def _count(text: str) -> int:

@@ -1,0 +1,53 @@
+"""From composed jobs (a JSON file) to the printed estimate."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from gtp_exp.errors import UserError
+from gtp_exp.estimate.plan import Job, plan
+from gtp_exp.estimate.rates import earlier_runs, finished, measured, overhead
+from gtp_exp.estimate.table import table
+
+
+def main() -> int:
+    _stay_here()
+    asked = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    try:
+        with redirect_stdout(sys.stderr):  # libraries print on import; a reader wants the table alone
+            text = estimate([job["config"] for job in asked], [job["names"] for job in asked])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(text)
+    return 0
+
+
+def estimate(jobs: list[Job], names: list[dict[str, str]]) -> str:
+    from gtp_exp.estimate.facts import gather
+
+    outputs = Path(jobs[0]["outputs"])
+    runs = earlier_runs(outputs / "runs")
+    facts = gather(jobs, runs)
+    there = finished(runs, facts, outputs / "cache")
+    rates = measured(runs, facts)
+    return table(jobs, names, facts, plan(jobs, facts), there, rates, overhead(runs, jobs))
+
+
+def _stay_here() -> None:
+    """Off line, and without the progress bars and complaints of libraries."""
+    os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+    os.environ["TQDM_DISABLE"] = os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.CRITICAL)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
