@@ -5,7 +5,7 @@
     outputs/cache/<stage>/<key>.lock       held by the one process that produces the entry
 
 An entry appears by rename, so it is whole or absent. Its manifest holds the checksum of every file: a damaged
-entry is moved aside and made again, with a warning.
+entry is deleted and made again, with a warning.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class _locked:
 
 
 def _verified_seconds(entry: Path) -> float | None:
-    """The recorded cost of a sound entry; None when it is absent, or damaged (then it is moved aside)."""
+    """The recorded cost of a sound entry; None when it is absent, or damaged (then it is deleted)."""
     if not entry.exists():
         return None
     manifest = _read_json(entry / "manifest.json", None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import typing
 from collections.abc import Mapping
 from enum import Enum
@@ -16,7 +17,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gtp_exp.errors import UserError
+from gtp_exp.errors import UserError, first_line
 
 
 def build(node: Mapping[str, Any], key: str) -> Any:
@@ -78,8 +79,11 @@ def _construct(cls: type, values: Mapping[str, Any], key: str) -> Any:
         merged = OmegaConf.merge(OmegaConf.structured(schema), plain)
     except OmegaConfBaseException as error:
         where = f"{key}.{error.full_key}" if error.full_key else key
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"config '{where}': {reason}; known keys: {', '.join(hints)}") from None
+    for name, value in plain.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"config '{key}.{name}': {value} is not a finite number")
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
         raise UserError(f"config '{key}' lacks {', '.join(missing)}: {cls.__name__} needs every key")

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from gtp_exp.data.batching import length_sorted_batches, pad_collate
-from gtp_exp.data.benchmark import EvalTask
+from gtp_exp.data.benchmark import HELD_OUT_LOSS, EvalTask
 from gtp_exp.data.examples import IGNORE, Example
 from gtp_exp.data.tokenization import tokenize
-from gtp_exp.errors import UserError
+from gtp_exp.errors import UserError, first_line
 from gtp_exp.models import LoadedModel
 
 SEED = 1234  # of lm-eval's samplers: part of the task, the same in every run
@@ -31,7 +31,9 @@ def evaluate(
     The result holds lm-eval's numbers ("acc", "exact_match", ..., with "<name>_stderr"), nats_per_token and
     nats_per_answer of the held-out answers, and "headline", the name of the metric that counts.
     """
-    metrics = _lm_eval(task, loaded, batch_size, directory)
+    loss_only: dict[str, float | str] = {"headline": HELD_OUT_LOSS}
+    only = task.metric == HELD_OUT_LOSS
+    metrics = loss_only if only else _lm_eval(task, loaded, batch_size, directory)
     if task.held_out:
         metrics |= held_out_loss(task.held_out, loaded, batch_size=batch_size, label=task.name)
     return metrics
@@ -69,6 +71,8 @@ def held_out_loss(
 
 def _lm_eval(task: EvalTask, loaded: LoadedModel, batch_size: int, directory: Path) -> dict[str, float | str]:
     from lm_eval import evaluator
+
+    evaluator.get_git_commit_hash = lambda: None  # outside a checkout git would complain on our screen
     from lm_eval.models import huggingface
     from lm_eval.tasks import TaskManager
 
@@ -100,7 +104,7 @@ def _lm_eval(task: EvalTask, loaded: LoadedModel, batch_size: int, directory: Pa
             )
     except (ConnectionError, FileNotFoundError) as error:
         raise UserError(
-            f"task '{task.name}' cannot get its data ({str(error).splitlines()[0]}); "
+            f"task '{task.name}' cannot get its data ({first_line(error)}); "
             "download the data set and set benchmark.dataset_path to its folder, or go online"
         ) from error
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -16,20 +17,21 @@ from safetensors.torch import load_file, save_file
 from gtp_exp import selected
 from gtp_exp.cache import Cache, StageResult
 from gtp_exp.config import describe
-from gtp_exp.data.benchmark import Benchmark, EvalTask
+from gtp_exp.data.benchmark import Benchmark, EvalTask, SplitsPool
 from gtp_exp.data.examples import Example, Pool, TokenizedExample
 from gtp_exp.data.hashing import content_hash
 from gtp_exp.data.tokenization import tokenize
 from gtp_exp.errors import UserError
 from gtp_exp.evaluation import evaluate
+from gtp_exp.gradients.collect import VERSION as GRADIENTS_VERSION
 from gtp_exp.gradients.collect import collect
 from gtp_exp.gradients.settings import GradientConfig
 from gtp_exp.gradients.store import GradientStore
 from gtp_exp.gradients.trajectory import load_checkpoint, save_checkpoint
 from gtp_exp.launch import Launch
-from gtp_exp.leakage import flagged, leakage
+from gtp_exp.leakage import TestRows, flagged, leakage
 from gtp_exp.models import Model, ModelConfig, choose_device, prepare
-from gtp_exp.results import PoolSummary, RunRecord, SelectionSummary, StageCost
+from gtp_exp.results import PoolSummary, RowCounts, RunRecord, SelectionSummary, StageCost
 from gtp_exp.selection.base import Budget, Need, Selection, SelectionProblem, Selector
 from gtp_exp.tracking import METRICS_NAME, Journal, RunInfo, Tracker
 from gtp_exp.training import TrainConfig, finetune, save_tuned
@@ -37,7 +39,12 @@ from gtp_exp.training import TrainConfig, finetune, save_tuned
 log = logging.getLogger(__name__)
 
 # Raise a stage's version when the same inputs give another result: old cache entries are then passed over.
-VERSIONS = {"warmup": 1, "gradients": 1, "selection": 1, "finetune": 1, "evaluation": 1}
+VERSIONS = {"warmup": 2, "gradients": GRADIENTS_VERSION, "selection": 1, "finetune": 2, "evaluation": 1}
+# Another release of these may give other numbers too.
+LIBRARIES = {
+    name: importlib.metadata.version(name)
+    for name in ("torch", "transformers", "peft", "accelerate", "lm-eval", "numpy")
+}
 
 
 class DatasetSource(Protocol):
@@ -56,6 +63,12 @@ class Settings:
     outputs: str
     eval_batch_size: int
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed={self.seed} must lie between 0 and 4294967295")
+        if self.eval_batch_size < 1:
+            raise UserError(f"eval_batch_size={self.eval_batch_size} must be at least 1; 16 is usual")
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -72,6 +85,16 @@ class Experiment:
     launch: Launch
     settings: Settings
 
+    def __post_init__(self) -> None:
+        stored = [direction.value for direction in self.gradients.directions]
+        for key in ("direction", "target_direction"):
+            asked = getattr(self.selector, key, None)
+            if Need.GRADIENTS in self.selector.needs and asked is not None and asked not in stored:
+                raise UserError(
+                    f"selector.{key}={asked} is not among gradients.directions={stored}; "
+                    "add it there or choose one of these"
+                )
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -80,7 +103,11 @@ class Rows:
     examples: tuple[Example, ...]
     tokenized: tuple[TokenizedExample, ...]
     excluded: Mapping[str, int]
+    cut: int  # rows shortened to the model's context
     key: str  # content hash
+
+    def counts(self) -> RowCounts:
+        return RowCounts(len(self.examples), self.excluded, self.cut)
 
 
 @dataclass
@@ -98,6 +125,7 @@ class Context:
     ) -> StageResult:
         """One cached step; `cost` is the name under which its seconds are added up."""
         cost = cost or name
+        reads = {**reads, "libraries": LIBRARIES}
         result = self.cache.stage(name, VERSIONS[name], reads, produce, label=cost)
         before = self.costs.get(cost, StageCost("", 0.0, True))
         key = f"{before.key} {result.key}".strip()
@@ -112,13 +140,23 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
     cache = Cache(Path(x.settings.outputs) / "cache")
     tracker = x.tracking.tracker()
     tracker.start(RunInfo(job["name"], job["group"], directory, record.config))
-    model = prepare(x.model, cache.root, choose_device(x.launch.device.value))
-    c = Context(x, model, cache, Journal(directory / METRICS_NAME, tracker))
     try:
-        pool = x.dataset.load()
+        model = prepare(x.model, cache.root, choose_device(x.launch.device.value))
+        c = Context(x, model, cache, Journal(directory / METRICS_NAME, tracker))
+
+        # Everything that can be wrong with the input shows here, before the long work.
+        pool, benchmark = x.dataset.load(), x.benchmark
+        if isinstance(benchmark, SplitsPool):
+            pool, benchmark = benchmark.split(pool)
         candidates = prepare_rows("pool", pool.examples, model)
-        target_rows = x.benchmark.target()
+        target_rows = benchmark.target()
         target = None if target_rows is None else prepare_rows("target", target_rows, model)
+        tasks = benchmark.tasks()
+        tests = {t.name: prepare_rows(f"test of {t.name}", t.held_out, model) for t in tasks if t.held_out}
+        x.budget.rows(len(candidates.examples))
+        seen = {"target": target.examples} if target else {}
+        test_rows = TestRows(tasks)
+        leaked = guard(test_rows, {**seen, "pool": candidates.examples})
 
         pool_gradients = target_gradients = None
         if Need.GRADIENTS in x.selector.needs:
@@ -129,8 +167,7 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
         chosen, selection = select(c, candidates, target, pool_gradients, target_gradients)
         summary = report_selection(c, directory, pool, candidates, selection)
 
-        tasks = x.benchmark.tasks()
-        leaked = guard(tasks, target, candidates, selection)
+        leaked |= guard(test_rows, {"selected": [candidates.examples[i] for i in selection.indices.tolist()]})
         tuned = tune(c, candidates, chosen, selection)
         metrics = evaluate_all(c, tasks, tuned)
         untuned = evaluate_all(c, tasks, None)
@@ -138,11 +175,14 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
         record = replace(
             record,
             stages=dict(c.costs),
+            model={**model.identity, "device": model.device.type},
             pool=PoolSummary(
                 len(pool.examples) + sum(pool.skipped.values()),
                 len(candidates.examples),
                 {**pool.skipped, **candidates.excluded},
+                candidates.cut,
             ),
+            rows={name: r.counts() for name, r in {"target": target, **tests}.items() if r is not None},
             selection=summary,
             leakage=leaked,
             metrics=metrics,
@@ -169,7 +209,7 @@ def prepare_rows(name: str, examples: Sequence[Example], model: Model) -> Rows:
             f"the {name} has no row with a completion; {len(examples)} rows read, excluded: {excluded}"
         )
     kept = tuple(examples[i] for i in tokens.kept)
-    return Rows(kept, tokens.examples, excluded, content_hash(kept))
+    return Rows(kept, tokens.examples, excluded, len(tokens.truncated), content_hash(kept))
 
 
 def warm_up(c: Context, candidates: Rows) -> StageResult:
@@ -193,9 +233,10 @@ def warm_up(c: Context, candidates: Rows) -> StageResult:
         finetune(
             loaded,
             [candidates.tokenized[i] for i in subset],
-            torch.ones(n),
+            None,
             g.warmup,
             directory,
+            reduction=g.reduction,
             seed=g.seed,
             dtype=c.model.dtype,
             device=c.model.device,
@@ -271,7 +312,8 @@ def select(
     reads = {
         "selector": describe(x.selector),
         "version": x.selector.version,
-        "budget": describe(x.budget),
+        # A selector that takes the same rows at every budget is computed, trained and tested once.
+        "budget": None if getattr(x.selector, "ignores_budget", False) else describe(x.budget),
         "seed": x.settings.seed,
         "model": c.model.identity,
         "pool": candidates.key,
@@ -293,9 +335,10 @@ def tune(c: Context, candidates: Rows, chosen: StageResult, selection: Selection
         finetune(
             loaded,
             [candidates.tokenized[i] for i in selection.indices.tolist()],
-            selection.weights if x.train.use_weights else torch.ones(len(selection.indices)),
+            selection.weights if x.train.use_weights else None,
             x.train,
             directory,
+            reduction=x.gradients.reduction,
             seed=x.settings.seed,
             dtype=c.model.dtype,
             device=c.model.device,
@@ -307,6 +350,7 @@ def tune(c: Context, candidates: Rows, chosen: StageResult, selection: Selection
         "selection": chosen.key,
         "model": c.model.identity,
         "train": describe(x.train),
+        "reduction": x.gradients.reduction.value if x.train.use_weights else None,
         "seed": x.settings.seed,
     }
     result = c.stage("finetune", reads, produce)
@@ -314,13 +358,9 @@ def tune(c: Context, candidates: Rows, chosen: StageResult, selection: Selection
     return result
 
 
-def guard(
-    tasks: Sequence[EvalTask], target: Rows | None, candidates: Rows, selection: Selection
-) -> dict[str, dict[str, int]]:
-    """Overlap of what the selector saw and chose with the test rows, counted and logged."""
-    chosen = [candidates.examples[i] for i in selection.indices.tolist()]
-    parts = {"selected": chosen, "pool": candidates.examples}
-    report = leakage(tasks, {"target": target.examples, **parts} if target else parts)
+def guard(test_rows: TestRows, parts: Mapping[str, Sequence[Example]]) -> dict[str, dict[str, int]]:
+    """Overlap of what the selector sees and chooses with the test rows, counted and logged."""
+    report = leakage(test_rows, parts)
     for line in flagged(report):
         log.warning("overlap with the test: %s", line)
     return report
@@ -356,9 +396,7 @@ def report_selection(
     """What was chosen, for people and for the leaderboard; only here are hidden labels read."""
     rows = selected.rows(candidates.examples, selection, pool.hidden)
     selected.export(rows, directory, title=f"{directory.name}: {len(rows)} selected examples")
-    summary = selected.summarise(
-        rows, pool, [candidates.tokenized[i].n_tokens for i in selection.indices.tolist()], selection
-    )
+    summary = selected.summarise(rows, pool, [row.n_tokens for row in candidates.tokenized], selection)
     c.journal.event("selection", {"n_selected": summary.n_selected, "n_tokens": summary.n_tokens})
     table = [
         [r.rank, r.id, r.weight, r.score, json.dumps(r.messages, ensure_ascii=False)] for r in rows[:1000]

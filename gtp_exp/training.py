@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from transformers.trainer_callback import PrinterCallback
 from gtp_exp.data.batching import pad_collate
 from gtp_exp.data.examples import IGNORE, TokenizedExample
 from gtp_exp.errors import UserError
+from gtp_exp.gradients.loss import Reduction
 from gtp_exp.models import LoadedModel
 
 
@@ -39,7 +41,7 @@ class TrainConfig:
     max_grad_norm: float
     batch_size: int  # examples per optimizer step, over all processes
     micro_batch_size: int  # examples per forward pass
-    use_weights: bool  # weight examples by Selection.weights
+    use_weights: bool  # train on sum_i w_i (loss of example i), w the selection's weights
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.learning_rate <= 0 or not 0 <= self.warmup_ratio < 1:
@@ -47,7 +49,12 @@ class TrainConfig:
                 "training needs epochs >= 1, learning_rate > 0 and 0 <= warmup_ratio < 1; got "
                 f"epochs={self.epochs}, learning_rate={self.learning_rate}, warmup_ratio={self.warmup_ratio}"
             )
-        if self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size:
+        if self.weight_decay < 0 or self.max_grad_norm <= 0:
+            raise UserError(
+                "training needs weight_decay >= 0 and max_grad_norm > 0; got "
+                f"weight_decay={self.weight_decay}, max_grad_norm={self.max_grad_norm}"
+            )
+        if self.batch_size < 1 or self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size:
             raise UserError(
                 f"batch_size={self.batch_size} must be a multiple of micro_batch_size={self.micro_batch_size}"
             )
@@ -60,10 +67,11 @@ EpochHook = Callable[[Any, torch.optim.Optimizer, int, float], None]
 def finetune(
     loaded: LoadedModel,
     examples: Sequence[TokenizedExample],
-    weights: torch.Tensor,
+    weights: torch.Tensor | None,
     config: TrainConfig,
     directory: Path,
     *,
+    reduction: Reduction,
     seed: int,
     dtype: torch.dtype,
     device: torch.device,
@@ -72,9 +80,9 @@ def finetune(
 ) -> None:
     """Trains `loaded` in place; writes the training curve to `history.jsonl` in `directory`.
 
-    weights: [len(examples)], >= 0; the loss is sum_i w_i sum_t nll_it / sum_i w_i T_i over the whole batch,
-    so that accumulation and several processes change nothing. After a kill the run goes on from the last
-    epoch, but with an `on_epoch_end` hook it starts over.
+    weights: [len(examples)], >= 0, of mean 1, or None. reduction: of the loss whose gradients the weights
+    were fitted to; see `loss_terms`. Accumulation and several processes change nothing. After a kill the run
+    goes on from the last epoch, but with an `on_epoch_end` hook it starts over.
     """
     scratch = directory / "trainer"
     if on_epoch_end is not None:
@@ -84,7 +92,7 @@ def finetune(
         num_train_epochs=config.epochs,
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.schedule.value,
-        warmup_steps=config.warmup_ratio,
+        warmup_steps=int(config.warmup_ratio * config.epochs * math.ceil(len(examples) / config.batch_size)),
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         per_device_train_batch_size=config.micro_batch_size,
@@ -103,11 +111,13 @@ def finetune(
         dataloader_pin_memory=device.type == "cuda",
         ddp_find_unused_parameters=False,
     )
+    # One device per process: with more, Trainer would multiply the batch size without a word.
+    arguments._n_gpu = min(1, arguments.n_gpu)
     progress = _Progress(label, on_epoch_end)
     trainer = _WeightedTrainer(
         model=loaded.model,
         args=arguments,
-        train_dataset=_Weighted(examples, weights),
+        train_dataset=_Terms(examples, loss_terms(examples, weights, reduction)),
         data_collator=lambda rows: _collate(rows, loaded.tokenizer.pad_token_id),
         callbacks=[progress],
     )
@@ -125,33 +135,54 @@ def save_tuned(loaded: LoadedModel, directory: Path) -> None:
     (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
 
 
-class _Weighted(Dataset):
-    def __init__(self, examples: Sequence[TokenizedExample], weights: torch.Tensor) -> None:
-        self.examples, self.weights = examples, weights.tolist()
+def loss_terms(
+    examples: Sequence[TokenizedExample], weights: torch.Tensor | None, reduction: Reduction
+) -> list[tuple[float, float]]:
+    """(a_i, n_i) of each example, for the loss  sum_i a_i sum_t nll_it / sum_i n_i  of a batch.
+
+    Without weights it is the mean over the batch's completion tokens, as Trainer's own. With weights it is
+    sum_i w_i l_i over the batch, l_i being the mean (reduction mean) or the sum of example i's token losses,
+    over the batch's unweighted size: so its gradient is the combination of gradients that a selector's
+    weights were fitted for, and a batch of small weights takes a small step.
+    """
+    lengths = [float(e.n_completion_tokens) for e in examples]
+    if weights is None:
+        return [(1.0, n) for n in lengths]
+    if reduction is Reduction.SUM:
+        return list(zip(weights.tolist(), lengths, strict=True))
+    return [(w / n, 1.0) for w, n in zip(weights.tolist(), lengths, strict=True)]
+
+
+class _Terms(Dataset):
+    def __init__(self, examples: Sequence[TokenizedExample], terms: Sequence[tuple[float, float]]) -> None:
+        self.rows = list(zip(examples, terms, strict=True))
 
     def __len__(self) -> int:
-        return len(self.examples)
+        return len(self.rows)
 
-    def __getitem__(self, i: int) -> tuple[TokenizedExample, float]:
-        return self.examples[i], self.weights[i]
+    def __getitem__(self, i: int) -> tuple[TokenizedExample, tuple[float, float]]:
+        return self.rows[i]
 
 
-def _collate(rows: Sequence[tuple[TokenizedExample, float]], pad_id: int) -> dict[str, torch.Tensor]:
-    examples, weights = zip(*rows, strict=True)
-    return pad_collate(examples, pad_id, weights)
+def _collate(
+    rows: Sequence[tuple[TokenizedExample, tuple[float, float]]], pad_id: int
+) -> dict[str, torch.Tensor]:
+    batch = pad_collate([example for example, _ in rows], pad_id)
+    token_weight, size = torch.tensor([terms for _, terms in rows]).unbind(1)
+    return {**batch, "token_weight": token_weight, "size": size}
 
 
 class _WeightedTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
-        # sum_i w_i T_i over accumulation and processes; Trainer would count tokens without weights
-        total = sum((_label_mask(b["labels"]) * b["sample_weight"][:, None]).sum() for b in batch_samples)
-        total = torch.as_tensor(total, device=device).clamp_min(1e-8)
+        # sum_i n_i over accumulation and processes
+        total = torch.stack([batch["size"].sum() for batch in batch_samples]).sum().to(device)
         return self.accelerator.reduce(total, "sum") if self.args.world_size > 1 else total
 
     def compute_loss(
         self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
     ):
-        weight, labels = inputs.pop("sample_weight"), inputs.pop("labels")
+        weight, labels = inputs.pop("token_weight"), inputs.pop("labels")
+        inputs.pop("size")
         output = model(**inputs)
         nll = F.cross_entropy(
             output.logits[:, :-1].flatten(0, 1).float(),
@@ -166,10 +197,6 @@ class _WeightedTrainer(Trainer):
                 "lower train.learning_rate, or set model.precision=fp32"
             )
         return (loss, output) if return_outputs else loss
-
-
-def _label_mask(labels: torch.Tensor) -> torch.Tensor:
-    return labels[:, 1:] != IGNORE
 
 
 class _Progress(TrainerCallback):

@@ -11,6 +11,7 @@ from typing import Any
 from gtp_exp.results import (
     Names,
     PoolSummary,
+    RowCounts,
     RunRecord,
     SelectedRow,
     SelectionSummary,
@@ -83,7 +84,9 @@ def record(
             "finetune": StageCost("d", 90 * jitter, False),
             "evaluation": StageCost("e", 60 * jitter, False),
         },
-        pool=PoolSummary(rows=1010, candidates=1000, excluded={"empty completion": 10}),
+        pool=PoolSummary(rows=1010, candidates=1000, excluded={"empty completion": 10}, cut=0),
+        rows={"target": RowCounts(20, {}, 1), "sorting": RowCounts(100, {"no completion": 2}, 0)},
+        model={"weights": "0a1b", "dtype": "float32", "device": "cpu"},
         selection=SelectionSummary(
             n_selected=len(chosen),
             n_tokens=80 * len(chosen),

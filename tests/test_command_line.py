@@ -97,6 +97,8 @@ def test_one_job_leaves_its_results_where_it_was_started(tmp_path):
         (["+a.b=1"], "'config.a'"),
         (["launch.device=tpu"], "launch.device"),
         (["budget.amount=0"], "budget.amount"),
+        (["~gradients"], "no gradients"),
+        (["train.learning_rate=nan"], "train.learning_rate=nan"),
     ],
 )
 def test_a_wrong_override_is_named_without_a_traceback(tmp_path, overrides, named):
@@ -104,6 +106,16 @@ def test_a_wrong_override_is_named_without_a_traceback(tmp_path, overrides, name
     assert done.returncode != 0
     assert named in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_refused_job_leaves_no_earlier_result_in_a_fixed_folder(tmp_path):
+    folder = tmp_path / "outputs" / "runs" / "fixed"
+    folder.mkdir(parents=True)
+    for name in ("results.json", "selected.jsonl"):
+        (folder / name).write_text("{}")
+    done = call(tmp_path, "selector=random", "hydra.run.dir=outputs/runs/fixed", "launch.threads=0")
+    assert done.returncode == 2 and "launch.threads" in done.stderr
+    assert not (folder / "results.json").exists() and not (folder / "selected.jsonl").exists()
 
 
 def test_in_a_multirun_one_failing_job_stops_no_other(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,6 +119,24 @@ def test_an_in_domain_run_needs_no_target_rows(outputs, first):
     assert "gradients: target" not in record.stages and record.selection.n_selected == 4
 
 
+def test_rows_held_out_of_the_pool_are_tested_and_never_chosen(outputs):
+    record = run(outputs, "selector=less", "benchmark=pool_held_out", "benchmark.test_rows=8")
+    assert "gradients: target" not in record.stages
+    assert record.pool.candidates == 32 and record.pool.excluded["held out for the test"] == 8
+    assert record.leakage["pool"]["same_prompt"] == record.leakage["selected"]["same_prompt"] == 0
+    (metrics,) = record.metrics.values()
+    assert set(record.metrics) == {"pool_held_out"} and metrics["headline"] == "nats_per_token"
+    assert metrics["nats_per_token"] != record.untuned["pool_held_out"]["nats_per_token"]
+    whole = run(outputs, "selector=full", "benchmark=pool_held_out", "benchmark.test_rows=8")
+    assert whole.selection.n_selected == 32
+    assert whole.metrics["pool_held_out"]["nats_per_token"] < whole.untuned["pool_held_out"]["nats_per_token"]
+
+
+def test_a_selector_that_ignores_the_budget_is_computed_once(outputs):
+    run(outputs, "selector=full", "budget=5pct")
+    assert computed(run(outputs, "selector=full", "budget=10pct")) == set()
+
+
 def test_a_row_without_completion_is_never_chosen(outputs):
     record = run(outputs, "selector=full", "budget=100pct")
     assert record.selection.n_selected == 40 and "row-40" not in record.selection.indices_ids
@@ -187,3 +206,36 @@ def test_the_run_directory_explains_itself(first, outputs):
     assert {"stage", "selection", "evaluation", "finetune", "warmup"} <= {e["kind"] for e in events}
     assert (directory / "selected" / "README.md").is_file()
     assert replace(first, state=State.COMPLETE).to_json()["state"] == "complete"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["selector.direction=adma"], "selector.direction=adma"),
+        (["budget=rows", "budget.amount=500"], "500 rows"),
+        (["seed=-1"], "seed=-1"),
+        (["eval_batch_size=0"], "eval_batch_size=0"),
+        (["gradients.warmup.use_weights=true"], "use_weights"),
+        (["benchmark=jsonl_choice", "benchmark.test=missing.jsonl"], "missing.jsonl"),
+    ],
+)
+def test_bad_input_is_refused_before_any_long_work(tmp_path, overrides, named):
+    validation = tmp_path / "validation.jsonl"
+    messages = [{"role": "user", "content": "One plus one?"}, {"role": "assistant", "content": "2"}]
+    validation.write_text(json.dumps({"id": "a", "messages": messages}) + "\n")
+    if overrides[0].startswith("benchmark"):
+        overrides = [*overrides, f"benchmark.validation={validation}"]
+    with pytest.raises(UserError, match=re.escape(named)):
+        run(tmp_path, "selector=gtp", *overrides)
+    assert not list(tmp_path.glob("cache/*/*/manifest.json"))
+
+
+def test_the_record_counts_rows_left_out_and_names_precision(outputs, first):
+    assert first.rows["toy_sums"].used == first.config["benchmark"]["test_rows"]
+    assert first.rows["target"].left_out == {} and first.rows["target"].cut == 0
+    assert first.model["dtype"] in ("float32", "bfloat16") and first.model["device"] == "cpu"
+
+
+def test_a_test_row_that_is_cut_is_counted(tmp_path):
+    found = run(tmp_path, "selector=random", "model.max_length=42")
+    assert found.rows["toy_sums"].cut > 0 and found.pool.cut > 0

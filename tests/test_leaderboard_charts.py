@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,51 @@ def test_a_budget_curve_needs_two_budgets():
     (series,) = plot.series
     first, second = series.points
     assert first.x < second.x and first.y < second.y  # y counts from the top and the loss fell
+
+
+def with_full(budget: str, n: int, loss: float = 2.0):
+    """gtp and random at n rows, and the whole pool of 1,000 beside them."""
+    full = record("full", budget=budget, chosen=[f"r{i}" for i in range(1000)], loss=1.0)
+    assert full.selection is not None
+    marked = replace(full, selection=replace(full.selection, diagnostics={"ignores_budget": True}))
+    chosen = [f"r{i}" for i in range(n)]
+    return [marked] + [record(s, budget=budget, chosen=chosen, loss=loss) for s in ("gtp", "random")]
+
+
+def test_a_budget_curve_stands_at_the_rows_that_its_own_selector_chose():
+    found = board([*with_full("1pct", 10), *with_full("10pct", 100, 1.5)])
+    plot = charts.budget_plot(found, found.metrics[0], charts.styles([found], "random"))
+    assert plot is not None
+    assert {series.label for series in plot.series} == {"gtp", "random"}  # `full` has one size, no curve
+    for series in plot.series:
+        assert [point.x for point in series.points] == [plot.x.at(10), plot.x.at(100)]
+    assert [(tick.at, tick.label) for tick in plot.x.ticks] == [
+        (plot.x.at(10), "1pct"),
+        (plot.x.at(100), "10pct"),
+    ]
+
+
+def test_rows_of_one_budget_with_different_sizes_stand_at_their_own():
+    runs = [
+        record(s, budget=b, chosen=[f"r{i}" for i in range(n)])
+        for s, b, n in (
+            ("gtp", "1pct", 4),
+            ("gtp", "10pct", 40),
+            ("random", "1pct", 6),
+            ("random", "10pct", 60),
+        )
+    ]
+    found = board(runs)
+    plot = charts.budget_plot(found, found.metrics[0], charts.styles([found], "random"))
+    assert plot is not None
+    at = {series.label: [point.x for point in series.points] for series in plot.series}
+    assert at == {"gtp": [plot.x.at(4), plot.x.at(40)], "random": [plot.x.at(6), plot.x.at(60)]}
+    assert all(0 <= x <= 100 for xs in at.values() for x in xs)
+
+
+def test_chance_overlap_is_of_the_budget_not_of_the_whole_pool():
+    found = board(with_full("1pct", 10))
+    assert diagnostics.overlap(found.blocks[0]).chance == pytest.approx(10 / 1000)
 
 
 def test_a_bar_is_as_long_as_its_share_of_the_longest():

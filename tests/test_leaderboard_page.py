@@ -18,7 +18,7 @@ import pytest
 from leaderboard_runs import failed, record, save, selected, sweep
 
 from gtp_exp.leaderboard import main
-from gtp_exp.results import State, write_selected
+from gtp_exp.results import RowCounts, State, write_selected
 
 VOID = {"meta", "input", "br", "link", "img", "hr"}
 EVIL = [
@@ -340,6 +340,47 @@ def test_a_run_without_any_label_or_stage_makes_a_page(tmp_path):
     bare = replace(record(), stages={}, pool=None, selection=None, untuned={}, git_sha=None)
     page, _ = build(tmp_path, [bare])
     assert "What was chosen" in page.text
+
+
+def test_a_run_tells_its_model_and_what_became_of_its_rows(tmp_path):
+    run = replace(
+        record(),
+        model={"weights": "abc123", "dtype": "float32"},
+        rows={"target": RowCounts(40, {"no completion left": 3}, 7), "sorting": RowCounts(200, {}, 11)},
+    )
+    assert run.pool is not None
+    page, _ = build(tmp_path, [replace(run, pool=replace(run.pool, cut=13))])
+    assert "13 cut to the model's context" in page.text
+    assert "weights abc123; dtype float32" in page.text
+    assert "target: used 40; left_out: no completion left 3; cut 7; sorting: used 200; cut 11" in page.text
+
+
+def test_a_record_that_holds_more_than_is_known_counts_and_shows_it(tmp_path):
+    folder = save(record(), tmp_path / "runs" / "sweep", "0")
+    file = folder / "results.json"
+    more = {"energy": {"joules": 12.5, "by <b>": ["x", None]}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | more))
+    page, out = build(tmp_path, [])
+    assert "1 complete run" in page.text and "joules 12.5" in page.text and "<b>" in page.text
+    (table,) = json.loads((out / "leaderboard.json").read_text())["tables"]
+    assert [row["selector"] for row in table["rows"]] == ["gtp"]
+
+
+@pytest.mark.parametrize("change", [{"seed": "x"}, {"version": 99}, {"stages": None}])
+def test_a_record_that_holds_more_is_still_checked(tmp_path, change):
+    save(record("random"), tmp_path / "runs" / "sweep", "1")
+    file = save(record(), tmp_path / "runs" / "sweep", "0") / "results.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"more": 1} | change))
+    page, _ = build(tmp_path, [])
+    assert "1 complete run" in page.text and "sweep/0 cannot be read: " in page.text
+    assert next(iter(change)) in page.text.split("sweep/0 cannot be read: ")[1][:60]
+
+
+def test_the_page_says_what_the_intervals_are_conditional_on(tmp_path):
+    page, out = build(tmp_path, [record(seed=s) for s in range(2)])
+    assert "conditional on it" in page.text
+    assert page.text.count("gradients.seed=${seed}") == 3  # how to read it (twice), and the board's note
+    assert "gradients.seed" in (out / "leaderboard.md").read_text()
 
 
 def test_a_copied_folder_counts_once(tmp_path):

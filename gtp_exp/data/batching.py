@@ -19,19 +19,14 @@ def length_sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def pad_collate(
-    examples: Sequence[TokenizedExample], pad_id: int, weights: Sequence[float] | None = None
-) -> dict[str, torch.Tensor]:
-    """Right-padded tensors: input_ids, attention_mask and labels, int64 [B, L]; with weights also
-    sample_weight, float32 [B].
+def pad_collate(examples: Sequence[TokenizedExample], pad_id: int) -> dict[str, torch.Tensor]:
+    """Right-padded tensors: input_ids, attention_mask and labels, int64 [B, L].
 
     The attention mask comes from lengths and the labels from the example, never from the pad id: where the
     pad token is also the end-of-turn token, that would mask the end of every turn.
     """
     if not examples:
         raise ValueError("a batch needs at least one example")
-    if weights is not None and len(weights) != len(examples):
-        raise ValueError(f"{len(weights)} weights for {len(examples)} examples")
     longest = max(e.n_tokens for e in examples)
     shape = (len(examples), longest)
     input_ids = torch.full(shape, pad_id, dtype=torch.long)
@@ -42,7 +37,4 @@ def pad_collate(
         input_ids[row, :n] = torch.tensor(example.input_ids, dtype=torch.long)
         labels[row, :n] = torch.tensor(example.labels, dtype=torch.long)
         attention_mask[row, :n] = 1
-    batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
-    if weights is not None:
-        batch["sample_weight"] = torch.tensor(weights, dtype=torch.float32)
-    return batch
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}

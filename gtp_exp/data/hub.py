@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import Any, Optional
 
 from gtp_exp.data.examples import Pool
-from gtp_exp.data.jsonl import read_rows, records_of
+from gtp_exp.data.jsonl import read_rows, records_of, without_folders
 from gtp_exp.data.records import Columns, Format, Place, check_rows, layout, read_pool, subset
-from gtp_exp.errors import UserError
+from gtp_exp.errors import UserError, first_line
+
+log = logging.getLogger(__name__)
 
 _BLOCK = 1024  # rows turned into Python objects at a time
 
@@ -69,7 +72,7 @@ def check_hub_id(hub_id: str) -> None:
         raise UserError(f"dataset.hub_id='{hub_id}' must be owner/name, or set dataset.path to a local copy")
     if Path(hub_id).exists():
         raise UserError(
-            f"the folder {Path(hub_id).absolute()} would be read in place of the hub's '{hub_id}'; "
+            f"the folder {hub_id} of the working directory would be read in place of the hub's '{hub_id}'; "
             f"set dataset.path={hub_id} if it is meant, else start elsewhere"
         )
 
@@ -80,11 +83,6 @@ def check_size(found: int, expected: int | None, where: str) -> None:
             f"{where} holds {found} rows, not the expected {expected}: another data set, or a partial copy. "
             "Check it, or set expected_rows=null to take it as it is"
         )
-
-
-def first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _dataset(source: Hub) -> Any:
@@ -98,17 +96,21 @@ def _dataset(source: Hub) -> Any:
             )
         folder = Path(source.path)
         if not folder.exists():
-            raise UserError(f"dataset.path={source.path} does not exist (looked for {folder.absolute()})")
+            log.info("looked for %s", folder.absolute())
+            raise UserError(
+                f"dataset.path={source.path} does not exist; a path is relative to the working directory"
+            )
         if (folder / "dataset_dict.json").exists():
             return load_from_disk(str(folder))[source.split]
         if (folder / "state.json").exists():
             return load_from_disk(str(folder))
         return load_dataset(str(folder), name=source.config, split=source.split)
     except (OSError, ValueError, KeyError, DatasetsError) as error:
+        reason = without_folders(first_line(error))
         if source.path is not None:
-            raise UserError(f"dataset.path={source.path} cannot be read: {first_line(error)}") from error
+            raise UserError(f"dataset.path={source.path} cannot be read: {reason}") from error
         raise UserError(
-            f"{source.hub_id} cannot be read from the hub: {first_line(error)}. Without network, download it "
+            f"{source.hub_id} cannot be read from the hub: {reason}. Without network, download it "
             f"elsewhere (hf download --repo-type dataset {source.hub_id} --local-dir DIR) and set "
             "dataset.path=DIR; for a gated data set set HF_TOKEN"
         ) from error

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import glob
 import json
+import logging
+import os
 import random
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +17,9 @@ from typing import Any, Optional
 
 from gtp_exp.data.examples import Pool
 from gtp_exp.data.records import Columns, Format, Place, Record, check_rows, layout, read_pool, subset
-from gtp_exp.errors import UserError
+from gtp_exp.errors import UserError, first_line
+
+log = logging.getLogger(__name__)
 
 LINES = (".jsonl", ".ndjson")
 SUFFIXES = (*LINES, ".json", ".parquet")
@@ -38,11 +43,11 @@ class Jsonl:
     def load(self) -> Pool:
         paths = expand(self.files)
         records = chain.from_iterable(
-            records_of(read_rows(path), str(path), format=self.format, columns=self.columns, stem=stem)
+            records_of(read_rows(path), shown(path), format=self.format, columns=self.columns, stem=stem)
             for path, stem in zip(paths, stems(paths), strict=True)
         )
         pool = read_pool(records, seen={})
-        return subset(pool, self.rows, random.Random(self.seed), ", ".join(map(str, paths)))
+        return subset(pool, self.rows, random.Random(self.seed), ", ".join(map(shown, paths)))
 
 
 def expand(patterns: Sequence[str]) -> list[Path]:
@@ -54,17 +59,35 @@ def expand(patterns: Sequence[str]) -> list[Path]:
         literal = Path(pattern).expanduser()
         found = [literal] if literal.exists() else sorted(map(Path, glob.glob(str(literal), recursive=True)))
         if not found:
-            raise UserError(f"no such file: {pattern} (looked for {literal.absolute()})")
+            log.info("looked for %s", literal.absolute())
+            raise UserError(f"no such file: {pattern}; a path is relative to the working directory")
         for path in found:
             if path.is_dir():
-                raise UserError(f"{path} is a folder; name its files, such as '{path}/*.jsonl'")
+                raise UserError(f"{shown(path)} is a folder; name its files, such as '{shown(path)}/*.jsonl'")
             if path.suffix.lower() not in SUFFIXES:
-                raise UserError(f"{path} is none of {', '.join(SUFFIXES)}; convert or rename it")
+                raise UserError(f"{shown(path)} is none of {', '.join(SUFFIXES)}; convert or rename it")
         paths += found
-    for path, times in Counter(p.resolve() for p in paths).items():
-        if times > 1:
-            raise UserError(f"{path} is named {times} times; name each file once")
+    given: dict[Path, list[Path]] = {}
+    for path in paths:
+        given.setdefault(path.resolve(), []).append(path)
+    for same in given.values():
+        if len(same) > 1:
+            raise UserError(f"{shown(same[0])} is named {len(same)} times; name each file once")
     return paths
+
+
+def shown(path: Path) -> str:
+    """A path as messages name it: as it was given, with ~ for the home folder. Messages end up in records and
+    on pages that are shared."""
+    home = Path(os.path.expanduser("~"))
+    return (
+        str("~" / path.relative_to(home)) if path.is_absolute() and path.is_relative_to(home) else str(path)
+    )
+
+
+def without_folders(text: str) -> str:
+    """The words of another library with the folders of this machine left out: /home/me/a.json is …/a.json."""
+    return re.sub(r"(?<![\w/:.~…-])/(?:[^\s/'\"]+/)+", "…/", text)
 
 
 def stems(paths: Sequence[Path]) -> list[str]:
@@ -94,21 +117,24 @@ def records_of(
         raise UserError(f"{where} holds no rows")
 
 
-def read_rows(path: Path) -> Iterator[tuple[Place, Mapping[str, Any]]]:
-    """Rows of a file with their place. UserError where it cannot be read."""
+def read_rows(path: Path, name: str | None = None) -> Iterator[tuple[Place, Mapping[str, Any]]]:
+    """Rows of a file with their place. UserError where it cannot be read. `name`: how messages name the file,
+    for one that the user did not give as a path."""
+    name = shown(path) if name is None else name
     try:
         if path.suffix.lower() == ".parquet":
-            yield from _parquet(path)
+            yield from _parquet(path, name)
             return
         with open(path, "rb") as handle:
             if path.suffix.lower() == ".json" and handle.read(256).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[":
                 handle.seek(0)
-                yield from _json_array(handle.read(), str(path))
+                yield from _json_array(handle.read(), name)
             else:
                 handle.seek(0)
-                yield from parse_lines(handle, str(path))
+                yield from parse_lines(handle, name)
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+        reason = error.strerror or without_folders(first_line(error))
+        raise UserError(f"{name} cannot be read: {reason}") from error
 
 
 def parse_lines(lines: Iterable[bytes], name: str) -> Iterator[tuple[Place, Mapping[str, Any]]]:
@@ -129,7 +155,7 @@ def _json_array(raw: bytes, name: str) -> Iterator[tuple[Place, Mapping[str, Any
         yield place, _object(value, place)
 
 
-def _parquet(path: Path) -> Iterator[tuple[Place, Mapping[str, Any]]]:
+def _parquet(path: Path, name: str) -> Iterator[tuple[Place, Mapping[str, Any]]]:
     import pyarrow
     from pyarrow import parquet
 
@@ -139,9 +165,10 @@ def _parquet(path: Path) -> Iterator[tuple[Place, Mapping[str, Any]]]:
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1
-                    yield Place(str(path), number, "row"), row
+                    yield Place(name, number, "row"), row
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as parquet, after row {number}: {error}") from error
+        reason = without_folders(first_line(error))
+        raise UserError(f"{name} cannot be read as parquet, after row {number}: {reason}") from error
 
 
 def _decode(raw: bytes, place: Place) -> str:

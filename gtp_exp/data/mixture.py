@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import zipfile
 import zlib
@@ -12,10 +13,12 @@ from pathlib import Path
 from typing import Optional
 
 from gtp_exp.data.examples import Pool
-from gtp_exp.data.hub import check_hub_id, check_size, first_line
-from gtp_exp.data.jsonl import LINES, expand, parse_lines, read_rows, records_of
+from gtp_exp.data.hub import check_hub_id, check_size
+from gtp_exp.data.jsonl import LINES, expand, parse_lines, read_rows, records_of, shown, without_folders
 from gtp_exp.data.records import Columns, Format, Place, Record, check_rows, join, read_pool, subset
-from gtp_exp.errors import UserError
+from gtp_exp.errors import UserError, first_line
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,10 @@ def _home(mixture: Mixture) -> Path | None:
     if mixture.path is not None:
         path = Path(mixture.path).expanduser()
         if not path.exists():
-            raise UserError(f"dataset.path={mixture.path} does not exist (looked for {path.absolute()})")
+            log.info("looked for %s", path.absolute())
+            raise UserError(
+                f"dataset.path={mixture.path} does not exist; a path is relative to the working directory"
+            )
         return path
     if mixture.hub_id is None:
         return Path()
@@ -95,7 +101,7 @@ def _fetch(mixture: Mixture, file: str) -> Path:
     except (OSError, ValueError, EntryNotFoundError) as error:
         revision = mixture.revision or "main"
         raise UserError(
-            f"{file} of {mixture.hub_id} cannot be read from the hub: {first_line(error)} "
+            f"{file} of {mixture.hub_id} cannot be read from the hub: {without_folders(first_line(error))} "
             "Without network, download it elsewhere (hf download --repo-type dataset "
             f"--revision {revision} {mixture.hub_id} {file} --local-dir DIR) and set "
             f"dataset.path={f'DIR/{file}' if file == mixture.archive else 'DIR'}"
@@ -108,15 +114,20 @@ def _records(
     stem = source.label if len(source.files) == 1 else f"{source.label}-{position}"
     settings = {"format": mixture.format, "columns": mixture.columns, "source": source.label}
     if home is not None and home.is_file():
-        yield from _zipped(home, file, stem, settings)
+        yield from _zipped(home, mixture.path or f"{mixture.hub_id}/{mixture.archive}", file, stem, settings)
         return
-    paths = [_fetch(mixture, file)] if home is None else expand([str(home / file)])
+    if home is None:  # the hub's cache is no place that the user named
+        name = f"{mixture.hub_id}/{file}"
+        yield from records_of(read_rows(_fetch(mixture, file), name), name, stem=stem, **settings)
+        return
+    paths = expand([str(Path(mixture.path or "") / file)])
     for number, path in enumerate(paths, 1):
         own = stem if len(paths) == 1 else f"{stem}-{number}"
-        yield from records_of(read_rows(path), str(path), stem=own, **settings)
+        yield from records_of(read_rows(path), shown(path), stem=own, **settings)
 
 
-def _zipped(archive: Path, member: str, stem: str, settings: dict) -> Iterator[Record]:
+def _zipped(archive: Path, given: str, member: str, stem: str, settings: dict) -> Iterator[Record]:
+    """given: how messages name the archive."""
     name = f"{archive.name}/{member}"
     if not member.endswith(LINES):
         raise UserError(f"{name} is none of {', '.join(LINES)}; unpack the archive and set dataset.path")
@@ -124,6 +135,8 @@ def _zipped(archive: Path, member: str, stem: str, settings: dict) -> Iterator[R
         with zipfile.ZipFile(archive) as zipped, zipped.open(member) as lines:
             yield from records_of(parse_lines(lines, name), name, stem=stem, **settings)
     except KeyError as error:
-        raise UserError(f"{archive} holds no file {member}") from error
+        raise UserError(f"{given} holds no file {member}") from error
     except (zipfile.BadZipFile, zlib.error, OSError) as error:
-        raise UserError(f"{archive} cannot be read as a zip file: {first_line(error)}") from error
+        raise UserError(
+            f"{given} cannot be read as a zip file: {without_folders(first_line(error))}"
+        ) from error

@@ -10,7 +10,7 @@ from statistics import fmean, median
 import numpy as np
 
 from gtp_exp.errors import UserError
-from gtp_exp.leaderboard.comparability import Row, Table
+from gtp_exp.leaderboard.comparability import TRAJECTORY_SEED, Row, Table, flatten
 from gtp_exp.leaderboard.metrics import HEADLINE, Metric, describe, headline_metric, mean_over_tasks
 from gtp_exp.leaderboard.records import Run
 from gtp_exp.leaderboard.statistics import (
@@ -40,19 +40,24 @@ class Line:
     is_baseline: bool
     versus: Paired | None  # this minus the baseline at equal seeds, first metric
     p_holm: float | None  # corrected over the selectors of the budget
+    better_than_baseline: bool | None  # None where the difference is not significant or not testable
     best: bool  # better than every other row of the budget, each p_holm < 0.05
     seconds: Mapping[str, float]  # stage -> median over seeds
 
     @property
-    def better_than_baseline(self) -> bool | None:
-        """None where the difference is not significant or not testable."""
-        if self.versus is None or self.p_holm is None or self.p_holm >= ALPHA:
-            return None
-        return self.versus.win_rate > 0.5
+    def ignores_budget(self) -> bool:
+        """Whether the selector takes what it takes at any budget, as `full` does."""
+        return any(
+            run.record.selection.diagnostics.get("ignores_budget") is True
+            for run in self.row.runs
+            if run.record.selection
+        )
 
     @property
     def n_selected(self) -> float:
-        return fmean(run.record.selection.n_selected for run in self.row.runs if run.record.selection)
+        """Mean over the seeds; 0 for runs without a selection."""
+        sizes = [run.record.selection.n_selected for run in self.row.runs if run.record.selection]
+        return fmean(sizes) if sizes else 0.0
 
     @property
     def choosing_seconds(self) -> float:
@@ -68,7 +73,7 @@ class Block:
     """The rows of one budget, best first."""
 
     budget: str
-    n_selected: float  # mean over its rows
+    n_selected: float  # mean over its runs, without those that ignore the budget where others are there
     lines: tuple[Line, ...]
     close: tuple[str, ...]  # rows that the leader could not be told from
     ranks: RankComparison | None  # over the seeds that every ranked row has; methods in the order of `lines`
@@ -272,7 +277,9 @@ def _block(
         ]
         adjusted = holm([test.p if test else None for test in against])
         close = tuple(
-            row.label for row, p in zip(ranked[1:], adjusted, strict=True) if p is None or p >= ALPHA
+            row.label
+            for row, test, p in zip(ranked[1:], against, adjusted, strict=True)
+            if not _better(test, p, first)
         )
         best = not close
 
@@ -285,19 +292,33 @@ def _block(
             is_baseline=row.selector == baseline,
             versus=versus[id(row)],
             p_holm=corrected[id(row)],
+            better_than_baseline=_better(versus[id(row)], corrected[id(row)], first),
             best=best and row is ranked[0],
             seconds=_median_seconds(row.runs),
         )
         for row in ordered
     )
-    sizes = [run.record.selection.n_selected for row in rows for run in row.runs if run.record.selection]
     return Block(
         budget=rows[0].budget,
-        n_selected=fmean(sizes) if sizes else 0.0,
+        n_selected=_block_size(lines),
         lines=lines,
         close=close,
         ranks=_ranks([of_first[id(row)] for row in ranked], first),
     )
+
+
+def _better(test: Paired | None, p: float | None, metric: Metric | None) -> bool | None:
+    """The direction of a significant difference: of its mean, which the test is about, and not of the number
+    of seeds won."""
+    if test is None or p is None or p >= ALPHA or metric is None:
+        return None
+    return metric.better(test.difference, 0.0)
+
+
+def _block_size(lines: Sequence[Line]) -> float:
+    bound = [line for line in lines if not line.ignores_budget] or lines
+    sizes = [run.record.selection.n_selected for li in bound for run in li.row.runs if run.record.selection]
+    return fmean(sizes) if sizes else 0.0
 
 
 def _baseline_of(row: Row, rows: Sequence[Row], baseline: str) -> Row | None:
@@ -365,6 +386,12 @@ def _notes(table: Table, blocks: Sequence[Block], metrics: tuple[Metric, ...], b
     if mixed:
         shown = "; ".join(f"{package} {', '.join(sorted(versions[package]))}" for package in mixed)
         notes.append(f"The runs used different package versions: {shown}.")
+    if metrics and (fixed := _fixed_trajectories(table)):
+        notes.append(
+            f"The seeds share one warm-up trajectory ({TRAJECTORY_SEED}={', '.join(fixed)}): intervals and "
+            "p-values hold for that trajectory only, and a selector that draws nothing itself chooses the "
+            f"same rows at every seed. Run with {TRAJECTORY_SEED}=${{seed}} to vary it with the seed."
+        )
     for block in blocks if metrics else ():
         seeds = {tuple(sorted(line.values.get(metrics[0].name, {}))) for line in block.lines}
         if len(seeds) > 1:
@@ -373,3 +400,14 @@ def _notes(table: Table, blocks: Sequence[Block], metrics: tuple[Metric, ...], b
                 "differences are taken over the common seeds only."
             )
     return notes
+
+
+def _fixed_trajectories(table: Table) -> list[str]:
+    """The values of gradients.seed that rows of several seeds hold fixed, where gradients were read."""
+    found: set[str] = set()
+    for row in table.rows:
+        runs = [run for run in row.runs if "warmup" in run.record.stages]
+        values = {flatten(run.record.config).get(TRAJECTORY_SEED) for run in runs}
+        if len({run.record.seed for run in runs}) > 1 and len(values) == 1:
+            found.update(value for value in values if value is not None)
+    return sorted(found)

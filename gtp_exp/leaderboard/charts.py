@@ -200,8 +200,8 @@ def budget_plot(board: Board, metric: Metric, style: Mapping[str, Style]) -> Lin
     by_label: dict[str, list[tuple[float, str, Line]]] = {}
     for block in board.blocks:
         for line in block.lines:
-            if metric.name in line.summary and block.n_selected > 0:
-                by_label.setdefault(line.row.label, []).append((block.n_selected, block.budget, line))
+            if metric.name in line.summary and line.n_selected > 0:
+                by_label.setdefault(line.row.label, []).append((line.n_selected, block.budget, line))
     curves = {label: points for label, points in by_label.items() if len({x for x, _, _ in points}) > 1}
     if not curves:
         return None
@@ -211,14 +211,15 @@ def budget_plot(board: Board, metric: Metric, style: Mapping[str, Style]) -> Lin
     if untuned is not None and not _near(untuned, values):
         untuned = None  # it must not squeeze what the plot is about
     y = linear_axis(values if untuned is None else [*values, untuned], metric)
-    low, high = min(b.n_selected for b in blocks), max(b.n_selected for b in blocks)
+    sizes = [b.n_selected for b in blocks] + [n for points in curves.values() for n, _, _ in points]
+    low, high = min(sizes), max(sizes)
     x = Axis(low / 1.12, high * 1.12, True, ())
     x = Axis(x.low, x.high, True, tuple(Tick(x.at(b.n_selected), b.budget) for b in blocks))
 
     series: list[Series] = []
     for label, points in curves.items():
         drawn, upper, lower = [], [], []
-        for n, budget, line in points:
+        for n, budget, line in sorted(points, key=lambda point: point[0]):
             summary = line.summary[metric.name]
             title = f"{label}, {budget}: {metric.show(summary.mean)}{_interval_text(line, metric)}"
             drawn.append(Point(x.at(n), _down(y.at(summary.mean)), title))

@@ -1,8 +1,9 @@
 """Which runs may stand in one table, and which may be averaged.
 
 A table holds runs of one benchmark that differ only in selector, budget and seed. A row holds runs that
-differ only in seed. Anything else that differs makes another table (or another row, for a setting of the
-selector itself), and the differing keys are named.
+differ only in seed. A setting such as gradients.seed that varies with the seed one to one counts as the seed.
+Anything else that differs makes another table (or another row, for a setting of the selector itself), and the
+differing keys are named.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from gtp_exp.leaderboard.records import Run
 # Where a run reports and how it was started changes no number.
 NO_EFFECT = ("tracking", "launch", "outputs", "hydra")
 ABSENT = "(absent)"
+WITH_SEED = "(varies with seed)"
+TRAJECTORY_SEED = "gradients.seed"  # of the warm-up, its gradients and their sketch
 NAMED_GROUPS = ("dataset", "model", "gradients", "train")
 
 
@@ -159,20 +162,38 @@ def _alike(
 
 
 def _settings(runs: Sequence[Run]) -> dict[int, dict[str, str]]:
-    """id(run) -> flat configuration without the seed and without what has no effect on a number."""
+    """id(run) -> flat configuration without the seed and without what has no effect on a number.
+
+    The same configuration can find other weights or another precision on another machine: `found`.
+    """
     settings = {
         id(run): flatten({k: v for k, v in run.record.config.items() if k != "seed" and k not in NO_EFFECT})
+        | flatten({"dtype": None, "weights": None, **run.record.model}, "found.")
         for run in runs
     }
-    # A key such as train.seed that follows the run's seed in every run is the seed under another name.
-    # A fixed gradients.seed is not, and stays.
+    # A key such as gradients.seed that varies one to one with the run's seed is the seed under another name.
+    # A fixed one is not, and stays.
     for key in {key for flat in settings.values() for key in flat if key.split(".")[-1] == "seed"}:
         holders = [run for run in runs if key in settings[id(run)]]
-        follows = all(settings[id(run)][key] == str(run.record.seed) for run in holders)
-        if follows and len({run.record.seed for run in holders}) > 1:
+        if _one_to_one(holders, key, settings):
             for run in holders:
                 del settings[id(run)][key]
+            continue
+        # Sweeps of both kinds: those where it varies go together, apart from those where it is fixed.
+        sweeps: dict[str, list[Run]] = {}
+        for run in holders:
+            sweeps.setdefault(run.record.group, []).append(run)
+        tied = [run for sweep in sweeps.values() if _one_to_one(sweep, key, settings) for run in sweep]
+        if _one_to_one(tied, key, settings):
+            for run in tied:
+                settings[id(run)][key] = WITH_SEED
     return settings
+
+
+def _one_to_one(runs: Sequence[Run], key: str, settings: Mapping[int, Mapping[str, str]]) -> bool:
+    """Whether each seed has one value of the key and each value one seed, over two seeds or more."""
+    pairs = {(run.record.seed, settings[id(run)][key]) for run in runs}
+    return len(pairs) > 1 and len({s for s, _ in pairs}) == len({v for _, v in pairs}) == len(pairs)
 
 
 def _under(key: str, prefixes: Iterable[str]) -> bool:

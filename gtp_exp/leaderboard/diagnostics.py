@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -36,7 +37,8 @@ class Mix:
     """A label's values, as shares of the pool and of each row of the block."""
 
     label: str
-    values: tuple[str, ...]  # the target's first, then the most frequent in the pool
+    values: tuple[str, ...]  # the target's first, then the most frequent in the pool; sizes in their order
+    ordered: bool  # whether the values are sizes, such as 32-63 tokens
     target: tuple[str, ...]  # those that the benchmark names as its own
     pool: Mapping[str, float]
     rows: tuple[tuple[Line, Mapping[str, float]], ...]
@@ -107,6 +109,8 @@ def mixes(block: Block) -> tuple[Mix, ...]:
         if len(values) < 3 or _yes_or_no(dict.fromkeys(values, 0.0)):
             continue
         shown, rest = values[:MIX_VALUES], values[MIX_VALUES:]
+        if ordered := all(value[:1].isdigit() for value in values):
+            shown.sort(key=_leading_number)
 
         def folded(mix: Mapping[str, float], shown=shown, rest=rest) -> dict[str, float]:
             folded = {value: mix.get(value, 0.0) for value in shown}
@@ -115,6 +119,7 @@ def mixes(block: Block) -> tuple[Mix, ...]:
         found.append(
             Mix(
                 label=label,
+                ordered=ordered,
                 target=tuple(value for value in shown if value in wanted),
                 values=(*shown, REST) if rest else tuple(shown),
                 pool=folded(pool),
@@ -203,6 +208,12 @@ def _target_values(record: RunRecord, label: str) -> list[str]:
         return []
     named = benchmark.get(f"{label}s", benchmark.get(label))
     return [str(value) for value in (named if isinstance(named, list) else [named]) if value is not None]
+
+
+def _leading_number(value: str) -> tuple[float, str]:
+    """`128-255` -> 128, and the text itself where numbers are equal."""
+    digits = re.match(r"[\d,.]+", value)
+    return float(digits.group().replace(",", "").rstrip(".") or 0) if digits else math.inf, value
 
 
 def _yes_or_no(values: Mapping[str, float]) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -24,7 +25,7 @@ from gtp_exp.leaderboard.comparability import Grouped
 from gtp_exp.leaderboard.diagnostics import Facts, Mix, Overlap
 from gtp_exp.leaderboard.examples import Examples
 from gtp_exp.leaderboard.exports import show_p
-from gtp_exp.leaderboard.records import Loaded
+from gtp_exp.leaderboard.records import Loaded, Run
 from gtp_exp.leaderboard.statistics import ALPHA, BOOTSTRAP_FROM, CONFIDENCE
 from gtp_exp.results import RunRecord
 
@@ -81,7 +82,13 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"duration": duration, "p": show_p, "compact": _compact, "pretty": _pretty}
+    environment.filters |= {
+        "duration": duration,
+        "p": show_p,
+        "compact": _compact,
+        "pretty": _pretty,
+        "more": _more,
+    }
     return environment.get_template("page.html.j2").render(
         sections=[_section(i, board, style, baseline) for i, board in enumerate(boards, 1)],
         loaded=loaded,
@@ -181,3 +188,22 @@ def _compact(value: float) -> str:
 
 def _pretty(record: RunRecord) -> str:
     return json.dumps(record.to_json()["config"], indent=2, ensure_ascii=False)
+
+
+def _more(run: Run) -> list[tuple[str, str]]:
+    """(name, text) of what a record says of its model and its rows, and of whatever else it holds that this
+    version does not know."""
+    record = run.record.to_json()
+    known = {key: record[key] for key in ("model", "rows") if record.get(key)}
+    return [(name, _told(value)) for name, value in {**known, **run.more}.items()]
+
+
+def _told(value: Any) -> str:
+    """Nested values on one line, without what is empty."""
+    if isinstance(value, Mapping):
+        parts = ((key, item) for key, item in value.items() if item is not None and item not in ({}, []))
+        return "; ".join(
+            f"{key}: {_told(item)}" if isinstance(item, Mapping) else f"{key} {_told(item)}"
+            for key, item in parts
+        )
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -131,3 +131,20 @@ def test_a_local_folder_is_not_taken_for_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="would be read in place of the hub's 'owner/name'"):
         hub()
+
+
+def test_messages_name_a_path_as_it_was_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = []
+    with pytest.raises(UserError, match="dataset.path=nowhere does not exist") as error:
+        hub(path="nowhere").load()
+    said.append(str(error.value))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="dataset.path=empty cannot be read") as error:
+        hub(path="empty").load()
+    said.append(str(error.value))
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    with pytest.raises(UserError, match="dataset.path=owner/name") as error:
+        hub()
+    said.append(str(error.value))
+    assert not any(str(tmp_path) in message for message in said)

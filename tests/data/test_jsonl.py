@@ -13,7 +13,7 @@ from forms import chat, columns, write_lines
 from pyarrow import parquet
 
 from gtp_exp.data.examples import Message, Pool
-from gtp_exp.data.jsonl import Jsonl
+from gtp_exp.data.jsonl import Jsonl, without_folders
 from gtp_exp.data.records import Format
 from gtp_exp.errors import UserError
 
@@ -340,6 +340,50 @@ def test_parquet_rows_are_named_by_number(tmp_path):
 def test_a_damaged_json_array_is_refused(tmp_path, content):
     (tmp_path / "a.json").write_text(content)
     assert "a.json" in refused(str(tmp_path / "a.json"))
+
+
+@pytest.fixture
+def at_home(tmp_path, monkeypatch):
+    """A home folder, and the working directory in it."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home" / "work").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "home" / "work")
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize("given", ["pool.jsonl", "./pool.jsonl", "../work/pool.jsonl", "~/work/pool.jsonl"])
+def test_messages_name_a_file_as_it_was_given_and_no_folder_beyond(at_home, given):
+    """A message ends up in the run's record, and on a page that is shared."""
+    shown = given.removeprefix("./")
+    said = [refused(given)]
+    write_lines(at_home / "work" / "pool.jsonl", GOOD, "{not json")
+    said.append(refused(given))
+    assert shown in said[0] and f"{shown}:2" in said[1]
+    said.append(refused(given, rows=2))
+    said.append(refused(given, given))
+    (at_home / "work" / "pool.jsonl").unlink()
+    (at_home / "work" / "pool.jsonl").mkdir()
+    said.append(refused(given))
+    assert all(shown in message and str(at_home) not in message for message in said)
+
+
+def test_a_damaged_parquet_file_is_named_as_it_was_given(at_home):
+    (at_home / "a.parquet").write_bytes(b"PAR1 not really")
+    message = refused("~/a.parquet")
+    assert message.startswith("~/a.parquet cannot be read") and str(at_home) not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("No data at /home/me/a/b.json", "No data at …/b.json"),
+        ("[Errno 2] No such file: '/home/me/x.csv'", "[Errno 2] No such file: '…/x.csv'"),
+        ("see https://example.org/a/b/c", "see https://example.org/a/b/c"),
+        ("data/a.jsonl and/or 3/4 of ~/b/c", "data/a.jsonl and/or 3/4 of ~/b/c"),
+    ],
+)
+def test_words_of_a_library_lose_the_folders_of_this_machine(text, left):
+    assert without_folders(text) == left
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="the optional real data is not there")

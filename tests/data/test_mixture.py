@@ -107,6 +107,34 @@ def test_an_archive_that_is_none_or_lacks_a_file_is_refused(folder):
         mixture(A, path=str(folder / "none.zip")).load()
 
 
+def test_messages_name_a_path_as_it_was_given(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.chdir(folder)
+    write_lines(folder / "bad.jsonl", chat("x", "Hi", "Hello"), "{not json")
+    with zipfile.ZipFile(folder / "all.zip", "w") as zipped:
+        zipped.writestr("c.jsonl", "")
+    bad = source("bad", "bad.jsonl")
+    for path, name in (
+        (".", "bad.jsonl:2"),
+        ("~", "~/bad.jsonl:2"),
+        (None, "bad.jsonl:2"),
+        ("~/none", "dataset.path=~/none"),
+        ("~/all.zip", "~/all.zip holds no file bad.jsonl"),
+    ):
+        with pytest.raises(UserError) as error:
+            mixture(bad, path=path).load()
+        assert name in str(error.value) and str(folder) not in str(error.value)
+
+
+def test_a_file_of_the_hub_is_named_by_its_repository_and_not_by_the_cache(folder, monkeypatch):
+    """What was fetched lies in a cache folder of this machine."""
+    write_lines(folder / "a.jsonl", chat("x", "Hi", "Hello"), "{not json")
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda _, file, **__: str(folder / file))
+    with pytest.raises(UserError, match="^owner/name/a.jsonl:2 ") as error:
+        mixture(A, hub_id="owner/name").load()
+    assert str(folder) not in str(error.value)
+
+
 def test_sources_need_distinct_labels_and_files():
     for sources in ((), (A, A)):
         with pytest.raises(UserError, match="one label each"):
