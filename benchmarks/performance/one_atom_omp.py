@@ -10,6 +10,7 @@ a ridge on the normal equations, and the most negative weights dropped one by on
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,24 +22,25 @@ class Matched:
     indices: torch.Tensor  # int64 [k], in order of choice
     weights: torch.Tensor  # float32 [k]
     step_seconds: tuple[float, ...]
-    support_sizes: tuple[int, ...]  # after each step
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.step_seconds)
 
 
 def one_atom_omp(
-    atoms: torch.Tensor,
-    target: torch.Tensor,
-    *,
-    size: int,
-    lam: float,
-    tolerance: float = 1e-4,
-    max_steps: int | None = None,
-) -> Matched:
-    """atoms float32 [N, m], target float32 [m]. lam is absolute, as there; its default there is 0.5."""
+    atoms: torch.Tensor, target: torch.Tensor, *, steps: Sequence[int], lam: float, tolerance: float = 1e-4
+) -> list[Matched]:
+    """What was chosen after each of `steps` (ascending); fewer rows than steps where weights were dropped.
+
+    atoms float32 [N, m], target float32 [m]. lam is absolute, as there; its default there is 0.5.
+    """
     support: list[int] = []
     weights = torch.empty(0)
     residual, length = target.clone(), float(target.norm())
-    seconds, sizes = [], []
-    for _ in range(max_steps or size):
+    seconds: list[float] = []
+    found: list[Matched] = []
+    for step in range(1, max(steps) + 1):
         began = time.perf_counter()
         if float(residual.norm()) < tolerance * length:
             break
@@ -55,10 +57,11 @@ def one_atom_omp(
             weights = _refit(rows, target, lam)
         residual = target - rows.T @ weights
         seconds.append(time.perf_counter() - began)
-        sizes.append(len(support))
-        if len(support) == size:
-            break
-    return Matched(torch.tensor(support, dtype=torch.long), weights, tuple(seconds), tuple(sizes))
+        if step in steps:
+            found.append(Matched(torch.tensor(support), weights, tuple(seconds)))
+    # Where it ended before, this is all that more steps would have brought.
+    rest = len(set(steps)) - len(found)
+    return found + [Matched(torch.tensor(support, dtype=torch.long), weights, tuple(seconds))] * rest
 
 
 def _refit(rows: torch.Tensor, target: torch.Tensor, lam: float) -> torch.Tensor:

@@ -32,9 +32,9 @@ from gtp_exp.selection.elastic_net import elastic_net
 from gtp_exp.selection.omp import block_omp, omp
 
 Find = Callable[[torch.Tensor, torch.Tensor, int], set[int]]  # (atoms, target, M) -> rows
-SHARES = (1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2)  # M / m
+SHARES = (1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8)  # M / m
 NOISES = (0.0, 0.3)  # norm of what is added, over that of the combination
-RIDGE = 1e-6
+RIDGE = 1e-3
 
 FITS = {
     "no ridge to speak of": {"regularisation": "fixed", "ridge": 1e-3},
@@ -137,11 +137,11 @@ def truths(n: int, m: int, sizes: Sequence[int], seeds: int) -> list[Truth]:
 
 
 def picture(rows: Sequence[Recall], path: Path) -> None:
-    import matplotlib
+    import matplotlib  # pyright: ignore[reportMissingImports]
 
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "gtp-exp"  # the same numbers give the same file
-    from matplotlib import pyplot
+    from matplotlib import pyplot  # pyright: ignore[reportMissingImports]
 
     figure, panels = pyplot.subplots(1, len(NOISES), figsize=(10, 4), sharey=True)
     for panel, noise in zip(panels, NOISES, strict=True):

@@ -74,7 +74,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     tables: list[str] = field(default_factory=list)
     repeats: dict[str, dict[str, Timing]] = field(default_factory=dict)
-    matched: dict[str, Matched] = field(default_factory=dict)  # slow runs that two parts use
+    published: Matched | None = None  # the longest run of OMP as published
 
 
 def selector(**settings: Any) -> GTP:
@@ -163,23 +163,14 @@ def measure_inside(pool: Clustered, sizes: Sequence[int], repeats: int, report: 
     """Like for like: the same number of rows, the same regularisation."""
     atoms, observed = pool.atoms(), pool.target_rows().double().mean(0)
     unit = observed.float()
-    published = one_atom_omp(atoms, unit, size=max(sizes), lam=RIDGE)
-    report.matched["published"] = published
-    for size in sizes:
+    sizes = sorted(set(sizes))
+    published = one_atom_omp(atoms, unit, steps=sizes, lam=RIDGE)
+    report.published = published[-1]
+    for size, there in zip(sizes, published, strict=True):
         add = adder(pool, atoms, size, report)
         # OMP is one pursuit of M rows, so GTP is too; as shipped it pursues in several smaller rounds.
         gtp = timed_gtp(pool, atoms, size, repeats, report, f"inside, M={size}", round_rows=size)
-        # A run to the largest size passes through the smaller ones.
-        steps = next((k + 1 for k, n in enumerate(published.support_sizes) if n == size), None)
-        if steps is None:
-            report.notes.append(f"Published OMP ended at {len(published.indices)} rows, before M = {size:,}.")
-            continue
-        seconds = sum(published.step_seconds[:steps])
-        there = published
-        if steps != len(published.step_seconds):
-            there = one_atom_omp(atoms, unit, size=size, lam=RIDGE)
-            seconds = sum(there.step_seconds)
-        slow = add("OMP as published, full refit at every step", seconds, there.indices, there.weights)
+        slow = add("OMP as published, full refit at every step", there.seconds, there.indices, there.weights)
         found = omp(tensor_atoms(atoms), observed[:, None], size=size, ridge=RIDGE)
         quick = add("non-negative OMP, incremental", found.seconds, found.support, found.weights[:, 0])
         first = size == min(sizes)  # the bars are for this one
@@ -219,9 +210,9 @@ def measure_beyond(pool: Clustered, size: int, repeats: int, report: Report) -> 
         Figure(f"M={size:,}: share of the rows asked for", gtp.rows / size, f"{gtp.rows} rows", 1.0),
         Figure(f"M={size:,}: exact copies chosen", gtp.copies, f"{gtp.copies}", 0.0, True),
     ]
-    if published := report.matched.get("published"):
+    if report.published is not None:
         rank = min(pool.dim, size)
-        cost = fit_step_cost(published.step_seconds)
+        cost = fit_step_cost(report.published.step_seconds)
         report.notes.append(
             f"**Extrapolated**, no measurement: OMP as published would end at its rank, at most {rank:,} of "
             f"{size:,} rows, after about {cost.total(rank):.0f} s ({describe_fit(cost)})."

@@ -10,6 +10,7 @@ one plain read of the store in its own type, accumulated in float32.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -155,4 +156,13 @@ def _dot_one(rows: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
 
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="correlate")
+    """Threads whose own torch operations are serial: a team of OpenMP threads for each would spin on the same
+    cores.
+    """
+    pool = ThreadPoolExecutor(threads, "correlate", initializer=torch.set_num_threads, initargs=(1,))
+    started = threading.Barrier(threads + 1)
+    for _ in range(threads):
+        pool.submit(started.wait)
+    started.wait()
+    torch.set_num_threads(threads)  # what a thread sets for itself is also the default of threads to come
+    return pool
