@@ -49,7 +49,8 @@ def _job(config: DictConfig) -> float:
     code = _run(config, directory)
     if code == 0:
         metrics = read_record(directory / RECORD_NAME).metrics
-        return sum(float(m[str(m["headline"])]) for m in metrics.values()) / len(metrics)
+        values = [float(m[str(m["headline"])]) for m in metrics.values()]
+        return sum(values) / len(values) if values else float("nan")
     name = os.path.relpath(directory)
     if hydra_config.mode is RunMode.RUN:
         raise SystemExit(code)

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,12 +56,18 @@ class Tracking(Protocol):
     def tracker(self) -> Tracker: ...
 
 
+class Until(Enum):
+    EVALUATION = "evaluation"
+    SELECTION = "selection"  # nothing is trained: to look at what selectors choose
+
+
 @dataclass(frozen=True)
 class Settings:
     """The config keys outside any group."""
 
     seed: int  # of the selector and of fine-tuning; the trajectory has gradients.seed
     outputs: str
+    until: Until
     eval_batch_size: int
 
     def __post_init__(self) -> None:
@@ -168,9 +175,11 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
         summary = report_selection(c, directory, pool, candidates, selection)
 
         leaked |= guard(test_rows, {"selected": [candidates.examples[i] for i in selection.indices.tolist()]})
-        tuned = tune(c, candidates, chosen, selection)
-        metrics = evaluate_all(c, tasks, tuned)
-        untuned = evaluate_all(c, tasks, None)
+        metrics, untuned = {}, {}
+        if x.settings.until is Until.EVALUATION:
+            tuned = tune(c, candidates, chosen, selection)
+            metrics = evaluate_all(c, tasks, tuned)
+            untuned = evaluate_all(c, tasks, None)
 
         record = replace(
             record,

@@ -192,6 +192,8 @@ def test_ctrl_c_ends_a_multirun_at_the_current_job(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell's background jobs, and all they start, ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     worker = running_worker(tmp_path)
     os.killpg(parent.pid, signal.SIGINT)  # as a terminal does: to parent and worker

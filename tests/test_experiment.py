@@ -239,3 +239,9 @@ def test_the_record_counts_rows_left_out_and_names_precision(outputs, first):
 def test_a_test_row_that_is_cut_is_counted(tmp_path):
     found = run(tmp_path, "selector=random", "model.max_length=42")
     assert found.rows["toy_sums"].cut > 0 and found.pool.cut > 0
+
+
+def test_a_run_until_selection_trains_nothing(outputs, first):
+    found = run(outputs, "selector=less", "until=selection")
+    assert found.metrics == {} and found.selection.indices_ids == first.selection.indices_ids
+    assert not set(found.stages) & {"finetune", "evaluation"}

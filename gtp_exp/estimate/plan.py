@@ -136,6 +136,8 @@ def stages(job: Job, facts: Facts) -> list[Work]:
         SELECTION, selection_key, n, int(selector.model), forward, pool.at_most, 0, float(n), rates
     )
 
+    if job["until"] == SELECTION:
+        return [*trajectory, selection]
     rows, tokens = chosen(job["budget"], n, pool.tokens, everything=selector.ignores_budget)
     reduction = job["gradients"]["reduction"] if job["train"]["use_weights"] else None
     tuned_key = fingerprint(FINETUNE, selection_key, model, job["train"], reduction, job["seed"])
