@@ -18,7 +18,7 @@ from typing import Any, Optional
 
 from gtp_exp.data.benchmark import EvalTask
 from gtp_exp.data.examples import Example, Message
-from gtp_exp.errors import UserError
+from gtp_exp.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -142,10 +142,9 @@ def _load(names: tuple[str, ...], folder: str | None, dataset_path: str | None) 
         try:
             return dict(manager.load(_SUITE)["tasks"])
         except (ConnectionError, FileNotFoundError, ValueError, KeyError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             place = f"benchmark.dataset_path={dataset_path}" if dataset_path else "the hub"
             raise UserError(
-                f"cannot read the data of {', '.join(names)} from {place}: {reason}. Download "
+                f"cannot read the data of {', '.join(names)} from {place}: {first_line(error)}. Download "
                 "the data set (hf download --repo-type dataset ID --local-dir FOLDER) and set "
                 "benchmark.dataset_path=FOLDER"
             ) from error

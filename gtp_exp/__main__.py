@@ -7,7 +7,6 @@ cannot carry state from one job to the next. The worker's end is the job's end; 
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from gtp_exp.config import build
+from gtp_exp.config import build, check_finite
 from gtp_exp.errors import UserError, first_line
 from gtp_exp.launch import run_worker
 from gtp_exp.results import RECORD_NAME, SELECTED_NAME, Names, State, read_record, write_record
@@ -84,8 +83,7 @@ def _save_resolved(config: DictConfig, directory: Path) -> Path:
     choices = {k: v for k, v in hydra_config.runtime.choices.items() if not str(k).startswith("hydra/")}
     if missing := [f.name for f in fields(Names) if not choices.get(f.name)]:
         raise UserError(f"the job has no {missing[0]}; give {missing[0]}=OPTION (--help lists them)")
-    if bad := _not_finite(OmegaConf.to_container(config, resolve=True), ""):
-        raise UserError(f"{bad} is not a finite number; give one")
+    check_finite(OmegaConf.to_container(config, resolve=True))
     multirun = hydra_config.mode is RunMode.MULTIRUN
     with open_dict(config):
         config.job = {
@@ -97,15 +95,6 @@ def _save_resolved(config: DictConfig, directory: Path) -> Path:
     path = directory / "resolved.yaml"
     OmegaConf.save(config, path, resolve=True)
     return path
-
-
-def _not_finite(node: object, key: str) -> str | None:
-    """Key and value of the first NaN or infinity, which no file of a run could hold."""
-    if isinstance(node, float) and not math.isfinite(node):
-        return f"{key}={node}"
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    found = (_not_finite(value, f"{key}.{name}" if key else str(name)) for name, value in items)
-    return next(filter(None, found), None)
 
 
 def _mark_dead(directory: Path, code: int) -> None:

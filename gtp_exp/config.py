@@ -30,7 +30,18 @@ def build(node: Mapping[str, Any], key: str) -> Any:
             f"config '{key}' names no class: it needs a _target_, as every YAML of that group has"
         )
     cls = _locate(node["_target_"], key)
+    check_finite(node, key)
     return _construct(cls, {k: v for k, v in node.items() if k != "_target_"}, key)
+
+
+def check_finite(node: Any, key: str = "") -> None:
+    """Refuses NaN and infinity anywhere in a config node: no file of a run could hold them."""
+    if isinstance(node, float) and not math.isfinite(node):
+        raise UserError(f"{key}={node} is not a finite number; give one")
+    for name, value in (
+        node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+    ):
+        check_finite(value, f"{key}.{name}" if key else str(name))
 
 
 def describe(value: Any) -> Any:
@@ -81,9 +92,6 @@ def _construct(cls: type, values: Mapping[str, Any], key: str) -> Any:
         where = f"{key}.{error.full_key}" if error.full_key else key
         reason = first_line(error)
         raise UserError(f"config '{where}': {reason}; known keys: {', '.join(hints)}") from None
-    for name, value in plain.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"config '{key}.{name}': {value} is not a finite number")
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
         raise UserError(f"config '{key}' lacks {', '.join(missing)}: {cls.__name__} needs every key")

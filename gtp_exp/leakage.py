@@ -56,16 +56,12 @@ class TestRows:
         return False
 
 
-def leakage(
-    tests: TestRows | Sequence[EvalTask], parts: Mapping[str, Sequence[Example]]
-) -> dict[str, dict[str, int]]:
+def leakage(tests: TestRows, parts: Mapping[str, Sequence[Example]]) -> dict[str, dict[str, int]]:
     """For each part (target, selected, pool): its rows, those with the prompt of a test row (`same_prompt`),
-    and those that share NGRAM words in a row with one (`shared_ngram`). Give TestRows where several calls
-    have the same tasks.
+    and those that share NGRAM words in a row with one (`shared_ngram`).
 
     Raises UserError where a target row asks what a test row asks.
     """
-    tests = tests if isinstance(tests, TestRows) else TestRows(tests)
     report = {}
     for name, examples in parts.items():
         same = [example for example in examples if tests.asks(example)]

@@ -10,15 +10,17 @@ import math
 import os
 import tempfile
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Mapping as AbstractMapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from gtp_exp.errors import UserError
+
+T = TypeVar("T")
 
 VERSION = 2
 RECORD_NAME = "results.json"
@@ -164,9 +166,25 @@ def write_record(record: RunRecord, run_dir: Path) -> Path:
 
 def read_record(path: Path) -> RunRecord:
     """path: a results.json. Raises UserError, which names the file, for a damaged or foreign one."""
+    return _read(path, RunRecord.from_json)
+
+
+def read_newer_record(path: Path) -> tuple[RunRecord, dict[str, Any]]:
+    """The record, and apart what the file holds under names that are not known here: a newer program may
+    write more. Raises UserError for anything else that is amiss."""
+    return _read(path, _known_and_more)
+
+
+def _known_and_more(data: Any) -> tuple[RunRecord, dict[str, Any]]:
+    known = {f.name for f in fields(RunRecord)}
+    names = sorted(set(data) - known) if isinstance(data, dict) else []
+    more = {name: data.pop(name) for name in names}
+    return RunRecord.from_json(data), more
+
+
+def _read(path: Path, decode: Callable[[Any], T]) -> T:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-        return RunRecord.from_json(data)
+        return decode(json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except OSError as error:

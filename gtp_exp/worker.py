@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -42,7 +43,7 @@ def main() -> None:
     try:
         from gtp_exp.experiment import run
 
-        record = replace(run(_experiment(config), record, directory, job), state=State.COMPLETE)
+        record = replace(run(assemble(config), record, directory, job), state=State.COMPLETE)
         code = 0
     except UserError as error:
         log.error("%s", error)
@@ -59,8 +60,8 @@ def main() -> None:
     os._exit(code)  # threads of tracking or data loading must not keep a finished job alive
 
 
-def _experiment(config: dict[str, Any]) -> Any:
-    """Every group built by its class, and the keys outside any group by Settings."""
+def assemble(config: Mapping[str, Any], build: Callable[[Any, str], Any] = build) -> Any:
+    """The Experiment: every group built by its class, and the keys outside any group by Settings."""
     from gtp_exp.experiment import Experiment, Settings
 
     groups = [f.name for f in fields(Experiment) if f.name != "settings"]

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from gtp_exp.errors import UserError
-from gtp_exp.worker import _experiment
+from gtp_exp.worker import assemble
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir())
@@ -28,7 +28,7 @@ REQUIRED = {
 def build(*overrides):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
-    return config, _experiment(config)
+    return config, assemble(config)
 
 
 def test_the_groups_are_those_of_the_design():

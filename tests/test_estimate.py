@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from stage_changes import ALL, CHANGES
 from test_command_line import ENVIRONMENT, TOY, command
 
 from gtp_exp import experiment
@@ -22,7 +23,7 @@ from gtp_exp.estimate.table import axes, duration, short
 from gtp_exp.gradients.store import GradientStore
 from gtp_exp.results import State, write_record
 from gtp_exp.selection.base import Budget, Unit
-from gtp_exp.worker import _begin, _experiment, _now
+from gtp_exp.worker import _begin, _now, assemble
 
 ROOT = Path(__file__).resolve().parent.parent
 GRID = ["-m", "selector=less,top_k,embedding_knn,random", "budget=10pct"]
@@ -42,7 +43,7 @@ def run(job, directory):
     names = {k: v for k, v in job["names"].items() if k != "experiment"}
     record = _begin(job["config"], {"names": names, "group": "sweep", "overrides": []})
     context = {"name": directory.name, "group": "sweep", "overrides": []}
-    record = experiment.run(_experiment(dict(job["config"])), record, directory, context)
+    record = experiment.run(assemble(dict(job["config"])), record, directory, context)
     write_record(replace(record, state=State.COMPLETE, finished=_now()), directory)
 
 
@@ -134,7 +135,7 @@ def test_a_measured_stage_costs_what_it_took(computed):
     rates = measured([run], facts)
     job = next(c for c in configs(jobs) if "LESS" in c["selector"]["_target_"])
     works = stages(job, facts)
-    assert {work.stage for work in works} == EVERYTHING
+    assert {work.stage for work in works} == ALL
     tested = [work for work in works if work.stage.startswith("evaluation")]  # one rate, tuned or not
     assert sum(price(work, rates)[0] for work in tested) == pytest.approx(
         sum(run.record.stages[work.stage].seconds for work in tested)
@@ -149,41 +150,13 @@ def test_a_measured_stage_costs_what_it_took(computed):
         assert found[0] == pytest.approx(seconds, rel=0.05), work.stage
 
 
-EVERYTHING = {
-    *("warmup", "gradients: pool", "gradients: target", "selection", "finetune", "evaluation"),
-    "evaluation of the untuned model",
-}
-
-
-@pytest.mark.parametrize(
-    ("override", "expected"),
-    [
-        ("seed=1", {"selection", "finetune", "evaluation"}),
-        ("budget=5pct", {"selection", "finetune", "evaluation"}),
-        ("selector.target_direction=less", {"selection", "finetune", "evaluation"}),
-        ("train.epochs=2", {"finetune", "evaluation"}),
-        ("benchmark.test_rows=6", {"evaluation", "evaluation of the untuned model"}),
-        ("benchmark.target_rows=5", {"gradients: target", "selection", "finetune", "evaluation"}),
-        (
-            "gradients.sketch.dim=128",
-            {"gradients: pool", "gradients: target", "selection", "finetune", "evaluation"},
-        ),
-        ("gradients.warmup.epochs=1", EVERYTHING - {"evaluation of the untuned model"}),
-        ("gradients.seed=1", EVERYTHING - {"evaluation of the untuned model"}),
-        ("model.precision=fp32", EVERYTHING),
-        ("dataset.rows=30", EVERYTHING - {"evaluation of the untuned model"}),
-        ("gradients.token_budget=64", set()),
-        ("eval_batch_size=2", set()),
-        ("tracking=wandb", set()),
-    ],
-)
+@pytest.mark.parametrize(("override", "expected"), CHANGES)
 def test_a_change_adds_what_depends_on_it_and_nothing_else(override, expected):
-    """The same table as the pipeline's own in test_experiment."""
     jobs = configs(compose("selector=less", "budget=10pct")) + configs(
         compose("selector=less", "budget=10pct", override)
     )
     planned = plan(jobs, gather(jobs, []))
-    assert {stage for stage in EVERYTHING if len(planned.of(stage)) == 2} == expected
+    assert {stage for stage in ALL if len(planned.of(stage)) == 2} == expected
 
 
 def test_in_domain_has_no_target_store_and_rows_held_out_leave_the_pool():

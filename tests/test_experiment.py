@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from stage_changes import ALL, CHANGES
 
 from gtp_exp import experiment
 from gtp_exp.errors import UserError
 from gtp_exp.results import State
-from gtp_exp.worker import _begin, _experiment
+from gtp_exp.worker import _begin, assemble
 
 ROOT = Path(__file__).resolve().parent.parent
 TOY = [
@@ -40,7 +41,7 @@ def run(outputs, *overrides, directory=None):
         config = OmegaConf.to_container(composed, resolve=True)
     names = dict.fromkeys(GROUPS, "toy")
     record = _begin(config, {**JOB, "names": names})
-    return experiment.run(_experiment(config), record, directory, JOB)
+    return experiment.run(assemble(config), record, directory, JOB)
 
 
 def computed(record):
@@ -55,17 +56,6 @@ def outputs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def first(outputs):
     return run(outputs, "selector=less")
-
-
-ALL = {
-    "warmup",
-    "gradients: pool",
-    "gradients: target",
-    "selection",
-    "finetune",
-    "evaluation",
-    "evaluation of the untuned model",
-}
 
 
 def test_a_run_goes_through_every_stage_and_reports_it(first):
@@ -83,28 +73,7 @@ def test_the_same_run_again_computes_nothing_and_finds_the_same(first, outputs):
     assert {k: v.seconds for k, v in again.stages.items()} == {k: v.seconds for k, v in first.stages.items()}
 
 
-@pytest.mark.parametrize(
-    ("override", "expected"),
-    [
-        ("seed=1", {"selection", "finetune", "evaluation"}),
-        ("budget=5pct", {"selection", "finetune", "evaluation"}),
-        ("selector.target_direction=less", {"selection", "finetune", "evaluation"}),
-        ("train.epochs=2", {"finetune", "evaluation"}),
-        ("benchmark.test_rows=6", {"evaluation", "evaluation of the untuned model"}),
-        (
-            "gradients.sketch.dim=128",
-            {"gradients: pool", "gradients: target", "selection", "finetune", "evaluation"},
-        ),
-        ("benchmark.target_rows=5", {"gradients: target", "selection", "finetune", "evaluation"}),
-        ("gradients.warmup.epochs=1", ALL - {"evaluation of the untuned model"}),
-        ("gradients.seed=1", ALL - {"evaluation of the untuned model"}),
-        ("model.precision=fp32", ALL),
-        ("dataset.rows=30", ALL - {"evaluation of the untuned model"}),
-        ("gradients.token_budget=64", set()),
-        ("eval_batch_size=2", set()),
-        ("tracking=wandb", set()),
-    ],
-)
+@pytest.mark.parametrize(("override", "expected"), CHANGES)
 def test_a_change_recomputes_what_depends_on_it_and_nothing_else(first, outputs, override, expected):
     assert computed(run(outputs, "selector=less", override)) == expected
 

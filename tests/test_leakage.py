@@ -17,13 +17,13 @@ TASK = EvalTask("t", "acc,none", {}, (), held_out=TESTS)
 
 
 def counts(*rows, part="pool"):
-    return leakage([TASK], {part: rows})[part]
+    return leakage(TestRows([TASK]), {part: rows})[part]
 
 
 def against(test, row):
     """Overlap of one row with one test row, both given as their prompt."""
     tasks = [EvalTask("t", "acc,none", {}, (), held_out=(conversation(0, test, ""),))]
-    return leakage(tasks, {"pool": [conversation(1, row, "")]})["pool"]
+    return leakage(TestRows(tasks), {"pool": [conversation(1, row, "")]})["pool"]
 
 
 def test_rows_of_other_questions_do_not_overlap():
@@ -59,7 +59,7 @@ def test_questions_that_differ_in_a_sign_are_different(test, row):
 def test_a_prompt_that_asks_nothing_is_no_overlap(empty):
     assert against(empty, empty)["same_prompt"] == 0
     leakage(
-        [EvalTask("t", "acc", {}, (), held_out=(conversation(0, empty, "x"),))],
+        TestRows([EvalTask("t", "acc", {}, (), held_out=(conversation(0, empty, "x"),))]),
         {"target": [conversation(1, empty, "y")]},
     )  # not refused
 
@@ -98,7 +98,7 @@ def test_two_shorter_runs_are_no_long_one():
 def test_rows_indexed_once_count_the_same():
     rows = TestRows([TASK])
     parts = {"pool": [*TESTS, conversation(5, "Hello?", "Hi.")]}
-    assert leakage(rows, parts) == leakage(rows, parts) == leakage([TASK], parts)
+    assert leakage(rows, parts) == leakage(rows, parts) == leakage(TestRows([TASK]), parts)
     assert leakage(rows, parts)["pool"] == {"rows": 3, "same_prompt": 2, "shared_ngram": 1}
 
 
@@ -114,6 +114,6 @@ def test_a_target_row_that_is_a_test_row_is_refused_by_its_id():
 
 
 def test_overlaps_are_put_into_words():
-    report = leakage([TASK], {"pool": [TESTS[0]], "selected": [conversation(9, "Hello?", "Hi.")]})
+    report = leakage(TestRows([TASK]), {"pool": [TESTS[0]], "selected": [conversation(9, "Hello?", "Hi.")]})
     (line,) = flagged(report)
     assert line.startswith("pool: 1 of 1")

@@ -168,17 +168,21 @@ def peak_memory() -> int:
 
     VmHWM rather than getrusage: the latter starts at what the parent process had.
     """
-    try:
-        with open("/proc/self/status") as file:
-            for line in file:
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
+    if (bytes_ := process_memory("VmHWM")) is not None:
+        return bytes_
     import resource
 
     scale = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def process_memory(field: str) -> int | None:
+    """Bytes of one field of Linux's account of this process, such as RssAnon; None where there is none."""
+    try:
+        with open("/proc/self/status") as file:
+            return next((int(line.split()[1]) * 1024 for line in file if line.startswith(f"{field}:")), None)
+    except OSError:
+        return None
 
 
 def short(value: float) -> str:

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from benchmarks.performance.clustered import Clustered
 from benchmarks.performance.measuring import in_words, machine
 from benchmarks.performance.selection import in_memory, judge, problem, selector
+from benchmarks.performance.sparse import sparse
 from gtp_exp.selection.atoms import tensor_atoms
 from gtp_exp.selection.cosamp import cosamp
 from gtp_exp.selection.elastic_net import elastic_net
@@ -96,16 +97,10 @@ def recoveries(n: int, m: int, seeds: int) -> list[Recall]:
                 size = max(1, round(share * m))
                 values: dict[str, list[float]] = {name: [] for name in SOLVERS}
                 for seed in range(seeds):
-                    generator = torch.Generator().manual_seed(seed)
-                    atoms = torch.nn.functional.normalize(torch.randn(n, m, generator=generator), dim=1)
-                    planted = torch.randperm(n, generator=generator)[:size]
-                    weights = 0.5 + torch.rand(size, generator=generator, dtype=torch.float64)
-                    target = atoms[planted].double().T @ weights
-                    added = torch.randn(m, generator=generator, dtype=torch.float64)
-                    target = target + noise * target.norm() * added / added.norm()
+                    planted = sparse(n, m, size, noise, seed)
                     for name, find in SOLVERS.items():
-                        found = find(atoms, target, size)
-                        values[name].append(len(found & set(planted.tolist())) / size)
+                        found = find(planted.atoms, planted.target[:, 0], size)
+                        values[name].append(len(found & planted.support) / size)
                     bar.update()
                 rows += [Recall(name, noise, share, tuple(v)) for name, v in values.items()]
     return rows

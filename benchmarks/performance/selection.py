@@ -27,7 +27,14 @@ import yaml
 from tqdm import tqdm
 
 from benchmarks.performance.clustered import Clustered
-from benchmarks.performance.measuring import Figure, Timing, interleaved, machine, write_report
+from benchmarks.performance.measuring import (
+    Figure,
+    Timing,
+    interleaved,
+    machine,
+    process_memory,
+    write_report,
+)
 from benchmarks.performance.one_atom_omp import Matched, StepCost, fit_step_cost, one_atom_omp
 from gtp_exp.config import build
 from gtp_exp.data.examples import Example
@@ -416,13 +423,7 @@ class PeakMemory:
 
 def _anonymous() -> int:
     """Bytes; memory-mapped files are not counted. 0 where the system does not tell."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 0
+    return process_memory("RssAnon") or 0
 
 
 # --- the command ------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,11 @@ from gtp_exp.config import build, describe
 from gtp_exp.data.benchmark import SplitsPool
 from gtp_exp.data.hashing import content_hash
 from gtp_exp.data.tokenization import ensure_chat_template, tokenize
-from gtp_exp.errors import UserError
+from gtp_exp.errors import UserError, first_line
 from gtp_exp.estimate.plan import BenchmarkFacts, Facts, Job, PoolFacts, SelectorFacts, fingerprint
 from gtp_exp.estimate.rates import Earlier
 from gtp_exp.selection.base import Need
+from gtp_exp.worker import assemble
 
 ASSUMED_ROWS = 100_000  # of a pool whose size is known nowhere here
 SAMPLED_ROWS = 400  # tokenised to learn the mean length
@@ -72,14 +72,8 @@ class _Parts:
         return self.tokenizers[key]
 
     def check(self, job: Job) -> None:
-        """Every group, and the keys outside any group, as the worker builds them."""
-        from gtp_exp.experiment import Experiment, Settings
-
-        groups = [f.name for f in fields(Experiment) if f.name != "settings"]
-        outside = {k: v for k, v in job.items() if k not in groups}
-        settings = {"_target_": f"{Settings.__module__}.{Settings.__qualname__}", **outside}
-        built = {group: self.of(group, job.get(group, {})) for group in groups}
-        Experiment(**built, settings=self.of("config", settings))  # checks what one group alone cannot
+        """The whole job, as the worker builds it: what one group alone cannot tell shows there."""
+        assemble(job, lambda node, group: self.of(group, node))
 
 
 def pool_facts(dataset: Any, job: Job, max_length: int, tokenizer: Any, runs: Sequence[Earlier]) -> PoolFacts:
@@ -159,7 +153,7 @@ def _akin(job: Job, runs: Sequence[Earlier]) -> list[Mapping[str, Any]]:
 
 
 def _why(error: Exception) -> str:
-    message = (str(error).splitlines() or [type(error).__name__])[0]
+    message = first_line(error)
     if any(word in message for word in ("Offline", "offline", "from the hub")):
         return "not on this machine"
     return message

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from gtp_exp.estimate.plan import POOL, STAGES, TARGET, Facts, Job, Planned, Work, fingerprint
 from gtp_exp.estimate.rates import Rate, price
+from gtp_exp.leaderboard.comparability import flatten
 
 Names = Mapping[str, str]  # group -> chosen option
 HEADS = ("", "jobs", "distinct", "done", "passes", "tokens", "disk", "time")
@@ -99,19 +98,11 @@ def axes(jobs: Sequence[Job], names: Sequence[Names]) -> str:
     varying = {group for group, found in options.items() if len(found) > 1}
     values: dict[str, set[str]] = {}
     for job in jobs:
-        for key, value in _flat({k: v for k, v in job.items() if k not in varying}):
-            values.setdefault(key, set()).add(json.dumps(value))
+        for key, value in flatten({k: v for k, v in job.items() if k not in varying}).items():
+            values.setdefault(key, set()).add(value)
     counts = {group: len(found) for group, found in options.items() if group in varying}
     counts |= {key: len(found) for key, found in values.items() if len(found) > 1}
     return " x ".join(f"{n} {key}{'s' if '.' not in key else ''}" for key, n in counts.items()) or "all alike"
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _notes(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gtp_exp.errors import UserError
-from gtp_exp.results import RECORD_NAME, RunRecord, State, read_record
+from gtp_exp.results import RECORD_NAME, RunRecord, State, read_newer_record
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def load(paths: Sequence[Path]) -> Loaded:
     seen: dict[tuple[str, int, str], list[RunRecord]] = {}
     for file, name in files.items():
         try:
-            record, more = _read(file)
+            record, more = read_newer_record(file)
         except UserError as error:
             unreadable.append(
                 Unreadable(name=name, reason=str(error).replace(str(file.parent), "").lstrip("/"))
@@ -76,27 +75,6 @@ def load(paths: Sequence[Path]) -> Loaded:
         alike.append(record)
         runs.append(Run(name=name, directory=file.parent, record=record, more=more))
     return Loaded(runs=tuple(runs), unreadable=tuple(unreadable), copies=copies)
-
-
-def _read(file: Path) -> tuple[RunRecord, dict[str, Any]]:
-    """A record, and apart what it holds under names that are not known here: a newer program may write more,
-    which is no reason to leave its runs out. Raises UserError for anything else that is amiss."""
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse)
-        more = {key: data[key] for key in data.keys() - {f.name for f in fields(RunRecord)}}
-    except (OSError, ValueError, RecursionError, AttributeError):
-        more = {}
-    if not more:
-        return read_record(file), {}
-    try:
-        record = RunRecord.from_json({key: value for key, value in data.items() if key not in more})
-    except UserError as error:
-        raise UserError(f"{file}: {error}") from None
-    return record, dict(sorted(more.items()))
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON value")
 
 
 def _shown(directory: Path) -> str:

@@ -6,9 +6,10 @@ import functools
 
 import pytest
 import torch
-from planted import clusters, sparse
+from planted import clusters
 from sklearn.linear_model import orthogonal_mp
 
+from benchmarks.performance.sparse import sparse
 from gtp_exp.errors import UserError
 from gtp_exp.selection.atoms import tensor_atoms
 from gtp_exp.selection.cosamp import cosamp

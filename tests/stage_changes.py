@@ -1,0 +1,33 @@
+"""Which stages a change of one setting makes anew: held against the pipeline, and against its estimate."""
+
+from __future__ import annotations
+
+ALL = {
+    "warmup",
+    "gradients: pool",
+    "gradients: target",
+    "selection",
+    "finetune",
+    "evaluation",
+    "evaluation of the untuned model",
+}
+
+CHANGES = [
+    ("seed=1", {"selection", "finetune", "evaluation"}),
+    ("budget=5pct", {"selection", "finetune", "evaluation"}),
+    ("selector.target_direction=less", {"selection", "finetune", "evaluation"}),
+    ("train.epochs=2", {"finetune", "evaluation"}),
+    ("benchmark.test_rows=6", {"evaluation", "evaluation of the untuned model"}),
+    (
+        "gradients.sketch.dim=128",
+        {"gradients: pool", "gradients: target", "selection", "finetune", "evaluation"},
+    ),
+    ("benchmark.target_rows=5", {"gradients: target", "selection", "finetune", "evaluation"}),
+    ("gradients.warmup.epochs=1", ALL - {"evaluation of the untuned model"}),
+    ("gradients.seed=1", ALL - {"evaluation of the untuned model"}),
+    ("model.precision=fp32", ALL),
+    ("dataset.rows=30", ALL - {"evaluation of the untuned model"}),
+    ("gradients.token_budget=64", set()),
+    ("eval_batch_size=2", set()),
+    ("tracking=wandb", set()),
+]
