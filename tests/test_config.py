@@ -48,6 +48,17 @@ def test_a_wrong_value_is_named(change, named):
         build({**BUDGET, **change}, "budget")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_no_file_can_hold_is_refused_wherever_it_stands(value):
+    for node, named in (
+        ({**BUDGET, "amount": value}, "budget.amount"),
+        ({**MODEL, "lora": {**MODEL["lora"], "dropout": value}}, "budget.lora.dropout"),
+        ({**MODEL, "lora": {**MODEL["lora"], "target_modules": ["q_proj", value]}}, "target_modules.1"),
+    ):
+        with pytest.raises(UserError, match=f"{named}={value} is not a finite number"):
+            build(node, "budget")
+
+
 def test_a_missing_key_is_named():
     with pytest.raises(UserError, match="lacks amount"):
         build({k: v for k, v in BUDGET.items() if k != "amount"}, "budget")
