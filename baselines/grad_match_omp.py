@@ -39,7 +39,7 @@ class GradMatchOMP:
     normalise: Normalise
     ridge: float  # lam over the mean squared norm of the atoms
     chunk_rows: int
-    memory_gib: float  # sketches up to this size are held in memory
+    memory_gib: float  # sketches that take no more than this as float32 are held in memory
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
     version: ClassVar[int] = 1
@@ -66,6 +66,7 @@ class GradMatchOMP:
             None if problem.target is None else target,
             problem.candidates,
             problem.target,
+            checkpoints=None,
             direction=self.direction,
             target_direction=self.target_direction,
             normalise=self.normalise,
@@ -73,6 +74,7 @@ class GradMatchOMP:
             subspace=Subspace.NONE,
             subspace_dim=pool.dim,
             subspace_rows=1,
+            collapse_copies=True,
             chunk_rows=self.chunk_rows,
             memory_gib=self.memory_gib,
             seed=problem.seed,

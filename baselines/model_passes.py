@@ -6,6 +6,8 @@ order of the pool cannot change a bit of the result, and copies get equal values
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from enum import Enum
 
@@ -33,11 +35,18 @@ def tokens_of(examples: Sequence[Example], loaded: LoadedModel) -> list[Tokenize
     return list(found.examples)
 
 
-@torch.no_grad()
 def embed(
     rows: Sequence[TokenizedExample], loaded: LoadedModel, *, pooling: Pooling, batch_size: int, label: str
 ) -> torch.Tensor:
     """Pooled last hidden states (after the final norm), scaled to unit length: float32 [n, hidden]."""
+    reads = {"rows": _digest(rows), "pooling": pooling.value}
+    return loaded.keep("embedding", reads, lambda: _embed(rows, loaded, pooling, batch_size, label))
+
+
+@torch.no_grad()
+def _embed(
+    rows: Sequence[TokenizedExample], loaded: LoadedModel, pooling: Pooling, batch_size: int, label: str
+) -> torch.Tensor:
     pooled = torch.empty(len(rows), 0)
     for index, inputs in _batches(rows, loaded, batch_size, label):
         inputs.pop("labels")
@@ -58,11 +67,18 @@ def embed(
     return pooled
 
 
-@torch.no_grad()
 def labelled_loss(
     rows: Sequence[TokenizedExample], loaded: LoadedModel, *, batch_size: int, label: str
 ) -> torch.Tensor:
     """Mean negative log-likelihood of each row's labelled tokens, in nats per token: float64 [n]."""
+    reads = {"rows": _digest(rows)}
+    return loaded.keep("loss", reads, lambda: _labelled_loss(rows, loaded, batch_size, label))
+
+
+@torch.no_grad()
+def _labelled_loss(
+    rows: Sequence[TokenizedExample], loaded: LoadedModel, batch_size: int, label: str
+) -> torch.Tensor:
     nats = torch.empty(len(rows), dtype=torch.float64)
     for index, inputs in _batches(rows, loaded, batch_size, label):
         labels = inputs.pop("labels")[:, 1:]
@@ -90,6 +106,13 @@ def _batches(
     for batch in tqdm(length_sorted_batches(lengths, batch_size), desc=label, unit="batch"):
         padded = pad_collate([rows[distinct[i][0]] for i in batch], loaded.tokenizer.pad_token_id)
         yield [distinct[i] for i in batch], {name: part.to(device) for name, part in padded.items()}
+
+
+def _digest(rows: Sequence[TokenizedExample]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps([row.input_ids, row.labels]).encode())
+    return digest.hexdigest()
 
 
 def _refuse_non_finite(values: torch.Tensor, rows: Sequence[TokenizedExample], what: str) -> None:

@@ -40,7 +40,14 @@ from gtp_exp.training import TrainConfig, finetune, save_tuned
 log = logging.getLogger(__name__)
 
 # Raise a stage's version when the same inputs give another result: old cache entries are then passed over.
-VERSIONS = {"warmup": 2, "gradients": GRADIENTS_VERSION, "selection": 1, "finetune": 2, "evaluation": 1}
+VERSIONS = {
+    "warmup": 2,
+    "gradients": GRADIENTS_VERSION,
+    "pass": 1,
+    "selection": 2,
+    "finetune": 2,
+    "evaluation": 1,
+}
 # Another release of these may give other numbers too.
 LIBRARIES = {
     name: importlib.metadata.version(name)
@@ -82,6 +89,7 @@ class Experiment:
     """One config group each, as checked objects."""
 
     model: ModelConfig
+    selection_model: ModelConfig | None  # chooses in place of the model that is tuned; None: the same one
     dataset: DatasetSource
     gradients: GradientConfig
     selector: Selector
@@ -141,6 +149,24 @@ class Context:
         return result
 
 
+class Passes:
+    """Keeps a selector's passes of the model over the pool: other budgets and selectors read them too."""
+
+    def __init__(self, c: Context) -> None:
+        self.c, self.saved_seconds = c, 0.0
+
+    def __call__(
+        self, what: str, reads: Mapping[str, Any], compute: Callable[[], torch.Tensor]
+    ) -> torch.Tensor:
+        def produce(directory: Path) -> None:
+            save_file({"values": compute().contiguous()}, directory / "values.safetensors")
+
+        reads = {"what": what, "model": self.c.model.identity, "libraries": LIBRARIES, **reads}
+        result = self.c.cache.stage("pass", VERSIONS["pass"], reads, produce, label=f"{what} pass")
+        self.saved_seconds += result.seconds if result.cached else 0.0
+        return load_file(result.directory / "values.safetensors")["values"]
+
+
 def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping[str, Any]) -> RunRecord:
     """One job from data to metrics. `record` comes back with everything that was learned."""
     x = experiment
@@ -148,8 +174,12 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
     tracker = x.tracking.tracker()
     tracker.start(RunInfo(job["name"], job["group"], directory, record.config))
     try:
-        model = prepare(x.model, cache.root, choose_device(x.launch.device.value))
+        device = choose_device(x.launch.device.value)
+        model = prepare(x.model, cache.root, device)
         c = Context(x, model, cache, Journal(directory / METRICS_NAME, tracker))
+        chooser = c  # the same steps with the model that chooses
+        if x.selection_model is not None:
+            chooser = replace(c, model=prepare(x.selection_model, cache.root, device))
 
         # Everything that can be wrong with the input shows here, before the long work.
         pool, benchmark = x.dataset.load(), x.benchmark
@@ -157,7 +187,8 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
             pool, benchmark = benchmark.split(pool)
         candidates = prepare_rows("pool", pool.examples, model)
         target_rows = benchmark.target()
-        target = None if target_rows is None else prepare_rows("target", target_rows, model)
+        seen_by_chooser, candidates = as_seen_by(chooser, c, candidates)
+        target = None if target_rows is None else prepare_rows("target", target_rows, chooser.model)
         tasks = benchmark.tasks()
         tests = {t.name: prepare_rows(f"test of {t.name}", t.held_out, model) for t in tasks if t.held_out}
         x.budget.rows(len(candidates.examples))
@@ -167,11 +198,11 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
 
         pool_gradients = target_gradients = None
         if Need.GRADIENTS in x.selector.needs:
-            trajectory = warm_up(c, candidates)
-            pool_gradients = collect_gradients(c, "pool", candidates, trajectory)
+            trajectory = warm_up(chooser, seen_by_chooser)
+            pool_gradients = collect_gradients(chooser, "pool", seen_by_chooser, trajectory)
             if target is not None:
-                target_gradients = collect_gradients(c, "target", target, trajectory)
-        chosen, selection = select(c, candidates, target, pool_gradients, target_gradients)
+                target_gradients = collect_gradients(chooser, "target", target, trajectory)
+        chosen, selection = select(chooser, c, candidates, target, pool_gradients, target_gradients)
         summary = report_selection(c, directory, pool, candidates, selection)
 
         leaked |= guard(test_rows, {"selected": [candidates.examples[i] for i in selection.indices.tolist()]})
@@ -185,6 +216,7 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
             record,
             stages=dict(c.costs),
             model={**model.identity, "device": model.device.type},
+            selection_model=None if chooser is c else dict(chooser.model.identity),
             pool=PoolSummary(
                 len(pool.examples) + sum(pool.skipped.values()),
                 len(candidates.examples),
@@ -219,6 +251,21 @@ def prepare_rows(name: str, examples: Sequence[Example], model: Model) -> Rows:
         )
     kept = tuple(examples[i] for i in tokens.kept)
     return Rows(kept, tokens.examples, excluded, len(tokens.truncated), content_hash(kept))
+
+
+def as_seen_by(chooser: Context, c: Context, candidates: Rows) -> tuple[Rows, Rows]:
+    """The candidates tokenised for the model that chooses, and for the one that is tuned: the same rows."""
+    if chooser is c:
+        return candidates, candidates
+    seen = prepare_rows("pool of the selection model", candidates.examples, chooser.model)
+    if len(seen.examples) == len(candidates.examples):
+        return seen, candidates
+    kept = prepare_rows("pool", seen.examples, c.model)
+    lost = {
+        reason: seen.excluded.get(reason, 0) + candidates.excluded.get(reason, 0)
+        for reason in {**seen.excluded, **candidates.excluded}
+    }
+    return seen, replace(kept, excluded=lost, cut=candidates.cut)
 
 
 def warm_up(c: Context, candidates: Rows) -> StageResult:
@@ -294,12 +341,14 @@ def collect_gradients(c: Context, split: str, rows: Rows, trajectory: StageResul
 
 def select(
     c: Context,
+    tuned: Context,
     candidates: Rows,
     target: Rows | None,
     pool_gradients: StageResult | None,
     target_gradients: StageResult | None,
 ) -> tuple[StageResult, Selection]:
-    x = c.experiment
+    """`c` has the model that chooses; the rows' tokens are counted as the `tuned` model reads them."""
+    x, passes = c.experiment, Passes(c)
 
     def produce(directory: Path) -> None:
         problem = SelectionProblem(
@@ -311,12 +360,13 @@ def select(
             seed=x.settings.seed,
             pool_gradients=pool_gradients and GradientStore.open(pool_gradients.directory / "store"),
             target_gradients=target_gradients and GradientStore.open(target_gradients.directory / "store"),
-            model=c.model.load() if Need.MODEL in x.selector.needs else None,
+            model=replace(c.model.load(), keep=passes) if Need.MODEL in x.selector.needs else None,
         )
         selection = x.selector.select(problem)
         arrays = {"indices": selection.indices, "weights": selection.weights, "scores": selection.scores}
         save_file({k: v.contiguous() for k, v in arrays.items()}, directory / "selection.safetensors")
         (directory / "diagnostics.json").write_text(json.dumps(dict(selection.diagnostics), allow_nan=False))
+        (directory / "passes.json").write_text(json.dumps({"saved_seconds": passes.saved_seconds}))
 
     reads = {
         "selector": describe(x.selector),
@@ -329,7 +379,12 @@ def select(
         "target": None if target is None else target.key,
         "gradients": [g and g.key for g in (pool_gradients, target_gradients)],
     }
+    if tuned is not c:
+        reads["tokens counted for"] = tuned.model.identity
     result = c.stage("selection", reads, produce)
+    saved = json.loads((result.directory / "passes.json").read_text())["saved_seconds"]
+    cost = c.costs["selection"]  # as if it had been computed alone
+    c.costs["selection"] = replace(cost, seconds=cost.seconds + saved)
     arrays = load_file(result.directory / "selection.safetensors")
     diagnostics = json.loads((result.directory / "diagnostics.json").read_text())
     return result, Selection(**arrays, diagnostics=diagnostics)

@@ -7,11 +7,11 @@ import importlib.metadata
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Protocol
 
 import torch
 from filelock import FileLock
@@ -70,11 +70,24 @@ class ModelConfig:
             )
 
 
+class Keep(Protocol):
+    """Gives what `compute` gives, or what it gave for the same reads earlier."""
+
+    def __call__(
+        self, what: str, reads: Mapping[str, Any], compute: Callable[[], torch.Tensor]
+    ) -> torch.Tensor: ...
+
+
+def compute_anew(what: str, reads: Mapping[str, Any], compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+    return compute()
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     model: Any  # transformers PreTrainedModel, or a PeftModel around it
     tokenizer: Any
     max_length: int
+    keep: Keep = compute_anew  # for passes over many rows, which selectors and budgets share
 
 
 @dataclass(frozen=True)

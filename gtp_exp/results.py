@@ -113,6 +113,7 @@ class RunRecord:
     error: str | None = None
     stages: Mapping[str, StageCost] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)  # weights, chat template, precision, device
+    selection_model: Mapping[str, Any] | None = None  # the same of the model that chose, if another one
     pool: PoolSummary | None = None
     rows: Mapping[str, RowCounts] = field(default_factory=dict)  # target, and each test task by name
     selection: SelectionSummary | None = None

@@ -26,6 +26,7 @@ from gtp_exp.results import Names, RunRecord, State, write_record
 from gtp_exp.tracking import METRICS_NAME
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "lm-eval", "numpy")
+OPTIONAL = ("selection_model",)  # groups that need not be chosen
 log = logging.getLogger("gtp_exp")
 
 
@@ -65,7 +66,8 @@ def assemble(config: Mapping[str, Any], build: Callable[[Any, str], Any] = build
     from gtp_exp.experiment import Experiment, Settings
 
     groups = [f.name for f in fields(Experiment) if f.name != "settings"]
-    parts = {name: build(config.get(name, {}), name) for name in groups}
+    parts = {name: build(config.get(name, {}), name) for name in groups if name not in OPTIONAL}
+    parts |= {name: build(config[name], name) if config.get(name) else None for name in OPTIONAL}
     outside = {k: v for k, v in config.items() if k not in groups}
     target = f"{Settings.__module__}.{Settings.__qualname__}"
     return Experiment(**parts, settings=build({"_target_": target, **outside}, "config"))

@@ -26,6 +26,7 @@ CHANGES = [
     ("gradients.warmup.epochs=1", ALL - {"evaluation of the untuned model"}),
     ("gradients.seed=1", ALL - {"evaluation of the untuned model"}),
     ("model.precision=fp32", ALL),
+    ("model@selection_model=tiny", {"selection", "finetune", "evaluation"}),
     ("dataset.rows=30", ALL - {"evaluation of the untuned model"}),
     ("gradients.token_budget=64", set()),
     ("eval_batch_size=2", set()),

@@ -214,3 +214,36 @@ def test_a_run_until_selection_trains_nothing(outputs, first):
     found = run(outputs, "selector=less", "until=selection")
     assert found.metrics == {} and found.selection.indices_ids == first.selection.indices_ids
     assert not set(found.stages) & {"finetune", "evaluation"}
+
+
+def test_a_pass_of_the_model_is_shared_by_budgets_and_selectors(outputs, first):
+    def passes():
+        return sorted(path.name for path in (outputs / "cache" / "pass").glob("*") if path.is_dir())
+
+    before = run(outputs, "selector=perplexity_top")
+    kept = passes()
+    assert len(kept) == 1 and before.stages["selection"].seconds > 0
+    again = run(outputs, "selector=perplexity_top", "budget=5pct")
+    other = run(outputs, "selector=perplexity_middle")
+    assert passes() == kept
+    manifest = json.loads((outputs / "cache" / "pass" / kept[0] / "manifest.json").read_text())
+    for record in (again, other):  # what the pass has cost counts for each of them
+        assert "selection" in computed(record)
+        assert record.stages["selection"].seconds > manifest["seconds"]
+
+
+def test_one_model_chooses_for_another(outputs, first):
+    same = run(outputs, "selector=less", "model@selection_model=tiny", "seed=7")
+    assert computed(same) == {"selection", "finetune", "evaluation"}
+    assert same.selection.indices_ids == first.selection.indices_ids
+    smaller = run(outputs, "selector=less", "model@selection_model=tiny", "selection_model.lora.r=2")
+    assert computed(smaller) == ALL - {"evaluation of the untuned model"}
+    assert smaller.model == first.model and smaller.selection_model["lora"][0] == 2
+    assert first.selection_model is None
+
+
+def test_a_row_that_either_model_cannot_read_is_no_candidate(outputs):
+    found = run(outputs, "selector=random", "model@selection_model=tiny", "selection_model.max_length=40")
+    whole = run(outputs, "selector=random")
+    assert 0 < found.pool.candidates < whole.pool.candidates
+    assert found.pool.candidates + sum(found.pool.excluded.values()) == found.pool.rows

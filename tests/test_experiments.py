@@ -34,7 +34,8 @@ def configs(name):
 
 
 def with_tiny(name):
-    return [{**config, "model": TINY} for config in configs(name)]
+    models = ("model", "selection_model")
+    return [{**c, **{key: TINY for key in models if key in c}} for c in configs(name)]
 
 
 def values(name, key):
@@ -187,7 +188,7 @@ def test_the_ablations_cover_the_factors_of_the_method():
             f"selector.{key}"
             for key in (
                 *("subspace", "subspace_dim", "direction", "normalise", "regularisation", "ridge"),
-                *("near_copy_cosine", "solver", "target_columns"),
+                *("near_copy_cosine", "solver", "target_columns", "checkpoints", "collapse_copies"),
             )
         ),
     }

@@ -21,8 +21,17 @@ SEEDED = {"random", "dedup_random"}  # their choice depends on the order of the 
 N, DIM, TARGETS = 120, 48, 12
 
 
+LOCAL = {}  # settings that name something on the hub -> something of this machine
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_encoder(tiny):
+    LOCAL["sentence_knn"] = {"encoder": tiny.location}
+
+
 def selector(name):
-    return build(yaml.safe_load((CONF / f"{name}.yaml").read_text()), "selector")
+    node = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    return build({**node, **LOCAL.get(name, {})}, "selector")
 
 
 def features(rows, seed):

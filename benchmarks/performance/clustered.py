@@ -16,6 +16,7 @@ CLUSTERS = 200
 WANTED = 5  # clusters the target is made of
 COPIES = 0.1  # share of a block's rows that repeat another row of it
 TARGET_ROWS = 32
+CENTRES, NOISE = 1 << 40, 1 << 41  # streams of random numbers beside those of the blocks 0, 1, 2, ...
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Clustered:
 
     def centres(self) -> torch.Tensor:
         """Unit rows [CLUSTERS, dim]."""
-        centres = torch.randn(CLUSTERS, self.dim, generator=self._values(-1))
+        centres = torch.randn(CLUSTERS, self.dim, generator=self._values(CENTRES))
         return torch.nn.functional.normalize(centres, dim=1)
 
     def blocks(self) -> Iterator[torch.Tensor]:
@@ -66,6 +67,6 @@ class Clustered:
     def target_rows(self) -> torch.Tensor:
         """What a selector sees of it: float32 [TARGET_ROWS, dim], whose mean is the observed target."""
         clean = self.clean()
-        noise = torch.randn(TARGET_ROWS, self.dim, generator=self._values(-2), dtype=torch.float64)
+        noise = torch.randn(TARGET_ROWS, self.dim, generator=self._values(NOISE), dtype=torch.float64)
         spread = self.noise * float(clean.norm()) * (TARGET_ROWS / self.dim) ** 0.5
         return (clean + spread * noise).float()

@@ -11,7 +11,7 @@ from gtp_exp.data.benchmark import SplitsPool
 from gtp_exp.data.hashing import content_hash
 from gtp_exp.data.tokenization import ensure_chat_template, tokenize
 from gtp_exp.errors import UserError, first_line
-from gtp_exp.estimate.plan import BenchmarkFacts, Facts, Job, PoolFacts, SelectorFacts, fingerprint
+from gtp_exp.estimate.plan import BenchmarkFacts, Facts, Job, PoolFacts, SelectorFacts, chooser, fingerprint
 from gtp_exp.estimate.rates import Earlier
 from gtp_exp.selection.base import Need
 from gtp_exp.worker import assemble
@@ -28,17 +28,18 @@ def gather(jobs: Sequence[Job], runs: Sequence[Earlier]) -> Facts:
     selectors: dict[str, SelectorFacts] = {}
     for job in jobs:
         parts.check(job)
-        model = parts.of("model", job["model"])
-        tokenizer = parts.tokenizer(model, Path(job["outputs"]) / "cache")
-        key = fingerprint(job["dataset"], job["model"])
-        if key not in pools:
-            dataset = parts.of("dataset", job["dataset"])
-            pools[key] = pool_facts(dataset, job, model.max_length, tokenizer, runs)
-        for node in [job["benchmark"], *_akin(job, runs)]:
-            key = fingerprint(node, job["model"])
-            if key not in benchmarks:
-                benchmark = parts.of("benchmark", node)
-                benchmarks[key] = benchmark_facts(benchmark, node, job, model.max_length, tokenizer)
+        for read in [job, {**job, "model": chooser(job)}]:  # the data as each of the models reads it
+            model = parts.of("model", read["model"])
+            tokenizer = parts.tokenizer(model, Path(job["outputs"]) / "cache")
+            key = fingerprint(job["dataset"], read["model"])
+            if key not in pools:
+                dataset = parts.of("dataset", job["dataset"])
+                pools[key] = pool_facts(dataset, read, model.max_length, tokenizer, runs)
+            for node in [job["benchmark"], *_akin(read, runs)]:
+                key = fingerprint(node, read["model"])
+                if key not in benchmarks:
+                    benchmark = parts.of("benchmark", node)
+                    benchmarks[key] = benchmark_facts(benchmark, node, read, model.max_length, tokenizer)
         kind = type(parts.of("selector", job["selector"]))
         selectors[job["selector"]["_target_"]] = SelectorFacts(
             gradients=Need.GRADIENTS in kind.needs,

@@ -62,11 +62,12 @@ class Facts:
     benchmarks: Mapping[str, BenchmarkFacts]  # by fingerprint of benchmark and model
     selectors: Mapping[str, SelectorFacts]  # by class
 
-    def pool(self, job: Job) -> PoolFacts:
-        return self.pools[fingerprint(job["dataset"], job["model"])]
+    def pool(self, job: Job, model: Any = None) -> PoolFacts:
+        """As the given model reads it; None: the model that is tuned."""
+        return self.pools[fingerprint(job["dataset"], model or job["model"])]
 
-    def benchmark(self, job: Job) -> BenchmarkFacts:
-        return self.benchmarks[fingerprint(job["benchmark"], job["model"])]
+    def benchmark(self, job: Job, model: Any = None) -> BenchmarkFacts:
+        return self.benchmarks[fingerprint(job["benchmark"], model or job["model"])]
 
     def selector(self, job: Job) -> SelectorFacts:
         return self.selectors[job["selector"]["_target_"]]
@@ -97,6 +98,11 @@ class Planned:
         return [work for work in self.works.values() if work.stage == stage]
 
 
+def chooser(job: Job) -> Any:
+    """The node of the model that chooses."""
+    return job.get("selection_model") or job["model"]
+
+
 def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -114,11 +120,11 @@ def plan(jobs: Sequence[Job], facts: Facts) -> Planned:
 def stages(job: Job, facts: Facts) -> list[Work]:
     """The stages of one job, in order. Mirrors what each stage of `experiment.run` reads."""
     pool, benchmark, selector = facts.pool(job), facts.benchmark(job), facts.selector(job)
-    model = job["model"]
+    model, choosing = job["model"], chooser(job)
     n = pool.rows - benchmark.held_out
     pool_key = fingerprint(job["dataset"], job["benchmark"] if benchmark.held_out else None)
 
-    trajectory = _trajectory(job, pool, benchmark, n, pool_key) if selector.gradients else []
+    trajectory = _trajectory(job, facts, n, pool_key) if selector.gradients else []
     selection_key = fingerprint(
         SELECTION,
         job["selector"],
@@ -126,12 +132,13 @@ def stages(job: Job, facts: Facts) -> list[Work]:
         None if selector.ignores_budget else job["budget"],
         job["seed"],
         model,
+        job.get("selection_model"),
         pool_key,
         None if benchmark.in_domain else benchmark.target_key,
         [work.key for work in trajectory if work.stage != WARMUP],
     )
-    forward = n * pool.tokens if selector.model else None
-    rates = (fingerprint(SELECTION, job["selector"]["_target_"], model),)
+    forward = n * facts.pool(job, choosing).tokens if selector.model else None
+    rates = (fingerprint(SELECTION, job["selector"]["_target_"], choosing),)
     selection = Work(
         SELECTION, selection_key, n, int(selector.model), forward, pool.at_most, 0, float(n), rates
     )
@@ -158,9 +165,10 @@ def stages(job: Job, facts: Facts) -> list[Work]:
     return [*trajectory, selection, finetune, *evaluations]
 
 
-def _trajectory(job: Job, pool: PoolFacts, benchmark: BenchmarkFacts, n: int, pool_key: str) -> list[Work]:
+def _trajectory(job: Job, facts: Facts, n: int, pool_key: str) -> list[Work]:
     """The warm-up and the gradient stores."""
-    model, gradients = job["model"], job["gradients"]
+    model, gradients = chooser(job), job["gradients"]
+    pool, benchmark = facts.pool(job, model), facts.benchmark(job, model)
     warmup, share = gradients["warmup"], gradients["warmup_share"]
     checkpoints, settings = warmup["epochs"], store_settings(gradients)
     key = fingerprint(WARMUP, model, pool_key, share, warmup, gradients["seed"])

@@ -22,6 +22,7 @@ from gtp_exp.estimate.plan import (
     Facts,
     Job,
     Work,
+    chooser,
     evaluation_rates,
     fingerprint,
     rate_names,
@@ -116,7 +117,8 @@ def _units(run: Earlier, stage: str, facts: Facts) -> tuple[float | None, tuple[
     """Units of a finished stage by its own record, and the rates that it tells."""
     job, record = run.job, run.record
     assert record.pool and record.selection
-    model, gradients, n = job["model"], job["gradients"], record.pool.candidates
+    gradients, n = job["gradients"], record.pool.candidates
+    model = job["model"] if stage in (FINETUNE, EVALUATION, UNTUNED) else chooser(job)
     pool = facts.pools.get(fingerprint(job["dataset"], model))
     tokens = pool.tokens if pool and not pool.at_most else run.tokens_per_row
     benchmark = facts.benchmarks.get(fingerprint(job["benchmark"], model))

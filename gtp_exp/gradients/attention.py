@@ -11,9 +11,14 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 ATTENTION = "gtp_exp_packed"
-_READ_BOUNDS_THEMSELVES = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
+# Implementations that take packed sequences by their bounds, best first, and whether they are installed.
+_VARIABLE_LENGTH = {
+    "flash_attention_3": is_flash_attn_3_available,
+    "flash_attention_2": is_flash_attn_2_available,
+}
 # In half precision on a CPU, torch's fused attention takes three times as long as its three products written
 # out, up to the length where the square of it no longer fits the cache.
 _WRITTEN_OUT_UP_TO = 512
@@ -26,27 +31,52 @@ def attention_per_sequence(model: Any, bounds: Sequence[tuple[int, int]]) -> Ite
     Pass no attention mask and use_cache=False, or transformers makes the sequences see each other.
     """
     own = model.config.get_text_config()._attn_implementation
-    if own in _READ_BOUNDS_THEMSELVES:
-        device = next(model.parameters()).device
-        ends = torch.tensor([0] + [end for _, end in bounds], dtype=torch.int32, device=device)
-        longest = max(end - start for start, end in bounds)
-        yield {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
-        return
+    by_bounds = own if own.startswith("flash_attention") else flash_attention(model)
+    _ACTIVE.append((own, bounds))
+    try:
+        with _implementation(model, by_bounds or ATTENTION):
+            yield _flash_inputs(bounds, next(model.parameters()).device) if by_bounds else {}
+    finally:
+        _ACTIVE.pop()
+
+
+def flash_attention(model: Any) -> str | None:
+    """The installed flash attention that can stand in for the fused one: on CUDA, in half precision."""
+    weight = next(model.parameters())
+    fits = weight.device.type == "cuda" and weight.dtype in (torch.float16, torch.bfloat16)
+    own = model.config.get_text_config()._attn_implementation
+    if not fits or own != "sdpa" or not getattr(model, "_supports_flash_attn", False):
+        return None
+    return next((name for name, installed in _VARIABLE_LENGTH.items() if installed()), None)
+
+
+def _flash_inputs(bounds: Sequence[tuple[int, int]], device: torch.device) -> dict[str, Any]:
+    ends = torch.tensor([0] + [end for _, end in bounds], dtype=torch.int32, device=device)
+    longest = max(end - start for start, end in bounds)
+    return {
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": longest,
+        "max_length_k": longest,
+        "deterministic": True,  # a resumed run must give the same bytes
+    }
+
+
+@contextlib.contextmanager
+def _implementation(model: Any, name: str) -> Iterator[None]:
     configs = {}
     for module in model.modules():
         config = getattr(module, "config", None)
         if hasattr(config, "_attn_implementation"):
             configs[id(config)] = config
     before = {key: config._attn_implementation for key, config in configs.items()}
-    _ACTIVE.append((own, bounds))
     try:
         for config in configs.values():
-            config._attn_implementation = ATTENTION
-        yield {}
+            config._attn_implementation = name
+        yield
     finally:
         for key, config in configs.items():
             config._attn_implementation = before[key]
-        _ACTIVE.pop()
 
 
 # The model's own implementation, and the sequences: a registered function can close over nothing.

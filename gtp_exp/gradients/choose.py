@@ -29,6 +29,7 @@ _CHECKED_IN_HALF = 3  # again in half precision, where only gross errors can sho
 class Engine(Enum):
     AUTO = "auto"  # the fastest one that passes the check
     PACKED = "packed"  # LoRA: sequences end to end, no padding, logits only where there is loss
+    COMPILED = "compiled"  # packed with torch.compile for the norms: some percent faster, after 20 s
     HOOKS = "hooks"  # LoRA: padded batches through the model's own forward
     AUTOGRAD = "autograd"  # any parameters, one example at a time: full fine-tuning, and the reference
 
@@ -47,7 +48,7 @@ def make_engine(
     adapters = _lora(model, kind)
     if kind is Engine.HOOKS:
         return HooksEngine(model, adapters, reduction)
-    return PackedEngine(model, adapters, reduction, kernel)
+    return PackedEngine(model, adapters, reduction, kernel, compiled=kind is Engine.COMPILED)
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,14 @@ def choose_engine(
         kinds = [Engine.AUTOGRAD]
     elif requested is Engine.HOOKS:
         kinds = [Engine.HOOKS, Engine.AUTOGRAD]
+    elif requested is Engine.COMPILED:
+        kinds = [Engine.COMPILED, *kinds]
     longest = max(examples, key=lambda e: e.n_tokens)
     kernel = fastest_kernel(model)
     for kind in kinds[:-1]:
         adapters = _lora(model, kind)
-        reason = packed_obstacle(model, adapters) if kind is Engine.PACKED else None
+        packed = kind in (Engine.PACKED, Engine.COMPILED)
+        reason = packed_obstacle(model, adapters) if packed else None
         if reason is None:
             try:
                 engine = make_engine(kind, model, parameters, reduction=reduction, kernel=kernel)

@@ -6,6 +6,7 @@ frozen weight, and no sum over examples that would have to be taken apart again 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from gtp_exp.data.examples import TokenizedExample
 from gtp_exp.gradients.adapters import Adapters, base_model
 from gtp_exp.gradients.attention import attention_per_sequence
+from gtp_exp.gradients.compiled import compiled_norms
 from gtp_exp.gradients.engine import Consume, pack
 from gtp_exp.gradients.head import label_head
 from gtp_exp.gradients.linear import LinearKernel, packed_linears
@@ -26,11 +28,18 @@ class PackedEngine:
     name = "packed"
 
     def __init__(
-        self, model: torch.nn.Module, adapters: Adapters, reduction: Reduction, kernel: LinearKernel
+        self,
+        model: torch.nn.Module,
+        adapters: Adapters,
+        reduction: Reduction,
+        kernel: LinearKernel,
+        *,
+        compiled: bool = False,
     ) -> None:
         self._model = base_model(model)
         self._layers, self._reduction, self._kernel = adapters.layers, reduction, kernel
         self._head = label_head(self._model, kernel)
+        self._compiled = compiled
 
     def batches(self, lengths: Sequence[int], token_budget: int) -> list[list[int]]:
         return pack(lengths, token_budget)
@@ -38,6 +47,7 @@ class PackedEngine:
     def run(self, batch: Sequence[TokenizedExample], consume: Consume) -> None:
         packing = Packing(batch, self._reduction, self._layers[0].a.weight.device)
         with (
+            compiled_norms(self._model) if self._compiled else contextlib.nullcontext(),
             attention_per_sequence(self._model, packing.bounds) as extra,
             packed_linears(self._model, self._layers, packing.bounds, consume, self._kernel),
         ):

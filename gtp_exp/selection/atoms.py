@@ -20,6 +20,8 @@ import numpy as np
 import torch
 
 from gtp_exp.gradients.features import Rows, TensorRows
+from gtp_exp.selection import fused
+from gtp_exp.selection.fused import Kernel
 
 BLOCK = 1024  # rows converted to float32 at a time: 8 MB at 2,048 columns, which stays in the cache
 WIDEN = 512  # the same for each of several threads
@@ -80,10 +82,22 @@ class BlockAtoms:
         for block, part in zip(self.blocks, self._split(residual.float()), strict=True):
             lifted = part if block.basis is None else block.basis.T @ part  # [d, S]
             whole = isinstance(block.rows, TensorRows)  # in memory a chunk is a view and costs nothing
+            kernel = self._fused(block) if lifted.shape[1] == 1 else None
             for start, chunk in block.rows.chunks(self.shape[0] if whole else self.chunk_rows):
                 stop = start + len(chunk)
-                total[start:stop] += block.scale[start:stop, None] * dot(chunk, lifted)
+                if kernel is None:
+                    product = dot(chunk, lifted)
+                else:
+                    product = kernel(chunk, lifted[:, 0].contiguous())[:, None]
+                total[start:stop] += block.scale[start:stop, None] * product
         return total
+
+    def _fused(self, block: Block) -> Kernel | None:
+        """A compiled kernel for half-width rows, where the pass is large enough to be worth making one."""
+        n, dim = block.rows.shape
+        if block.rows.dtype == torch.float32 or n * dim * len(self.blocks) < fused.WORTH:
+            return None
+        return fused.widen_and_dot(dim, block.rows.dtype)
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
         return torch.cat(

@@ -68,6 +68,11 @@ def exact_copies(features: Sequence[Rows], hashes: torch.Tensor) -> Copies:
     return Copies(representative, multiplicity)
 
 
+def no_copies(n: int) -> Copies:
+    """Every row stands for itself, whatever it equals."""
+    return Copies(torch.arange(n), torch.ones(n, dtype=torch.int64))
+
+
 def near_copies(gram: torch.Tensor, threshold: float, kept: int) -> torch.Tensor:
     """Which of the candidates repeat an earlier one: bool [k].
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Optional
 
 import torch
 
@@ -60,6 +60,7 @@ class Weighting(Enum):
 
 @dataclass(frozen=True)
 class GTP:
+    checkpoints: Optional[list[int]]  # noqa: UP045  along the trajectory from 0, -1 the last; null takes all
     direction: str  # of the candidates' gradients: sgd, adam or less
     target_direction: str
     normalise: Normalise
@@ -78,12 +79,13 @@ class GTP:
     ridge: float  # lam over the mean squared norm of the atoms
     ridges: list[float]  # those that cross-validation may choose, ascending
     folds: int
+    collapse_copies: bool  # of rows with equal gradients only the first is a candidate
     near_copy_cosine: float | None  # candidates closer than this to another one are passed over; null: off
     round_rows: int  # rows per round at most; never more than half the atoms' dimension
     max_rounds: int
     weighting: Weighting
     chunk_rows: int  # rows read from the store at a time
-    memory_gib: float  # sketches up to this size are held in memory
+    memory_gib: float  # sketches that take no more than this as float32 are held in memory
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
     version: ClassVar[int] = 1
@@ -113,6 +115,7 @@ class GTP:
             "ridges",
             "ridges of 0 or more, ascending",
         )
+        need(self.checkpoints is None or len(self.checkpoints) > 0, "checkpoints", "at least one, or null")
         need(self.folds >= 2, "folds", "at least 2")
         need(self.memory_gib >= 0, "memory_gib", "0 (always stream) or more")
         need(
@@ -186,6 +189,7 @@ class GTP:
             None if problem.target is None else target,
             problem.candidates,
             problem.target,
+            checkpoints=self.checkpoints,
             direction=self.direction,
             target_direction=self.target_direction,
             normalise=self.normalise,
@@ -193,6 +197,7 @@ class GTP:
             subspace=self.subspace,
             subspace_dim=self.subspace_dim,
             subspace_rows=self.subspace_rows,
+            collapse_copies=self.collapse_copies,
             chunk_rows=self.chunk_rows,
             memory_gib=self.memory_gib,
             seed=problem.seed,

@@ -17,7 +17,7 @@ from gtp_exp.data.examples import Example
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.features import GradientFeatures, Rows, TensorRows
 from gtp_exp.selection.atoms import BLOCK, Block, BlockAtoms
-from gtp_exp.selection.duplicates import Copies, exact_copies, row_hash
+from gtp_exp.selection.duplicates import Copies, exact_copies, no_copies, row_hash
 from gtp_exp.selection.subspace import Subspace, evenly_spaced, principal_rows
 
 GIB = 1 << 30
@@ -68,12 +68,24 @@ def checkpoint_shares(rates: Sequence[float], weights: CheckpointWeights) -> lis
     return [rate / sum(rates) for rate in rates]
 
 
+def taken_checkpoints(length: int, checkpoints: Sequence[int] | None) -> list[int]:
+    """Positions from 0 of the checkpoints asked for, in the order of training."""
+    asked = range(length) if checkpoints is None else checkpoints
+    if outside := [t for t in asked if not -length <= t < length]:
+        raise UserError(
+            f"selector.checkpoints={list(asked)}: {outside[0]} is not on the trajectory of {length} "
+            "checkpoints, counted from 0; -1 is the last"
+        )
+    return sorted({t % length for t in asked})
+
+
 def trajectory(
     pool: GradientFeatures,
     target: GradientFeatures | None,
     candidates: Sequence[Example],
     target_examples: Sequence[Example] | None,
     *,
+    checkpoints: Sequence[int] | None,
     direction: str,
     target_direction: str,
     normalise: Normalise,
@@ -81,14 +93,17 @@ def trajectory(
     subspace: Subspace,
     subspace_dim: int,
     subspace_rows: int,
+    collapse_copies: bool,
     chunk_rows: int,
     memory_gib: float,
     seed: int,
 ) -> Trajectory:
     """Atoms of the pool and, with a target, its rows in the same space.
 
-    subspace_dim per checkpoint; subspace_rows: at most so many pool rows estimate the principal components.
-    Sketches that fit memory_gib together are held in memory, others are read from the store at every pass.
+    checkpoints: positions along the trajectory, -1 the last; None takes all. subspace_dim per checkpoint;
+    subspace_rows: at most so many pool rows estimate the principal components.
+    Sketches that fit memory_gib together as float32 are held in memory, where a pass over half-width numbers
+    would be the slower one; others are read from the store at every pass.
     """
     if pool.n != len(candidates):
         raise ValueError(f"{pool.n} gradient rows for {len(candidates)} candidates")
@@ -99,15 +114,15 @@ def trajectory(
         raise ValueError("pool and target gradients come from different trajectories or sketches")
     if subspace is Subspace.SVD and target is None:
         raise UserError("selector.subspace=svd is the span of the target rows; in-domain use pca or none")
-    shares = checkpoint_shares(pool.learning_rates, checkpoint_weights)
-    n, stored = pool.n, [pool.features(t, direction) for t in range(len(shares))]
+    taken = taken_checkpoints(len(pool.learning_rates), checkpoints)
+    shares = checkpoint_shares([pool.learning_rates[t] for t in taken], checkpoint_weights)
+    n, stored = pool.n, [pool.features(t, direction) for t in taken]
 
     blocks, target_parts, norms, explained, target_explained = [], [], [], [], []
     hashes = torch.zeros(n, dtype=torch.int64)
     dims = [min(subspace_dim, pool.dim) if subspace is not Subspace.NONE else pool.dim] * len(shares)
-    width = [4 if subspace is not Subspace.NONE else rows.dtype.itemsize for rows in stored]
-    held = n * sum(d * w for d, w in zip(dims, width, strict=True)) <= memory_gib * GIB
-    for t, rows in enumerate(stored):
+    held = n * sum(dims) * torch.float32.itemsize <= memory_gib * GIB
+    for t, rows in zip(taken, stored, strict=True):
         of_target = None
         if target is not None:
             assert target_examples is not None
@@ -152,10 +167,10 @@ def trajectory(
         atoms=atoms,
         gradient_norms=gradient_norms,
         atom_norms=atom_norms,
-        copies=exact_copies(stored, hashes),
+        copies=exact_copies(stored, hashes) if collapse_copies else no_copies(n),
         target_rows=target_rows,
         report={
-            "checkpoints": len(shares),
+            "checkpoints": taken,
             "checkpoint_shares": shares,
             "dim": atoms.shape[1],
             "held_in_memory": held,
@@ -181,7 +196,7 @@ def _scan(
     """
     n = rows.shape[0]
     norms, kept = torch.empty(n, dtype=torch.float64), []
-    copy = held and (basis is not None or not isinstance(rows, TensorRows))
+    copy = held and (basis is not None or rows.dtype != torch.float32 or not isinstance(rows, TensorRows))
     for start, chunk in rows.chunks(chunk_rows):
         hashes[start : start + len(chunk)] += row_hash(chunk, checkpoint)
         for first in range(0, len(chunk), BLOCK):
@@ -193,7 +208,7 @@ def _scan(
                 _refuse_non_finite(TensorRows(part), candidates[at : at + len(part)], len(part))
             norms[at : at + len(part)] = norm
             if copy:
-                kept.append(part.clone() if basis is None else wide)
+                kept.append(wide.clone() if wide.data_ptr() == part.data_ptr() else wide)
     return norms, TensorRows(torch.cat(kept)) if copy else rows
 
 

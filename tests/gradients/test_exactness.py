@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -49,6 +51,16 @@ def test_packed_equals_autograd(family, targets, r):
     assert worst_error(model, engine_of(model), examples) <= 5e-5
     model = model.double()
     assert worst_error(model, engine_of(model), examples) <= 1e-10
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_compiled_norms_change_nothing(family):
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler")
+    model = small(family)
+    engine = engine_of(model, Engine.COMPILED)
+    assert worst_error(model, engine, make_examples(9)) <= 5e-5
+    assert not any("forward" in vars(module) for module in base_model(model).modules())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

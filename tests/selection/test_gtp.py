@@ -80,6 +80,8 @@ def test_a_token_budget_below_the_shortest_row_is_refused():
         {"subspace": "pca", "subspace_dim": 8, "memory_gib": 0.0},
         {"target_columns": "subtasks"},
         {"near_copy_cosine": None},
+        {"collapse_copies": False},
+        {"checkpoints": [-1]},
         {"weighting": "uniform"},
         {"prune_stages": 1, "candidates": 3.0},
         {"round_rows": 7},
@@ -289,6 +291,7 @@ def test_gradients_of_different_trajectories_are_refused():
         ("ridges", []),
         ("ridges", [1.0, 0.1]),
         ("folds", 1),
+        ("checkpoints", []),
         ("candidates", 0.5),
         ("round_rows", 0),
         ("near_copy_cosine", 1.5),
@@ -299,6 +302,30 @@ def test_gradients_of_different_trajectories_are_refused():
 def test_a_useless_setting_is_refused_by_name(key, value):
     with pytest.raises(UserError, match=f"selector.{key}="):
         gtp(**{key: value})
+
+
+def test_some_checkpoints_alone_are_a_shorter_trajectory():
+    pool, target = two_checkpoints()
+    for taken in ([0], [-1], [1, 0]):
+        positions = sorted(t % 2 for t in taken)
+        short = problem([pool[t] for t in positions], [target[t] for t in positions], rows=20)
+        expected = gtp(**FIXED).select(short)
+        found = gtp(checkpoints=taken, **FIXED).select(problem(pool, target, rows=20))
+        assert torch.equal(found.indices, expected.indices) and torch.equal(found.weights, expected.weights)
+        assert found.diagnostics["checkpoints"] == positions
+    with pytest.raises(UserError, match="2 is not on the trajectory of 2 checkpoints"):
+        gtp(checkpoints=[2], **FIXED).select(problem(pool, target, rows=20))
+
+
+def test_uncollapsed_copies_compete():
+    pool, target = two_checkpoints()
+    pool = [torch.cat([rows, rows]) for rows in pool]
+    made = problem(pool, target, rows=40)
+    both = gtp(collapse_copies=False, near_copy_cosine=None, **FIXED).select(made)
+    one = gtp(**FIXED).select(made)
+    copies = lambda chosen: len(chosen.indices) - len((chosen.indices % 300).unique())  # noqa: E731
+    assert copies(both) > 0 and copies(one) == 0
+    assert both.diagnostics["exact_copies_collapsed"] == 0
 
 
 class Counted:
