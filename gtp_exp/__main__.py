@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gtp_exp.config import build, check_finite
 from gtp_exp.errors import UserError, first_line
-from gtp_exp.launch import run_worker
+from gtp_exp.launch import Ended, run_worker
 from gtp_exp.results import RECORD_NAME, SELECTED_NAME, Names, State, read_record, write_record
 
 _failed: list[str] = []  # jobs of this multirun that did not complete
@@ -71,10 +71,10 @@ def _run(config: DictConfig, directory: Path) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    code = run_worker(resolved, launch)
-    if code != 0:
-        _mark_dead(directory, code)
-    return code
+    ended = run_worker(resolved, launch)
+    if ended.code != 0:
+        _mark_dead(directory, ended)
+    return ended.code
 
 
 def _save_resolved(config: DictConfig, directory: Path) -> Path:
@@ -97,15 +97,16 @@ def _save_resolved(config: DictConfig, directory: Path) -> Path:
     return path
 
 
-def _mark_dead(directory: Path, code: int) -> None:
-    """A worker that was killed outright could not say so itself."""
+def _mark_dead(directory: Path, ended: Ended) -> None:
+    """A worker that was killed outright could not say so itself, nor why one that was stopped had to stop."""
     try:
         record = read_record(directory / RECORD_NAME)
     except UserError:
         return
-    if record.state is State.RUNNING:
-        how = f"killed by signal {-code}" if code < 0 else f"ended with status {code}"
-        write_record(replace(record, state=State.FAILED, error=f"the worker was {how}"), directory)
+    if record.state is State.RUNNING or ended.rank > 0:
+        write_record(replace(record, state=State.FAILED, error=str(ended)), directory)
+        if ended.rank > 0:
+            print(f"error: {ended}", file=sys.stderr)
 
 
 def _estimate(arguments: list[str]) -> int:

@@ -24,6 +24,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from gtp_exp.errors import UserError
+from gtp_exp.processes import ALONE, Processes
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ def stage_key(stage: str, version: int, reads: Mapping[str, Any]) -> str:
 @dataclass(frozen=True)
 class Cache:
     root: Path
+    processes: Processes = ALONE
 
     def stage(
         self,
@@ -55,11 +57,17 @@ class Cache:
         reads: Mapping[str, Any],
         produce: Callable[[Path], None],
         label: str = "",
+        together: bool = False,
     ) -> StageResult:
         """The finished directory of a stage; `produce(directory)` fills it when there is none.
 
-        `produce` gets the `.part` directory with whatever an interrupted run left there.
+        `produce` gets the `.part` directory with whatever an interrupted run left there. With several
+        processes the main one looks, locks and writes the manifest; `produce` runs there alone, or in all of
+        them (`together`).
         """
+        everyone = self.processes
+        if not everyone.main:
+            return self._follow(stage, version, reads, produce, together)
         label = label or stage  # for messages
         key = stage_key(stage, version, reads)
         final = self.root / stage / key
@@ -74,12 +82,16 @@ class Cache:
             seconds = _verified_seconds(final)
             if seconds is not None:
                 log.info("%s: reused %s (saved %.1f s)", label, key, seconds)
+                everyone.share(seconds)
                 return StageResult(final, key, seconds, cached=True)
             part.mkdir(exist_ok=True)
             spent = _read_json(part / "spent.json", {"seconds": 0.0})["seconds"]
             start = time.monotonic()
+            everyone.share(None)
             try:
                 produce(part)
+                if together:
+                    everyone.wait()
             finally:
                 seconds = spent + time.monotonic() - start
                 (part / "spent.json").write_text(json.dumps({"seconds": seconds}))
@@ -94,7 +106,28 @@ class Cache:
             _write_synced(part / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))
             os.replace(part, final)
             log.info("%s: done in %.1f s", label, seconds)
+            everyone.share(seconds)
             return StageResult(final, key, seconds, cached=False)
+
+    def _follow(
+        self,
+        stage: str,
+        version: int,
+        reads: Mapping[str, Any],
+        produce: Callable[[Path], None],
+        together: bool,
+    ) -> StageResult:
+        """What a process does that is not the main one."""
+        key = stage_key(stage, version, reads)
+        final = self.root / stage / key
+        seconds = self.processes.share(None)
+        cached = seconds is not None
+        if not cached:
+            if together:
+                produce(final.with_name(key + ".part"))
+                self.processes.wait()
+            seconds = self.processes.share(None)
+        return StageResult(final, key, seconds, cached)
 
 
 def sha256_file(path: Path) -> str:

@@ -19,28 +19,42 @@ from gtp_exp.data.examples import IGNORE, Example
 from gtp_exp.data.tokenization import tokenize
 from gtp_exp.errors import UserError, first_line
 from gtp_exp.models import LoadedModel
+from gtp_exp.processes import ALONE, Processes
 
 SEED = 1234  # of lm-eval's samplers: part of the task, the same in every run
 
 
 def evaluate(
-    task: EvalTask, loaded: LoadedModel, *, batch_size: int, directory: Path
+    task: EvalTask,
+    loaded: LoadedModel,
+    *,
+    batch_size: int,
+    directory: Path,
+    processes: Processes = ALONE,
 ) -> dict[str, float | str]:
-    """Metrics of one task. Writes per-document results to `samples.jsonl` in `directory`.
+    """Metrics of one task, in every process; each takes part of the documents. Writes per-document results to
+    `samples.jsonl` in `directory`.
 
     The result holds lm-eval's numbers ("acc", "exact_match", ..., with "<name>_stderr"), nats_per_token and
     nats_per_answer of the held-out answers, and "headline", the name of the metric that counts.
     """
     loss_only: dict[str, float | str] = {"headline": HELD_OUT_LOSS}
     only = task.metric == HELD_OUT_LOSS
-    metrics = loss_only if only else _lm_eval(task, loaded, batch_size, directory)
+    metrics = loss_only if only else _lm_eval(task, loaded, batch_size, directory, processes)
     if task.held_out:
-        metrics |= held_out_loss(task.held_out, loaded, batch_size=batch_size, label=task.name)
+        metrics |= held_out_loss(
+            task.held_out, loaded, batch_size=batch_size, label=task.name, processes=processes
+        )
     return metrics
 
 
 def held_out_loss(
-    examples: Sequence[Example], loaded: LoadedModel, *, batch_size: int, label: str
+    examples: Sequence[Example],
+    loaded: LoadedModel,
+    *,
+    batch_size: int,
+    label: str,
+    processes: Processes = ALONE,
 ) -> dict[str, float]:
     """Negative log-likelihood of the completions, in nats per token and per answer."""
     tokenized = tokenize(examples, loaded.tokenizer, max_length=loaded.max_length).examples
@@ -50,7 +64,8 @@ def held_out_loss(
     nats = torch.zeros(len(tokenized), dtype=torch.float64)
     with torch.inference_mode():
         batches = length_sorted_batches([e.n_tokens for e in tokenized], batch_size)
-        for batch in tqdm(batches, desc=f"{label}: held-out loss", unit="batch"):
+        own = batches[processes.rank :: processes.size]
+        for batch in tqdm(own, desc=f"{label}: held-out loss", unit="batch"):
             inputs = pad_collate([tokenized[i] for i in batch], loaded.tokenizer.pad_token_id)
             labels = inputs.pop("labels")[:, 1:].to(device)
             logits = loaded.model(**{k: v.to(device) for k, v in inputs.items()}).logits[:, :-1]
@@ -58,6 +73,7 @@ def held_out_loss(
             losses = F.cross_entropy(logits[wanted].float(), labels[wanted], reduction="none").double().cpu()
             row = wanted.nonzero()[:, 0].cpu()
             nats[torch.tensor(batch)] = torch.zeros(len(batch), dtype=torch.float64).index_add(0, row, losses)
+    nats = processes.sum(nats)  # a row is in the batch of one process, and zero elsewhere
     if not torch.isfinite(nats).all():
         raise UserError(f"task '{label}': the held-out loss is not finite; the tuned model has diverged")
     n_tokens = sum(e.n_completion_tokens for e in tokenized)
@@ -69,7 +85,9 @@ def held_out_loss(
     }
 
 
-def _lm_eval(task: EvalTask, loaded: LoadedModel, batch_size: int, directory: Path) -> dict[str, float | str]:
+def _lm_eval(
+    task: EvalTask, loaded: LoadedModel, batch_size: int, directory: Path, processes: Processes
+) -> dict[str, float | str]:
     from lm_eval import evaluator
 
     evaluator.get_git_commit_hash = lambda: None  # outside a checkout git would complain on our screen
@@ -83,6 +101,8 @@ def _lm_eval(task: EvalTask, loaded: LoadedModel, batch_size: int, directory: Pa
         batch_size=batch_size,
         max_length=loaded.max_length,
     )
+    if processes.size > 1:
+        _divide(lm, processes)
     state = torch.get_rng_state()
     try:
         # lm-eval wants absolute data paths, which must not end up in a cache that others may copy.
@@ -109,9 +129,19 @@ def _lm_eval(task: EvalTask, loaded: LoadedModel, batch_size: int, directory: Pa
         ) from error
     finally:
         torch.set_rng_state(state)  # simple_evaluate reseeds the global generators
-    assert output is not None
+    if not processes.main:  # lm-eval brings everything to the main process
+        return processes.share(None)
     _write_samples(output["samples"], directory / "samples.jsonl")
-    return _headline(task, output)
+    return processes.share(_headline(task, output))
+
+
+def _divide(lm: Any, processes: Processes) -> None:
+    """lm-eval shards documents over ranks only for models that it launched itself, and by local rank."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator()
+    lm.accelerator, lm._device = accelerator, accelerator.device
+    lm._rank, lm._world_size = processes.rank, processes.size
 
 
 def _render(task: EvalTask, folder: Path) -> None:

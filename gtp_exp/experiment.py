@@ -32,20 +32,21 @@ from gtp_exp.gradients.trajectory import load_checkpoint, save_checkpoint
 from gtp_exp.launch import Launch
 from gtp_exp.leakage import TestRows, flagged, leakage
 from gtp_exp.models import Model, ModelConfig, choose_device, prepare
+from gtp_exp.processes import Processes, connect
 from gtp_exp.results import PoolSummary, RowCounts, RunRecord, SelectionSummary, StageCost
 from gtp_exp.selection.base import Budget, Need, Selection, SelectionProblem, Selector
-from gtp_exp.tracking import METRICS_NAME, Journal, RunInfo, Tracker
+from gtp_exp.tracking import METRICS_NAME, Journal, NoTracker, RunInfo, Tracker
 from gtp_exp.training import TrainConfig, finetune, save_tuned
 
 log = logging.getLogger(__name__)
 
 # Raise a stage's version when the same inputs give another result: old cache entries are then passed over.
 VERSIONS = {
-    "warmup": 2,
+    "warmup": 3,
     "gradients": GRADIENTS_VERSION,
     "pass": 1,
     "selection": 2,
-    "finetune": 2,
+    "finetune": 3,
     "evaluation": 1,
 }
 # Another release of these may give other numbers too.
@@ -135,13 +136,25 @@ class Context:
     journal: Journal
     costs: dict[str, StageCost] = field(default_factory=dict)
 
+    @property
+    def processes(self) -> Processes:
+        return self.cache.processes
+
     def stage(
-        self, name: str, reads: Mapping[str, Any], produce: Callable[[Path], None], cost: str = ""
+        self,
+        name: str,
+        reads: Mapping[str, Any],
+        produce: Callable[[Path], None],
+        cost: str = "",
+        together: bool = True,
     ) -> StageResult:
-        """One cached step; `cost` is the name under which its seconds are added up."""
+        """One cached step; `cost` is the name under which its seconds are added up.
+
+        together: every process takes part in `produce`; else the main one does it alone.
+        """
         cost = cost or name
         reads = {**reads, "libraries": LIBRARIES}
-        result = self.cache.stage(name, VERSIONS[name], reads, produce, label=cost)
+        result = self.cache.stage(name, VERSIONS[name], reads, produce, label=cost, together=together)
         before = self.costs.get(cost, StageCost("", 0.0, True))
         key = f"{before.key} {result.key}".strip()
         self.costs[cost] = StageCost(key, before.seconds + result.seconds, before.cached and result.cached)
@@ -162,7 +175,8 @@ class Passes:
             save_file({"values": compute().contiguous()}, directory / "values.safetensors")
 
         reads = {"what": what, "model": self.c.model.identity, "libraries": LIBRARIES, **reads}
-        result = self.c.cache.stage("pass", VERSIONS["pass"], reads, produce, label=f"{what} pass")
+        alone = Cache(self.c.cache.root)  # only the main process selects
+        result = alone.stage("pass", VERSIONS["pass"], reads, produce, label=f"{what} pass")
         self.saved_seconds += result.seconds if result.cached else 0.0
         return load_file(result.directory / "values.safetensors")["values"]
 
@@ -170,16 +184,18 @@ class Passes:
 def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping[str, Any]) -> RunRecord:
     """One job from data to metrics. `record` comes back with everything that was learned."""
     x = experiment
-    cache = Cache(Path(x.settings.outputs) / "cache")
-    tracker = x.tracking.tracker()
+    device = choose_device(x.launch.device.value)
+    processes = connect(x.launch.num_processes, device)
+    cache = Cache(Path(x.settings.outputs) / "cache", processes)
+    tracker = x.tracking.tracker() if processes.main else NoTracker()
     tracker.start(RunInfo(job["name"], job["group"], directory, record.config))
     try:
-        device = choose_device(x.launch.device.value)
-        model = prepare(x.model, cache.root, device)
-        c = Context(x, model, cache, Journal(directory / METRICS_NAME, tracker))
+        model = processes.main_first(lambda: prepare(x.model, cache.root, device))
+        journal = directory / METRICS_NAME if processes.main else None
+        c = Context(x, model, cache, Journal(journal, tracker))
         chooser = c  # the same steps with the model that chooses
-        if x.selection_model is not None:
-            chooser = replace(c, model=prepare(x.selection_model, cache.root, device))
+        if (other := x.selection_model) is not None:
+            chooser = replace(c, model=processes.main_first(lambda: prepare(other, cache.root, device)))
 
         # Everything that can be wrong with the input shows here, before the long work.
         pool, benchmark = x.dataset.load(), x.benchmark
@@ -283,7 +299,8 @@ def warm_up(c: Context, candidates: Rows) -> StageResult:
             model: Any, optimizer: torch.optim.Optimizer, step: int, learning_rate: float
         ) -> None:
             name = f"checkpoint-{len(checkpoints)}"
-            save_checkpoint(directory / name, model, optimizer, step=step, learning_rate=learning_rate)
+            if c.processes.main:
+                save_checkpoint(directory / name, model, optimizer, step=step, learning_rate=learning_rate)
             checkpoints.append(name)
 
         finetune(
@@ -298,8 +315,10 @@ def warm_up(c: Context, candidates: Rows) -> StageResult:
             device=c.model.device,
             label="warm-up",
             on_epoch_end=on_epoch_end,
+            processes=c.processes,
         )
-        (directory / "trajectory.json").write_text(json.dumps(checkpoints))
+        if c.processes.main:
+            (directory / "trajectory.json").write_text(json.dumps(checkpoints))
 
     reads = {
         "model": c.model.identity,
@@ -381,7 +400,7 @@ def select(
     }
     if tuned is not c:
         reads["tokens counted for"] = tuned.model.identity
-    result = c.stage("selection", reads, produce)
+    result = c.stage("selection", reads, produce, together=False)
     saved = json.loads((result.directory / "passes.json").read_text())["saved_seconds"]
     cost = c.costs["selection"]  # as if it had been computed alone
     c.costs["selection"] = replace(cost, seconds=cost.seconds + saved)
@@ -407,8 +426,10 @@ def tune(c: Context, candidates: Rows, chosen: StageResult, selection: Selection
             dtype=c.model.dtype,
             device=c.model.device,
             label="fine-tune",
+            processes=c.processes,
         )
-        save_tuned(loaded, directory / "model")
+        if c.processes.main:
+            save_tuned(loaded, directory / "model")
 
     reads = {
         "selection": chosen.key,
@@ -441,8 +462,15 @@ def evaluate_all(
         nonlocal loaded
         if loaded is None:
             loaded = c.model.load_tuned(tuned.directory / "model") if tuned else c.model.load()
-        values = evaluate(task, loaded, batch_size=c.experiment.settings.eval_batch_size, directory=directory)
-        (directory / "metrics.json").write_text(json.dumps(values, allow_nan=False))
+        values = evaluate(
+            task,
+            loaded,
+            batch_size=c.experiment.settings.eval_batch_size,
+            directory=directory,
+            processes=c.processes,
+        )
+        if c.processes.main:
+            (directory / "metrics.json").write_text(json.dumps(values, allow_nan=False))
 
     for task in tasks:
         reads = {"tuned": tuned and tuned.key, "model": c.model.identity, "task": describe(task)}
@@ -459,7 +487,8 @@ def report_selection(
 ) -> SelectionSummary:
     """What was chosen, for people and for the leaderboard; only here are hidden labels read."""
     rows = selected.rows(candidates.examples, selection, pool.hidden)
-    selected.export(rows, directory, title=f"{directory.name}: {len(rows)} selected examples")
+    if c.processes.main:
+        selected.export(rows, directory, title=f"{directory.name}: {len(rows)} selected examples")
     summary = selected.summarise(rows, pool, [row.n_tokens for row in candidates.tokenized], selection)
     c.journal.event("selection", {"n_selected": summary.n_selected, "n_tokens": summary.n_tokens})
     table = [

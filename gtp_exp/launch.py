@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -16,6 +19,7 @@ from typing import Optional
 from gtp_exp.errors import UserError
 
 GRACE_S = 20.0  # what a worker gets to write its state before it is killed
+SETTLE_S = 2.0  # what the others get to notice by themselves why one has failed
 
 
 class Device(Enum):
@@ -27,11 +31,19 @@ class Device(Enum):
 @dataclass(frozen=True)
 class Launch:
     device: Device
-    threads: Optional[int]  # of a CPU worker; null leaves the choice to PyTorch
+    threads: Optional[int]  # of each CPU worker; null leaves the choice to PyTorch
+    num_processes: int  # of one job, on this machine
+    config_file: Optional[str]  # of Accelerate, for FSDP, DeepSpeed, several machines; null: data parallel
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise UserError(f"launch.threads={self.threads} must be at least 1, or null")
+        if self.num_processes < 1:
+            raise UserError(f"launch.num_processes={self.num_processes} must be at least 1")
+        if self.config_file is not None and not Path(self.config_file).is_file():
+            raise UserError(
+                f"launch.config_file={self.config_file} does not exist; `accelerate config` writes one"
+            )
 
     def environment(self) -> dict[str, str]:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -39,13 +51,76 @@ class Launch:
             environment["ACCELERATE_USE_CPU"] = "true"
         if self.threads is not None:
             environment["OMP_NUM_THREADS"] = str(self.threads)
+        elif self.num_processes > 1:  # torchrun would give each of them one
+            environment.setdefault(
+                "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.num_processes))
+            )
         return environment
 
+    def command(self, resolved: Path) -> list[str]:
+        """How a worker is started: by itself, or by Accelerate with its own configuration."""
+        worker = [sys.executable, "-m", "gtp_exp.worker", str(resolved)]
+        if self.config_file is None:
+            return worker
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", self.config_file]
+        options = ["--num_processes", str(self.num_processes), "--main_process_port", "0"]
+        return [*launcher, *options, *worker[1:]]
 
-def run_worker(resolved: Path, launch: Launch) -> int:
-    """Runs the worker on this terminal, to its exit status. However this process ends, so does the worker."""
-    command = [sys.executable, "-m", "gtp_exp.worker", str(resolved)]
-    worker = subprocess.Popen(command, env=launch.environment(), preexec_fn=_die_with_parent)
+    def environments(self) -> list[dict[str, str]]:
+        """Of each process that is started here, the main one first."""
+        common = self.environment()
+        if self.num_processes == 1 or self.config_file is not None:
+            return [common]
+        # What torch.distributed reads. `accelerate launch --cpu` would start a single process without a word,
+        # and torchrun reports a user's mistake by a traceback of its own.
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        size = str(self.num_processes)
+        group = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "WORLD_SIZE": size,
+            "LOCAL_WORLD_SIZE": size,
+        }
+        return [{**common, **group, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(self.num_processes)]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a job's workers came to their end: that of the first that failed, or of all."""
+
+    code: int  # exit status, below 0 the signal
+    rank: int
+
+    def __str__(self) -> str:
+        who = "the worker" if self.rank == 0 else f"process {self.rank}"
+        how = f"was killed by signal {-self.code}" if self.code < 0 else f"ended with status {self.code}"
+        return f"{who} {how}" + (f"; see {follower_log(self.rank)}" if self.rank else "")
+
+
+def follower_log(rank: int) -> str:
+    return f"worker.rank{rank}.log"
+
+
+def run_worker(resolved: Path, launch: Launch) -> Ended:
+    """Runs a job's worker processes to their end, the main one on this terminal, the others into files.
+
+    When one fails the others are stopped. However this process ends, so do they.
+    """
+    workers = []
+    for rank, environment in enumerate(launch.environments()):
+        with contextlib.ExitStack() as stack:
+            out = stack.enter_context((resolved.parent / follower_log(rank)).open("w")) if rank else None
+            workers.append(
+                subprocess.Popen(
+                    launch.command(resolved),
+                    env=environment,
+                    stdout=out,
+                    stderr=out,
+                    preexec_fn=die_with_parent,
+                )
+            )
     previous = {}
     if threading.current_thread() is threading.main_thread():
 
@@ -54,20 +129,43 @@ def run_worker(resolved: Path, launch: Launch) -> int:
 
         previous = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGHUP)}
     try:
-        return worker.wait()
+        if len(workers) == 1:
+            return Ended(workers[0].wait(), 0)
+        return _first_failure(workers)
     finally:
-        if worker.poll() is None:  # Ctrl-C, a signal or an exception here
-            worker.terminate()
-            try:
-                worker.wait(GRACE_S)
-            except subprocess.TimeoutExpired:
-                worker.kill()
-                worker.wait()
+        _stop(workers)  # Ctrl-C, a signal or an exception here, or one of them failed
         for signum, handler in previous.items():
             signal.signal(signum, handler)
 
 
-def _die_with_parent() -> None:
+def _first_failure(workers: list[subprocess.Popen]) -> Ended:
+    while True:
+        codes = [worker.poll() for worker in workers]
+        if any(codes):
+            time.sleep(SETTLE_S)
+            failed = [Ended(code, rank) for rank, worker in enumerate(workers) if (code := worker.poll())]
+            # A killed one takes the others down; a mistake that all of them see is told by the main one.
+            return next((ended for ended in failed if ended.code < 0), failed[0])
+        if None not in codes:
+            return Ended(0, 0)
+        time.sleep(0.1)
+
+
+def _stop(workers: list[subprocess.Popen]) -> None:
+    running = [worker for worker in workers if worker.poll() is None]
+    for worker in running:
+        worker.terminate()
+    deadline = time.monotonic() + GRACE_S
+    for worker in running:
+        try:
+            worker.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
+
+
+def die_with_parent() -> None:
+    """Asks for SIGTERM when the process that started this one is gone, however it went."""
     if sys.platform == "linux":  # holds even when the parent is killed with SIGKILL
         pr_set_pdeathsig = 1
         ctypes.CDLL("libc.so.6").prctl(pr_set_pdeathsig, signal.SIGTERM)

@@ -138,12 +138,14 @@ class _WandbTracker:
 
 
 class Journal:
-    """metrics.jsonl, and its mirror."""
+    """metrics.jsonl, and its mirror; without a path it keeps nothing."""
 
-    def __init__(self, path: Path, tracker: Tracker) -> None:
+    def __init__(self, path: Path | None, tracker: Tracker) -> None:
         self.path, self.tracker = path, tracker
 
     def event(self, kind: str, values: Mapping[str, Any]) -> None:
+        if self.path is None:
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": time.time(), "kind": kind, **values}, ensure_ascii=False) + "\n")
         self.tracker.event(kind, values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
@@ -23,6 +23,7 @@ from gtp_exp.data.examples import IGNORE, TokenizedExample
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.loss import Reduction
 from gtp_exp.models import LoadedModel
+from gtp_exp.processes import ALONE, Processes
 
 
 class Schedule(Enum):
@@ -40,7 +41,7 @@ class TrainConfig:
     weight_decay: float
     max_grad_norm: float
     batch_size: int  # examples per optimizer step, over all processes
-    micro_batch_size: int  # examples per forward pass
+    micro_batch_size: int  # examples per forward pass of one process, at most
     use_weights: bool  # train on sum_i w_i (loss of example i), w the selection's weights
 
     def __post_init__(self) -> None:
@@ -77,16 +78,19 @@ def finetune(
     device: torch.device,
     label: str,
     on_epoch_end: EpochHook | None = None,
+    processes: Processes = ALONE,
 ) -> None:
     """Trains `loaded` in place; writes the training curve to `history.jsonl` in `directory`.
 
     weights: [len(examples)], >= 0, of mean 1, or None. reduction: of the loss whose gradients the weights
-    were fitted to; see `loss_terms`. Accumulation and several processes change nothing. After a kill the run
-    goes on from the last epoch, but with an `on_epoch_end` hook it starts over.
+    were fitted to; see `loss_terms`. Accumulation and several processes change nothing but rounding: every
+    step sees the same rows. After a kill the run goes on from the last epoch, but with an `on_epoch_end` hook
+    it starts over. The hook is called in every process.
     """
     scratch = directory / "trainer"
-    if on_epoch_end is not None:
+    if on_epoch_end is not None and processes.main:
         shutil.rmtree(scratch, ignore_errors=True)
+    micro_batch = micro_batch_size(config, processes.size)
     arguments = TrainingArguments(
         output_dir=str(scratch),
         num_train_epochs=config.epochs,
@@ -95,8 +99,8 @@ def finetune(
         warmup_steps=int(config.warmup_ratio * config.epochs * math.ceil(len(examples) / config.batch_size)),
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
-        per_device_train_batch_size=config.micro_batch_size,
-        gradient_accumulation_steps=config.batch_size // config.micro_batch_size,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=config.batch_size // (micro_batch * processes.size),
         bf16=dtype == torch.bfloat16,
         use_cpu=device.type == "cpu",
         seed=seed,
@@ -117,16 +121,31 @@ def finetune(
     trainer = _WeightedTrainer(
         model=loaded.model,
         args=arguments,
-        train_dataset=_Terms(examples, loss_terms(examples, weights, reduction)),
+        train_dataset=_Terms(
+            examples, loss_terms(examples, weights, reduction), loaded.tokenizer.pad_token_id
+        ),
         data_collator=lambda rows: _collate(rows, loaded.tokenizer.pad_token_id),
         callbacks=[progress],
     )
+    trainer.order = Order(len(examples), micro_batch * processes.size if processes.size > 1 else 1, seed)
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=_resumable(scratch))
+    trainer.train(resume_from_checkpoint=processes.share(_resumable(scratch)))
     loaded.model.eval()
     history = [row for row in trainer.state.log_history if "loss" in row]
-    (directory / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))
-    shutil.rmtree(scratch, ignore_errors=True)
+    if processes.main:
+        (directory / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def micro_batch_size(config: TrainConfig, processes: int) -> int:
+    """Examples per forward pass of one process: as configured, or fewer that divide its share of a batch."""
+    share, rest = divmod(config.batch_size, processes)
+    if rest or not share:
+        raise UserError(
+            f"batch_size={config.batch_size} cannot be divided among launch.num_processes={processes}; "
+            f"use {max(1, share) * processes} or another multiple"
+        )
+    return max(n for n in range(1, min(config.micro_batch_size, share) + 1) if share % n == 0)
 
 
 def save_tuned(loaded: LoadedModel, directory: Path) -> None:
@@ -153,15 +172,43 @@ def loss_terms(
     return [(w / n, 1.0) for w, n in zip(weights.tolist(), lengths, strict=True)]
 
 
+NO_ROW = -1
+
+
+class Order(Sampler):
+    """A random order of n rows, anew in every epoch, the same for any number of processes.
+
+    With several it is filled up with NO_ROW to a multiple of what one pass of all of them takes, or they
+    would repeat rows to come out even.
+    """
+
+    def __init__(self, n: int, multiple: int, seed: int) -> None:
+        self.n, self.multiple, self.seed, self.epoch = n, multiple, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.n // self.multiple) * self.multiple
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
+        yield from torch.randperm(self.n, generator=generator).tolist()
+        yield from [NO_ROW] * (len(self) - self.n)
+
+
 class _Terms(Dataset):
-    def __init__(self, examples: Sequence[TokenizedExample], terms: Sequence[tuple[float, float]]) -> None:
+    def __init__(
+        self, examples: Sequence[TokenizedExample], terms: Sequence[tuple[float, float]], pad_id: int
+    ) -> None:
         self.rows = list(zip(examples, terms, strict=True))
+        self.no_row = TokenizedExample("", (pad_id, pad_id), (IGNORE, IGNORE)), (0.0, 0.0)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, i: int) -> tuple[TokenizedExample, tuple[float, float]]:
-        return self.rows[i]
+        return self.no_row if i == NO_ROW else self.rows[i]
 
 
 def _collate(
@@ -173,6 +220,11 @@ def _collate(
 
 
 class _WeightedTrainer(Trainer):
+    order: Order
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
+        return self.order
+
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
         # sum_i n_i over accumulation and processes
         total = torch.stack([batch["size"].sum() for batch in batch_samples]).sum().to(device)

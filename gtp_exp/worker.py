@@ -16,12 +16,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from omegaconf import OmegaConf
 
 from gtp_exp.config import build
 from gtp_exp.errors import UserError
+from gtp_exp.launch import die_with_parent
 from gtp_exp.results import Names, RunRecord, State, write_record
 from gtp_exp.tracking import METRICS_NAME
 
@@ -32,12 +33,14 @@ log = logging.getLogger("gtp_exp")
 
 def main() -> None:
     resolved = Path(sys.argv[1])
-    directory = resolved.parent
+    directory, rank = resolved.parent, int(os.environ.get("RANK", "0"))
+    die_with_parent()
     _quiet_libraries()
+    if rank > 0:
+        _follow(resolved)
     _log_to(directory / "worker.log")
     signal.signal(signal.SIGTERM, _interrupt)
-    config: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(resolved))  # type: ignore[assignment]
-    job = config.pop("job")
+    config, job = _read(resolved)
     record = _begin(config, job)
     write_record(record, directory)
     (directory / METRICS_NAME).unlink(missing_ok=True)
@@ -53,12 +56,52 @@ def main() -> None:
         log.error("interrupted; run the same command again to go on from the last finished stage")
         record, code = replace(record, state=State.INTERRUPTED, error="interrupted"), 130
     except Exception as error:
-        log.exception("failed")
+        if _lost_contact(error):
+            log.error("another process of this job is gone")  # which one, and how, the parent knows
+        else:
+            log.exception("failed")
         record, code = replace(record, state=State.FAILED, error=f"{type(error).__name__}: {error}"), 1
     write_record(replace(record, finished=_now()), directory)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # threads of tracking or data loading must not keep a finished job alive
+
+
+def _lost_contact(error: Exception) -> bool:
+    """Whether a message between the job's processes did not get through."""
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def _read(resolved: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    config: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(resolved))  # type: ignore[assignment]
+    job = config.pop("job")
+    return config, job
+
+
+def _follow(resolved: Path) -> NoReturn:
+    """A process beside the main one: it works along, and reports nothing but its own end.
+
+    Its output goes into a file of its own (launch.py).
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    config, job = _read(resolved)
+    code = 0
+    try:
+        from gtp_exp.experiment import run
+
+        run(assemble(config), _begin(config, job), resolved.parent, job)
+    except UserError as error:
+        log.error("%s", error)
+        code = 2
+    except (KeyboardInterrupt, SystemExit):
+        code = 130
+    except Exception:
+        log.exception("failed")
+        code = 1
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def assemble(config: Mapping[str, Any], build: Callable[[Any, str], Any] = build) -> Any:

@@ -1,0 +1,232 @@
+"""Two processes on the CPU do what one does: real ones, with gloo between them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_command_line import ENVIRONMENT, command
+
+from gtp_exp.errors import UserError
+from gtp_exp.gradients.store import GradientStore
+from gtp_exp.processes import ALONE, connect
+from gtp_exp.training import NO_ROW, Order, TrainConfig, micro_batch_size
+
+# Seven rows chosen: the last step of training is not full, and no share of it is.
+JOB = ["selector=gtp", "budget=rows", "budget.amount=7", "model.precision=fp32", "train.batch_size=4"]
+
+
+def start(folder, processes, *overrides):
+    directory = f"hydra.run.dir={folder}/run"
+    return command(*JOB, f"launch.num_processes={processes}", f"outputs={folder}", directory, *overrides)
+
+
+def run(folder, processes, *overrides):
+    line = start(folder, processes, *overrides)
+    return subprocess.run(line, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
+
+
+def results(folder):
+    return json.loads((folder / "run" / "results.json").read_text())
+
+
+def entry(folder, stage):
+    """The only finished entry of a stage that matters here."""
+    key = results(folder)["stages"][stage]["key"].split()[0]
+    return folder / "cache" / stage.split(":")[0] / key
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """The same job by one process and by two. The two are given the warm-up of the one: rounding grows."""
+    one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
+    done = run(one, 1)
+    assert done.returncode == 0, done.stderr
+    shutil.copytree(one / "cache" / "warmup", two / "cache" / "warmup")
+    done = run(two, 2)
+    assert done.returncode == 0, done.stderr
+    assert results(two)["stages"]["warmup"]["cached"]
+    return one, two
+
+
+def same_tensors(left, right, tolerance):
+    a, b = load_file(left), load_file(right)
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=tolerance, atol=tolerance)
+
+
+def test_they_share_every_key(pair):
+    one, two = (results(folder) for folder in pair)
+    assert {k: v["key"] for k, v in one["stages"].items()} == {k: v["key"] for k, v in two["stages"].items()}
+
+
+@pytest.mark.parametrize("stage", ["gradients: pool", "gradients: target"])
+def test_gradients_are_equal(pair, stage):
+    one, two = (GradientStore.open(entry(folder, stage) / "store") for folder in pair)
+    assert one.ids == two.ids
+    for t in range(2):
+        for direction in one.directions:
+            index = torch.arange(one.n)
+            left, right = (store.features(t, direction).rows(index).float() for store in (one, two))
+            torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-6)  # stored in half precision
+
+
+def test_the_choice_is_the_same(pair):
+    one, two = (load_file(entry(folder, "selection") / "selection.safetensors") for folder in pair)
+    assert torch.equal(one["indices"], two["indices"])
+    torch.testing.assert_close(one["weights"], two["weights"], rtol=1e-4, atol=1e-6)
+
+
+def test_fine_tuning_is_equal_to_rounding(pair):
+    one, two = (entry(folder, "finetune") for folder in pair)
+    same_tensors(*(e / "model" / "adapter_model.safetensors" for e in (one, two)), 1e-5)
+    curves = [[json.loads(row) for row in (e / "history.jsonl").read_text().splitlines()] for e in (one, two)]
+    assert len(curves[0]) == len(curves[1]) == 2  # the second step has three rows
+    for left, right in zip(*curves, strict=True):
+        assert left["step"] == right["step"] and left["loss"] == pytest.approx(right["loss"], abs=1e-4)
+
+
+def test_metrics_are_equal_and_every_document_is_tested_once(pair):
+    one, two = (results(folder) for folder in pair)
+    for name in ("metrics", "untuned"):
+        for task, values in one[name].items():
+            assert two[name][task].pop("headline") == values.pop("headline")
+            assert two[name][task] == pytest.approx(values, rel=1e-4)
+    samples = [
+        [json.loads(row) for row in (entry(folder, "evaluation") / "samples.jsonl").read_text().splitlines()]
+        for folder in pair
+    ]
+    assert [row["doc_id"] for row in samples[0]] == [row["doc_id"] for row in samples[1]]
+
+
+def test_a_warm_up_by_two_is_the_same_trajectory(pair, tmp_path):
+    done = run(tmp_path, 2, "until=selection")
+    assert done.returncode == 0, done.stderr
+    for name in ("trainable", "moments"):
+        same_tensors(
+            *(entry(f, "warmup") / "checkpoint-1" / f"{name}.safetensors" for f in (pair[0], tmp_path)), 1e-5
+        )
+
+
+def test_only_the_main_process_reports(pair):
+    folder = pair[1] / "run"
+    kinds = [json.loads(row)["kind"] for row in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert kinds.count("selection") == 1
+    assert (folder / "worker.rank1.log").exists() and "done in" not in (
+        folder / "worker.rank1.log"
+    ).read_text()
+
+
+def test_a_mistake_is_told_once_and_without_a_traceback(tmp_path):
+    done = run(tmp_path, 2, "budget.amount=4000")
+    assert done.returncode == 2
+    assert done.stderr.count("budget.amount=4000") == 1 and "Traceback" not in done.stderr
+
+
+def test_a_batch_that_cannot_be_divided_is_refused(tmp_path):
+    done = run(tmp_path, 2, "train.batch_size=3", "train.micro_batch_size=1")
+    assert (
+        done.returncode == 2 and "batch_size=3 cannot be divided among launch.num_processes=2" in done.stderr
+    )
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0] != "Z"
+    except OSError:
+        return False
+
+
+def workers_of(parent):
+    """Process ids of a running job's workers, by rank."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if int((process / "stat").read_text().rsplit(") ", 1)[1].split()[1]) == parent:
+                environment = dict(
+                    pair.split("=", 1)
+                    for pair in (process / "environ").read_text().split("\0")
+                    if "=" in pair
+                )
+                found[int(environment["RANK"])] = int(process.name)
+        except (OSError, KeyError):
+            continue
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("victim", [0, 1, "parent"])
+def test_the_loss_of_a_process_ends_the_job_and_leaves_none_behind(tmp_path, victim):
+    line = start(tmp_path, 2, "train.epochs=400")
+    job = subprocess.Popen(
+        line, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("cache/finetune/*.part")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    workers = workers_of(job.pid)
+    assert set(workers) == {0, 1}
+    os.kill(job.pid if victim == "parent" else workers[victim], signal.SIGKILL)
+    job.wait(40)
+    deadline = time.monotonic() + 40
+    while any(map(alive, workers.values())) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(alive, workers.values())) and job.returncode != 0
+    if victim != "parent":
+        assert "Traceback" not in job.stdout.read().decode()
+        record = results(tmp_path)
+        assert record["state"] == "failed" and "was killed by signal 9" in record["error"]
+
+
+def test_processes_that_do_not_find_each_other_are_refused():
+    code = (
+        "import torch; from gtp_exp.processes import connect\n"
+        "try: connect(2, torch.device('cpu'))\n"
+        "except Exception as e: print(type(e).__name__, e)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
+    assert "UserError launch.num_processes=2, but 1 joined" in done.stdout, done.stderr
+
+
+def test_one_process_needs_no_group():
+    assert connect(1, torch.device("cpu")) is ALONE
+    assert ALONE.share(3) == 3 and ALONE.collect(3) == [3] and ALONE.main_first(lambda: 3) == 3
+
+
+def test_the_order_is_a_permutation_of_its_own_in_every_epoch_filled_up_to_the_multiple():
+    orders = []
+    for multiple in (1, 4):
+        order = Order(10, multiple, seed=5)
+        for epoch in (0, 1):
+            order.set_epoch(epoch)
+            orders.append(list(order))
+    assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1]) == list(range(10))
+    assert orders[2] == orders[0] + [NO_ROW] * 2 and len(Order(10, 4, 5)) == 12
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "processes", "expected"), [(8, 8, 1, 8), (8, 8, 2, 4), (12, 4, 2, 3), (6, 2, 3, 2)]
+)
+def test_a_share_of_the_batch_is_divided_into_equal_passes(batch, micro, processes, expected):
+    settings = {"epochs": 1, "learning_rate": 1.0, "schedule": "linear", "warmup_ratio": 0.0}
+    config = TrainConfig(
+        **settings,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        batch_size=batch,
+        micro_batch_size=micro,
+        use_weights=False,
+    )
+    assert micro_batch_size(config, processes) == expected
+    with pytest.raises(UserError, match="use 7 or another multiple"):
+        micro_batch_size(config, 7)
