@@ -32,7 +32,7 @@ from gtp_exp.gradients.trajectory import load_checkpoint, save_checkpoint
 from gtp_exp.launch import Launch
 from gtp_exp.leakage import TestRows, flagged, leakage
 from gtp_exp.models import Model, ModelConfig, choose_device, prepare
-from gtp_exp.processes import Processes, connect
+from gtp_exp.processes import ALONE, Processes, connect
 from gtp_exp.results import PoolSummary, RowCounts, RunRecord, SelectionSummary, StageCost
 from gtp_exp.selection.base import Budget, Need, Selection, SelectionProblem, Selector
 from gtp_exp.tracking import METRICS_NAME, Journal, NoTracker, RunInfo, Tracker
@@ -368,6 +368,7 @@ def select(
 ) -> tuple[StageResult, Selection]:
     """`c` has the model that chooses; the rows' tokens are counted as the `tuned` model reads them."""
     x, passes = c.experiment, Passes(c)
+    distributed = getattr(x.selector, "distributed", False)
 
     def produce(directory: Path) -> None:
         problem = SelectionProblem(
@@ -380,8 +381,11 @@ def select(
             pool_gradients=pool_gradients and GradientStore.open(pool_gradients.directory / "store"),
             target_gradients=target_gradients and GradientStore.open(target_gradients.directory / "store"),
             model=replace(c.model.load(), keep=passes) if Need.MODEL in x.selector.needs else None,
+            processes=c.processes if distributed else ALONE,
         )
         selection = x.selector.select(problem)
+        if not c.processes.main:
+            return
         arrays = {"indices": selection.indices, "weights": selection.weights, "scores": selection.scores}
         save_file({k: v.contiguous() for k, v in arrays.items()}, directory / "selection.safetensors")
         (directory / "diagnostics.json").write_text(json.dumps(dict(selection.diagnostics), allow_nan=False))
@@ -400,7 +404,7 @@ def select(
     }
     if tuned is not c:
         reads["tokens counted for"] = tuned.model.identity
-    result = c.stage("selection", reads, produce, together=False)
+    result = c.stage("selection", reads, produce, together=distributed)
     saved = json.loads((result.directory / "passes.json").read_text())["saved_seconds"]
     cost = c.costs["selection"]  # as if it had been computed alone
     c.costs["selection"] = replace(cost, seconds=cost.seconds + saved)

@@ -20,8 +20,8 @@ class Rows(Protocol):
         """The type in which rows are read: float32, bfloat16 or float16."""
         ...
 
-    def chunks(self, size: int) -> Iterator[tuple[int, torch.Tensor]]:
-        """(first row, rows) in order; a chunk has at most `size` rows."""
+    def chunks(self, size: int, span: range | None = None) -> Iterator[tuple[int, torch.Tensor]]:
+        """(first row, rows) in order, of consecutive rows (None: of all); a chunk has at most `size` rows."""
         ...
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
@@ -63,9 +63,10 @@ class TensorRows:
     def dtype(self) -> torch.dtype:
         return self.matrix.dtype
 
-    def chunks(self, size: int) -> Iterator[tuple[int, torch.Tensor]]:
-        for start in range(0, len(self.matrix), size):
-            yield start, self.matrix[start : start + size]
+    def chunks(self, size: int, span: range | None = None) -> Iterator[tuple[int, torch.Tensor]]:
+        span = range(len(self.matrix)) if span is None else span
+        for start in span[::size]:
+            yield start, self.matrix[start : min(start + size, span.stop)]
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
         return self.matrix[index]

@@ -188,13 +188,16 @@ class ShardedRows:
             return from_int8(rows, self._scales[shard][where])
         return rows
 
-    def chunks(self, size: int) -> Iterator[tuple[int, torch.Tensor]]:
+    def chunks(self, size: int, span: range | None = None) -> Iterator[tuple[int, torch.Tensor]]:
         """Views into the maps, float32 copies of int8; chunks may be shorter at a shard's end."""
         if size < 1:
             raise ValueError(f"chunks of {size} rows")
+        span = range(self.shape[0]) if span is None else span
         for shard, rows in enumerate(self._maps):
-            for start in range(0, len(rows), size):
-                yield shard * self.shard_rows + start, self._read(shard, slice(start, start + size))
+            first = shard * self.shard_rows
+            begin, end = max(span.start, first), min(span.stop, first + len(rows))
+            for start in range(begin, end, size):
+                yield start, self._read(shard, slice(start - first, min(start + size, end) - first))
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
         out = torch.empty(len(index), self.shape[1], dtype=self.dtype)

@@ -11,7 +11,17 @@ import numpy as np
 
 from gtp_exp.errors import UserError
 from gtp_exp.leaderboard.comparability import TRAJECTORY_SEED, Row, Table, flatten
-from gtp_exp.leaderboard.metrics import HEADLINE, Metric, describe, headline_metric, mean_over_tasks
+from gtp_exp.leaderboard.metrics import (
+    CHOICE,
+    COPIES,
+    CORRUPTED,
+    HEADLINE,
+    ON_TARGET,
+    Metric,
+    describe,
+    headline_metric,
+    mean_over_tasks,
+)
 from gtp_exp.leaderboard.records import Run
 from gtp_exp.leaderboard.statistics import (
     ALPHA,
@@ -188,13 +198,14 @@ def task_changes(board: Board, line: Line) -> tuple[TaskChange, ...]:
 
 
 def _metrics(runs: Sequence[Run], first: str) -> tuple[Metric, ...]:
-    """The ranking metric, then the held-out loss and the headline one where they are others."""
+    """The ranking metric, then the held-out loss or what labels say, and the headline where it is another."""
     if not runs:
         return ()
     headline = headline_metric({str(v["headline"]) for run in runs for v in run.record.metrics.values()})
     present = {key for run in runs for values in run.record.metrics.values() for key in values}
     chosen = [headline if first == HEADLINE else describe(first)]
-    for kind in ([describe(LOSS)] if LOSS in present else []) + [headline]:
+    beside = [describe(name) for name in (LOSS, ON_TARGET, CORRUPTED, COPIES) if name in present]
+    for kind in [*beside, headline]:
         if kind.name not in {other.name for other in chosen}:
             chosen.append(kind)
     return tuple(chosen)
@@ -240,8 +251,12 @@ def _block(
 ) -> Block:
     first = metrics[0] if metrics else None
     of_first = {id(row): values[id(row)].get(first.name, {}) if first else {} for row in rows}
+    shares = {kind.name for kind in metrics if kind.percent}
     summary = {
-        id(row): {name: summarise(list(by_seed.values())) for name, by_seed in values[id(row)].items()}
+        id(row): {
+            name: summarise(list(by_seed.values()), share=name in shares)
+            for name, by_seed in values[id(row)].items()
+        }
         for row in rows
     }
 
@@ -372,6 +387,11 @@ def _notes(table: Table, blocks: Sequence[Block], metrics: tuple[Metric, ...], b
     notes: list[str] = []
     if not metrics:
         notes.append("These runs were not evaluated: only the selections can be compared.")
+    if any(CHOICE in run.record.metrics for run in table.runs):
+        notes.append(
+            "No model was tested: the choices are judged by labels of the rows that no selector has seen. "
+            "A row on target need not be the better one to train on."
+        )
     if metrics and baseline not in {row.selector for row in table.rows}:
         notes.append(f"No run of the baseline {baseline}: nothing is compared to it.")
     commits = {run.record.git_sha or "unknown" for run in table.runs}

@@ -6,13 +6,16 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 from gtp_exp.errors import UserError
 from gtp_exp.leaderboard import date_lm, examples, exports, page
 from gtp_exp.leaderboard.board import LOSS, check_metric, score
+from gtp_exp.leaderboard.choices import judged
 from gtp_exp.leaderboard.comparability import group
+from gtp_exp.leaderboard.metrics import CHOICE, HEADLINE
 from gtp_exp.leaderboard.records import load
 
 
@@ -29,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build(arguments: argparse.Namespace) -> str:
     """Runs -> tables -> files in `out`; returns what to print."""
     loaded = load(arguments.runs)
+    if arguments.choices or not any(run.record.metrics for run in loaded.complete):
+        loaded = replace(loaded, runs=tuple(judged(run) for run in loaded.runs))
     now = datetime.now(timezone.utc)  # noqa: UP017  Python 3.10
     if arguments.date_lm is not None:
         submission = date_lm.Submission(
@@ -40,14 +45,16 @@ def build(arguments: argparse.Namespace) -> str:
         )
         written = date_lm.write(loaded.complete, submission, arguments.date_lm, now)
         return "\n".join([written[1].read_text(encoding="utf-8"), *map(str, written)])
-    check_metric(loaded.complete, arguments.metric)
+    by_labels = any(CHOICE in run.record.metrics for run in loaded.complete)
+    metric = arguments.metric or (HEADLINE if by_labels else LOSS)
+    check_metric(loaded.complete, metric)
     grouped = group(loaded.complete, beside=arguments.beside)
-    boards = [score(table, metric=arguments.metric, baseline=arguments.baseline) for table in grouped.tables]
+    boards = [score(table, metric=metric, baseline=arguments.baseline) for table in grouped.tables]
     chosen = examples.collect(boards, per_row=arguments.examples)
 
     text = exports.markdown(boards, loaded, arguments.baseline)
     html = page.render(boards, grouped, loaded, chosen, baseline=arguments.baseline, now=now)
-    document = exports.json_document(boards, loaded, metric=arguments.metric, baseline=arguments.baseline)
+    document = exports.json_document(boards, loaded, metric=metric, baseline=arguments.baseline)
     files = {
         "leaderboard.md": text,
         "leaderboard.csv": exports.csv_table(boards),
@@ -76,7 +83,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, default=Path("outputs/leaderboard"), help="default: %(default)s")
     parser.add_argument(
-        "--metric", default=LOSS, help="what ranks, averaged over tasks, or `headline`; default: %(default)s"
+        "--metric",
+        help=f"what ranks, averaged over tasks, or `headline`; default: {LOSS}, of choices the headline",
+    )
+    parser.add_argument(
+        "--choices",
+        action="store_true",
+        help="judge what was chosen by the pool's hidden labels instead of the tuned models; the default for "
+        "runs until=selection",
     )
     parser.add_argument(
         "--baseline",

@@ -183,6 +183,11 @@ def _curves(value: Any, name: str) -> list[Curve]:
     return []
 
 
+def label_shares(record: RunRecord) -> dict[str, float]:
+    """Of the chosen rows: on target, and with each yes/no label."""
+    return {} if record.selection is None else _shares(record, record.selection.label_mix)
+
+
 def _shares(record: RunRecord, mix: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Yes/no labels, and the share on target where the benchmark's settings name the target's values."""
     pool = record.selection.pool_mix if record.selection else {}

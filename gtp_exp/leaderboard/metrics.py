@@ -6,9 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 HEADLINE = "headline"  # each task's own headline metric
+# Where hidden labels judge: what stands for a task, and its metrics, shares of the chosen rows.
+CHOICE = "choice"
+ON_TARGET, CORRUPTED, COPIES, NEAR_COPIES = "on_target", "corrupted", "exact_copies", "near_copies"
 
 _LOWER_IS_BETTER = ("nats", "loss", "perplexity", "ppl", "bits", "nll", "brier", "error", "wer", "mse", "bpb")
-_SHARES = ("acc", "exact_match", "em", "accuracy", "win_rate")
+_FAULTS = (CORRUPTED, COPIES, NEAR_COPIES)
+_SHARES = ("acc", "exact_match", "em", "accuracy", "win_rate", ON_TARGET, *_FAULTS)
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ def describe(name: str) -> Metric:
     return Metric(
         name=name,
         label=name.replace("_", " "),
-        higher_is_better=not any(word in base for word in _LOWER_IS_BETTER),
+        higher_is_better=base not in _FAULTS and not any(word in base for word in _LOWER_IS_BETTER),
         percent=base in _SHARES or base.startswith(("acc_", "exact_match")),
     )
 

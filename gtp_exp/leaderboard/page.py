@@ -25,6 +25,7 @@ from gtp_exp.leaderboard.comparability import Grouped
 from gtp_exp.leaderboard.diagnostics import Facts, Mix, Overlap
 from gtp_exp.leaderboard.examples import Examples
 from gtp_exp.leaderboard.exports import show_p
+from gtp_exp.leaderboard.metrics import CHOICE
 from gtp_exp.leaderboard.records import Loaded, Run
 from gtp_exp.leaderboard.statistics import ALPHA, BOOTSTRAP_FROM, CONFIDENCE
 from gtp_exp.results import RunRecord
@@ -98,6 +99,7 @@ def render(
         choosers=sorted({(c.selector, c.budget) for card in examples.cards for c in card.choices}),
         style=style,
         baseline=baseline,
+        by_labels=any(CHOICE in board.tasks for board in boards),
         alpha=ALPHA,
         confidence=f"{CONFIDENCE:.0%}",
         bootstrap_from=BOOTSTRAP_FROM,

@@ -52,7 +52,8 @@ class Paired:
     win_rate: float  # share of seeds where the first is better; a tie counts half
 
 
-def summarise(values: Sequence[float]) -> Summary:
+def summarise(values: Sequence[float], *, share: bool = False) -> Summary:
+    """share: the mean cannot leave [0, 1], so neither does its interval."""
     sample = np.asarray(values, dtype=float)
     n = len(sample)
     if n == 0:
@@ -62,6 +63,8 @@ def summarise(values: Sequence[float]) -> Summary:
         return Summary(n=1, mean=mean, sd=None, interval=None)
     sd = float(sample.std(ddof=1))
     interval = bootstrap_interval(sample) if n >= BOOTSTRAP_FROM else t_interval(sample)
+    if share:
+        interval = Interval(max(0.0, interval.low), min(1.0, interval.high), interval.method)
     return Summary(n=n, mean=mean, sd=sd, interval=interval)
 
 

@@ -20,8 +20,10 @@ import numpy as np
 import torch
 
 from gtp_exp.gradients.features import Rows, TensorRows
+from gtp_exp.processes import ALONE, Processes
 from gtp_exp.selection import fused
 from gtp_exp.selection.fused import Kernel
+from gtp_exp.selection.sharded import in_memory
 
 BLOCK = 1024  # rows converted to float32 at a time: 8 MB at 2,048 columns, which stays in the cache
 WIDEN = 512  # the same for each of several threads
@@ -69,6 +71,7 @@ class BlockAtoms:
 
     blocks: tuple[Block, ...]
     chunk_rows: int
+    processes: Processes = ALONE  # each passes over its own rows
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -81,7 +84,7 @@ class BlockAtoms:
         total = torch.zeros(self.shape[0], residual.shape[1])
         for block, part in zip(self.blocks, self._split(residual.float()), strict=True):
             lifted = part if block.basis is None else block.basis.T @ part  # [d, S]
-            whole = isinstance(block.rows, TensorRows)  # in memory a chunk is a view and costs nothing
+            whole = in_memory(block.rows)  # there a chunk is a view and costs nothing
             kernel = self._fused(block) if lifted.shape[1] == 1 else None
             for start, chunk in block.rows.chunks(self.shape[0] if whole else self.chunk_rows):
                 stop = start + len(chunk)
@@ -90,7 +93,7 @@ class BlockAtoms:
                 else:
                     product = kernel(chunk, lifted[:, 0].contiguous())[:, None]
                 total[start:stop] += block.scale[start:stop, None] * product
-        return total
+        return self.processes.sum(total)
 
     def _fused(self, block: Block) -> Kernel | None:
         """A compiled kernel for half-width rows, where the pass is large enough to be worth making one."""
@@ -114,7 +117,7 @@ class BlockAtoms:
                     part = chunk[first : first + BLOCK].float()
                     total += (part.T @ scaled[start + first : start + first + len(part)]).double()
             parts.append(total if block.basis is None else block.basis.double() @ total)
-        return torch.cat(parts)
+        return self.processes.sum(torch.cat(parts))
 
 
 def tensor_atoms(matrix: torch.Tensor, chunk_rows: int = 1 << 20) -> BlockAtoms:

@@ -15,6 +15,7 @@ import torch
 
 from gtp_exp.data.examples import Example
 from gtp_exp.errors import UserError
+from gtp_exp.processes import ALONE, Processes
 
 if TYPE_CHECKING:
     from gtp_exp.gradients.features import GradientFeatures
@@ -101,6 +102,7 @@ class SelectionProblem:
     pool_gradients: GradientFeatures | None = None  # N rows per checkpoint
     target_gradients: GradientFeatures | None = None  # one row per target example; None in-domain
     model: LoadedModel | None = None  # the untuned model and its tokenizer
+    processes: Processes = ALONE  # that call a `distributed` selector together
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,7 @@ class Selection:
 class Selector(Protocol):
     needs: ClassVar[frozenset[Need]]
     version: ClassVar[int]  # raise it when the same settings choose differently: it enters the cache key
+    # Optional: distributed: ClassVar[bool], every process of a job calls `select`, not the main one alone.
 
     def select(self, problem: SelectionProblem) -> Selection: ...
 

@@ -11,7 +11,7 @@ cross-validation, rounds and fill, the other solvers, and every option without a
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, ClassVar, Optional
 
@@ -23,6 +23,7 @@ from gtp_exp.selection.cosamp import cosamp
 from gtp_exp.selection.cross_validation import Choice, Fold, choose, group_means, pool_folds, target_folds
 from gtp_exp.selection.elastic_net import elastic_net
 from gtp_exp.selection.omp import block_omp, omp
+from gtp_exp.selection.partitioned import select_in_parts
 from gtp_exp.selection.pursuit import Pursuit
 from gtp_exp.selection.rounds import Filled, fill_budget, refit
 from gtp_exp.selection.subspace import Subspace
@@ -84,11 +85,13 @@ class GTP:
     round_rows: int  # rows per round at most; never more than half the atoms' dimension
     max_rounds: int
     weighting: Weighting
+    partitions: int  # above 1: choose within so many parts of the pool, then among what they chose
     chunk_rows: int  # rows read from the store at a time
     memory_gib: float  # sketches that take no more than this as float32 are held in memory
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
     version: ClassVar[int] = 1
+    distributed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         def need(ok: bool, key: str, remedy: str) -> None:
@@ -103,6 +106,7 @@ class GTP:
             "max_iterations",
             "round_rows",
             "max_rounds",
+            "partitions",
             "chunk_rows",
         ):
             need(getattr(self, key) >= 1, key, "at least 1")
@@ -125,6 +129,9 @@ class GTP:
         )
 
     def select(self, problem: SelectionProblem) -> Selection:
+        if self.partitions > 1:
+            within = replace(self, partitions=1)
+            return select_in_parts(within, problem, self.partitions, self.direction)
         began = time.perf_counter()
         rows, n = problem.budget.rows(len(problem.candidates)), len(problem.candidates)
         made = self._trajectory(problem)  # A and the target rows
@@ -201,6 +208,7 @@ class GTP:
             chunk_rows=self.chunk_rows,
             memory_gib=self.memory_gib,
             seed=problem.seed,
+            processes=problem.processes,
         )
 
     def _target(self, problem: SelectionProblem, made: Trajectory) -> tuple[torch.Tensor, list[str]]:

@@ -10,14 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import NoReturn
 
 import torch
 
 from gtp_exp.data.examples import Example
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.features import GradientFeatures, Rows, TensorRows
+from gtp_exp.processes import ALONE, Processes
 from gtp_exp.selection.atoms import BLOCK, Block, BlockAtoms
 from gtp_exp.selection.duplicates import Copies, exact_copies, no_copies, row_hash
+from gtp_exp.selection.sharded import SharedRows, Slice, in_memory, own_share
 from gtp_exp.selection.subspace import Subspace, evenly_spaced, principal_rows
 
 GIB = 1 << 30
@@ -97,13 +100,15 @@ def trajectory(
     chunk_rows: int,
     memory_gib: float,
     seed: int,
+    processes: Processes = ALONE,
 ) -> Trajectory:
     """Atoms of the pool and, with a target, its rows in the same space.
 
     checkpoints: positions along the trajectory, -1 the last; None takes all. subspace_dim per checkpoint;
     subspace_rows: at most so many pool rows estimate the principal components.
     Sketches that fit memory_gib together as float32 are held in memory, where a pass over half-width numbers
-    would be the slower one; others are read from the store at every pass.
+    would be the slower one; others are read from the store at every pass. With several processes each reads
+    its own share of the pool, and all of them must call this together.
     """
     if pool.n != len(candidates):
         raise ValueError(f"{pool.n} gradient rows for {len(candidates)} candidates")
@@ -117,24 +122,27 @@ def trajectory(
     taken = taken_checkpoints(len(pool.learning_rates), checkpoints)
     shares = checkpoint_shares([pool.learning_rates[t] for t in taken], checkpoint_weights)
     n, stored = pool.n, [pool.features(t, direction) for t in taken]
+    share = own_share(n, processes)
+    if processes.size > 1:
+        stored = [SharedRows(Slice(rows, share), share, n, processes) for rows in stored]
 
     blocks, target_parts, norms, explained, target_explained = [], [], [], [], []
     hashes = torch.zeros(n, dtype=torch.int64)
     dims = [min(subspace_dim, pool.dim) if subspace is not Subspace.NONE else pool.dim] * len(shares)
-    held = n * sum(dims) * torch.float32.itemsize <= memory_gib * GIB
+    held = len(share) * sum(dims) * torch.float32.itemsize <= memory_gib * GIB
     for t, rows in zip(taken, stored, strict=True):
         of_target = None
         if target is not None:
             assert target_examples is not None
             of_target = _all(target.features(t, target_direction), chunk_rows)
             if not torch.isfinite(of_target).all():
-                _refuse_non_finite(TensorRows(of_target), target_examples, chunk_rows)
+                _refuse_non_finite(TensorRows(of_target), target_examples, torch.arange(len(of_target)))
         basis = None
         if subspace is not Subspace.NONE:
             sample = evenly_spaced(rows, subspace_rows) if subspace is Subspace.PCA else of_target
             assert sample is not None
             if not torch.isfinite(sample).all():
-                _refuse_non_finite(rows, candidates, chunk_rows)
+                _refuse_non_finite(rows, candidates, torch.arange(n))
             found = principal_rows(sample, subspace_dim, seed + t)
             if not len(found.vectors):
                 raise UserError("the gradients are all zero, so they span no subspace")
@@ -144,7 +152,7 @@ def trajectory(
                 total = float(of_target.mean(0).square().sum())
                 kept = float((basis @ of_target.mean(0)).square().sum())
                 target_explained.append(kept / total if total else 0.0)
-        norm, kept_rows = _scan(rows, basis, t, hashes, held, candidates, chunk_rows)
+        norm, kept_rows = _scan(rows, basis, t, hashes, held, candidates, chunk_rows, processes)
         norms.append(norm)
         blocks.append((kept_rows, basis if not held else None))
         if of_target is not None:
@@ -156,7 +164,7 @@ def trajectory(
             "every candidate's gradient is zero, so none can be preferred; check the gradients config"
         )
     atoms = BlockAtoms(
-        tuple(Block(rows, s, b) for (rows, b), s in zip(blocks, scales, strict=True)), chunk_rows
+        tuple(Block(rows, s, b) for (rows, b), s in zip(blocks, scales, strict=True)), chunk_rows, processes
     )
     target_rows = None
     if target_parts:
@@ -167,13 +175,14 @@ def trajectory(
         atoms=atoms,
         gradient_norms=gradient_norms,
         atom_norms=atom_norms,
-        copies=exact_copies(stored, hashes) if collapse_copies else no_copies(n),
+        copies=exact_copies(stored, processes.sum(hashes)) if collapse_copies else no_copies(n),
         target_rows=target_rows,
         report={
             "checkpoints": taken,
             "checkpoint_shares": shares,
             "dim": atoms.shape[1],
             "held_in_memory": held,
+            "processes": processes.size,
             "subspace_dims": [block.dim for block in atoms.blocks],
             "subspace_explained": explained,
             "subspace_explained_of_target": target_explained,
@@ -190,39 +199,46 @@ def _scan(
     held: bool,
     candidates: Sequence[Example],
     chunk_rows: int,
+    processes: Processes,
 ) -> tuple[torch.Tensor, Rows]:
-    """Norms float64 [N] of the (projected) rows, their hashes added in place, and the rows to pass over
-    later.
+    """Norms float64 [N] of the (projected) rows, the hashes of the own ones added in place, and the rows to
+    pass over later.
     """
     n = rows.shape[0]
-    norms, kept = torch.empty(n, dtype=torch.float64), []
-    copy = held and (basis is not None or rows.dtype != torch.float32 or not isinstance(rows, TensorRows))
+    norms, kept = torch.zeros(n, dtype=torch.float64), []
+    copy = held and (basis is not None or rows.dtype != torch.float32 or not in_memory(rows))
     for start, chunk in rows.chunks(chunk_rows):
         hashes[start : start + len(chunk)] += row_hash(chunk, checkpoint)
         for first in range(0, len(chunk), BLOCK):
             part = chunk[first : first + BLOCK]
             wide = part.float() if basis is None else part.float() @ basis.T
-            norm = torch.linalg.vector_norm(wide, dim=1).double()
             at = start + first
-            if not torch.isfinite(norm).all():
-                _refuse_non_finite(TensorRows(part), candidates[at : at + len(part)], len(part))
-            norms[at : at + len(part)] = norm
+            norms[at : at + len(part)] = torch.linalg.vector_norm(wide, dim=1).double()
             if copy:
                 kept.append(wide.clone() if wide.data_ptr() == part.data_ptr() else wide)
-    return norms, TensorRows(torch.cat(kept)) if copy else rows
+    norms = processes.sum(norms)
+    if not torch.isfinite(norms).all():
+        _refuse_non_finite(rows, candidates, (~torch.isfinite(norms)).nonzero().flatten())
+    if not copy:
+        return norms, rows
+    width = rows.shape[1] if basis is None else len(basis)
+    own = TensorRows(torch.cat(kept) if kept else torch.empty(0, width))
+    if not isinstance(rows, SharedRows):
+        return norms, own
+    return norms, SharedRows(own, rows.span, n, processes)
 
 
-def _refuse_non_finite(rows: Rows, candidates: Sequence[Example], chunk_rows: int) -> None:
-    for start, chunk in rows.chunks(chunk_rows):
-        bad = ~torch.isfinite(chunk).all(1)
+def _refuse_non_finite(rows: Rows, candidates: Sequence[Example], suspects: torch.Tensor) -> NoReturn:
+    """Names the first of the suspects, int64 [k], that is not finite."""
+    for suspect in suspects.split(BLOCK):
+        bad = ~torch.isfinite(rows.rows(suspect)).all(1)
         if bad.any():
-            name = candidates[start + int(bad.nonzero()[0])].id
+            name = candidates[int(suspect[bad][0])].id
             raise UserError(
                 f"the gradient of example '{name}' is not finite; remove the row or set model.precision=fp32"
             )
-    raise UserError(
-        f"a gradient near example '{candidates[0].id}' is too large for float32; rescale the store"
-    )
+    name = candidates[int(suspects[0])].id
+    raise UserError(f"the gradient of example '{name}' is too large for float32; rescale the store")
 
 
 def _scales(

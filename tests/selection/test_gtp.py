@@ -292,6 +292,7 @@ def test_gradients_of_different_trajectories_are_refused():
         ("ridges", [1.0, 0.1]),
         ("folds", 1),
         ("checkpoints", []),
+        ("partitions", 0),
         ("candidates", 0.5),
         ("round_rows", 0),
         ("near_copy_cosine", 1.5),
@@ -315,6 +316,29 @@ def test_some_checkpoints_alone_are_a_shorter_trajectory():
         assert found.diagnostics["checkpoints"] == positions
     with pytest.raises(UserError, match="2 is not on the trajectory of 2 checkpoints"):
         gtp(checkpoints=[2], **FIXED).select(problem(pool, target, rows=20))
+
+
+@pytest.mark.parametrize("budget", [{"rows": 40}, {"rows": 300}, {"tokens": 800}], ids=str)
+def test_parts_of_the_pool_are_chosen_from_and_then_merged(budget):
+    pool, target = two_checkpoints()
+    made = problem(pool, target, **budget)
+    found = gtp(partitions=3, **FIXED).select(made)
+    count = len(found.indices)
+    assert count == budget.get("rows", count) and len(found.indices.unique()) == count
+    if "tokens" in budget:
+        assert int(made.n_tokens[found.indices].sum()) <= 800
+    whole = gtp(**FIXED).select(made)
+    assert found.diagnostics["refit"]["residual"] <= 1.1 * whole.diagnostics["refit"]["residual"]
+    torch.testing.assert_close(found.scores, whole.scores)
+    assert json.dumps(found.diagnostics) and found.diagnostics["partitions"] == 3
+
+
+def test_parts_need_a_target_and_a_row_each():
+    pool, target = two_checkpoints()
+    with pytest.raises(UserError, match="selector.partitions=2 needs target rows"):
+        gtp(partitions=2).select(problem(pool, None, rows=5))
+    with pytest.raises(UserError, match="selector.partitions=301"):
+        gtp(partitions=301).select(problem(pool, target, rows=5))
 
 
 def test_uncollapsed_copies_compete():

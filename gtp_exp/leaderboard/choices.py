@@ -1,0 +1,29 @@
+"""Selections judged by the pool's hidden labels, as if these were a test: the same intervals and tests apply.
+
+For runs that chose and did not train (`until=selection`). No selector has read a label.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from gtp_exp.leaderboard.diagnostics import label_shares
+from gtp_exp.leaderboard.metrics import CHOICE, COPIES, CORRUPTED, NEAR_COPIES, ON_TARGET
+from gtp_exp.leaderboard.records import Run
+
+
+def judged(run: Run) -> Run:
+    """The run with what its labels say of the choice in place of metrics; unchanged without a selection."""
+    selection = run.record.selection
+    if selection is None or not selection.n_selected:
+        return run
+    shares = label_shares(run.record)
+    found = {
+        ON_TARGET: shares.get("on target"),
+        CORRUPTED: shares.get("corrupted"),
+        COPIES: selection.exact_duplicates / selection.n_selected,
+        NEAR_COPIES: selection.near_duplicates / selection.n_selected,
+    }
+    metrics: dict[str, float | str] = {name: value for name, value in found.items() if value is not None}
+    metrics["headline"] = next(iter(metrics))
+    return replace(run, record=replace(run.record, metrics={CHOICE: metrics}))

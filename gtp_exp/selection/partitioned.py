@@ -1,0 +1,105 @@
+"""Selection within parts of the pool, then among what was chosen there: for pools beyond one node.
+
+Each part is a problem of its own with the same target and the same budget, so the parts need no word from
+each other; the last step reads the union of their choices alone, and what a part has passed over is lost.
+GreeDi (Mirzasoleiman et al., arXiv 1411.0541) does the
+same for submodular selection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from gtp_exp.errors import UserError
+from gtp_exp.gradients.features import GradientFeatures, MemoryFeatures, Rows
+from gtp_exp.processes import ALONE, Processes
+from gtp_exp.selection.base import Budget, Selection, SelectionProblem, Selector, Unit
+from gtp_exp.selection.sharded import Slice, own_share
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Consecutive rows of a pool's gradients."""
+
+    of: GradientFeatures
+    span: range
+
+    @property
+    def n(self) -> int:
+        return len(self.span)
+
+    @property
+    def dim(self) -> int:
+        return self.of.dim
+
+    @property
+    def learning_rates(self) -> tuple[float, ...]:
+        return self.of.learning_rates
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        return self.of.directions
+
+    def features(self, checkpoint: int, direction: str) -> Rows:
+        return Slice(self.of.features(checkpoint, direction), self.span)
+
+
+def select_in_parts(selector: Selector, problem: SelectionProblem, parts: int, direction: str) -> Selection:
+    """What the selector chooses among its choices within the parts, which the processes divide among them.
+
+    direction: of the candidates' gradients, the only one that the last step is given.
+    """
+    if problem.target is None:
+        raise UserError(
+            f"selector.partitions={parts} needs target rows: in-domain the target is the mean of the whole "
+            "pool, which no part sees; set selector.partitions=1"
+        )
+    n, processes = len(problem.candidates), problem.processes
+    assert problem.pool_gradients is not None
+    if not 1 <= parts <= n:
+        raise UserError(f"selector.partitions={parts} must lie between 1 and the {n} candidates")
+    rows = problem.budget.rows(n)
+    found = {}
+    for p in range(processes.rank, parts, processes.size):
+        span = own_share(n, Processes(p, parts))
+        budget = problem.budget if rows is None else Budget(Unit.ROWS, min(rows, len(span)))
+        part = replace(
+            _rows_of(problem, torch.arange(span.start, span.stop), _Part(problem.pool_gradients, span)),
+            budget=budget,
+        )
+        chosen = selector.select(part)
+        found[p] = (chosen.indices + span.start, chosen.scores, chosen.diagnostics.get("refit"))
+    by_part: dict[int, Any] = {}
+    for one in processes.collect(found):
+        by_part |= one
+    union = torch.cat([by_part[p][0] for p in range(parts)]).sort().values
+
+    gathered = tuple(
+        {direction: problem.pool_gradients.features(t, direction).rows(union)}
+        for t in range(len(problem.pool_gradients.learning_rates))
+    )
+    gradients = MemoryFeatures(gathered, problem.pool_gradients.learning_rates)
+    budget = problem.budget if rows is None else Budget(Unit.ROWS, rows)
+    merged = selector.select(replace(_rows_of(problem, union, gradients), budget=budget))
+    diagnostics = {
+        **merged.diagnostics,
+        "partitions": parts,
+        "rows_after_partitions": len(union),
+        "refits_of_partitions": [by_part[p][2] for p in range(parts)],
+    }
+    scores = torch.cat([by_part[p][1] for p in range(parts)])
+    return Selection(union[merged.indices], merged.weights, scores, diagnostics)
+
+
+def _rows_of(problem: SelectionProblem, index: torch.Tensor, gradients: GradientFeatures) -> SelectionProblem:
+    return replace(
+        problem,
+        candidates=[problem.candidates[i] for i in index.tolist()],
+        n_tokens=problem.n_tokens[index],
+        n_completion_tokens=problem.n_completion_tokens[index],
+        pool_gradients=gradients,
+        processes=ALONE,
+    )

@@ -1,0 +1,82 @@
+"""One process of several that select together: `python one_of_several.py FOLDER`, RANK and the like set.
+
+Runs every case of CASES and writes what it found to FOLDER/<rank>.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from planted import clusters
+from problems import gtp, problem
+
+from gtp_exp.errors import UserError
+from gtp_exp.processes import ALONE, SENT, Processes, connect
+
+N = 2500  # shares end inside a block of 1024 rows
+FIXED = {"regularisation": "fixed"}
+CASES = {
+    "as shipped": ({}, {}),
+    "in-domain": ({}, {"in_domain": True}),
+    "streamed": ({"memory_gib": 0.0, "chunk_rows": 300}, {}),
+    "pca": ({"subspace": "pca", "subspace_dim": 16, "subspace_rows": 500, **FIXED}, {}),
+    "svd, streamed": ({"subspace": "svd", "subspace_dim": 8, "memory_gib": 0.0, **FIXED}, {}),
+    "one round": ({"memory_gib": 0.0, **FIXED}, {}),
+    "beyond the rank": ({"round_rows": 40, **FIXED}, {"rows": 600}),
+    "half precision": ({"memory_gib": 0.0, **FIXED}, {"dtype": torch.float16}),
+    "tokens": (FIXED, {"rows": None, "tokens": 900}),
+    "every row": ({"max_rounds": 2, **FIXED}, {"rows": N}),
+    **{
+        solver: ({"solver": solver, "steps": 5, **FIXED}, {})
+        for solver in ("omp", "block_omp", "elastic_net")
+    },
+    "in parts": ({"partitions": 4}, {}),
+    "not finite": (FIXED, {"spoiled": N - 3}),
+}
+
+
+def pose(in_domain=False, rows=90, tokens=None, dtype=torch.float32, spoiled=None):
+    data = clusters(N, 64, 0, count=20, wanted=3, target_rows=24)
+    turn = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(1))).Q
+    pool = [data.atoms, data.atoms @ turn]
+    for matrix in pool:
+        matrix[N - 200 :] = matrix[:200]  # copies, in another share than what they copy
+    pool = [matrix.to(dtype) for matrix in pool]
+    if spoiled is not None:
+        pool[1][spoiled, 5] = float("nan")
+    target = None if in_domain else [data.target_rows, data.target_rows @ turn]
+    return problem(pool, target, rows=rows, tokens=tokens)
+
+
+def solve(name: str, processes: Processes) -> dict:
+    from dataclasses import replace
+
+    settings, how = CASES[name]
+    SENT.clear()
+    try:
+        found = gtp(**settings).select(replace(pose(**how), processes=processes))
+    except UserError as error:
+        return {"error": str(error)}
+    rounds = found.diagnostics.get("rounds", [])
+    return {
+        "indices": found.indices.tolist(),
+        "weights": found.weights.tolist(),
+        "passes": sum(one["iterations"] for one in rounds),
+        "sent": SENT["numbers"],
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = connect(size, torch.device("cpu")) if size > 1 else ALONE
+    found = {name: solve(name, processes) for name in CASES}
+    (Path(sys.argv[1]) / f"{size}-{processes.rank}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Several processes choose what one chooses, and send little for it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from one_of_several import CASES, N
+
+from gtp_exp.gradients.features import TensorRows
+from gtp_exp.launch import Device, Launch
+from gtp_exp.processes import Processes
+from gtp_exp.selection.sharded import Slice, own_share
+
+HERE = Path(__file__).resolve().parent
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """size -> what each rank found, by case."""
+    folder = tmp_path_factory.mktemp("found")
+    for size in (1, 2, 3):
+        launch = Launch(device=Device.CPU, threads=1, num_processes=size, config_file=None)
+        path = {"PYTHONPATH": f"{HERE}:{HERE.parent.parent}"}
+        line = [sys.executable, str(HERE / "one_of_several.py"), str(folder)]
+        running = [
+            subprocess.Popen(line, env={**environment, **path}, stderr=subprocess.PIPE, text=True)
+            for environment in launch.environments()
+        ]
+        for process in running:
+            _, complaint = process.communicate(timeout=300)
+            assert process.returncode == 0, complaint
+    return {
+        size: [json.loads((folder / f"{size}-{rank}.json").read_text()) for rank in range(size)]
+        for size in (1, 2, 3)
+    }
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("name", CASES)
+def test_the_choice_is_that_of_one_process(found, name, size):
+    (alone,) = found[1]
+    for rank in found[size]:
+        assert rank[name].get("error") == alone[name].get("error")
+        if "indices" in alone[name]:
+            assert rank[name]["indices"] == alone[name]["indices"]
+            weights = (torch.tensor(one[name]["weights"]) for one in (rank, alone))
+            torch.testing.assert_close(*weights, rtol=1e-6, atol=1e-6)
+
+
+def test_a_row_that_is_not_finite_is_named_by_every_process(found):
+    assert {rank["not finite"]["error"] for ranks in found.values() for rank in ranks} == {
+        found[1][0]["not finite"]["error"]
+    }
+    assert "is not finite" in found[1][0]["not finite"]["error"]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_what_is_sent_are_correlations_and_the_rows_looked_at(found, size):
+    """At most N + 3 M m numbers a pass (2 M candidates beside M rows), and a few times N to begin and end."""
+    m, wanted = 2 * 64, 90
+    for rank in found[size]:
+        passes = rank["one round"]["passes"]
+        assert 0 < rank["one round"]["sent"] <= (passes + 1) * (N + 3 * wanted * m) + 8 * N
+        assert rank["one round"]["sent"] < passes * N * m  # what sending the store in every pass would take
+    assert found[1][0]["one round"]["sent"] == 0
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 1023, 2048, 5000, 100_000])
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_the_shares_are_the_whole_without_overlap(n, size):
+    shares = [own_share(n, Processes(rank, size)) for rank in range(size)]
+    assert [i for share in shares for i in share] == list(range(n))
+    if n >= 1024 * size:
+        assert all(share.start % 1024 == 0 and len(share) for share in shares)
+
+
+def test_a_slice_counts_from_its_own_start():
+    matrix = torch.arange(40.0).view(20, 2)
+    part = Slice(TensorRows(matrix), range(5, 17))
+    assert part.shape == (12, 2) and torch.equal(part.rows(torch.tensor([0, 11])), matrix[[5, 16]])
+    for size in (1, 5, 100):
+        chunks = list(part.chunks(size))
+        assert [start for start, _ in chunks] == list(range(0, 12, size))
+        assert torch.equal(torch.cat([chunk for _, chunk in chunks]), matrix[5:17])

@@ -1,0 +1,76 @@
+"""Runs that only chose are ranked by hidden labels, with the same intervals and tests."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+
+from leaderboard_runs import record, save
+
+from gtp_exp.leaderboard.choices import judged
+from gtp_exp.leaderboard.command import main
+from gtp_exp.leaderboard.metrics import CHOICE, describe
+from gtp_exp.leaderboard.records import Run
+from gtp_exp.leaderboard.statistics import summarise
+
+
+def choice(selector, seed, on_target, corrupted=0.0, copies=0, tuned=False):
+    """3 rows are chosen; the benchmark's skills are sorting and roman."""
+    mix = {
+        "skill": {"sorting": on_target / 2, "roman": on_target / 2, "clock": 1 - on_target},
+        "corrupted": {"True": corrupted, "False": 1 - corrupted},
+    }
+    run = record(selector, seed, label_mix=mix, pool_mix=mix)
+    run = replace(run, selection=replace(run.selection, exact_duplicates=copies))
+    return run if tuned else replace(run, metrics={}, untuned={})
+
+
+def test_a_choice_is_judged_by_its_labels(tmp_path):
+    run = Run("a", tmp_path, choice("gtp", 0, 0.6, corrupted=0.25, copies=1))
+    assert judged(run).record.metrics[CHOICE] == {
+        "headline": "on_target",
+        "on_target": 0.6,
+        "corrupted": 0.25,
+        "exact_copies": 1 / 3,
+        "near_copies": 1 / 3,
+    }
+    unlabelled = Run("a", tmp_path, record("gtp", 0))
+    assert judged(unlabelled).record.metrics[CHOICE]["headline"] == "exact_copies"
+    without = Run("a", tmp_path, replace(record("gtp", 0), selection=None))
+    assert judged(without) is without
+
+
+def board(folder, tmp_path, *options):
+    assert main([str(folder), "--out", str(tmp_path / "out"), *options]) == 0
+    with (tmp_path / "out" / "leaderboard.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_runs_that_were_not_tuned_are_ranked_by_what_they_chose(tmp_path, capsys):
+    for seed in range(5):
+        save(choice("gtp", seed, 0.6 + 0.01 * seed), tmp_path / "runs")
+        save(choice("random", seed, 0.1 + 0.015 * seed, corrupted=0.2), tmp_path / "runs")
+    rows = {(row["selector"], row["metric"]): row for row in board(tmp_path / "runs", tmp_path)}
+    assert rows["gtp", "on_target"]["rank"] == "1" and rows["random", "on_target"]["rank"] == "2"
+    assert float(rows["gtp", "on_target"]["mean"]) == 0.62
+    assert float(rows["gtp", "on_target"]["p_holm"]) < 0.001
+    assert float(rows["random", "corrupted"]["mean"]) == 0.2
+    assert rows["gtp", "corrupted"]["higher_is_better"] == "False"
+    printed = capsys.readouterr().out
+    assert "gtp has the highest mean on target" in printed and "No model was tested" in printed
+    assert "on target" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_tuned_runs_are_judged_by_labels_on_request_only(tmp_path):
+    for seed in range(2):
+        save(choice("gtp", seed, 0.6, tuned=True), tmp_path / "runs")
+        save(choice("random", seed, 0.1, tuned=True), tmp_path / "runs")
+    assert "on_target" not in {row["metric"] for row in board(tmp_path / "runs", tmp_path)}
+    assert "on_target" in {row["metric"] for row in board(tmp_path / "runs", tmp_path, "--choices")}
+
+
+def test_shares_of_faults_are_better_low_and_stay_within_0_and_1():
+    assert not describe("corrupted").higher_is_better and describe("on_target").higher_is_better
+    found = summarise([0.0, 0.2], share=True)
+    assert found.interval.low == 0.0 and found.interval.high <= 1.0
+    assert summarise([0.0, 0.2]).interval.low < 0
