@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export WANDB_MODE ?= offline
 
-.PHONY: setup demo test check lint format clean
+.PHONY: setup demo benchmark test check lint format clean
 
 setup: $(STAMP)
 
@@ -21,6 +21,13 @@ $(STAMP): pyproject.toml
 demo: setup
 	$(BIN)/python -m gtp_exp --multirun experiment=demo
 	$(BIN)/gtp-exp-leaderboard outputs/runs/demo --out outputs/leaderboard
+
+# What every selector chooses and what the main ones are worth, five seeds: some hours; done work is kept.
+benchmark: setup
+	$(BIN)/python -m gtp_exp --multirun experiment=skills_choices
+	$(BIN)/gtp-exp-leaderboard outputs/runs/skills_choices --out outputs/leaderboard/skills_choices
+	$(BIN)/python -m gtp_exp --multirun experiment=skills_tuned
+	$(BIN)/gtp-exp-leaderboard outputs/runs/skills_tuned --out outputs/leaderboard/skills_tuned
 
 test: lint
 	$(BIN)/python -m pytest

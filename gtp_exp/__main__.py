@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from gtp_exp.config import build, check_finite
+from gtp_exp.credentials import check_no_secrets
 from gtp_exp.errors import UserError, first_line
 from gtp_exp.launch import Ended, run_worker
 from gtp_exp.results import RECORD_NAME, SELECTED_NAME, Names, State, read_record, write_record
@@ -83,7 +84,9 @@ def _save_resolved(config: DictConfig, directory: Path) -> Path:
     choices = {k: v for k, v in hydra_config.runtime.choices.items() if not str(k).startswith("hydra/")}
     if missing := [f.name for f in fields(Names) if not choices.get(f.name)]:
         raise UserError(f"the job has no {missing[0]}; give {missing[0]}=OPTION (--help lists them)")
-    check_finite(OmegaConf.to_container(config, resolve=True))
+    plain = OmegaConf.to_container(config, resolve=True)
+    check_finite(plain)
+    check_no_secrets(plain)
     multirun = hydra_config.mode is RunMode.MULTIRUN
     with open_dict(config):
         config.job = {
@@ -125,9 +128,28 @@ def _estimate(arguments: list[str]) -> int:
         return subprocess.run([sys.executable, "-m", "gtp_exp.estimate", str(path)]).returncode
 
 
+def _check_outputs(arguments: list[str]) -> None:
+    """Raises UserError where Hydra would fail to make a folder, by a traceback."""
+    named = [text.partition("=")[2] for text in arguments if text.startswith("outputs=")]
+    folder = Path(named[-1] if named else "outputs")
+    if "${" in str(folder) or {"--help", "--hydra-help", "--cfg", "--info", "-c", "-i"} & set(arguments):
+        return
+    there = next((path for path in (folder, *folder.parents) if path.exists()), Path("."))
+    if not there.is_dir():
+        raise UserError(f"outputs={folder} cannot be a folder: '{there}' is a file; set outputs=DIR")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write to outputs folder '{folder}'; set outputs=DIR")
+
+
 def main() -> None:
     if "LOCAL_RANK" in os.environ:
         raise SystemExit("start gtp-exp with plain python; it starts its own worker processes")
+    try:  # before Hydra makes the run's folder, and writes the overrides of a multirun into it
+        check_no_secrets({f"argument {i}": text for i, text in enumerate(sys.argv[1:], 1)})
+        _check_outputs(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     if "--estimate" in sys.argv:
         raise SystemExit(_estimate([a for a in sys.argv[1:] if a != "--estimate"]))
     try:

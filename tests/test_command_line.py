@@ -224,3 +224,11 @@ def test_a_killed_job_started_again_gives_the_result_of_one_that_was_not(tmp_pat
         results.append(record(tmp_path / folder))
     assert results[0]["selection"] == results[1]["selection"]
     assert results[0]["metrics"] == results[1]["metrics"]
+
+
+def test_an_outputs_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    for outputs in ("file", "file/below"):
+        done = call(tmp_path, f"outputs={outputs}")
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        assert f"outputs={outputs} cannot be a folder: 'file' is a file" in done.stderr

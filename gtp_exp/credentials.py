@@ -1,0 +1,41 @@
+"""Keys and tokens must not get into a configuration: it is written to every run's folder, and to trackers."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from gtp_exp.errors import UserError
+
+_NAMED = re.compile(r"(^|_)(API_?KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE)
+_SHAPED = re.compile(
+    r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{16})\b"
+)
+_SHORTEST = 12  # characters: a shorter value of such a variable ("none", "true") may stand anywhere
+
+
+def check_no_secrets(values: Any, where: str = "") -> None:
+    """Raises UserError, by key and without the value, for a text that holds a secret.
+
+    Secrets are the values of environment variables that are named like one, and texts of a known shape.
+    """
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            check_no_secrets(value, f"{where}.{key}" if where else str(key))
+    elif isinstance(values, (list, tuple)):
+        for i, value in enumerate(values):
+            check_no_secrets(value, f"{where}[{i}]")
+    elif isinstance(values, str) and (what := _secret_in(values)):
+        raise UserError(
+            f"{where} holds {what}; it would be written into the run's folder and its tracker. Leave secrets "
+            "in the environment or in the libraries' own login (`hf auth login`, `wandb login`)"
+        )
+
+
+def _secret_in(text: str) -> str | None:
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST and _NAMED.search(name) and value in text:
+            return f"the value of the environment variable {name}"
+    return "what looks like an access token" if _SHAPED.search(text) else None
