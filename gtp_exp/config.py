@@ -31,6 +31,7 @@ def build(node: Mapping[str, Any], key: str) -> Any:
         )
     cls = _locate(node["_target_"], key)
     check_finite(node, key)
+    _check_resolved(node, key)
     return _construct(cls, {k: v for k, v in node.items() if k != "_target_"}, key)
 
 
@@ -42,6 +43,16 @@ def check_finite(node: Any, key: str = "") -> None:
         node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
     ):
         check_finite(value, f"{key}.{name}" if key else str(name))
+
+
+def _check_resolved(node: Any, key: str) -> None:
+    """Refuses text that OmegaConf would take for an interpolation: Hydra has resolved those that were meant."""
+    if isinstance(node, str) and "${" in node:
+        raise UserError(f"config '{key}': '{node}' is an unresolved interpolation; write its value")
+    for name, value in (
+        node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+    ):
+        _check_resolved(value, f"{key}.{name}")
 
 
 def describe(value: Any) -> Any:
@@ -62,7 +73,7 @@ def _locate(target: Any, key: str) -> type:
     module_name, _, name = str(target).rpartition(".")
     try:
         cls = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UserError(f"config '{key}._target_': cannot import '{target}' ({error})") from error
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         raise UserError(f"config '{key}._target_': '{target}' is not a dataclass")
@@ -77,11 +88,20 @@ def _construct(cls: type, values: Mapping[str, Any], key: str) -> Any:
         part = _dataclass_in(hints.get(name))
         if part is not None and isinstance(value, Mapping):
             nested[name] = _construct(part, value, f"{key}.{name}")
-        elif part is not None and isinstance(value, list):
-            nested[name] = [_construct(part, v, f"{key}.{name}[{i}]") for i, v in enumerate(value)]
+        elif part is not None and isinstance(value, list) and typing.get_origin(hints[name]) is list:
+            keys = [f"{key}.{name}[{i}]" for i in range(len(value))]
+            nested[name] = [
+                _construct(part, _mapping(v, part, k), k) for v, k in zip(value, keys, strict=True)
+            ]
         elif part is not None and value is None and type(None) in typing.get_args(hints[name]):
             nested[name] = None
+        elif part is not None:
+            _mapping(value, part, f"{key}.{name}")
         else:
+            if typing.get_origin(hints.get(name)) is dict and isinstance(value, Mapping):
+                for k, v in value.items():  # OmegaConf lets lists and mappings pass for scalars here
+                    if isinstance(v, (list, Mapping)):
+                        raise UserError(f"config '{key}.{name}.{k}': {v!r} is not a single value")
             plain[name] = _enum_names(hints[name], value, f"{key}.{name}") if name in hints else value
     # A class of the plain fields alone, under the same name: a frozen one would come out of merge read-only.
     fields = [(name, hint) for name, hint in hints.items() if name not in nested]
@@ -96,6 +116,13 @@ def _construct(cls: type, values: Mapping[str, Any], key: str) -> Any:
     if missing:
         raise UserError(f"config '{key}' lacks {', '.join(missing)}: {cls.__name__} needs every key")
     return cls(**OmegaConf.to_container(merged), **nested)  # type: ignore[arg-type]
+
+
+def _mapping(value: Any, cls: type, key: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        keys = ", ".join(f.name for f in dataclasses.fields(cls))
+        raise UserError(f"config '{key}': {value!r} cannot stand for the keys {keys}")
+    return value
 
 
 def _dataclass_in(hint: Any) -> type | None:

@@ -132,6 +132,7 @@ def _notes(
         notes.append(f"gradient passes, rows x checkpoints: {passes:,}")
         if any(job["gradients"]["sketch"]["kind"] == "none" for job in jobs):
             notes.append("gradients.sketch.kind=none keeps whole gradients: their disk is not counted")
+    notes = list(dict.fromkeys(notes))  # pools that differ in their seed alone read alike
     return [*notes, *_time(lines, total), "nothing was started"]
 
 
