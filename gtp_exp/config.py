@@ -46,7 +46,7 @@ def check_finite(node: Any, key: str = "") -> None:
 
 
 def _check_resolved(node: Any, key: str) -> None:
-    """Refuses text that OmegaConf would take for an interpolation: Hydra has resolved those that were meant."""
+    """Refuses text that OmegaConf would take for an interpolation: Hydra has resolved the real ones."""
     if isinstance(node, str) and "${" in node:
         raise UserError(f"config '{key}': '{node}' is an unresolved interpolation; write its value")
     for name, value in (
