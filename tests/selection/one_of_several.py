@@ -76,6 +76,8 @@ def main() -> None:
     processes = connect(size, torch.device("cpu")) if size > 1 else ALONE
     found = {name: solve(name, processes) for name in CASES}
     (Path(sys.argv[1]) / f"{size}-{processes.rank}.json").write_text(json.dumps(found))
+    processes.wait()
+    os._exit(0)  # as the worker ends: an interpreter that shuts down may find gloo's threads at work
 
 
 if __name__ == "__main__":
