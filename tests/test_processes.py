@@ -78,7 +78,7 @@ def test_gradients_are_equal(pair, stage):
         for direction in one.directions:
             index = torch.arange(one.n)
             left, right = (store.features(t, direction).rows(index).float() for store in (one, two))
-            torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-6)  # stored in half precision
+            torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-7)
 
 
 def test_the_choice_is_the_same(pair):
