@@ -6,8 +6,6 @@ order of the pool cannot change a bit of the result, and copies get equal values
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from enum import Enum
 
@@ -17,6 +15,7 @@ from tqdm import tqdm
 
 from gtp_exp.data.batching import length_sorted_batches, pad_collate
 from gtp_exp.data.examples import IGNORE, Example, TokenizedExample
+from gtp_exp.data.hashing import digest
 from gtp_exp.data.tokenization import tokenize
 from gtp_exp.errors import UserError
 from gtp_exp.models import LoadedModel
@@ -39,7 +38,7 @@ def embed(
     rows: Sequence[TokenizedExample], loaded: LoadedModel, *, pooling: Pooling, batch_size: int, label: str
 ) -> torch.Tensor:
     """Pooled last hidden states (after the final norm), scaled to unit length: float32 [n, hidden]."""
-    reads = {"rows": _digest(rows), "pooling": pooling.value}
+    reads = {"rows": digest(*([row.input_ids, row.labels] for row in rows)), "pooling": pooling.value}
     return loaded.keep("embedding", reads, lambda: _embed(rows, loaded, pooling, batch_size, label))
 
 
@@ -71,7 +70,7 @@ def labelled_loss(
     rows: Sequence[TokenizedExample], loaded: LoadedModel, *, batch_size: int, label: str
 ) -> torch.Tensor:
     """Mean negative log-likelihood of each row's labelled tokens, in nats per token: float64 [n]."""
-    reads = {"rows": _digest(rows)}
+    reads = {"rows": digest(*([row.input_ids, row.labels] for row in rows))}
     return loaded.keep("loss", reads, lambda: _labelled_loss(rows, loaded, batch_size, label))
 
 
@@ -106,13 +105,6 @@ def _batches(
     for batch in tqdm(length_sorted_batches(lengths, batch_size), desc=label, unit="batch"):
         padded = pad_collate([rows[distinct[i][0]] for i in batch], loaded.tokenizer.pad_token_id)
         yield [distinct[i] for i in batch], {name: part.to(device) for name, part in padded.items()}
-
-
-def _digest(rows: Sequence[TokenizedExample]) -> str:
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps([row.input_ids, row.labels]).encode())
-    return digest.hexdigest()
 
 
 def _refuse_non_finite(values: torch.Tensor, rows: Sequence[TokenizedExample], what: str) -> None:

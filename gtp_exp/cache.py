@@ -66,12 +66,12 @@ class Cache:
         them (`together`).
         """
         everyone = self.processes
-        if not everyone.main:
-            return self._follow(stage, version, reads, produce, together)
         label = label or stage  # for messages
         key = stage_key(stage, version, reads)
         final = self.root / stage / key
         part = final.with_name(key + ".part")
+        if not everyone.main:
+            return self._follow(final, part, produce if together else None)
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -109,25 +109,16 @@ class Cache:
             everyone.share(seconds)
             return StageResult(final, key, seconds, cached=False)
 
-    def _follow(
-        self,
-        stage: str,
-        version: int,
-        reads: Mapping[str, Any],
-        produce: Callable[[Path], None],
-        together: bool,
-    ) -> StageResult:
-        """What a process does that is not the main one."""
-        key = stage_key(stage, version, reads)
-        final = self.root / stage / key
+    def _follow(self, final: Path, part: Path, produce: Callable[[Path], None] | None) -> StageResult:
+        """What a process does that is not the main one. produce: its part of the work, if it has any."""
         seconds = self.processes.share(None)
         cached = seconds is not None
         if not cached:
-            if together:
-                produce(final.with_name(key + ".part"))
+            if produce is not None:
+                produce(part)
                 self.processes.wait()
             seconds = self.processes.share(None)
-        return StageResult(final, key, seconds, cached)
+        return StageResult(final, final.name, seconds, cached)
 
 
 def sha256_file(path: Path) -> str:

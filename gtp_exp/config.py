@@ -10,7 +10,7 @@ import dataclasses
 import importlib
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any
 
@@ -35,24 +35,37 @@ def build(node: Mapping[str, Any], key: str) -> Any:
     return _construct(cls, {k: v for k, v in node.items() if k != "_target_"}, key)
 
 
+def leaves(node: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    """(path, value) of all in a config node that is neither a mapping nor a list."""
+    if isinstance(node, Mapping):
+        inner = node.items()
+    elif isinstance(node, (list, tuple)):
+        inner = enumerate(node)
+    else:
+        yield path, node
+        return
+    for name, value in inner:
+        yield from leaves(value, (*path, name))
+
+
 def check_finite(node: Any, key: str = "") -> None:
     """Refuses NaN and infinity anywhere in a config node: no file of a run could hold them."""
-    if isinstance(node, float) and not math.isfinite(node):
-        raise UserError(f"{key}={node} is not a finite number; give one")
-    for name, value in (
-        node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
-    ):
-        check_finite(value, f"{key}.{name}" if key else str(name))
+    for path, value in leaves(node):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{_dotted(key, path)}={value} is not a finite number; give one")
 
 
 def _check_resolved(node: Any, key: str) -> None:
     """Refuses text that OmegaConf would take for an interpolation: Hydra has resolved the real ones."""
-    if isinstance(node, str) and "${" in node:
-        raise UserError(f"config '{key}': '{node}' is an unresolved interpolation; write its value")
-    for name, value in (
-        node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
-    ):
-        _check_resolved(value, f"{key}.{name}")
+    for path, value in leaves(node):
+        if isinstance(value, str) and "${" in value:
+            raise UserError(
+                f"config '{_dotted(key, path)}': '{value}' is an unresolved interpolation; write its value"
+            )
+
+
+def _dotted(key: str, path: tuple[str | int, ...]) -> str:
+    return ".".join(str(part) for part in (key, *path) if part != "")
 
 
 def describe(value: Any) -> Any:

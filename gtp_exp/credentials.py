@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
 from typing import Any
 
+from gtp_exp.config import leaves
 from gtp_exp.errors import UserError
 
 _NAMED = re.compile(r"(^|_)(API_?KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE)
@@ -16,22 +16,19 @@ _SHAPED = re.compile(
 _SHORTEST = 12  # characters: a shorter value of such a variable ("none", "true") may stand anywhere
 
 
-def check_no_secrets(values: Any, where: str = "") -> None:
+def check_no_secrets(values: Any) -> None:
     """Raises UserError, by key and without the value, for a text that holds a secret.
 
     Secrets are the values of environment variables that are named like one, and texts of a known shape.
     """
-    if isinstance(values, Mapping):
-        for key, value in values.items():
-            check_no_secrets(value, f"{where}.{key}" if where else str(key))
-    elif isinstance(values, (list, tuple)):
-        for i, value in enumerate(values):
-            check_no_secrets(value, f"{where}[{i}]")
-    elif isinstance(values, str) and (what := _secret_in(values)):
-        raise UserError(
-            f"{where} holds {what}; it would be written into the run's folder and its tracker. Leave secrets "
-            "in the environment or in the libraries' own login (`hf auth login`, `wandb login`)"
-        )
+    for path, value in leaves(values):
+        if isinstance(value, str) and (what := _secret_in(value)):
+            where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+            raise UserError(
+                f"{where.lstrip('.')} holds {what}; it would be written into the run's folder and its "
+                "tracker. Leave secrets in the environment or in the libraries' own login "
+                "(`hf auth login`, `wandb login`)"
+            )
 
 
 def _secret_in(text: str) -> str | None:

@@ -51,7 +51,7 @@ class Launch:
             environment["ACCELERATE_USE_CPU"] = "true"
         if self.threads is not None:
             environment["OMP_NUM_THREADS"] = str(self.threads)
-        elif self.num_processes > 1:  # torchrun would give each of them one
+        elif self.num_processes > 1:  # or each of them would take every core
             environment.setdefault(
                 "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.num_processes))
             )
@@ -110,8 +110,8 @@ def run_worker(resolved: Path, launch: Launch) -> Ended:
     """
     workers = []
     for rank, environment in enumerate(launch.environments()):
-        with contextlib.ExitStack() as stack:
-            out = stack.enter_context((resolved.parent / follower_log(rank)).open("w")) if rank else None
+        log = resolved.parent / follower_log(rank)
+        with log.open("w") if rank else contextlib.nullcontext() as out:
             workers.append(
                 subprocess.Popen(
                     launch.command(resolved),

@@ -76,7 +76,6 @@ class Processes:
 
     def wait(self) -> None:
         """Until every process is here."""
-        self.share(None)
         self.collect(None)
 
 

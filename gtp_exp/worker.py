@@ -33,38 +33,50 @@ log = logging.getLogger("gtp_exp")
 
 def main() -> None:
     resolved = Path(sys.argv[1])
-    directory, rank = resolved.parent, int(os.environ.get("RANK", "0"))
-    die_with_parent()
+    directory, main_process = resolved.parent, os.environ.get("RANK", "0") == "0"
+    die_with_parent()  # under Accelerate's launcher, too
     _quiet_libraries()
-    if rank > 0:
-        _follow(resolved)
-    _log_to(directory / "worker.log")
-    signal.signal(signal.SIGTERM, _interrupt)
-    config, job = _read(resolved)
+    _log_to(directory / "worker.log" if main_process else None)
+    if main_process:
+        signal.signal(signal.SIGTERM, _interrupt)
+    config: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(resolved))  # type: ignore[assignment]
+    job = config.pop("job")
     record = _begin(config, job)
+    if not main_process:  # it works along, and tells nothing but why it ended
+        _leave(_complete(config, job, record, directory)[1])
     write_record(record, directory)
     (directory / METRICS_NAME).unlink(missing_ok=True)
+    record, code = _complete(config, job, record, directory)
+    write_record(replace(record, finished=_now()), directory)
+    _leave(code)
+
+
+def _complete(
+    config: dict[str, Any], job: dict[str, Any], record: RunRecord, directory: Path
+) -> tuple[RunRecord, int]:
+    """Runs the experiment to its record, and to the exit status that tells the same."""
     try:
         from gtp_exp.experiment import run
 
-        record = replace(run(assemble(config), record, directory, job), state=State.COMPLETE)
-        code = 0
+        return replace(run(assemble(config), record, directory, job), state=State.COMPLETE), 0
     except UserError as error:
         log.error("%s", error)
-        record, code = replace(record, state=State.FAILED, error=str(error)), 2
+        return replace(record, state=State.FAILED, error=str(error)), 2
     except (KeyboardInterrupt, SystemExit):
         log.error("interrupted; run the same command again to go on from the last finished stage")
-        record, code = replace(record, state=State.INTERRUPTED, error="interrupted"), 130
+        return replace(record, state=State.INTERRUPTED, error="interrupted"), 130
     except Exception as error:
         if _lost_contact(error):
             log.error("another process of this job is gone")  # which one, and how, the parent knows
         else:
             log.exception("failed")
-        record, code = replace(record, state=State.FAILED, error=f"{type(error).__name__}: {error}"), 1
-    write_record(replace(record, finished=_now()), directory)
+        return replace(record, state=State.FAILED, error=f"{type(error).__name__}: {error}"), 1
+
+
+def _leave(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # threads of tracking or data loading must not keep a finished job alive
+    os._exit(code)  # threads of tracking, data loading or gloo must not keep a finished job alive
 
 
 def _lost_contact(error: Exception) -> bool:
@@ -72,36 +84,6 @@ def _lost_contact(error: Exception) -> bool:
     from torch.distributed import DistError
 
     return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
-
-
-def _read(resolved: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    config: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(resolved))  # type: ignore[assignment]
-    job = config.pop("job")
-    return config, job
-
-
-def _follow(resolved: Path) -> NoReturn:
-    """A process beside the main one: it works along, and reports nothing but its own end.
-
-    Its output goes into a file of its own (launch.py).
-    """
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    config, job = _read(resolved)
-    code = 0
-    try:
-        from gtp_exp.experiment import run
-
-        run(assemble(config), _begin(config, job), resolved.parent, job)
-    except UserError as error:
-        log.error("%s", error)
-        code = 2
-    except (KeyboardInterrupt, SystemExit):
-        code = 130
-    except Exception:
-        log.exception("failed")
-        code = 1
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def assemble(config: Mapping[str, Any], build: Callable[[Any, str], Any] = build) -> Any:
@@ -150,12 +132,15 @@ def _interrupt(_signum: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _log_to(path: Path) -> None:
-    handlers = [logging.StreamHandler(), logging.FileHandler(path, mode="w", encoding="utf-8")]
+def _log_to(path: Path | None) -> None:
+    """On the terminal, and into the file; without one, warnings alone (launch.py has a file for those)."""
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    if path is not None:
+        handlers.append(logging.FileHandler(path, mode="w", encoding="utf-8"))
+        log.setLevel(logging.INFO)
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers
     )
-    log.setLevel(logging.INFO)
 
 
 def _quiet_libraries() -> None:

@@ -9,6 +9,14 @@ from collections.abc import Sequence
 from gtp_exp.data.examples import Example, Pool
 
 
+def digest(*values: object) -> str:
+    """SHA-256 (hex) of JSON values in order."""
+    found = hashlib.sha256()
+    for value in values:
+        found.update(json.dumps(value).encode())
+    return found.hexdigest()
+
+
 def content_hash(data: Pool | Sequence[Example]) -> str:
     """SHA-256 (hex) of the examples in order: ids, roles, texts, subtasks. `Pool.hidden` does not enter,
     because nothing that is cached may depend on it.

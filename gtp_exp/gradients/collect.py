@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -15,6 +13,7 @@ import torch
 import transformers
 
 from gtp_exp.data.examples import TokenizedExample
+from gtp_exp.data.hashing import digest
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.accumulate import Accumulator, Transform
 from gtp_exp.gradients.adapters import check_differentiable, sizes
@@ -82,12 +81,12 @@ def collect(
             "transformers": transformers.__version__,
             "peft": peft.__version__,
         },
-        "model_sha256": _digest(str(model.config), {name: list(p.shape) for name, p in parameters.items()}),
+        "model_sha256": digest(str(model.config), {name: list(p.shape) for name, p in parameters.items()}),
         "precision": sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()}),
         "n_parameters": sum(p.numel() for p in parameters.values()),
         "checkpoints": [_about(checkpoint) for checkpoint in checkpoints],
         "rows": len(examples),
-        "rows_sha256": _digest(*([e.id, e.input_ids, e.labels] for e in examples)),
+        "rows_sha256": digest(*([e.id, e.input_ids, e.labels] for e in examples)),
         "directions": [direction.value for direction in directions],
         "adam": {"betas": betas, "eps": eps},
         "sketch": {"kind": sketch.kind.value, "dim": sketch.dim, "nonzeros": sketch.nonzeros},
@@ -262,10 +261,3 @@ def _about(checkpoint: Checkpoint) -> dict[str, Any]:
         "trainable_sha256": sha256(checkpoint.directory / TRAINABLE),
         "moments_sha256": sha256(checkpoint.directory / MOMENTS),
     }
-
-
-def _digest(*values: object) -> str:
-    digest = hashlib.sha256()
-    for value in values:
-        digest.update(json.dumps(value).encode())
-    return digest.hexdigest()

@@ -61,7 +61,7 @@ class Weighting(Enum):
 
 @dataclass(frozen=True)
 class GTP:
-    checkpoints: Optional[list[int]]  # noqa: UP045  along the trajectory from 0, -1 the last; null takes all
+    checkpoints: Optional[list[int]]  # along the trajectory from 0, -1 the last; null takes all
     direction: str  # of the candidates' gradients: sgd, adam or less
     target_direction: str
     normalise: Normalise

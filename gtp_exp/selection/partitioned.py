@@ -15,9 +15,9 @@ import torch
 
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.features import GradientFeatures, MemoryFeatures, Rows
-from gtp_exp.processes import ALONE, Processes
+from gtp_exp.processes import ALONE
 from gtp_exp.selection.base import Budget, Selection, SelectionProblem, Selector, Unit
-from gtp_exp.selection.sharded import Slice, own_share
+from gtp_exp.selection.sharded import Slice, share_of
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,9 @@ def select_in_parts(selector: Selector, problem: SelectionProblem, parts: int, d
     rows = problem.budget.rows(n)
     found = {}
     for p in range(processes.rank, parts, processes.size):
-        span = own_share(n, Processes(p, parts))
-        budget = problem.budget if rows is None else Budget(Unit.ROWS, min(rows, len(span)))
-        part = replace(
-            _rows_of(problem, torch.arange(span.start, span.stop), _Part(problem.pool_gradients, span)),
-            budget=budget,
-        )
-        chosen = selector.select(part)
+        span = share_of(n, p, parts)
+        index = torch.arange(span.start, span.stop)
+        chosen = selector.select(_rows_of(problem, index, _Part(problem.pool_gradients, span), rows))
         found[p] = (chosen.indices + span.start, chosen.scores, chosen.diagnostics.get("refit"))
     by_part: dict[int, Any] = {}
     for one in processes.collect(found):
@@ -82,8 +78,7 @@ def select_in_parts(selector: Selector, problem: SelectionProblem, parts: int, d
         for t in range(len(problem.pool_gradients.learning_rates))
     )
     gradients = MemoryFeatures(gathered, problem.pool_gradients.learning_rates)
-    budget = problem.budget if rows is None else Budget(Unit.ROWS, rows)
-    merged = selector.select(replace(_rows_of(problem, union, gradients), budget=budget))
+    merged = selector.select(_rows_of(problem, union, gradients, rows))
     diagnostics = {
         **merged.diagnostics,
         "partitions": parts,
@@ -94,12 +89,16 @@ def select_in_parts(selector: Selector, problem: SelectionProblem, parts: int, d
     return Selection(union[merged.indices], merged.weights, scores, diagnostics)
 
 
-def _rows_of(problem: SelectionProblem, index: torch.Tensor, gradients: GradientFeatures) -> SelectionProblem:
+def _rows_of(
+    problem: SelectionProblem, index: torch.Tensor, gradients: GradientFeatures, rows: int | None
+) -> SelectionProblem:
+    """The problem of some candidates alone. rows: of the budget; None for a budget of tokens."""
     return replace(
         problem,
         candidates=[problem.candidates[i] for i in index.tolist()],
         n_tokens=problem.n_tokens[index],
         n_completion_tokens=problem.n_completion_tokens[index],
         pool_gradients=gradients,
+        budget=problem.budget if rows is None else Budget(Unit.ROWS, min(rows, len(index))),
         processes=ALONE,
     )

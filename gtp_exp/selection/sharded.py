@@ -17,12 +17,11 @@ from gtp_exp.processes import Processes
 ALIGNED = 1024  # shares begin at multiples of it, so that sums over blocks of rows are those of one process
 
 
-def own_share(n: int, processes: Processes) -> range:
-    """The rows of this process: contiguous, disjoint, all of them together."""
-    unit = ALIGNED if n >= ALIGNED * processes.size else 1
+def share_of(n: int, part: int, parts: int) -> range:
+    """Part 0, 1, ... of n rows: contiguous, disjoint, all of them together."""
+    unit = ALIGNED if n >= ALIGNED * parts else 1
     units = -(-n // unit)
-    bounds = [min(n, units * r // processes.size * unit) for r in (processes.rank, processes.rank + 1)]
-    return range(*bounds)
+    return range(*(min(n, units * p // parts * unit) for p in (part, part + 1)))
 
 
 @dataclass(frozen=True)

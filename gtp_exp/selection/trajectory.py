@@ -20,7 +20,7 @@ from gtp_exp.gradients.features import GradientFeatures, Rows, TensorRows
 from gtp_exp.processes import ALONE, Processes
 from gtp_exp.selection.atoms import BLOCK, Block, BlockAtoms
 from gtp_exp.selection.duplicates import Copies, exact_copies, no_copies, row_hash
-from gtp_exp.selection.sharded import SharedRows, Slice, in_memory, own_share
+from gtp_exp.selection.sharded import SharedRows, Slice, in_memory, share_of
 from gtp_exp.selection.subspace import Subspace, evenly_spaced, principal_rows
 
 GIB = 1 << 30
@@ -122,7 +122,7 @@ def trajectory(
     taken = taken_checkpoints(len(pool.learning_rates), checkpoints)
     shares = checkpoint_shares([pool.learning_rates[t] for t in taken], checkpoint_weights)
     n, stored = pool.n, [pool.features(t, direction) for t in taken]
-    share = own_share(n, processes)
+    share = share_of(n, processes.rank, processes.size)
     if processes.size > 1:
         stored = [SharedRows(Slice(rows, share), share, n, processes) for rows in stored]
 

@@ -13,8 +13,7 @@ from one_of_several import CASES, N
 
 from gtp_exp.gradients.features import TensorRows
 from gtp_exp.launch import Device, Launch
-from gtp_exp.processes import Processes
-from gtp_exp.selection.sharded import Slice, own_share
+from gtp_exp.selection.sharded import Slice, share_of
 
 HERE = Path(__file__).resolve().parent
 
@@ -73,7 +72,7 @@ def test_what_is_sent_are_correlations_and_the_rows_looked_at(found, size):
 @pytest.mark.parametrize("n", [1, 2, 5, 1023, 2048, 5000, 100_000])
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_the_shares_are_the_whole_without_overlap(n, size):
-    shares = [own_share(n, Processes(rank, size)) for rank in range(size)]
+    shares = [share_of(n, rank, size) for rank in range(size)]
     assert [i for share in shares for i in share] == list(range(n))
     if n >= 1024 * size:
         assert all(share.start % 1024 == 0 and len(share) for share in shares)

@@ -78,7 +78,9 @@ def test_where_nothing_can_be_compiled_the_pass_is_as_before(fresh, monkeypatch,
 
 
 def test_a_wrong_kernel_is_not_used(fresh, monkeypatch, caplog):
-    wrong = lambda rows, column: rows.float() @ (column * 1.01)  # noqa: E731
+    def wrong(rows, column):
+        return rows.float() @ (column * 1.01)
+
     monkeypatch.setattr(torch, "compile", lambda *_, **__: wrong)
     assert fused.widen_and_dot(DIM, torch.bfloat16) is None
     assert "is wrong here" in caplog.text

@@ -347,7 +347,10 @@ def test_uncollapsed_copies_compete():
     made = problem(pool, target, rows=40)
     both = gtp(collapse_copies=False, near_copy_cosine=None, **FIXED).select(made)
     one = gtp(**FIXED).select(made)
-    copies = lambda chosen: len(chosen.indices) - len((chosen.indices % 300).unique())  # noqa: E731
+
+    def copies(chosen):
+        return len(chosen.indices) - len((chosen.indices % 300).unique())
+
     assert copies(both) > 0 and copies(one) == 0
     assert both.diagnostics["exact_copies_collapsed"] == 0
 
