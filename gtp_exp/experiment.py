@@ -35,6 +35,7 @@ from gtp_exp.models import Model, ModelConfig, choose_device, prepare
 from gtp_exp.processes import ALONE, Processes, connect
 from gtp_exp.results import PoolSummary, RowCounts, RunRecord, SelectionSummary, StageCost
 from gtp_exp.selection.base import Budget, Need, Selection, SelectionProblem, Selector
+from gtp_exp.selection.subset import select_outside_quarantine
 from gtp_exp.tracking import METRICS_NAME, Journal, NoTracker, RunInfo, Tracker
 from gtp_exp.training import TrainConfig, finetune, save_tuned
 
@@ -355,7 +356,33 @@ def collect_gradients(c: Context, split: str, rows: Rows, trajectory: StageResul
         )
 
     reads = {"warmup": trajectory.key, "split": split, "rows": rows.key, "settings": g.reads()}
-    return c.stage("gradients", reads, produce, cost=f"gradients: {split}")
+    result = c.stage("gradients", reads, produce, cost=f"gradients: {split}")
+    check_quarantine(
+        split, [rows.examples[i].id for i in quarantined(result).tolist()], len(rows.examples), g
+    )
+    return result
+
+
+def gradient_store(result: StageResult) -> GradientStore:
+    return GradientStore.open(result.directory / "store")
+
+
+def quarantined(gradients: StageResult | None) -> torch.Tensor:
+    return torch.tensor([], dtype=torch.long) if gradients is None else gradient_store(gradients).quarantined
+
+
+def check_quarantine(split: str, ids: Sequence[str], n: int, settings: GradientConfig) -> None:
+    """Warns of rows whose gradient is not finite; raises UserError above the share that is tolerated."""
+    if not ids:
+        return
+    named = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
+    found = f"the gradient of {len(ids)} of {n} {split} rows is not finite: {named}"
+    if len(ids) > settings.max_quarantined_share * n:
+        raise UserError(
+            f"{found}; gradients.max_quarantined_share={settings.max_quarantined_share} allows fewer. Check "
+            "their text, lower gradients.warmup.learning_rate, or set model.precision=fp32"
+        )
+    log.warning("%s; they are neither chosen nor aimed at", found)
 
 
 def select(
@@ -378,12 +405,14 @@ def select(
             target=None if target is None else target.examples,
             budget=x.budget,
             seed=x.settings.seed,
-            pool_gradients=pool_gradients and GradientStore.open(pool_gradients.directory / "store"),
-            target_gradients=target_gradients and GradientStore.open(target_gradients.directory / "store"),
+            pool_gradients=pool_gradients and gradient_store(pool_gradients),
+            target_gradients=target_gradients and gradient_store(target_gradients),
             model=replace(c.model.load(), keep=passes) if Need.MODEL in x.selector.needs else None,
             processes=c.processes if distributed else ALONE,
         )
-        selection = x.selector.select(problem)
+        selection = select_outside_quarantine(
+            x.selector, problem, quarantined(pool_gradients), quarantined(target_gradients)
+        )
         if not c.processes.main:
             return
         arrays = {"indices": selection.indices, "weights": selection.weights, "scores": selection.scores}

@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from stage_changes import ALL, CHANGES
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gtp_exp import experiment
 from gtp_exp.errors import UserError
@@ -247,3 +249,31 @@ def test_a_row_that_either_model_cannot_read_is_no_candidate(outputs):
     whole = run(outputs, "selector=random")
     assert 0 < found.pool.candidates < whole.pool.candidates
     assert found.pool.candidates + sum(found.pool.excluded.values()) == found.pool.rows
+
+
+def poisoned_model(folder, tiny_location, token):
+    """The tiny model with an output head of its own, and no finite embedding for one token."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_location)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_location)
+    head = model.get_input_embeddings().weight.detach().clone()
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(head)
+    with torch.no_grad():
+        (index,) = tokenizer(token, add_special_tokens=False).input_ids
+        model.get_input_embeddings().weight[index] = float("inf")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return ["model.source=hub", f"model.name_or_path={folder}", "gradients.seed=5"]
+
+
+def test_rows_without_a_finite_gradient_are_named_and_never_chosen(tmp_path, tiny, caplog):
+    model = poisoned_model(
+        tmp_path / "poisoned", tiny.location, "8"
+    )  # with this seed in no row of the warm-up
+    found = run(tmp_path, "selector=gtp", *model, "gradients.max_quarantined_share=0.2", "until=selection")
+    ids = [f"row-{i}" for i in (8, 9, 18, 19, 28, 29, 38, 39)]  # those with an "8"
+    assert found.selection.diagnostics["quarantined_ids"] == ids
+    assert found.selection.n_selected == 4 and not set(ids) & set(found.selection.indices_ids)
+    assert "8 of 40 pool rows is not finite: row-8, row-9" in caplog.text
+    with pytest.raises(UserError, match="row-8.*max_quarantined_share=0.1 allows fewer"):
+        run(tmp_path, "selector=gtp", *model, "gradients.max_quarantined_share=0.1", "until=selection")

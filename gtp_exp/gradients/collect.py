@@ -17,7 +17,6 @@ from gtp_exp.data.hashing import digest
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.accumulate import Accumulator, Transform
 from gtp_exp.gradients.adapters import check_differentiable, sizes
-from gtp_exp.gradients.check import not_finite
 from gtp_exp.gradients.choose import Engine, choose_engine, make_engine
 from gtp_exp.gradients.engine import GradientEngine
 from gtp_exp.gradients.linear import LinearKernel
@@ -37,7 +36,7 @@ from gtp_exp.gradients.trajectory import (
     load_trainable,
 )
 
-VERSION = 1  # raised when the same settings give other numbers
+VERSION = 2  # raised when the same settings give other numbers
 
 
 def collect(
@@ -70,8 +69,8 @@ def collect(
     moves rounding only. `progress` labels the progress bar; an empty label shows none. betas and eps are
     those of the Adam that made the checkpoints.
 
-    Raises UserError for examples without completion tokens, for a model the engine cannot differentiate
-    exactly, and for a gradient that is not finite, by the example's id."""
+    A row whose gradient is not finite is quarantined in the store (zeros, and listed). Raises UserError for
+    examples without completion tokens, and for a model the engine cannot differentiate exactly."""
     _check_arguments(examples, checkpoints, directions, shard_rows, token_budget)
     parameters = check_differentiable(model)
     settings = {
@@ -165,7 +164,8 @@ def shard_features(
     token_budget: int,
     done: Callable[[Sequence[TokenizedExample]], None],
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """(features [rows, dim], norms [rows]) by direction, float32, rows in the order of `examples`.
+    """(features [rows, dim], norms [rows]) by direction, float32, rows in the order of `examples`;
+    zeros where the norm is not finite.
 
     Batches never cross a shard, so that a shard's bytes depend on its own rows only.
     """
@@ -184,8 +184,9 @@ def shard_features(
         for direction in features:
             features[direction][index] = torch.cat([f[direction] for f, _ in results]).cpu()
             norms[direction][index] = torch.cat([n[direction] for _, n in results]).cpu()
-            _check_finite(batch, norms[direction][index])
         done(batch)
+    for direction in features:
+        features[direction][~torch.isfinite(norms[direction])] = 0
     return features, norms
 
 
@@ -233,11 +234,6 @@ def _check_arguments(
         raise UserError(
             f"token_budget={token_budget} must be positive, or null to choose it from free memory"
         )
-
-
-def _check_finite(batch: Sequence[TokenizedExample], norms: torch.Tensor) -> None:
-    if bad := [e.id for e, finite in zip(batch, torch.isfinite(norms).tolist(), strict=True) if not finite]:
-        raise not_finite(bad)
 
 
 def _moments(

@@ -27,10 +27,18 @@ class GradientConfig:
     engine: Engine
     shard_rows: int
     token_budget: Optional[int]  # tokens per forward pass; null chooses by free memory
+    max_quarantined_share: (
+        float  # of a split's rows, whose gradient may be NaN or infinite; they are left out
+    )
 
     def __post_init__(self) -> None:
         if not 0 < self.warmup_share <= 1:
             raise UserError(f"gradients.warmup_share={self.warmup_share} must lie in (0, 1]; 0.05 is usual")
+        if not 0 <= self.max_quarantined_share < 1:
+            raise UserError(
+                f"gradients.max_quarantined_share={self.max_quarantined_share} must lie in [0, 1); "
+                "0.01 is usual"
+            )
         if not self.directions:
             raise UserError("gradients.directions is empty; name at least one of sgd, adam, less")
         if self.warmup.use_weights:
@@ -39,6 +47,6 @@ class GradientConfig:
     def reads(self) -> dict[str, Any]:
         """The part that changes the stored numbers, for the cache key; the warm-up has its own."""
         settings = describe(self)
-        for name in ("warmup", "warmup_share", "token_budget"):
+        for name in ("warmup", "warmup_share", "token_budget", "max_quarantined_share"):
             del settings[name]
         return settings

@@ -5,8 +5,9 @@
     DIRECTORY/checkpoint-00/shard-00000.safetensors    and its receipt shard-00000.json with the checksum
     DIRECTORY/store.json                   the finished store; written last
 
-A shard holds for each direction d: `d` [rows, dim], `norm.d` [rows] and `sum.d` [dim]; in int8 also `scale.d`
-[rows], what one step of a row's integers is worth.
+A shard holds for each direction d: `d` [rows, dim] and `norm.d` [rows]; in int8 also `scale.d` [rows], what
+one step of a row's integers is worth. A row whose gradient is not finite is quarantined: its numbers are
+zeros, its norm is what was found, and store.json lists it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from safetensors.torch import save_file
 
 from gtp_exp.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 PLAN, ROWS, STORE = "plan.json", "rows.json", "store.json"
 
 
@@ -93,6 +94,11 @@ class GradientStore:
     def directions(self) -> tuple[str, ...]:
         return tuple(self.about["directions"])
 
+    @property
+    def quarantined(self) -> torch.Tensor:
+        """Rows whose gradient is not finite at some checkpoint, int64, ascending."""
+        return torch.tensor(self.about["quarantined"], dtype=torch.long)
+
     @cached_property
     def _rows(self) -> Mapping[str, Any]:
         return json.loads((self.directory / ROWS).read_text())
@@ -120,14 +126,6 @@ class GradientStore:
         """Norm of each gradient after the direction and before the sketch, float32 [N]."""
         self._check(checkpoint, direction)
         return torch.cat([_tensor(file, f"norm.{direction}").clone() for file in self._files(checkpoint)])
-
-    def mean(self, checkpoint: int, direction: str) -> torch.Tensor:
-        """Mean over all rows, float32 [dim]; summed in float64 before rounding to the storage type."""
-        self._check(checkpoint, direction)
-        total = torch.zeros(self.dim, dtype=torch.float64)
-        for file in self._files(checkpoint):
-            total += _tensor(file, f"sum.{direction}")
-        return (total / self.n).float()
 
     def verify(self) -> list[str]:
         """Damaged or missing files, one line each; empty when every checksum is right."""
@@ -310,7 +308,6 @@ class StoreWriter:
                     f"range of {self.plan['storage']}; set storage to bfloat16 or float32"
                 )
             tensors[f"norm.{direction}"] = norms[direction]
-            tensors[f"sum.{direction}"] = matrix.sum(dim=0, dtype=torch.float64)
         file = self.directory / shard_name(checkpoint, shard)
         file.parent.mkdir(exist_ok=True)
         partial = file.with_suffix(".part")
@@ -328,8 +325,14 @@ class StoreWriter:
                 name = shard_name(checkpoint, shard)
                 receipt = (self.directory / name).with_suffix(".json")
                 digests[name] = json.loads(receipt.read_text())["sha256"]
+        about = {"format": FORMAT, **self.plan, "sha256": digests}
+        unlisted = GradientStore(self.directory, about)
+        norms = [
+            unlisted.norms(t, d) for t in range(len(self.plan["checkpoints"])) for d in unlisted.directions
+        ]
+        about["quarantined"] = (~torch.isfinite(torch.stack(norms)).all(0)).nonzero().flatten().tolist()
         with FileLock(str(self.directory / "plan.lock")):
-            write_json(self.directory / STORE, {"format": FORMAT, **self.plan, "sha256": digests})
+            write_json(self.directory / STORE, about)
         # A process that still holds one of these finds its shard intact, or writes the same bytes again.
         for lock in self.directory.rglob("*.lock"):
             lock.unlink(missing_ok=True)
@@ -393,9 +396,13 @@ def describe(store: GradientStore) -> str:
         f"shards       {n_shards(store.n, about['shard_rows'])} of {about['shard_rows']} rows a checkpoint, "
         f"{store.nbytes / 1e6:.1f} MB in all",
     ]
+    if len(store.quarantined):
+        ids = [store.ids[i] for i in store.quarantined[:5].tolist()]
+        lines.append(f"quarantined  {len(store.quarantined)} rows, not finite: {', '.join(ids)}")
     for t, checkpoint in enumerate(about["checkpoints"]):
         for direction in store.directions:
             norms = store.norms(t, direction)
+            norms = norms[norms.isfinite()]
             lines.append(
                 f"checkpoint {t} step {checkpoint['step']}, learning rate {checkpoint['learning_rate']:.3g}, "
                 f"{direction}: norm median {norms.median():.4g}, min {norms.min():.4g}, max {norms.max():.4g}"

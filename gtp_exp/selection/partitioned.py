@@ -16,8 +16,9 @@ import torch
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.features import GradientFeatures, MemoryFeatures, Rows
 from gtp_exp.processes import ALONE
-from gtp_exp.selection.base import Budget, Selection, SelectionProblem, Selector, Unit
+from gtp_exp.selection.base import Selection, SelectionProblem, Selector
 from gtp_exp.selection.sharded import Slice, share_of
+from gtp_exp.selection.subset import some_candidates
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,11 @@ def select_in_parts(selector: Selector, problem: SelectionProblem, parts: int, d
     assert problem.pool_gradients is not None
     if not 1 <= parts <= n:
         raise UserError(f"selector.partitions={parts} must lie between 1 and the {n} candidates")
-    rows = problem.budget.rows(n)
-    found = {}
+    alone, found = replace(problem, processes=ALONE), {}
     for p in range(processes.rank, parts, processes.size):
         span = share_of(n, p, parts)
         index = torch.arange(span.start, span.stop)
-        chosen = selector.select(_rows_of(problem, index, _Part(problem.pool_gradients, span), rows))
+        chosen = selector.select(some_candidates(alone, index, _Part(problem.pool_gradients, span)))
         found[p] = (chosen.indices + span.start, chosen.scores, chosen.diagnostics.get("refit"))
     by_part: dict[int, Any] = {}
     for one in processes.collect(found):
@@ -78,7 +78,7 @@ def select_in_parts(selector: Selector, problem: SelectionProblem, parts: int, d
         for t in range(len(problem.pool_gradients.learning_rates))
     )
     gradients = MemoryFeatures(gathered, problem.pool_gradients.learning_rates)
-    merged = selector.select(_rows_of(problem, union, gradients, rows))
+    merged = selector.select(some_candidates(alone, union, gradients))
     diagnostics = {
         **merged.diagnostics,
         "partitions": parts,
@@ -87,18 +87,3 @@ def select_in_parts(selector: Selector, problem: SelectionProblem, parts: int, d
     }
     scores = torch.cat([by_part[p][1] for p in range(parts)])
     return Selection(union[merged.indices], merged.weights, scores, diagnostics)
-
-
-def _rows_of(
-    problem: SelectionProblem, index: torch.Tensor, gradients: GradientFeatures, rows: int | None
-) -> SelectionProblem:
-    """The problem of some candidates alone. rows: of the budget; None for a budget of tokens."""
-    return replace(
-        problem,
-        candidates=[problem.candidates[i] for i in index.tolist()],
-        n_tokens=problem.n_tokens[index],
-        n_completion_tokens=problem.n_completion_tokens[index],
-        pool_gradients=gradients,
-        budget=problem.budget if rows is None else Budget(Unit.ROWS, min(rows, len(index))),
-        processes=ALONE,
-    )

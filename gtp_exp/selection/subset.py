@@ -1,0 +1,112 @@
+"""The problem of some candidates alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from gtp_exp.gradients.features import GradientFeatures, Rows
+from gtp_exp.selection.base import Budget, Selection, SelectionProblem, Selector, Unit
+
+
+@dataclass(frozen=True)
+class PickedRows:
+    """Some rows of a larger matrix, counted from 0."""
+
+    of: Rows
+    index: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.index), self.of.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.of.dtype
+
+    def chunks(self, size: int, span: range | None = None) -> Iterator[tuple[int, torch.Tensor]]:
+        span = range(len(self.index)) if span is None else span
+        for start in span[::size]:
+            yield start, self.of.rows(self.index[start : min(start + size, span.stop)])
+
+    def rows(self, index: torch.Tensor) -> torch.Tensor:
+        return self.of.rows(self.index[index])
+
+
+@dataclass(frozen=True)
+class PickedFeatures:
+    of: GradientFeatures
+    index: torch.Tensor
+
+    @property
+    def n(self) -> int:
+        return len(self.index)
+
+    @property
+    def dim(self) -> int:
+        return self.of.dim
+
+    @property
+    def learning_rates(self) -> tuple[float, ...]:
+        return self.of.learning_rates
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        return self.of.directions
+
+    def features(self, checkpoint: int, direction: str) -> PickedRows:
+        return PickedRows(self.of.features(checkpoint, direction), self.index)
+
+
+def some_candidates(
+    problem: SelectionProblem, index: torch.Tensor, gradients: GradientFeatures | None
+) -> SelectionProblem:
+    """With the budget that all of them had, as far as there are rows. gradients: of these candidates."""
+    rows = problem.budget.rows(len(problem.candidates))
+    return replace(
+        problem,
+        candidates=[problem.candidates[i] for i in index.tolist()],
+        n_tokens=problem.n_tokens[index],
+        n_completion_tokens=problem.n_completion_tokens[index],
+        pool_gradients=gradients,
+        budget=problem.budget if rows is None else Budget(Unit.ROWS, min(rows, len(index))),
+    )
+
+
+def select_outside_quarantine(
+    selector: Selector, problem: SelectionProblem, pool: torch.Tensor, target: torch.Tensor
+) -> Selection:
+    """What the selector chooses when these rows are not there, in the numbering of all candidates.
+
+    pool, target: int64 rows whose gradient is not finite. Their ids become diagnostics, and
+    theirs is the lowest score.
+    """
+    if not len(pool) and not len(target):
+        return selector.select(problem)
+    kept = others(len(problem.candidates), pool)
+    sound = problem
+    if len(pool) and problem.pool_gradients is not None:
+        sound = some_candidates(problem, kept, PickedFeatures(problem.pool_gradients, kept))
+    if len(target) and problem.target is not None and problem.target_gradients is not None:
+        left = others(len(problem.target), target)
+        sound = replace(
+            sound,
+            target=[problem.target[i] for i in left.tolist()],
+            target_gradients=PickedFeatures(problem.target_gradients, left),
+        )
+    chosen = selector.select(sound)
+    scores = chosen.scores.new_full((len(problem.candidates),), float(chosen.scores.min()))
+    scores[kept] = chosen.scores
+    ids = [problem.candidates[i].id for i in pool.tolist()]
+    ids += [] if problem.target is None else [problem.target[i].id for i in target.tolist()]
+    diagnostics = {**chosen.diagnostics, "quarantined": len(ids), "quarantined_ids": ids}
+    return Selection(kept[chosen.indices], chosen.weights, scores, diagnostics)
+
+
+def others(n: int, index: torch.Tensor) -> torch.Tensor:
+    """Of 0 ... n - 1 those that are not in the index, ascending."""
+    kept = torch.ones(n, dtype=torch.bool)
+    kept[index] = False
+    return kept.nonzero().flatten()
