@@ -106,9 +106,10 @@ def _mark_dead(directory: Path, ended: Ended) -> None:
         record = read_record(directory / RECORD_NAME)
     except UserError:
         return
-    if record.state is State.RUNNING or ended.rank > 0:
+    told = ended.rank > 0 or bool(ended.limit)  # what the worker cannot know
+    if record.state is State.RUNNING or told:
         write_record(replace(record, state=State.FAILED, error=str(ended)), directory)
-        if ended.rank > 0:
+        if told:
             print(f"error: {ended}", file=sys.stderr)
 
 

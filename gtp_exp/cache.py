@@ -24,9 +24,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from gtp_exp.errors import UserError
+from gtp_exp.heartbeat import beat
 from gtp_exp.processes import ALONE, Processes
 
 log = logging.getLogger(__name__)
+_LOOK_UP_S = 10.0  # while waiting for another run
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Cache:
                 log.info("%s: reused %s (saved %.1f s)", label, key, seconds)
                 everyone.share(seconds)
                 return StageResult(final, key, seconds, cached=True)
+            beat()
             part.mkdir(exist_ok=True)
             spent = _read_json(part / "spent.json", {"seconds": 0.0})["seconds"]
             start = time.monotonic()
@@ -137,11 +140,16 @@ class _locked:
         self.lock, self.stage = FileLock(str(path)), stage
 
     def __enter__(self) -> None:
-        try:
-            self.lock.acquire(timeout=0.5)
-        except Timeout:
-            log.warning("%s: another run is computing the same entry; waiting for it", self.stage)
-            self.lock.acquire()
+        timeout = 0.5
+        while True:
+            try:
+                self.lock.acquire(timeout=timeout)
+                return
+            except Timeout:
+                if timeout < _LOOK_UP_S:
+                    log.warning("%s: another run is computing the same entry; waiting for it", self.stage)
+                timeout = _LOOK_UP_S
+                beat()
 
     def __exit__(self, *_: object) -> None:
         self.lock.release()

@@ -208,6 +208,9 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
         target = None if target_rows is None else prepare_rows("target", target_rows, chooser.model)
         tasks = benchmark.tasks()
         tests = {t.name: prepare_rows(f"test of {t.name}", t.held_out, model) for t in tasks if t.held_out}
+        for name, rows in {"pool": candidates, "target": target, **tests}.items():
+            if rows is not None:
+                check_agreement(processes, name, rows.key)
         x.budget.rows(len(candidates.examples))
         seen = {"target": target.examples} if target else {}
         test_rows = TestRows(tasks)
@@ -268,6 +271,12 @@ def prepare_rows(name: str, examples: Sequence[Example], model: Model) -> Rows:
         )
     kept = tuple(examples[i] for i in tokens.kept)
     return Rows(kept, tokens.examples, excluded, len(tokens.truncated), content_hash(kept))
+
+
+def check_agreement(processes: Processes, name: str, key: str) -> None:
+    """Every process reads the data for itself; with different rows they would divide different work."""
+    if len(set(processes.collect(key))) > 1:
+        raise UserError(f"the {name} changed while the job's processes read it; start the job again")
 
 
 def as_seen_by(chooser: Context, c: Context, candidates: Rows) -> tuple[Rows, Rows]:

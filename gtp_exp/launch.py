@@ -16,9 +16,12 @@ from enum import Enum
 from pathlib import Path
 from typing import Optional
 
+from gtp_exp import heartbeat
 from gtp_exp.errors import UserError
+from gtp_exp.heartbeat import Watch
 
 GRACE_S = 20.0  # what a worker gets to write its state before it is killed
+TIMED_OUT = 124  # exit status, as of timeout(1)
 SETTLE_S = 2.0  # what the others get to notice by themselves why one has failed
 
 
@@ -34,12 +37,18 @@ class Launch:
     threads: Optional[int]  # of each CPU worker; null leaves the choice to PyTorch
     num_processes: int  # of one job, on this machine
     config_file: Optional[str]  # of Accelerate, for FSDP, DeepSpeed, several machines; null: data parallel
+    time_limit_minutes: Optional[float]  # a job that takes longer is stopped
+    stall_limit_minutes: Optional[float]  # likewise one whose progress bars stand still for so long
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise UserError(f"launch.threads={self.threads} must be at least 1, or null")
         if self.num_processes < 1:
             raise UserError(f"launch.num_processes={self.num_processes} must be at least 1")
+        for name in ("time_limit_minutes", "stall_limit_minutes"):
+            limit = getattr(self, name)
+            if limit is not None and not limit > 0:
+                raise UserError(f"launch.{name}={limit} must be above 0, or null for no limit")
         if self.config_file is not None and not Path(self.config_file).is_file():
             raise UserError(
                 f"launch.config_file={self.config_file} does not exist; `accelerate config` writes one"
@@ -65,6 +74,10 @@ class Launch:
         launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", self.config_file]
         options = ["--num_processes", str(self.num_processes), "--main_process_port", "0"]
         return [*launcher, *options, *worker[1:]]
+
+    def watch(self, directory: Path) -> Watch:
+        minutes = (self.time_limit_minutes, self.stall_limit_minutes)
+        return Watch(directory, *(None if limit is None else 60 * limit for limit in minutes))
 
     def environments(self) -> list[dict[str, str]]:
         """Of each process that is started here, the main one first."""
@@ -92,8 +105,11 @@ class Ended:
 
     code: int  # exit status, below 0 the signal
     rank: int
+    limit: str = ""  # the one that the job has exceeded
 
     def __str__(self) -> str:
+        if self.limit:
+            return self.limit
         who = "the worker" if self.rank == 0 else f"process {self.rank}"
         how = f"was killed by signal {-self.code}" if self.code < 0 else f"ended with status {self.code}"
         return f"{who} {how}" + (f"; see {follower_log(self.rank)}" if self.rank else "")
@@ -129,25 +145,27 @@ def run_worker(resolved: Path, launch: Launch) -> Ended:
 
         previous = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGHUP)}
     try:
-        if len(workers) == 1:
-            return Ended(workers[0].wait(), 0)
-        return _first_failure(workers)
+        return _wait(workers, launch.watch(resolved.parent))
     finally:
-        _stop(workers)  # Ctrl-C, a signal or an exception here, or one of them failed
+        _stop(workers)  # Ctrl-C, a signal or an exception here, a limit, or one of them failed
+        (resolved.parent / heartbeat.NAME).unlink(missing_ok=True)
         for signum, handler in previous.items():
             signal.signal(signum, handler)
 
 
-def _first_failure(workers: list[subprocess.Popen]) -> Ended:
+def _wait(workers: list[subprocess.Popen], watch: Watch) -> Ended:
+    """Until all are through, the first fails or a limit is exceeded."""
     while True:
         codes = [worker.poll() for worker in workers]
         if any(codes):
-            time.sleep(SETTLE_S)
+            time.sleep(SETTLE_S if len(workers) > 1 else 0.0)
             failed = [Ended(code, rank) for rank, worker in enumerate(workers) if (code := worker.poll())]
             # A killed one takes the others down; a mistake that all of them see is told by the main one.
             return next((ended for ended in failed if ended.code < 0), failed[0])
         if None not in codes:
             return Ended(0, 0)
+        if limit := watch.exceeded():
+            return Ended(TIMED_OUT, 0, limit)
         time.sleep(0.1)
 
 

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from omegaconf import OmegaConf
 
+from gtp_exp import heartbeat
 from gtp_exp.config import build
 from gtp_exp.errors import UserError
 from gtp_exp.launch import die_with_parent
@@ -38,6 +39,7 @@ def main() -> None:
     _quiet_libraries()
     _log_to(directory / "worker.log" if main_process else None)
     if main_process:
+        heartbeat.start(directory)
         signal.signal(signal.SIGTERM, _interrupt)
     config: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(resolved))  # type: ignore[assignment]
     job = config.pop("job")

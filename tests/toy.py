@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from conftest import conversation
@@ -35,6 +36,14 @@ class ToyPool:
         rows.append(conversation(self.rows, "Say nothing.", ""))
         hidden = {e.id: {"skill": "sum" if "plus" in e.prompt else "greeting"} for e in rows}
         return Pool(tuple(rows), hidden)
+
+
+@dataclass(frozen=True)
+class ChangingPool(ToyPool):
+    """One row more for every process, as if the file had grown in the meantime."""
+
+    def load(self) -> Pool:
+        return ToyPool(self.rows + int(os.environ.get("RANK", "0"))).load()
 
 
 @dataclass(frozen=True)

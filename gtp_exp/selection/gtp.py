@@ -16,6 +16,7 @@ from enum import Enum
 from typing import Any, ClassVar, Optional
 
 import torch
+from tqdm import tqdm
 
 from gtp_exp.errors import UserError
 from gtp_exp.selection.base import Need, Selection, SelectionProblem
@@ -246,11 +247,15 @@ class GTP:
             return None, folds
         originals = made.copies.multiplicity > 0
 
-        def solve(fold: Fold, rows: int, ridge: float) -> Pursuit:
-            available = originals if fold.available is None else originals & fold.available
-            return self._pursue(made, fold.train, ridge * scale, available, rows, None, 0)
+        with tqdm(desc="GTP: choosing the ridge", unit="pursuit", delay=2.0) as progress:
 
-        return choose(solve, folds, round_rows, self.ridges), None
+            def solve(fold: Fold, rows: int, ridge: float) -> Pursuit:
+                available = originals if fold.available is None else originals & fold.available
+                pursuit = self._pursue(made, fold.train, ridge * scale, available, rows, None, 0)
+                progress.update()
+                return pursuit
+
+            return choose(solve, folds, round_rows, self.ridges), None
 
     def _pursue(
         self,

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from tqdm import tqdm
 
 from gtp_exp.errors import UserError
 from gtp_exp.selection.atoms import Atoms
@@ -122,6 +123,8 @@ def fill_budget(
     chosen = torch.zeros(n, dtype=torch.bool)
     rounds, shortfalls = [], []
     count, left = 0, tokens
+    of, unit = (tokens, "tok") if rows is None else (rows, "row")
+    progress = tqdm(total=of, desc="GTP", unit=unit, delay=2.0)
     while count < total and len(rounds) < max_rounds:
         fits = available & ~chosen if cost is None else available & ~chosen & (cost <= left)
         if not fits.any():
@@ -137,8 +140,12 @@ def fill_budget(
         rounds.append(found)
         chosen[found.support] = True
         count += len(found.support)
+        spent = len(found.support)
         if cost is not None:
-            left -= int(cost[found.support].sum())
+            spent = int(cost[found.support].sum())
+            left -= spent
+        progress.update(spent)
+    progress.close()
     if count < total and len(rounds) == max_rounds:
         shortfalls.append(f"{max_rounds} rounds chose {count} rows; the rest is filled by correlation")
 

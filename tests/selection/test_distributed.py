@@ -23,7 +23,14 @@ def found(tmp_path_factory):
     """size -> what each rank found, by case."""
     folder = tmp_path_factory.mktemp("found")
     for size in (1, 2, 3):
-        launch = Launch(device=Device.CPU, threads=1, num_processes=size, config_file=None)
+        launch = Launch(
+            device=Device.CPU,
+            threads=1,
+            num_processes=size,
+            config_file=None,
+            time_limit_minutes=None,
+            stall_limit_minutes=None,
+        )
         path = {"PYTHONPATH": f"{HERE}:{HERE.parent.parent}"}
         line = [sys.executable, str(HERE / "one_of_several.py"), str(folder)]
         running = [
