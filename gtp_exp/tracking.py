@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -103,7 +104,14 @@ class _WandbTracker:
             dir=str(run.directory),
             config=dict(run.config),
             mode=mode,
-            settings=wandb.Settings(init_timeout=self.settings.timeout_s, console="off"),
+            settings=wandb.Settings(
+                init_timeout=self.settings.timeout_s,
+                console="off",
+                # This machine's folders and names: no one's business, and results.json says what was run.
+                x_disable_meta=True,
+                x_disable_machine_info=True,
+                disable_git=True,
+            ),
         )
         for kind in ("warmup", "finetune"):
             started.define_metric(f"{kind}/*", step_metric=f"{kind}/step")
@@ -124,6 +132,8 @@ class _WandbTracker:
         def end(run: Any) -> None:
             run.summary.update(dict(summary))
             run.finish(exit_code=exit_code)
+            # W&B's own log: it names folders of this machine, and `wandb sync` does not need it.
+            shutil.rmtree(run.settings.log_dir, ignore_errors=True)
 
         self._quietly(end)
 
