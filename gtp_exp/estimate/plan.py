@@ -222,7 +222,8 @@ def warmup_rows(gradients: Mapping[str, Any], n: int) -> int:
 
 def store_settings(gradients: Mapping[str, Any]) -> dict[str, Any]:
     """Those that change the stored numbers, beyond the warm-up's."""
-    return {k: v for k, v in gradients.items() if k not in ("warmup", "warmup_share", "token_budget")}
+    others = ("warmup", "warmup_share", "token_budget", "max_quarantined_share")
+    return {k: v for k, v in gradients.items() if k not in others}
 
 
 def store_bytes(rows: int, checkpoints: int, gradients: Mapping[str, Any]) -> int:

@@ -45,7 +45,7 @@ class GradientConfig:
             raise UserError("gradients.warmup.use_weights=true: no selection has given the warm-up weights")
 
     def reads(self) -> dict[str, Any]:
-        """The part that changes the stored numbers, for the cache key; the warm-up has its own."""
+        """The part that changes the stored numbers, for the cache key."""
         settings = describe(self)
         for name in ("warmup", "warmup_share", "token_budget", "max_quarantined_share"):
             del settings[name]
