@@ -77,7 +77,7 @@ def test_the_disk_of_a_store_is_its_shards(computed):
     jobs, planned, outputs = computed
     counted = sum(work.nbytes for stage in (POOL, TARGET) for work in planned.of(stage))
     shards = sum(path.stat().st_size for path in (outputs / "cache" / "gradients").rglob("*.safetensors"))
-    assert 0.97 * counted < shards < 1.05 * counted  # one of 47 rows has no answer, which only tokenising tells
+    assert 0.97 * counted < shards < 1.05 * counted  # one row of 47 turns out to have no answer
     stores = [GradientStore.open(p.parent) for p in (outputs / "cache").rglob("store.json")]
     gradients = jobs[0]["config"]["gradients"]
     of_rows = {store.n: store_bytes(store.n, 2, gradients) for store in stores}
