@@ -17,6 +17,7 @@ from pathlib import Path
 import hydra
 from hydra._internal.utils import run_and_report
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -30,7 +31,7 @@ from gtp_exp.results import RECORD_NAME, SELECTED_NAME, Names, State, read_recor
 _failed: list[str] = []  # jobs of this multirun that did not complete
 
 
-class JobFailed(RuntimeError):
+class JobFailed(CompactHydraException):  # which Hydra reports without a traceback
     pass
 
 
@@ -43,10 +44,12 @@ def conf_dir() -> str:
 
 @hydra.main(version_base="1.3", config_path=conf_dir(), config_name="config")
 def _job(config: DictConfig) -> float:
-    """One job. Its value is the mean headline metric over tasks, which a sweeper may maximise."""
+    """One job. Its value is the mean headline metric over tasks, for a sweeper to maximise."""
     hydra_config = HydraConfig.get()
     directory = Path(hydra_config.runtime.output_dir)
     code = _run(config, directory)
+    if code == 0 and not (directory / RECORD_NAME).is_file():
+        return float("nan")  # the job's main process, and its record, are on another machine
     if code == 0:
         metrics = read_record(directory / RECORD_NAME).metrics
         values = [float(m[str(m["headline"])]) for m in metrics.values()]
@@ -54,10 +57,19 @@ def _job(config: DictConfig) -> float:
     name = os.path.relpath(directory)
     if hydra_config.mode is RunMode.RUN:
         raise SystemExit(code)
-    if "BasicLauncher" in hydra_config.launcher._target_:
+    if "BasicLauncher" in hydra_config.launcher._target_ and "BasicSweeper" in hydra_config.sweeper._target_:
         _failed.append(name)  # the other jobs still run, and main() ends with an error
         return float("nan")
-    raise JobFailed(f"{name}: the worker ended with status {code}")
+    # Launchers run the other jobs, too, some of them in processes that know no `_failed` of ours; then the
+    # sweeper decides: Hydra's own raises the first failure, Optuna's counts it as a failed trial.
+    raise JobFailed(f"{name}: {_why(directory, code)}")
+
+
+def _why(directory: Path, code: int) -> str:
+    try:
+        return read_record(directory / RECORD_NAME).error or f"the worker ended with status {code}"
+    except UserError:
+        return f"ended with status {code} before it began"
 
 
 def _run(config: DictConfig, directory: Path) -> int:

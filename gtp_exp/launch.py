@@ -16,6 +16,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Optional
 
+from omegaconf import OmegaConf
+
 from gtp_exp import heartbeat
 from gtp_exp.errors import UserError
 from gtp_exp.heartbeat import Watch
@@ -35,7 +37,7 @@ class Device(Enum):
 class Launch:
     device: Device
     threads: Optional[int]  # of each CPU worker; null leaves the choice to PyTorch
-    num_processes: int  # of one job, on this machine
+    num_processes: int  # of one job, on all its machines: this one, or those that config_file tells of
     config_file: Optional[str]  # of Accelerate, for FSDP, DeepSpeed, several machines; null: data parallel
     time_limit_minutes: Optional[float]  # a job that takes longer is stopped
     stall_limit_minutes: Optional[float]  # likewise one whose progress bars stand still for so long
@@ -72,8 +74,17 @@ class Launch:
         if self.config_file is None:
             return worker
         launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", self.config_file]
-        options = ["--num_processes", str(self.num_processes), "--main_process_port", "0"]
+        options = ["--num_processes", str(self.num_processes)]
+        if self.machines == 1:  # any free port; several machines meet at the one that the file names
+            options += ["--main_process_port", "0"]
         return [*launcher, *options, *worker[1:]]
+
+    @property
+    def machines(self) -> int:
+        """Of one job; on each of them the same command is given, with a config_file that tells its rank."""
+        if self.config_file is None:
+            return 1
+        return int(OmegaConf.select(OmegaConf.load(self.config_file), "num_machines") or 1)
 
     def watch(self, directory: Path) -> Watch:
         minutes = (self.time_limit_minutes, self.stall_limit_minutes)

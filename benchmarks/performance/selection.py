@@ -27,6 +27,7 @@ import yaml
 from tqdm import tqdm
 
 from benchmarks.performance.clustered import Clustered
+from benchmarks.performance.clustered_store import write_clustered
 from benchmarks.performance.measuring import (
     Figure,
     Timing,
@@ -39,7 +40,7 @@ from benchmarks.performance.one_atom_omp import Matched, StepCost, fit_step_cost
 from gtp_exp.config import build
 from gtp_exp.data.examples import Example
 from gtp_exp.gradients.features import GradientFeatures, MemoryFeatures
-from gtp_exp.gradients.store import GradientStore, StorageType, StoreWriter, from_int8, to_int8
+from gtp_exp.gradients.store import GradientStore, from_int8, to_int8
 from gtp_exp.selection import fused
 from gtp_exp.selection.atoms import tensor_atoms
 from gtp_exp.selection.base import Budget, SelectionProblem, Unit
@@ -344,21 +345,8 @@ def checkpoints(rows: int, dim: int) -> list[Clustered]:
 
 
 def write_store(rows: int, dim: int, scratch: Path) -> int:
-    """A store as `collect` leaves it, filled with clustered rows; returns its bytes."""
-    settings = {
-        "rows": rows,
-        "dim": dim,
-        "directions": ["sgd"],
-        "storage": StorageType.BFLOAT16.value,
-        "shard_rows": 1024,
-        "checkpoints": [{"step": t, "learning_rate": 1.0} for t in range(CHECKPOINTS)],
-    }
-    about = {"ids": [str(i) for i in range(rows)], "n_completion_tokens": [1] * rows}
-    writer = StoreWriter(scratch / "store", settings, about, dict)
-    for t, made in enumerate(tqdm(checkpoints(rows, dim), desc="writing the store", unit="checkpoint")):
-        for shard, block in enumerate(made.blocks()):
-            writer.write(t, shard, {"sgd": block}, {"sgd": block.norm(dim=1)})
-    return writer.finish().nbytes
+    """Returns its bytes."""
+    return write_clustered(scratch / "store", checkpoints(rows, dim)).nbytes
 
 
 def select_from_store(rows: int, dim: int, size: int, scratch: Path) -> dict[str, Any]:

@@ -1,0 +1,208 @@
+"""What a selection costs as a formula, fitted to measured points, and what it says of a pool far larger.
+
+N rows, m = T d numbers a row, M rows wanted, r of them at most per round, K passes of the pool, P processes:
+
+    seconds = scan N m / P + pass K N m / P + fetch K T F + row K N + solve K r^2 m + refit M^2 m + fixed
+    memory  = 4-byte words: per_row N + looked_at r m + chosen M m + fixed            (of each process)
+    sent    = K N + (K - R) (2 r + 64) m + (T + 1) N + 2 D m numbers                  (by each process)
+
+scan: norms, hashes and copies, once. pass: a correlation. fetch: the rows it points at, out of F files: the
+N / (1024 P) of the process, or one for each of the 2 r + 64 rows where these are fewer. row: what every
+process does with the N correlations. solve: the fits within a round. refit: the last fit of all chosen rows.
+R rounds; the correlations before them look at no rows. D rows repeat another one and are compared with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import nnls
+
+ROUND = 256  # rows per round as shipped; never more than m / 2
+SLACK = 64  # rows looked at beyond twice a round's
+SHARD = 1024  # rows of a file
+TIME = ("scan", "pass", "fetch", "row", "solve", "refit", "fixed")
+MEMORY = ("per_row", "looked_at", "chosen", "fixed")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One selection."""
+
+    n: int
+    dim: int  # d, of one checkpoint's sketch
+    wanted: int  # M
+    checkpoints: int  # T
+    processes: int = 1
+
+    @property
+    def m(self) -> int:
+        return self.dim * self.checkpoints
+
+    @property
+    def round_rows(self) -> int:
+        return min(self.wanted, ROUND, self.m // 2)
+
+
+@dataclass(frozen=True)
+class Measured:
+    point: Point
+    cpu: float  # seconds of the processor, of the process that took most
+    wall: float
+    scanning: float  # of cpu, from the store to atoms
+    passing: float  # of cpu, in correlations
+    fetching: float  # of cpu, for the rows that correlations point at
+    refitting: float  # of cpu, in the last fit
+    passes: int  # K
+    rounds: int
+    peak: int  # bytes of anonymous memory beyond those at the start, of the process that took most
+    sent: int  # numbers handed to sums over the processes, by one of them
+    disk: int  # bytes of the store
+    residual: float = 0.0
+    clean: float = 0.0
+
+
+def time_terms(p: Point, passes: float) -> list[float]:
+    share = p.n * p.m / p.processes
+    files = min(p.n / (SHARD * p.processes), 2 * p.round_rows + SLACK)
+    fetch, solve = passes * p.checkpoints * files, passes * p.round_rows**2 * p.m
+    return [share, passes * share, fetch, passes * p.n, solve, p.wanted**2 * p.m, 1.0]
+
+
+def memory_terms(p: Point) -> list[float]:
+    return [4.0 * p.n, 4.0 * p.round_rows * p.m, 4.0 * p.wanted * p.m, 1.0]
+
+
+def numbers_sent(p: Point, passes: float, rounds: float, copies: float) -> float:
+    """copies: D. Correlations of rounds are followed by the rows they point at."""
+    if p.processes == 1:
+        return 0.0
+    looked_at = (passes - 1) * (2 * p.round_rows + SLACK) * p.m
+    return passes * p.n + looked_at + (p.checkpoints + 1) * p.n + (2 * copies + p.wanted) * p.m
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Non-negative coefficients that are closest to the points in relative error."""
+
+    names: tuple[str, ...]
+    coefficients: tuple[float, ...]
+    errors: tuple[float, ...]  # fitted / measured - 1, by point
+
+    def __getitem__(self, name: str) -> float:
+        return self.coefficients[self.names.index(name)]
+
+    def value(self, terms: Sequence[float]) -> float:
+        return float(np.dot(self.coefficients, terms))
+
+
+def fit(names: tuple[str, ...], terms: Sequence[Sequence[float]], values: Sequence[float]) -> Fit:
+    scaled = np.array(terms) / np.array(values)[:, None]
+    size = np.linalg.norm(scaled, axis=0)
+    found = nnls(scaled / size, np.ones(len(values)))[0] / size
+    return Fit(names, tuple(map(float, found)), tuple(map(float, scaled @ found - 1)))
+
+
+def fit_time(points: Sequence[Measured]) -> Fit:
+    """Each part by itself, as the parts were measured; the errors are those of the whole."""
+    terms = [time_terms(one.point, one.passes) for one in points]
+    taken: dict[tuple[str, ...], list[float]] = {
+        ("scan",): [one.scanning for one in points],
+        ("pass",): [one.passing for one in points],
+        ("fetch",): [one.fetching for one in points],
+        ("refit",): [one.refitting for one in points],
+    }
+    others = [sum(part) for part in zip(*taken.values(), strict=True)]
+    taken["row", "solve", "fixed"] = [one.cpu - other for one, other in zip(points, others, strict=True)]
+    found: dict[str, float] = {}
+    for names, seconds in taken.items():
+        columns = [TIME.index(name) for name in names]
+        chosen = [[row[k] for k in columns] for row in terms]
+        part = fit(names, chosen, [max(value, 1e-4) for value in seconds])
+        found |= dict(zip(names, part.coefficients, strict=True))
+    coefficients = tuple(found[name] for name in TIME)
+    errors = (np.dot(row, coefficients) / one.cpu - 1 for row, one in zip(terms, points, strict=True))
+    return Fit(TIME, coefficients, tuple(map(float, errors)))
+
+
+def fit_memory(points: Sequence[Measured]) -> Fit:
+    return fit(MEMORY, [memory_terms(one.point) for one in points], [max(one.peak, 1) for one in points])
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A pool and the machines it would be selected on. Every figure here is an assumption."""
+
+    point: Point = Point(10_000_000, 8192, 50_000, 4, 64)
+    parameters: float = 1.24e9  # of the model
+    tokens: float = 512  # of an example, mean
+    gpu_flops: float = 989e12  # dense bf16, of one GPU
+    utilisation: float = 0.3  # of it in the gradient pass
+    gpu_bytes_per_s: float = 3.35e12  # of one GPU's memory
+    storage_bytes_per_s: float = 40e9  # of the shared file system, all processes together
+    network_bytes_per_s: float = 5e9  # of one process
+    copies: float = 0.01  # share of the rows that repeat another one
+
+    @property
+    def examples_per_s(self) -> float:
+        """Of one GPU: 4 FLOP per parameter and token, as frozen weights have no gradient of their own."""
+        return self.gpu_flops * self.utilisation / (4 * self.parameters * self.tokens)
+
+
+@dataclass(frozen=True)
+class Projection:
+    gradients: float  # seconds
+    disk: float  # bytes
+    share: float  # bytes of the store that a process reads
+    passes: float
+    sent_per_pass: float  # bytes, by each process
+    sent: float  # bytes, by each process
+    memory: float  # bytes of a process beyond its share of the store
+    parts: dict[str, float]  # seconds of selection, by part
+    on_gpu: dict[str, float]  # the same, were the share held in the GPU's memory
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.parts.values())
+
+    @property
+    def seconds_on_gpu(self) -> float:
+        return sum(self.on_gpu.values())
+
+
+def project(s: Scenario, time: Fit, memory: Fit, passes_per_round: float) -> Projection:
+    """By the formulas, but with the scenario's bandwidths for reading and sending."""
+    p = s.point
+    rounds = -(-p.wanted // p.round_rows)
+    passes = 1 + rounds * passes_per_round
+    disk = 2.0 * p.n * p.m
+    share = disk / p.processes
+    sent_per_pass = 4.0 * (p.n + (2 * p.round_rows + SLACK) * p.m)
+    sent = 4.0 * numbers_sent(p, passes, rounds, s.copies * p.n)
+    scan, over, fetch, row, solve, _, _ = np.multiply(time.coefficients, time_terms(p, passes))
+    parts = {
+        "reading the store once": disk / s.storage_bytes_per_s,
+        "norms and hashes": float(scan),
+        "passes": float(over),
+        "fetching rows": float(fetch),
+        "the N correlations in each process": float(row),
+        "fits": float(solve),
+        "sending (a ring moves twice what is summed)": 2 * sent / s.network_bytes_per_s,
+    }
+    a_pass = share / s.gpu_bytes_per_s
+    on_gpu = {**parts, "norms and hashes": a_pass, "passes": passes * a_pass}
+    terms = memory_terms(p)
+    terms[MEMORY.index("chosen")] = 0.0  # a refit of so many rows is left out, as it exceeds memory_gib
+    return Projection(
+        gradients=p.n * p.checkpoints / (p.processes * s.examples_per_s),
+        disk=disk,
+        share=share,
+        passes=passes,
+        sent_per_pass=sent_per_pass,
+        sent=sent,
+        memory=memory.value(terms),
+        parts=parts,
+        on_gpu=on_gpu,
+    )

@@ -1,0 +1,72 @@
+"""Multiruns by other means than one job after another: joblib, submitit on this machine, Optuna."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from test_command_line import ENVIRONMENT, command
+
+from gtp_exp.launch import Device, Launch
+
+LAUNCHERS = {
+    "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+    "submitit": ["hydra/launcher=submitit_local"],
+}
+
+
+def multirun(folder: Path, *overrides: str) -> tuple[subprocess.CompletedProcess[str], list[dict]]:
+    """How it ended, and the jobs' results in their order."""
+    done = subprocess.run(
+        command("-m", *overrides), cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+    paths = sorted(folder.glob("outputs/runs/*/*/results.json"))
+    return done, [json.loads(path.read_text()) for path in paths]
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_jobs_at_the_same_time_share_stages_and_a_failing_one_stops_no_other(tmp_path, name):
+    pytest.importorskip(f"hydra_plugins.hydra_{name}_launcher")
+    jobs = ["selector=less", "budget=rows", "budget.amount=999,4,5", "until=selection"]
+    done, found = multirun(tmp_path, *LAUNCHERS[name], *jobs)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "0_less_rows_toy_seed0: budget.amount=999 rows is more than the 40 candidates" in done.stderr
+    assert [one["state"] for one in found] == ["failed", "complete", "complete"]
+    assert len({one["group"] for one in found}) == 1
+    logs = [path.read_text() for path in tmp_path.glob("outputs/runs/*/*/worker.log")]
+    for stage in ("warmup", "gradients: pool", "gradients: target"):
+        assert sum(f"{stage}: done" in log for log in logs) == 1, stage
+        assert sum(f"{stage}: reused" in log for log in logs) >= 1, stage
+
+
+def test_optuna_is_told_the_headline_metric_and_which_trials_failed(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    sweeper = ["hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "hydra.sweeper.direction=maximize"]
+    trials = ["hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1", "hydra.sweeper.max_failure_rate=1.0"]
+    swept = ["selector=random", "budget=rows", "budget.amount=4", "train.learning_rate=choice(-1.0,1e-3)"]
+    done, found = multirun(tmp_path, *sweeper, *trials, *swept)
+    assert done.returncode == 0, done.stderr
+    assert sorted(one["state"] for one in found) == ["complete", "failed"]
+    assert "Failed experiment: " in done.stdout + done.stderr
+    (report,) = tmp_path.glob("outputs/runs/*/optimization_results.yaml")
+    (complete,) = (one for one in found if one["state"] == "complete")
+    assert f"best_value: {complete['metrics']['toy_sums']['acc']}" in report.read_text()
+    assert "train.learning_rate: 0.001" in report.read_text()
+
+
+@pytest.mark.parametrize("machines", [1, 2])
+def test_several_machines_meet_at_the_port_that_the_file_names(tmp_path, machines):
+    file = tmp_path / "accelerate.yaml"
+    file.write_text(f"num_machines: {machines}\nmachine_rank: 0\nmain_process_port: 29617\n")
+    launch = Launch(
+        device=Device.AUTO,
+        threads=None,
+        num_processes=4,
+        config_file=str(file),
+        time_limit_minutes=None,
+        stall_limit_minutes=None,
+    )
+    line = launch.command(tmp_path / "resolved.yaml")
+    assert launch.machines == machines and ("--main_process_port" in line) == (machines == 1)
