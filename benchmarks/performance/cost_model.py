@@ -4,12 +4,13 @@ N rows, m = T d numbers a row, M rows wanted, r of them at most per round, K pas
 
     seconds = scan N m / P + pass K N m / P + fetch K T F + row K N + solve K r^2 m + refit M^2 m + fixed
     memory  = 4-byte words: per_row N + looked_at r m + chosen M m + fixed            (of each process)
-    sent    = K N + (K - R) (2 r + 64) m + (T + 1) N + 2 D m numbers                  (by each process)
+    sent    = (T + 2) N + (K - 1) (2 r + 64) (m + 2 P) + (2 D + M) m numbers          (by each process)
 
 scan: norms, hashes and copies, once. pass: a correlation. fetch: the rows it points at, out of F files: the
 N / (1024 P) of the process, or one for each of the 2 r + 64 rows where these are fewer. row: what every
 process does with the N correlations. solve: the fits within a round. refit: the last fit of all chosen rows.
-R rounds; the correlations before them look at no rows. D rows repeat another one and are compared with it.
+Only the first pass, whose correlations order the fill, looks at no rows. D rows repeat another one and are
+compared with it.
 """
 
 from __future__ import annotations
@@ -79,8 +80,8 @@ def numbers_sent(p: Point, passes: float, rounds: float, copies: float) -> float
     """copies: D. Correlations of rounds are followed by the rows they point at."""
     if p.processes == 1:
         return 0.0
-    looked_at = (passes - 1) * (2 * p.round_rows + SLACK) * p.m
-    return passes * p.n + looked_at + (p.checkpoints + 1) * p.n + (2 * copies + p.wanted) * p.m
+    looked_at = (passes - 1) * (2 * p.round_rows + SLACK) * (p.m + 2 * p.processes)
+    return looked_at + (p.checkpoints + 2) * p.n + (2 * copies + p.wanted) * p.m
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ def project(s: Scenario, time: Fit, memory: Fit, passes_per_round: float) -> Pro
     passes = 1 + rounds * passes_per_round
     disk = 2.0 * p.n * p.m
     share = disk / p.processes
-    sent_per_pass = 4.0 * (p.n + (2 * p.round_rows + SLACK) * p.m)
+    sent_per_pass = 4.0 * (2 * p.round_rows + SLACK) * (p.m + 2 * p.processes)
     sent = 4.0 * numbers_sent(p, passes, rounds, s.copies * p.n)
     scan, over, fetch, row, solve, _, _ = np.multiply(time.coefficients, time_terms(p, passes))
     parts = {

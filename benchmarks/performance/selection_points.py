@@ -45,7 +45,14 @@ def in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> list[
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    launch = Launch(device=Device.CPU, threads=1, num_processes=count, config_file=None)
+    launch = Launch(
+        device=Device.CPU,
+        threads=1,
+        num_processes=count,
+        config_file=None,
+        time_limit_minutes=None,
+        stall_limit_minutes=None,
+    )
     started = []
     for environment in launch.environments():
         receiver, sender = context.Pipe(duplex=False)
@@ -87,7 +94,7 @@ def measured(
             processes.wait()
             wall, cpu = time.perf_counter(), time.process_time()
             with Stopwatch(
-                correlate=BlockAtoms, rows=BlockAtoms, trajectory=gtp_module, refit=gtp_module
+                correlate_own=BlockAtoms, rows=BlockAtoms, trajectory=gtp_module, refit=gtp_module
             ) as watch:
                 found = gtp.select(asked)
             trials.append((time.process_time() - cpu, time.perf_counter() - wall, watch))
@@ -98,10 +105,10 @@ def measured(
         cpu=cpu,
         wall=wall,
         scanning=watch.seconds["trajectory"],
-        passing=watch.seconds["correlate"],
+        passing=watch.seconds["correlate_own"],
         fetching=watch.seconds["rows"],
         refitting=watch.seconds["refit"],
-        passes=watch.calls["correlate"],
+        passes=watch.calls["correlate_own"],
         rounds=len(found.diagnostics["rows_by_round"]),
         peak=int(memory.peak_gib * 2**30),
         sent=SENT["numbers"],

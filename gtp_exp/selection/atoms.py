@@ -35,8 +35,14 @@ class Atoms(Protocol):
         """(N candidates, m dimensions)."""
         ...
 
+    processes: Processes  # that pass over the pool together, each over its own rows
+
     def correlate(self, residual: torch.Tensor) -> torch.Tensor:
         """A R for residual columns R [m, S]: float32 [N, S], one pass whatever S."""
+        ...
+
+    def correlate_own(self, residual: torch.Tensor) -> torch.Tensor:
+        """The same for this process's rows, with zeros for the others: nothing is sent."""
         ...
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
@@ -71,7 +77,7 @@ class BlockAtoms:
 
     blocks: tuple[Block, ...]
     chunk_rows: int
-    processes: Processes = ALONE  # each passes over its own rows
+    processes: Processes = ALONE
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -81,6 +87,9 @@ class BlockAtoms:
         return columns.split([block.dim for block in self.blocks])
 
     def correlate(self, residual: torch.Tensor) -> torch.Tensor:
+        return self.processes.sum(self.correlate_own(residual))
+
+    def correlate_own(self, residual: torch.Tensor) -> torch.Tensor:
         total = torch.zeros(self.shape[0], residual.shape[1])
         for block, part in zip(self.blocks, self._split(residual.float()), strict=True):
             lifted = part if block.basis is None else block.basis.T @ part  # [d, S]
@@ -93,7 +102,7 @@ class BlockAtoms:
                 else:
                     product = kernel(chunk, lifted[:, 0].contiguous())[:, None]
                 total[start:stop] += block.scale[start:stop, None] * product
-        return self.processes.sum(total)
+        return total
 
     def _fused(self, block: Block) -> Kernel | None:
         """A compiled kernel for half-width rows, where the pass is large enough to be worth making one."""

@@ -70,8 +70,7 @@ def cosamp(
         eligible[columns.ids] = False
         if cost is not None:
             eligible &= cost <= capacity
-        correlation = atoms.correlate(residual.float())
-        found, rows = strongest(atoms, correlation, residual, eligible, width)
+        found, rows = strongest(atoms, residual, eligible, width)
         if not len(found):
             break
         merged = columns.join(columns_of(rows, found, columns.cache))

@@ -82,10 +82,9 @@ def elastic_net(
         eligible[columns.ids] = False
         if cost is not None:
             eligible &= cost <= capacity
-        correlation = atoms.correlate(residual[:, None].float())
-        violating = torch.where(correlation > l1 * (1 + 1e-5), correlation, 0.0)
+        violating = l1 * (1 + 1e-5)
         found, rows = strongest(
-            atoms, violating, residual[:, None], eligible, 2 * size if not curve else size
+            atoms, residual[:, None], eligible, 2 * size if not curve else size, above=violating
         )
         outside = rows.double() @ residual > l1 * (1 + 1e-6)
         found, rows = found[outside], rows[outside]

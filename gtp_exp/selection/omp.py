@@ -89,10 +89,7 @@ def block_omp(
         eligible[columns.ids] = False
         if cost is not None:
             eligible &= cost <= capacity - int(cost[columns.ids].sum())
-        correlation = atoms.correlate(residual[:, None].float())
-        found, rows = strongest(
-            atoms, correlation, residual[:, None], eligible, min(block, size - len(columns.ids))
-        )
+        found, rows = strongest(atoms, residual[:, None], eligible, min(block, size - len(columns.ids)))
         if cost is not None and len(found):
             fits = _fitting(cost[found], capacity - int(cost[columns.ids].sum()))
             found, rows = found[fits], rows[fits]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from gtp_exp.processes import Processes
 from gtp_exp.selection.atoms import Atoms
 
 SLACK = 64  # rows fetched beyond those asked for, so that float32 rounding cannot decide who is in
@@ -61,15 +62,34 @@ def top(values: torch.Tensor, k: int) -> torch.Tensor:
     return index[values[index].sort(descending=True, stable=True).indices[:k]]
 
 
+def _top_of_all(values: torch.Tensor, k: int, processes: Processes) -> torch.Tensor:
+    """`top` of the values of all processes, each of which holds those of its own rows and zeros elsewhere.
+
+    Only the best of every process are sent, 2 k numbers each: who is among the best of all is among its own.
+    """
+    own = top(values, k)
+    if processes.size == 1:
+        return own
+    offers = torch.zeros(processes.size, 2, k, dtype=torch.float64)
+    offers[processes.rank, 0, : len(own)] = own.double()
+    offers[processes.rank, 1, : len(own)] = values[own].double()
+    index, value = processes.sum(offers).transpose(0, 1).reshape(2, -1)
+    order = index.argsort(stable=True)  # where values are equal the lower index comes first
+    return index[order][top(value[order], k)].long()
+
+
 def strongest(
-    atoms: Atoms, correlation: torch.Tensor, residual: torch.Tensor, available: torch.Tensor, k: int
+    atoms: Atoms, residual: torch.Tensor, available: torch.Tensor, k: int, above: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k available rows that correlate most with the residual: index int64 [<= k] and their atoms.
+    """The k available rows that correlate most with the residual [m, S], and more than `above`: index int64
+    [<= k] and their atoms. One pass over the pool.
 
     The float32 pass proposes k and some more, float64 products of those rows decide: chunking, threads and
     the storage's product kernel change the last bits of the pass, but not the answer.
     """
-    proposed = top(torch.where(available, alignment(correlation), 0.0), k + SLACK).sort().values
+    values = alignment(atoms.correlate_own(residual.float()))
+    values = torch.where(available & (values > above), values, 0.0)
+    proposed = _top_of_all(values, k + SLACK, atoms.processes).sort().values
     rows = atoms.rows(proposed)
     best = top(alignment(rows.double() @ residual.double()), k)
     return proposed[best], rows[best]

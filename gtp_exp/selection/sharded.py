@@ -1,7 +1,8 @@
 """The pool's rows divided among processes: each reads its own share, and a row travels when it is asked for.
 
-A pass over the pool is one pass of every process over its own rows. What is sent per iteration is the N
-correlations and the rows that a pursuit looks at, at most 2M of m numbers: never the store.
+A pass over the pool is one pass of every process over its own rows. What is sent per iteration is each one's
+best 2M rows by index and correlation, and the atoms of the best 2M of all, m numbers each: never the store,
+and nothing that grows with the pool.
 """
 
 from __future__ import annotations
