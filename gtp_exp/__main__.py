@@ -6,8 +6,10 @@ cannot carry state from one job to the next. The worker's end is the job's end; 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -27,6 +29,7 @@ from gtp_exp.credentials import check_no_secrets
 from gtp_exp.errors import UserError, first_line
 from gtp_exp.launch import Ended, run_worker
 from gtp_exp.results import RECORD_NAME, SELECTED_NAME, Names, State, read_record, write_record
+from gtp_exp.storage import check_room, storage_fault
 
 _failed: list[str] = []  # jobs of this multirun that did not complete
 
@@ -73,9 +76,9 @@ def _why(directory: Path, code: int) -> str:
 
 
 def _run(config: DictConfig, directory: Path) -> int:
-    for name in (RECORD_NAME, SELECTED_NAME):  # a fixed folder may hold an earlier job's
-        (directory / name).unlink(missing_ok=True)
     try:
+        for name in (RECORD_NAME, SELECTED_NAME):  # a fixed folder may hold an earlier job's
+            (directory / name).unlink(missing_ok=True)
         launch = build(OmegaConf.to_container(config.launch, resolve=True), "launch")  # type: ignore[arg-type]
         resolved = _save_resolved(config, directory)
     except OmegaConfBaseException as error:
@@ -83,6 +86,9 @@ def _run(config: DictConfig, directory: Path) -> int:
         return 2
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {storage_fault(error, directory) or error}", file=sys.stderr)
         return 2
     ended = run_worker(resolved, launch)
     if ended.code != 0:
@@ -120,7 +126,8 @@ def _mark_dead(directory: Path, ended: Ended) -> None:
         return
     told = ended.rank > 0 or bool(ended.limit)  # what the worker cannot know
     if record.state is State.RUNNING or told:
-        write_record(replace(record, state=State.FAILED, error=str(ended)), directory)
+        with contextlib.suppress(OSError):  # the worker has told why nothing can be written
+            write_record(replace(record, state=State.FAILED, error=str(ended)), directory)
         if told:
             print(f"error: {ended}", file=sys.stderr)
 
@@ -150,8 +157,20 @@ def _check_outputs(arguments: list[str]) -> None:
     there = next((path for path in (folder, *folder.parents) if path.exists()), Path("."))
     if not there.is_dir():
         raise UserError(f"outputs={folder} cannot be a folder: '{there}' is a file; set outputs=DIR")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"cannot write to outputs folder '{folder}'; set outputs=DIR")
+    try:
+        check_room(there, needed=1 << 16)  # the run's own files, about
+    except OSError as error:
+        raise UserError(storage_fault(error, folder) or f"outputs={folder}: {error}") from error
+
+
+def _check_options(arguments: list[str]) -> None:
+    """A group's option is part of the name of a run's folder, so it may not lead out of that."""
+    groups = {path.name for path in Path(conf_dir()).iterdir() if path.is_dir()}
+    for text in arguments:
+        key, _, value = text.partition("=")
+        group = key.lstrip("+").partition("@")[0]
+        if group in groups and ".." in re.split(r"[/,\[\]\s]", value):
+            raise UserError(f"{text}: an option of {group} is the name of a file in its folder, without '..'")
 
 
 def main() -> None:
@@ -159,6 +178,7 @@ def main() -> None:
         raise SystemExit("start gtp-exp with plain python; it starts its own worker processes")
     try:  # before Hydra makes the run's folder, and writes the overrides of a multirun into it
         check_no_secrets({f"argument {i}": text for i, text in enumerate(sys.argv[1:], 1)})
+        _check_options(sys.argv[1:])
         _check_outputs(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

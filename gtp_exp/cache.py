@@ -4,12 +4,13 @@
     outputs/cache/<stage>/<key>.part/      work in progress, or what a killed run left, to be resumed
     outputs/cache/<stage>/<key>.lock       held by the one process that produces the entry
 
-An entry appears by rename, so it is whole or absent. Its manifest holds the checksum of every file: a damaged
-entry is deleted and made again, with a warning.
+An entry appears by rename, so it is whole or absent. Its manifest holds the checksum of every file, and its
+own: a damaged entry is deleted and made again, with a warning.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -23,12 +24,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from gtp_exp.checksums import checksums, first_damage, read_json, read_sealed, write_sealed
 from gtp_exp.errors import UserError
 from gtp_exp.heartbeat import beat
 from gtp_exp.processes import ALONE, Processes
 
 log = logging.getLogger(__name__)
 _LOOK_UP_S = 10.0  # while waiting for another run
+
+MANIFEST = "manifest.json"
+_SPENT = "spent.json"  # seconds that interrupted runs have put into a `.part`
 
 
 @dataclass(frozen=True)
@@ -81,32 +86,38 @@ class Cache:
                 f"cannot write to outputs folder '{self.root}': {error.strerror}; set outputs=DIR"
             ) from error
         with _locked(final.with_name(key + ".lock"), label):
-            seconds = _verified_seconds(final)
-            if seconds is not None:
+            found = sound(final)
+            if found is not None:
+                seconds = float(found["seconds"])
                 log.info("%s: reused %s (saved %.1f s)", label, key, seconds)
                 everyone.share(seconds)
                 return StageResult(final, key, seconds, cached=True)
             beat()
             part.mkdir(exist_ok=True)
-            spent = _read_json(part / "spent.json", {"seconds": 0.0})["seconds"]
+            _drop_unfinished(part)
+            spent = (read_sealed(part / _SPENT) or {"seconds": 0.0})["seconds"]
             start = time.monotonic()
             everyone.share(None)
             try:
                 produce(part)
                 if together:
                     everyone.wait()
-            finally:
-                seconds = spent + time.monotonic() - start
-                (part / "spent.json").write_text(json.dumps({"seconds": seconds}))
-            (part / "spent.json").unlink()
+            except BaseException:
+                _drop_unfinished(part)  # on a full disk they take the room that the run's record needs
+                with contextlib.suppress(OSError):
+                    write_sealed(part / _SPENT, {"seconds": spent + time.monotonic() - start})
+                raise
+            (part / _SPENT).unlink(missing_ok=True)
+            seconds = spent + time.monotonic() - start
+            files = checksums(part)
             manifest = {
                 "stage": stage,
                 "version": version,
                 "seconds": seconds,
                 "reads": reads,
-                "files": _checksums(part),
+                "files": files,
             }
-            _write_synced(part / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))
+            write_sealed(part / MANIFEST, manifest)
             os.replace(part, final)
             log.info("%s: done in %.1f s", label, seconds)
             everyone.share(seconds)
@@ -122,15 +133,6 @@ class Cache:
                 self.processes.wait()
             seconds = self.processes.share(None)
         return StageResult(final, final.name, seconds, cached)
-
-
-def sha256_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else _digest(file)
-        )
 
 
 class _locked:
@@ -155,50 +157,29 @@ class _locked:
         self.lock.release()
 
 
-def _verified_seconds(entry: Path) -> float | None:
-    """The recorded cost of a sound entry; None when it is absent, or damaged (then it is deleted)."""
+def sound(entry: Path) -> Mapping[str, Any] | None:
+    """The manifest of a whole entry; None when it is absent, or damaged (then it is deleted)."""
     if not entry.exists():
         return None
-    manifest = _read_json(entry / "manifest.json", None)
-    damage = "manifest.json is missing or unreadable" if not isinstance(manifest, dict) else ""
+    manifest = read_sealed(entry / MANIFEST) or _unsealed(entry)
+    damage = f"{MANIFEST} is missing or damaged"
+    if manifest is not None:
+        damage = first_damage(entry, manifest["files"])
     if not damage:
-        recorded = manifest["files"]
-        for name, digest in recorded.items():
-            path = entry / name
-            if not path.is_file():
-                damage = f"{name} is missing"
-            elif sha256_file(path) != digest:
-                damage = f"{name} does not match its checksum"
-            if damage:
-                break
-    if not damage:
-        return float(manifest["seconds"])
+        return manifest
     log.warning("%s: damaged cache entry (%s); making it again", entry, damage)
     shutil.rmtree(entry)
     return None
 
 
-def _checksums(directory: Path) -> dict[str, str]:
-    files = sorted(p for p in directory.rglob("*") if p.is_file())
-    return {p.relative_to(directory).as_posix(): sha256_file(p) for p in files}
+def _unsealed(entry: Path) -> dict[str, Any] | None:
+    """A manifest from before manifests had a checksum of their own."""
+    found = read_json(entry / MANIFEST)
+    known = {"stage", "version", "seconds", "reads", "files"}
+    return found if isinstance(found, dict) and set(found) == known else None
 
 
-def _digest(file: Any) -> str:  # Python 3.10 has no hashlib.file_digest
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _read_json(path: Path, default: Any) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return default
+def _drop_unfinished(part: Path) -> None:
+    """Files that were being written when a run was stopped; nobody goes on with those."""
+    for file in (part / MANIFEST, *part.rglob("*.part")):
+        file.unlink(missing_ok=True)

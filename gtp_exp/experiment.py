@@ -37,7 +37,7 @@ from gtp_exp.results import PoolSummary, RowCounts, RunRecord, SelectionSummary,
 from gtp_exp.selection.base import Budget, Need, Selection, SelectionProblem, Selector
 from gtp_exp.selection.subset import select_outside_quarantine
 from gtp_exp.tracking import METRICS_NAME, Journal, NoTracker, RunInfo, Tracker
-from gtp_exp.training import TrainConfig, finetune, save_tuned
+from gtp_exp.training import TrainConfig, finetune, forget_epochs, save_tuned
 
 log = logging.getLogger(__name__)
 
@@ -329,6 +329,7 @@ def warm_up(c: Context, candidates: Rows) -> StageResult:
         )
         if c.processes.main:
             (directory / "trajectory.json").write_text(json.dumps(checkpoints))
+            forget_epochs(directory)
 
     reads = {
         "model": c.model.identity,
@@ -472,6 +473,7 @@ def tune(c: Context, candidates: Rows, chosen: StageResult, selection: Selection
         )
         if c.processes.main:
             save_tuned(loaded, directory / "model")
+            forget_epochs(directory)
 
     reads = {
         "selection": chosen.key,

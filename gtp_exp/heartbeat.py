@@ -46,7 +46,8 @@ def start(directory: Path) -> None:
         beat()
         return update(bar, n)
 
-    tqdm.update = update_and_beat  # of every bar of every library; theirs are subclasses
+    # Of every bar of every library: theirs are subclasses.
+    tqdm.update = update_and_beat  # type: ignore[method-assign]
     beat()
 
 

@@ -13,6 +13,7 @@ import threading
 import time
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Optional
 
@@ -87,8 +88,11 @@ class Launch:
         return int(OmegaConf.select(OmegaConf.load(self.config_file), "num_machines") or 1)
 
     def watch(self, directory: Path) -> Watch:
-        minutes = (self.time_limit_minutes, self.stall_limit_minutes)
-        return Watch(directory, *(None if limit is None else 60 * limit for limit in minutes))
+        in_all, stall = (
+            None if minutes is None else 60 * minutes
+            for minutes in (self.time_limit_minutes, self.stall_limit_minutes)
+        )
+        return Watch(directory, in_all, stall)
 
     def environments(self) -> list[dict[str, str]]:
         """Of each process that is started here, the main one first."""
@@ -145,7 +149,7 @@ def run_worker(resolved: Path, launch: Launch) -> Ended:
                     env=environment,
                     stdout=out,
                     stderr=out,
-                    preexec_fn=die_with_parent,
+                    preexec_fn=partial(die_with_parent, os.getpid()),
                 )
             )
     previous = {}
@@ -193,8 +197,13 @@ def _stop(workers: list[subprocess.Popen]) -> None:
             worker.wait()
 
 
-def die_with_parent() -> None:
-    """Asks for SIGTERM when the process that started this one is gone, however it went."""
+def die_with_parent(parent: int | None = None) -> None:
+    """Asks for SIGTERM when the process that started this one is gone, however it went.
+
+    parent: its id, if known; it may be gone already.
+    """
     if sys.platform == "linux":  # holds even when the parent is killed with SIGKILL
         pr_set_pdeathsig = 1
         ctypes.CDLL("libc.so.6").prctl(pr_set_pdeathsig, signal.SIGTERM)
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)

@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import logging
 import os
-import tempfile
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -16,7 +16,8 @@ from typing import Any, Optional, Protocol
 import torch
 from filelock import FileLock
 
-from gtp_exp.cache import sha256_file
+from gtp_exp.cache import MANIFEST, sound
+from gtp_exp.checksums import checksums, sha256_file, write_sealed
 from gtp_exp.data.tokenization import chat_template_hash, ensure_chat_template
 from gtp_exp.errors import UserError, first_line
 
@@ -307,15 +308,17 @@ def _write_tiny(to: Path) -> None:
     tokenizer.save_pretrained(to)
 
 
-def _ensure(target: Path, make: Any) -> Path:
-    """`target`, made once; a half-made folder is never seen under its name."""
+def _ensure(target: Path, make: Callable[[Path], None]) -> Path:
+    """`target`, made once, and again if it is damaged; a half-made folder is never seen under its name."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(str(target) + ".lock"):
-        if not target.is_dir():
-            temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-            make(temporary)
-            temporary.chmod(0o755)
-            os.replace(temporary, target)
+        if sound(target) is None:
+            part = target.with_name(target.name + ".part")
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            make(part)
+            write_sealed(part / MANIFEST, {"files": checksums(part)})
+            os.replace(part, target)
     return target
 
 
@@ -326,7 +329,7 @@ def _fingerprint(location: str, commit: str | None) -> str:
         return f"{location}@{commit or 'main'}"
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*")):
-        if path.suffix in {".safetensors", ".json"}:
+        if path.suffix in {".safetensors", ".json"} and path.name != MANIFEST:
             digest.update(f"{path.name} {sha256_file(path)}\n".encode())
     return digest.hexdigest()[:24]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -18,12 +19,18 @@ from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from gtp_exp.checksums import checksums, first_damage, read_sealed, write_sealed
 from gtp_exp.data.batching import pad_collate
 from gtp_exp.data.examples import IGNORE, TokenizedExample
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.loss import Reduction
 from gtp_exp.models import LoadedModel
 from gtp_exp.processes import ALONE, Processes
+
+log = logging.getLogger(__name__)
+
+SCRATCH = "trainer"  # folder of the checkpoints from which an interrupted fine-tune goes on
+RECEIPT = "receipt.json"  # a checkpoint's checksums; written last
 
 
 class Schedule(Enum):
@@ -85,9 +92,9 @@ def finetune(
     weights: [len(examples)], >= 0, of mean 1, or None. reduction: of the loss whose gradients the weights
     were fitted to; see `loss_terms`. Accumulation and several processes change nothing but rounding: every
     step sees the same rows. After a kill the run goes on from the last epoch, but with an `on_epoch_end` hook
-    it starts over. The hook is called in every process.
+    it starts over. The hook is called in every process. What it goes on from stays until `forget_epochs`.
     """
-    scratch = directory / "trainer"
+    scratch = directory / SCRATCH
     if on_epoch_end is not None and processes.main:
         shutil.rmtree(scratch, ignore_errors=True)
     micro_batch = micro_batch_size(config, processes.size)
@@ -108,7 +115,6 @@ def finetune(
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="no" if on_epoch_end else "epoch",
-        save_total_limit=1,
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
@@ -118,6 +124,7 @@ def finetune(
     # One device per process: with more, Trainer would multiply the batch size without a word.
     arguments._n_gpu = min(1, arguments.n_gpu)
     progress = _Progress(label, on_epoch_end)
+    callbacks = [progress, _Receipts(scratch, processes)]
     trainer = _WeightedTrainer(
         model=loaded.model,
         args=arguments,
@@ -125,16 +132,26 @@ def finetune(
             examples, loss_terms(examples, weights, reduction), loaded.tokenizer.pad_token_id
         ),
         data_collator=lambda rows: _collate(rows, loaded.tokenizer.pad_token_id),
-        callbacks=[progress],
+        callbacks=callbacks,
     )
     trainer.order = Order(len(examples), micro_batch * processes.size if processes.size > 1 else 1, seed)
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=processes.share(_resumable(scratch)))
+    start = processes.share(_resumable(scratch) if processes.main else None)
+    try:
+        trainer.train(resume_from_checkpoint=start)
+    except BaseException:
+        if processes.main:
+            _drop_unfinished(scratch)  # on a full disk it takes the room that the run's record needs
+        raise
     loaded.model.eval()
     history = [row for row in trainer.state.log_history if "loss" in row]
     if processes.main:
         (directory / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))
-        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def forget_epochs(directory: Path) -> None:
+    """Removes what an interrupted fine-tune would go on from: once its result is saved, not before."""
+    shutil.rmtree(directory / SCRATCH, ignore_errors=True)
 
 
 def micro_batch_size(config: TrainConfig, processes: int) -> int:
@@ -283,7 +300,41 @@ class _Progress(TrainerCallback):
             self.bar.close()
 
 
+class _Receipts(TrainerCallback):
+    """Marks a checkpoint as whole, by its checksums; only then are earlier ones removed.
+
+    Trainer's own limit removes the oldest by the clock, which may have been set back since.
+    """
+
+    def __init__(self, scratch: Path, processes: Processes) -> None:
+        self.scratch, self.processes = scratch, processes
+
+    def on_save(self, args, state, control, **_):
+        self.processes.wait()  # each writes the state of its own random numbers
+        if self.processes.main:
+            whole = self.scratch / f"checkpoint-{state.global_step}"
+            write_sealed(whole / RECEIPT, checksums(whole))
+            for other in self.scratch.glob("checkpoint-*"):
+                if other != whole:
+                    shutil.rmtree(other)
+
+
+def _drop_unfinished(scratch: Path) -> None:
+    for checkpoint in scratch.glob("checkpoint-*"):
+        if not (checkpoint / RECEIPT).is_file():
+            shutil.rmtree(checkpoint, ignore_errors=True)
+
+
 def _resumable(scratch: Path) -> str | None:
-    """The newest whole checkpoint of an interrupted run; trainer_state.json is what Trainer writes last."""
-    whole = [p.parent for p in scratch.glob("checkpoint-*/trainer_state.json")]
-    return str(max(whole, key=lambda p: int(p.name.split("-")[1]))) if whole else None
+    """The newest whole checkpoint of an interrupted run."""
+    found = sorted(scratch.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True)
+    for checkpoint in found:
+        receipt = checkpoint / RECEIPT
+        if not receipt.is_file():
+            continue  # the run was stopped while this one was being written
+        recorded = read_sealed(receipt)
+        damage = f"{RECEIPT} is damaged" if recorded is None else first_damage(checkpoint, recorded)
+        if not damage:
+            return str(checkpoint)
+        log.warning("%s: damaged checkpoint (%s); going on from an earlier one, if any", checkpoint, damage)
+    return None

@@ -1,6 +1,7 @@
 """The job's side: resolved.yaml -> checked objects -> the experiment. Never imports Hydra.
 
-Exit status: 0 complete, 1 a fault of ours, 2 bad input, 130 interrupted. results.json tells the same story.
+Exit status: 0 complete, 1 a fault of ours, 2 bad input or a folder that takes no more, 130 interrupted.
+results.json tells the same story.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from omegaconf import OmegaConf
 from gtp_exp import heartbeat
 from gtp_exp.config import build
 from gtp_exp.errors import UserError
-from gtp_exp.launch import die_with_parent
+from gtp_exp.launch import GRACE_S, die_with_parent
 from gtp_exp.results import Names, RunRecord, State, write_record
+from gtp_exp.storage import storage_fault
 from gtp_exp.tracking import METRICS_NAME
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "lm-eval", "numpy")
@@ -34,7 +36,7 @@ log = logging.getLogger("gtp_exp")
 
 def main() -> None:
     resolved = Path(sys.argv[1])
-    directory, main_process = resolved.parent, os.environ.get("RANK", "0") == "0"
+    directory, main_process = resolved.parent, _is_main()
     die_with_parent()  # under Accelerate's launcher, too
     _quiet_libraries()
     _log_to(directory / "worker.log" if main_process else None)
@@ -46,10 +48,12 @@ def main() -> None:
     record = _begin(config, job)
     if not main_process:  # it works along, and tells nothing but why it ended
         _leave(_complete(config, job, record, directory)[1])
-    write_record(record, directory)
-    (directory / METRICS_NAME).unlink(missing_ok=True)
     record, code = _complete(config, job, record, directory)
-    write_record(replace(record, finished=_now()), directory)
+    try:
+        write_record(replace(record, finished=_now()), directory)
+    except OSError as error:
+        log.error("%s", storage_fault(error, directory) or error)
+        code = code or 2
     _leave(code)
 
 
@@ -58,6 +62,9 @@ def _complete(
 ) -> tuple[RunRecord, int]:
     """Runs the experiment to its record, and to the exit status that tells the same."""
     try:
+        if _is_main():
+            write_record(record, directory)
+            (directory / METRICS_NAME).unlink(missing_ok=True)
         from gtp_exp.experiment import run
 
         return replace(run(assemble(config), record, directory, job), state=State.COMPLETE), 0
@@ -68,11 +75,18 @@ def _complete(
         log.error("interrupted; run the same command again to go on from the last finished stage")
         return replace(record, state=State.INTERRUPTED, error="interrupted"), 130
     except Exception as error:
+        if told := storage_fault(error, Path(str(config.get("outputs")))):
+            log.error("%s", told)
+            return replace(record, state=State.FAILED, error=told), 2
         if _lost_contact(error):
             log.error("another process of this job is gone")  # which one, and how, the parent knows
         else:
             log.exception("failed")
         return replace(record, state=State.FAILED, error=f"{type(error).__name__}: {error}"), 1
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _leave(code: int) -> NoReturn:
@@ -131,6 +145,7 @@ def _git_sha() -> str | None:
 
 
 def _interrupt(_signum: int, _frame: object) -> None:
+    signal.alarm(int(GRACE_S))  # ends this process if a long call, or a callback, swallows what is raised
     raise KeyboardInterrupt
 
 
@@ -140,6 +155,7 @@ def _log_to(path: Path | None) -> None:
     if path is not None:
         handlers.append(logging.FileHandler(path, mode="w", encoding="utf-8"))
         log.setLevel(logging.INFO)
+    logging.raiseExceptions = False  # a log that takes no more must not put tracebacks on the terminal
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers
     )

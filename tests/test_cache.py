@@ -62,6 +62,32 @@ def test_a_damaged_entry_is_made_again_with_a_warning(tmp_path, caplog, damage):
     assert (again.directory / "sub" / "value.txt").read_text() == "42"
 
 
+def test_what_a_run_stopped_at_its_manifest_left_does_not_spoil_the_entry(tmp_path):
+    key = stage_key("s", 1, {})
+    part = tmp_path / "s" / f"{key}.part"
+    part.mkdir(parents=True)
+    for name in ("manifest.json", "manifest.json.part", "value.json.part"):
+        (part / name).write_text("half")
+    entry = Cache(tmp_path).stage("s", 1, {}, fill).directory
+    assert sorted(p.name for p in entry.rglob("*")) == ["manifest.json", "sub", "value.txt"]
+    assert Cache(tmp_path).stage("s", 1, {}, refuse).cached
+
+
+def test_an_entry_from_before_manifests_had_a_checksum_is_still_read(tmp_path):
+    entry = Cache(tmp_path).stage("s", 1, {}, fill).directory
+    manifest = json.loads((entry / "manifest.json").read_text())
+    del manifest["checksum"]
+    (entry / "manifest.json").write_text(json.dumps(manifest))
+    assert Cache(tmp_path).stage("s", 1, {}, refuse).cached
+
+
+def test_a_changed_number_in_a_manifest_is_damage(tmp_path, caplog):
+    entry = Cache(tmp_path).stage("s", 1, {}, fill).directory
+    text = (entry / "manifest.json").read_text()
+    (entry / "manifest.json").write_text(text.replace('"seconds": 0', '"seconds": 4'))
+    assert not Cache(tmp_path).stage("s", 1, {}, fill).cached and "manifest.json" in caplog.text
+
+
 def _count(root, marks):
     def produce(directory):
         time.sleep(0.3)

@@ -23,7 +23,8 @@ TOY = [
     "tracking=none",
     "launch=cpu",
 ]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
+# This checkout's code, also where another one is installed.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
 
 
 def command(*overrides):

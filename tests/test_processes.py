@@ -140,12 +140,6 @@ def test_a_batch_that_cannot_be_divided_is_refused(tmp_path):
     )
 
 
-def test_processes_that_read_different_rows_are_stopped(tmp_path):
-    done = run(tmp_path, 2, "dataset._target_=toy.ChangingPool")
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "the pool changed while the job's processes read it" in done.stderr
-
-
 def alive(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0] != "Z"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import time
 from dataclasses import replace
 
 import pytest
 import torch
 
+from benchmarks.reliability.damage import Way, damage
 from gtp_exp.data.examples import IGNORE
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.loss import Reduction, reference_gradients
-from gtp_exp.training import Schedule, TrainConfig, finetune
+from gtp_exp.training import Schedule, TrainConfig, _resumable, finetune
 
 CONFIG = TrainConfig(
     epochs=2,
@@ -39,6 +43,10 @@ def tune(tiny, rows, directory, config=CONFIG, weights=None, seed=0, **kwargs):
     }
     finetune(loaded, rows, weights, config, directory, **settings)
     return {name: p.detach().clone() for name, p in loaded.model.named_parameters() if p.requires_grad}
+
+
+def curve(directory):
+    return [json.loads(line) for line in (directory / "history.jsonl").read_text().splitlines()]
 
 
 def distance(a, b):
@@ -147,22 +155,30 @@ def test_only_completion_tokens_carry_loss(tiny, tokenized, tmp_path):
     assert logged == pytest.approx(total / count, abs=1e-4)
 
 
-def test_an_interrupted_run_goes_on_to_the_same_weights(tiny, tokenized, tmp_path, monkeypatch):
-    config = replace(CONFIG, epochs=3)
-    straight = tune(tiny, tokenized, tmp_path / "a", config)
+def interrupt(tiny, tokenized, directory, monkeypatch, config, step):
+    """A fine-tune that is stopped before the end of this step."""
     from gtp_exp import training
 
     original = training._Progress.on_step_end
 
     def killed(self, args, state, control, **kwargs):
-        if state.global_step == 5:  # inside the second epoch
+        if state.global_step == step:
             raise KeyboardInterrupt
         original(self, args, state, control, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr(training._Progress, "on_step_end", killed)
         with pytest.raises(KeyboardInterrupt):
-            tune(tiny, tokenized, tmp_path / "b", config)
+            tune(tiny, tokenized, directory, config)
+    return directory / "trainer"
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights(tiny, tokenized, tmp_path, monkeypatch):
+    config = replace(CONFIG, epochs=3)
+    straight = tune(tiny, tokenized, tmp_path / "a", config)
+    from gtp_exp import training
+
+    interrupt(tiny, tokenized, tmp_path / "b", monkeypatch, config, step=5)  # inside the second epoch
     steps = []
 
     def count(self, args, state, control, **kwargs):
@@ -177,8 +193,56 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(tiny, tokenized, tmp_pat
 def test_a_half_written_checkpoint_is_not_resumed(tiny, tokenized, tmp_path):
     straight = tune(tiny, tokenized, tmp_path / "a")
     (tmp_path / "b" / "trainer" / "checkpoint-3").mkdir(parents=True)
-    (tmp_path / "b" / "trainer" / "checkpoint-3" / "optimizer.pt").write_bytes(b"half")
+    for name in ("optimizer.pt", "trainer_state.json"):
+        (tmp_path / "b" / "trainer" / "checkpoint-3" / name).write_bytes(b"half")
     assert distance(straight, tune(tiny, tokenized, tmp_path / "b")) == 0
+
+
+def test_damage_in_any_file_of_a_checkpoint_is_named_and_the_checkpoint_passed_over(
+    tiny, tokenized, tmp_path, monkeypatch, caplog
+):
+    config = replace(CONFIG, epochs=3)
+    scratch = interrupt(tiny, tokenized, tmp_path / "b", monkeypatch, config, step=5)
+    (checkpoint,) = scratch.glob("checkpoint-*")
+    files = [file for file in checkpoint.iterdir() if file.is_file()]
+    assert {"optimizer.pt", "trainer_state.json", "adapter_model.safetensors"} <= {f.name for f in files}
+    rng = random.Random(0)
+    for file in files:
+        content = file.read_bytes()
+        for way in Way:
+            caplog.clear()
+            damage(file, way, rng)
+            assert _resumable(scratch) is None
+            stopped_in_writing = file.name == "receipt.json" and way is Way.DELETE
+            assert stopped_in_writing or file.name in caplog.text and str(checkpoint) in caplog.text
+            file.write_bytes(content)
+    assert _resumable(scratch) == str(checkpoint)
+    damage(checkpoint / "optimizer.pt", Way.FLIP, rng)
+    straight = tune(tiny, tokenized, tmp_path / "a", config)
+    assert distance(straight, tune(tiny, tokenized, tmp_path / "b", config)) == 0
+
+
+def test_the_newest_checkpoint_stays_when_the_clock_was_set_back(tiny, tokenized, tmp_path, monkeypatch):
+    config = replace(CONFIG, epochs=4)
+    scratch = interrupt(tiny, tokenized, tmp_path, monkeypatch, config, step=4)
+    tomorrow = time.time() + 86_400
+    for path in (*scratch.glob("checkpoint-*"), *scratch.glob("checkpoint-*/*")):
+        os.utime(path, (tomorrow, tomorrow))
+    interrupt(tiny, tokenized, tmp_path, monkeypatch, config, step=8)
+    assert [path.name for path in scratch.glob("checkpoint-*")] == ["checkpoint-6"]
+
+
+def test_a_fine_tune_stopped_before_its_result_was_saved_trains_no_step_again(
+    tiny, tokenized, tmp_path, monkeypatch
+):
+    from gtp_exp import training
+
+    first = tune(tiny, tokenized, tmp_path)
+    history = curve(tmp_path)
+    steps = []
+    monkeypatch.setattr(training._Progress, "on_step_end", lambda *_, **__: steps.append(1))
+    assert distance(first, tune(tiny, tokenized, tmp_path)) == 0
+    assert steps == [] and curve(tmp_path) == history
 
 
 def test_the_hook_sees_every_epoch_with_the_mean_rate_of_its_steps(tiny, tokenized, tmp_path):

@@ -12,6 +12,7 @@ import peft
 import torch
 import transformers
 
+from gtp_exp.checksums import sha256_file
 from gtp_exp.data.examples import TokenizedExample
 from gtp_exp.data.hashing import digest
 from gtp_exp.errors import UserError
@@ -25,7 +26,7 @@ from gtp_exp.gradients.memory import halving
 from gtp_exp.gradients.meter import Meter
 from gtp_exp.gradients.optimizer import Direction
 from gtp_exp.gradients.project import Sketch, make_projection, output_dim
-from gtp_exp.gradients.store import GradientStore, StorageType, StoreWriter, sha256
+from gtp_exp.gradients.store import GradientStore, StorageType, StoreWriter
 from gtp_exp.gradients.trajectory import (
     MOMENTS,
     TRAINABLE,
@@ -254,6 +255,6 @@ def _about(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "step": checkpoint.step,
         "learning_rate": checkpoint.learning_rate,
-        "trainable_sha256": sha256(checkpoint.directory / TRAINABLE),
-        "moments_sha256": sha256(checkpoint.directory / MOMENTS),
+        "trainable_sha256": sha256_file(checkpoint.directory / TRAINABLE),
+        "moments_sha256": sha256_file(checkpoint.directory / MOMENTS),
     }

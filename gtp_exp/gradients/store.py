@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import json
+import logging
 import os
+import shutil
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -31,7 +31,10 @@ from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from gtp_exp.checksums import read_json, read_sealed, sha256_file, write_json, write_sealed
 from gtp_exp.errors import UserError
+
+log = logging.getLogger(__name__)
 
 FORMAT = 2
 PLAN, ROWS, STORE = "plan.json", "rows.json", "store.json"
@@ -67,7 +70,9 @@ class GradientStore:
                 else ("is not a gradient store")
             )
             raise UserError(f"{directory} {state}: {STORE} is missing")
-        about = json.loads(file.read_text())
+        about = read_json(file)
+        if not isinstance(about, dict):
+            raise UserError(f"{file} is damaged; collect the store again")
         if about.get("format") != FORMAT:
             raise UserError(
                 f"{file} has format {about.get('format')}, this version reads {FORMAT}; collect it again"
@@ -134,7 +139,7 @@ class GradientStore:
             file = self.directory / name
             if not file.is_file():
                 problems.append(f"{name}: missing")
-            elif (found := sha256(file)) != expected:
+            elif (found := sha256_file(file)) != expected:
                 problems.append(f"{name}: SHA-256 is {found[:12]}..., recorded {expected[:12]}...")
         return problems
 
@@ -228,20 +233,33 @@ class StoreWriter:
         """
         self.directory, self._ids = directory, rows["ids"]
         directory.mkdir(parents=True, exist_ok=True)
-        settings = json.loads(json.dumps(settings))  # as they come back from the file: lists for tuples
+        settings, rows = json.loads(json.dumps([settings, rows]))  # as the files give them: lists for tuples
         with FileLock(str(directory / "plan.lock")):
-            if (directory / PLAN).is_file():
-                plan = json.loads((directory / PLAN).read_text())
-                if different := sorted(k for k in settings if plan.get(k) != settings[k]):
-                    raise UserError(
-                        f"{directory} holds gradients with other settings ({', '.join(different)}); "
-                        "choose another directory or delete it"
-                    )
-            else:
+            plan = self._begun(settings)
+            if plan is None:
                 plan = {**settings, **resolve()}
                 write_json(directory / ROWS, rows)
-                write_json(directory / PLAN, plan)
+                write_sealed(directory / PLAN, plan)
+            elif read_json(directory / ROWS) != rows:  # one plan has one set of rows, so this is no choice
+                log.warning("%s is damaged; it is written again", directory / ROWS)
+                write_json(directory / ROWS, rows)
         self.plan = plan
+
+    def _begun(self, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The plan of the store to go on with; None when there is none, or none that can be trusted."""
+        file = self.directory / PLAN
+        plan = read_sealed(file)
+        if plan is None:
+            if file.is_file():
+                log.warning("%s is damaged; every shard of the store is computed again", file)
+            for shards in self.directory.glob("checkpoint-*"):  # of which plan?
+                shutil.rmtree(shards)
+        elif different := sorted(k for k in settings if plan.get(k) != settings[k]):
+            raise UserError(
+                f"{self.directory} holds gradients with other settings ({', '.join(different)}); "
+                "choose another directory or delete it"
+            )
+        return plan
 
     @property
     def n_shards(self) -> int:
@@ -265,9 +283,9 @@ class StoreWriter:
         receipt = file.with_suffix(".json")
         if not (file.is_file() and receipt.is_file()):
             return False
-        if json.loads(receipt.read_text())["sha256"] == sha256(file):
+        if read_sealed(receipt) == {"sha256": sha256_file(file)}:
             return True
-        warnings.warn(f"{file} is damaged (its checksum is wrong); it is computed again", stacklevel=2)
+        log.warning("%s is damaged, or its receipt %s; it is computed again", file, receipt.name)
         return False
 
     @contextlib.contextmanager
@@ -312,19 +330,22 @@ class StoreWriter:
         file.parent.mkdir(exist_ok=True)
         partial = file.with_suffix(".part")
         save_file(tensors, partial)
-        digest = sha256(partial)
+        digest = sha256_file(partial)
         _sync(partial)
         os.replace(partial, file)
-        write_json(file.with_suffix(".json"), {"sha256": digest})
+        write_sealed(file.with_suffix(".json"), {"sha256": digest})
 
     def finish(self) -> GradientStore:
         """Collect the receipts into store.json. Every process may call it; all write the same bytes."""
-        digests = {ROWS: sha256(self.directory / ROWS)}
+        digests = {ROWS: sha256_file(self.directory / ROWS)}
         for checkpoint in range(len(self.plan["checkpoints"])):
             for shard in range(self.n_shards):
                 name = shard_name(checkpoint, shard)
-                receipt = (self.directory / name).with_suffix(".json")
-                digests[name] = json.loads(receipt.read_text())["sha256"]
+                file = (self.directory / name).with_suffix(".json")
+                receipt = read_sealed(file)
+                if receipt is None:
+                    raise UserError(f"{file} was damaged meanwhile; run the same command again")
+                digests[name] = receipt["sha256"]
         about = {"format": FORMAT, **self.plan, "sha256": digests}
         unlisted = GradientStore(self.directory, about)
         norms = [
@@ -356,21 +377,6 @@ def n_shards(rows: int, shard_rows: int) -> int:
 
 def shard_name(checkpoint: int, shard: int) -> str:
     return f"checkpoint-{checkpoint:02d}/shard-{shard:05d}.safetensors"
-
-
-def sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def write_json(file: Path, value: object) -> None:
-    partial = file.with_name(file.name + ".part")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    _sync(partial)
-    os.replace(partial, file)
 
 
 def _sync(file: Path) -> None:

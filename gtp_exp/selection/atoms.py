@@ -35,7 +35,10 @@ class Atoms(Protocol):
         """(N candidates, m dimensions)."""
         ...
 
-    processes: Processes  # that pass over the pool together, each over its own rows
+    @property
+    def processes(self) -> Processes:
+        """They pass over the pool together, each over its own rows."""
+        ...
 
     def correlate(self, residual: torch.Tensor) -> torch.Tensor:
         """A R for residual columns R [m, S]: float32 [N, S], one pass whatever S."""

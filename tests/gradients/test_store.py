@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import random
 import signal
 import subprocess
 import sys
@@ -16,10 +17,13 @@ import torch
 from small_models import make_examples, make_trajectory, small
 from test_collect import SETTINGS
 
+from benchmarks.reliability.damage import Way, damage
+from gtp_exp.checksums import sha256_file
 from gtp_exp.errors import UserError
+from gtp_exp.gradients.choose import Engine
 from gtp_exp.gradients.collect import collect
 from gtp_exp.gradients.optimizer import Direction
-from gtp_exp.gradients.store import GradientStore, StorageType, StoreWriter, main, sha256
+from gtp_exp.gradients.store import GradientStore, StorageType, StoreWriter, main
 
 ROWS = 40
 ONE_BY_ONE = {**SETTINGS, "shard_rows": 1, "directions": [Direction.SGD, Direction.LESS]}
@@ -37,7 +41,7 @@ def write(directory: Path, trajectory, rows: int = 10, **changed):
 
 
 def shards(directory: Path) -> dict[str, str]:
-    return {str(p.relative_to(directory)): sha256(p) for p in sorted(directory.rglob("*.safetensors"))}
+    return {str(p.relative_to(directory)): sha256_file(p) for p in sorted(directory.rglob("*.safetensors"))}
 
 
 def test_rows_chunks_and_shards_are_one_array(tmp_path, trajectory):
@@ -87,7 +91,7 @@ def test_opening_and_reading_a_row_does_not_load_the_rest(tmp_path, trajectory):
     assert store.verify() == []
 
 
-def test_verification_finds_damage_and_collecting_again_repairs_it(tmp_path, trajectory, capsys):
+def test_verification_finds_damage_and_collecting_again_repairs_it(tmp_path, trajectory, capsys, caplog):
     store = write(tmp_path, trajectory)
     before = shards(tmp_path)
     assert store.verify() == [] and main([str(tmp_path)]) == 0
@@ -106,9 +110,30 @@ def test_verification_finds_damage_and_collecting_again_repairs_it(tmp_path, tra
         "checkpoint-01/shard-00001.safetensors",
     ]
     assert main([str(tmp_path)]) == 1
-    with pytest.warns(UserWarning, match="shard-00001.safetensors is damaged"):
-        assert write(tmp_path, trajectory).verify() == []
+    assert write(tmp_path, trajectory).verify() == []
+    assert "shard-00001.safetensors is damaged" in caplog.text
     assert shards(tmp_path) == before
+
+
+@pytest.mark.parametrize("way", list(Way))
+@pytest.mark.parametrize(
+    "name",
+    ["plan.json", "rows.json", "checkpoint-00/shard-00001.json", "checkpoint-01/shard-00001.safetensors"],
+)
+def test_damage_in_an_unfinished_store_is_named_and_the_store_ends_as_undisturbed(
+    tmp_path, trajectory, caplog, name, way
+):
+    write(tmp_path, trajectory, engine=Engine.HOOKS)
+    before = shards(tmp_path)
+    (tmp_path / "store.json").unlink()
+    (tmp_path / "checkpoint-01" / "shard-00002.safetensors").unlink()
+    damage(tmp_path / name, way, random.Random(name))
+    again = write(tmp_path, trajectory, engine=Engine.HOOKS)
+    assert again.verify() == [] and shards(tmp_path) == before
+    assert again.ids == tuple(e.id for e in make_examples(10))
+    # What is absent was not finished yet, but rows come with the plan.
+    if way is not Way.DELETE or name == "rows.json":
+        assert Path(name).name in caplog.text and "damaged" in caplog.text
 
 
 def test_a_finished_store_is_not_computed_again(tmp_path, trajectory):
