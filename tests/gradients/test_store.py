@@ -185,6 +185,18 @@ def test_what_the_storage_type_cannot_hold_names_its_example(tmp_path):
         writer.write(0, 1, {"adam": torch.tensor([[1.0, 1e6]])}, norms)
 
 
+def test_a_row_that_is_not_finite_anywhere_is_quarantined(tmp_path):
+    settings = {"rows": 4, "shard_rows": 2, "storage": "float16", "checkpoints": [{}, {}]}
+    settings |= {"directions": ["sgd", "less"], "dim": 2}
+    writer = StoreWriter(tmp_path, settings, {"ids": list("abcd")}, lambda: {})
+    for t, shard in writer.missing():
+        norms = {d: torch.ones(2) for d in settings["directions"]}
+        if t == 1 and shard == 1:
+            norms["less"][0] = float("inf")  # in one direction at one checkpoint
+        writer.write(t, shard, {d: torch.ones(2, 2) for d in settings["directions"]}, norms)
+    assert writer.finish().quarantined.tolist() == [2]
+
+
 WORKER = """
 import sys
 from pathlib import Path
