@@ -193,7 +193,7 @@ def test_a_row_that_is_not_finite_is_quarantined_and_moves_no_other_row(tmp_path
     with torch.no_grad():
         base_model(model).get_input_embeddings().weight[2] = float("nan")
     examples = make_examples(12)
-    settings = {**SETTINGS, "engine": engine, "shard_rows": 6}
+    settings = {**SETTINGS, "engine": engine, "shard_rows": 6, "token_budget": 1000}  # a batch is a shard
     sound = collect(model, examples, trajectory, tmp_path / "sound", **settings)
     poisoned = replace(examples[place], id="poisoned", input_ids=(2, *examples[place].input_ids[1:]))
     rows = [*examples[:place], poisoned, *examples[place + 1 :]]
