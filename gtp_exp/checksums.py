@@ -40,11 +40,15 @@ def first_damage(directory: Path, recorded: Mapping[str, str]) -> str:
 def write_json(path: Path, value: object) -> None:
     """In one step, and on the disk when this returns: a reader sees the old or the new file, each whole."""
     partial = path.with_name(path.name + ".part")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(value, indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def write_sealed(path: Path, value: Mapping[str, Any]) -> None:

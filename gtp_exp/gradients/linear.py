@@ -46,12 +46,14 @@ def fastest_kernel(model: torch.nn.Module) -> LinearKernel:
     if kinds != {(torch.float32, "cpu")} or not torch.backends.mkldnn.is_available():
         return LinearKernel.DEFAULT
     x, weight = torch.ones(512, 512), torch.ones(512, 512)
-    seconds = {}
-    for kernel in LinearKernel:
-        try:
-            seconds[kernel] = min(_seconds(lambda kernel=kernel: kernel.apply(x, weight)) for _ in range(8))
-        except (AttributeError, RuntimeError):
-            return LinearKernel.DEFAULT
+    seconds = dict.fromkeys(LinearKernel, float("inf"))
+    for _ in range(16):  # in turn, so that what else the machine does slows neither alone
+        for kernel in LinearKernel:
+            try:
+                taken = _seconds(lambda kernel=kernel: kernel.apply(x, weight))
+            except (AttributeError, RuntimeError):
+                return LinearKernel.DEFAULT
+            seconds[kernel] = min(seconds[kernel], taken)
     return min(seconds, key=lambda k: seconds[k] * (1 if k is LinearKernel.DEFAULT else 1.3))
 
 
