@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import torch
+
+from gtp_exp.models import Precision, choose_dtype
+
+AUTO = choose_dtype(Precision.AUTO, torch.device("cpu"))
+OTHER_PRECISION = "fp32" if AUTO is torch.bfloat16 else "bf16"
+
 ALL = {
     "warmup",
     "gradients: pool",
@@ -25,7 +32,7 @@ CHANGES = [
     ("benchmark.target_rows=5", {"gradients: target", "selection", "finetune", "evaluation"}),
     ("gradients.warmup.epochs=1", ALL - {"evaluation of the untuned model"}),
     ("gradients.seed=1", ALL - {"evaluation of the untuned model"}),
-    ("model.precision=fp32", ALL),
+    (f"model.precision={OTHER_PRECISION}", ALL),
     ("model@selection_model=tiny", {"selection", "finetune", "evaluation"}),
     ("dataset.rows=30", ALL - {"evaluation of the untuned model"}),
     ("gradients.token_budget=64", set()),
