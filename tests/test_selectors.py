@@ -145,6 +145,61 @@ def test_a_gradient_that_is_not_finite_is_refused_by_the_examples_id(name, value
         choose(name, replace(problem, pool_gradients=replace(pool, matrices=matrices)))
 
 
+def some(problem, rows, targets, **changed):
+    """The first rows of the problem, their gradients changed."""
+    change = changed.pop("gradients", lambda matrix: matrix)
+
+    def first(features, n):
+        matrices = tuple({d: change(m[:n].clone()) for d, m in t.items()} for t in features.matrices)
+        return replace(features, matrices=matrices)
+
+    return replace(
+        problem,
+        candidates=problem.candidates[:rows],
+        n_tokens=problem.n_tokens[:rows],
+        n_completion_tokens=problem.n_completion_tokens[:rows],
+        target=problem.target[:targets],
+        pool_gradients=first(problem.pool_gradients, rows),
+        target_gradients=first(problem.target_gradients, targets),
+        **changed,
+    )
+
+
+DEGENERATE = {
+    "one candidate": lambda p: some(p, 1, TARGETS, budget=Budget(Unit.ROWS, 1)),
+    "one target row": lambda p: some(p, N, 1),
+    "one candidate and one target row": lambda p: some(p, 1, 1, budget=Budget(Unit.ROWS, 1)),
+    "two candidates": lambda p: some(p, 2, 2, budget=Budget(Unit.ROWS, 2)),
+    "no gradient at all": lambda p: some(p, N, TARGETS, gradients=torch.zeros_like),
+    "one gradient for all": lambda p: some(p, N, TARGETS, gradients=lambda m: m[:1].expand_as(m).clone()),
+    "all rows the same": lambda p: replace(
+        some(p, N, TARGETS, gradients=lambda m: m[:1].expand_as(m).clone()),
+        candidates=[conversation(i, "What?", "That.") for i in range(N)],
+        n_tokens=torch.full((N,), 12),
+        n_completion_tokens=torch.full((N,), 5),
+    ),
+    "more rows than distinct ones": lambda p: some(
+        p, N, TARGETS, gradients=lambda m: m[torch.arange(len(m)) % 4], budget=Budget(Unit.ROWS, 60)
+    ),
+    "enormous gradients": lambda p: some(p, N, TARGETS, gradients=lambda m: m * 1e15),
+    "minute gradients": lambda p: some(p, N, TARGETS, gradients=lambda m: m * 1e-15),
+}
+
+
+@pytest.mark.parametrize("case", DEGENERATE)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_degenerate_pool_gives_the_budget_or_a_reason(name, case, problem):
+    asked = DEGENERATE[case](problem)
+    try:
+        selection = choose(name, asked)
+    except UserError as reason:
+        assert len(str(reason)) > 20
+        assert case not in ("one target row", "enormous gradients", "minute gradients")  # these can be done
+        return
+    n = len(asked.candidates)
+    assert len(selection.indices) == (n if name == "full" else asked.budget.rows(n))
+
+
 def test_random_is_uniform_and_its_seeds_differ(problem):
     counts = torch.zeros(N)
     runs = 600
