@@ -133,13 +133,6 @@ def test_a_mistake_is_told_once_and_without_a_traceback(tmp_path):
     assert done.stderr.count("budget.amount=4000") == 1 and "Traceback" not in done.stderr
 
 
-def test_a_batch_that_cannot_be_divided_is_refused(tmp_path):
-    done = run(tmp_path, 2, "train.batch_size=3", "train.micro_batch_size=1")
-    assert (
-        done.returncode == 2 and "batch_size=3 cannot be divided among launch.num_processes=2" in done.stderr
-    )
-
-
 def alive(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0] != "Z"

@@ -13,6 +13,7 @@ from benchmarks.performance import recovery
 from benchmarks.performance.clustered import BLOCK, Clustered
 from benchmarks.performance.one_atom_omp import fit_step_cost, one_atom_omp
 from benchmarks.performance.selection import PARTS, main
+from gtp_exp.selection import fused
 from gtp_exp.selection.atoms import tensor_atoms
 from gtp_exp.selection.omp import omp
 
@@ -56,7 +57,9 @@ def test_the_step_cost_recovers_a_known_one():
     assert abs(cost.total(1000) / (0.02 + 3e-6 * np.arange(1, 1001) ** 2).sum() - 1) < 0.05
 
 
-def test_every_part_runs_and_reports(tmp_path, capsys):
+def test_every_part_runs_and_reports(tmp_path, capsys, monkeypatch):
+    # The real one takes a C++ compiler many seconds; test_fused.py makes it.
+    monkeypatch.setattr(fused, "widen_and_dot", lambda dim, dtype: lambda rows, column: rows.float() @ column)
     sizes = ["--rows", "1500", "--dim", "64", "--sizes", "8", "--beyond", "80", "--repeats", "1"]
     disk = ["--disk-rows", "1500", "--disk-sizes", "10", "--scratch", str(tmp_path)]
     assert main([*sizes, *disk, "--output", str(tmp_path / "out")]) == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from one_of_several import CASES, N
+from one_of_several import CASES, OF_THREE, N
 
 from gtp_exp.gradients.features import TensorRows
 from gtp_exp.launch import Device, Launch
@@ -47,8 +47,9 @@ def found(tmp_path_factory):
     }
 
 
-@pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("size", "name"), [*((2, name) for name in CASES), *((3, name) for name in OF_THREE)]
+)
 def test_the_choice_is_that_of_one_process(found, name, size):
     (alone,) = found[1]
     for rank in found[size]:

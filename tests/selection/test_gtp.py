@@ -97,9 +97,7 @@ def test_every_option_gives_a_selection(settings, in_domain):
     subtasks = ["ab"[j % 2] for j in range(len(target[0]))]
     for rows in (10, 60):
         made = problem(pool, None if in_domain else target, rows=rows, subtasks=subtasks)
-        selection = gtp(**settings).select(made)
-        check(selection, made)
-        assert gtp(**settings).select(made).indices.tolist() == selection.indices.tolist()
+        check(gtp(**settings).select(made), made)
 
 
 @pytest.mark.parametrize("n, d", [(1, 1), (1, 8), (2, 1), (12, 1)])
