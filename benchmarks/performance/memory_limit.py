@@ -12,6 +12,8 @@ import gc
 import resource
 from pathlib import Path
 
+from tqdm import tqdm
+
 from benchmarks.performance.measuring import process_memory
 from gtp_exp.gradients.store import GradientStore, ShardedRows
 
@@ -37,6 +39,7 @@ class MappedStore(GradientStore):
 
 def limit_memory(bytes_: int) -> None:
     """This process may allocate so much more than it holds now, for good."""
+    tqdm.monitor_interval = 0  # a thread of every first progress bar, whose stack would count
     held = process_memory("VmData")
     if held is None:
         raise OSError("this system does not tell what a process holds")

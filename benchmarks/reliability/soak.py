@@ -34,6 +34,7 @@ OUTSIDE = "start-up, between stages"
 GONE_S = 30.0  # what a job's processes get to end after a kill
 LONGEST_S = 600.0  # of one job
 POLL_S = 0.01
+RELEASED_S = 2.0  # an ending process gives up its files a moment after its command line
 
 Snapshot = dict[str, tuple[int, str]]  # file of a finished entry -> when it was written, checksum
 
@@ -243,7 +244,7 @@ def check_stopped(folder: Path, before: Snapshot, after: Snapshot) -> Iterator[s
     """What a job that is over may not leave behind."""
     for path in folder.rglob("*.lock"):
         try:
-            with FileLock(str(path), timeout=0):
+            with FileLock(str(path), timeout=RELEASED_S):
                 pass
         except Timeout:
             yield f"the lock {path.relative_to(folder)} is held"
