@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,15 @@ def first_damage(directory: Path, recorded: Mapping[str, str]) -> str:
 
 
 def write_json(path: Path, value: object) -> None:
+    write_whole(path, [json.dumps(value, indent=1) + "\n"])
+
+
+def write_whole(path: Path, chunks: Iterable[str]) -> None:
     """In one step, and on the disk when this returns: a reader sees the old or the new file, each whole."""
-    partial = path.with_name(path.name + ".part")
+    partial = path.with_name(path.name + ".part")  # beside it: os.replace is atomic within one file system
     try:
         with partial.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(value, indent=1) + "\n")
+            file.writelines(chunks)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Mapping as AbstractMapping
@@ -17,6 +16,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from gtp_exp.checksums import write_whole
 from gtp_exp.errors import UserError
 
 T = TypeVar("T")
@@ -211,17 +211,7 @@ def read_selected(path: Path) -> Iterator[SelectedRow]:
 
 def _replace(path: Path, chunks: Iterable[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, since os.replace is atomic only within one file system.
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.writelines(chunks)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    write_whole(path, chunks)
 
 
 def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -76,8 +76,8 @@ def memory_terms(p: Point) -> list[float]:
     return [4.0 * p.n, 4.0 * p.round_rows * p.m, 4.0 * p.wanted * p.m, 1.0]
 
 
-def numbers_sent(p: Point, passes: float, rounds: float, copies: float) -> float:
-    """copies: D. Correlations of rounds are followed by the rows they point at."""
+def numbers_sent(p: Point, passes: float, copies: float) -> float:
+    """copies: D."""
     if p.processes == 1:
         return 0.0
     looked_at = (passes - 1) * (2 * p.round_rows + SLACK) * (p.m + 2 * p.processes)
@@ -181,7 +181,7 @@ def project(s: Scenario, time: Fit, memory: Fit, passes_per_round: float) -> Pro
     disk = 2.0 * p.n * p.m
     share = disk / p.processes
     sent_per_pass = 4.0 * (2 * p.round_rows + SLACK) * (p.m + 2 * p.processes)
-    sent = 4.0 * numbers_sent(p, passes, rounds, s.copies * p.n)
+    sent = 4.0 * numbers_sent(p, passes, s.copies * p.n)
     scan, over, fetch, row, solve, _, _ = np.multiply(time.coefficients, time_terms(p, passes))
     parts = {
         "reading the store once": disk / s.storage_bytes_per_s,

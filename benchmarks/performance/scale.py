@@ -233,7 +233,7 @@ def report_figures(
     errors = [abs(error) for error in time.errors]
     one, two = (found[replace(base, processes=count)] for count in (1, 2))
     first, last = limits[0], limits[-1]
-    formula = numbers_sent(two.point, two.passes, two.rounds, two.point.n * COPIES)
+    formula = numbers_sent(two.point, two.passes, two.point.n * COPIES)
     return [
         Figure(
             "largest error of the formula for time, over the points",

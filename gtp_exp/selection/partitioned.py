@@ -2,50 +2,23 @@
 
 Each part is a problem of its own with the same target and the same budget, so the parts need no word from
 each other; the last step reads the union of their choices alone, and what a part has passed over is lost.
-GreeDi (Mirzasoleiman et al., arXiv 1411.0541) does the
-same for submodular selection.
+GreeDi (Mirzasoleiman et al., arXiv 1411.0541) does the same for submodular selection.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from gtp_exp.errors import UserError
-from gtp_exp.gradients.features import GradientFeatures, MemoryFeatures, Rows
+from gtp_exp.gradients.features import MemoryFeatures
 from gtp_exp.processes import ALONE
 from gtp_exp.selection.base import Selection, SelectionProblem, Selector
 from gtp_exp.selection.sharded import Slice, share_of
-from gtp_exp.selection.subset import some_candidates
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Consecutive rows of a pool's gradients."""
-
-    of: GradientFeatures
-    span: range
-
-    @property
-    def n(self) -> int:
-        return len(self.span)
-
-    @property
-    def dim(self) -> int:
-        return self.of.dim
-
-    @property
-    def learning_rates(self) -> tuple[float, ...]:
-        return self.of.learning_rates
-
-    @property
-    def directions(self) -> tuple[str, ...]:
-        return self.of.directions
-
-    def features(self, checkpoint: int, direction: str) -> Rows:
-        return Slice(self.of.features(checkpoint, direction), self.span)
+from gtp_exp.selection.subset import SomeFeatures, some_candidates
 
 
 def select_in_parts(selector: Selector, problem: SelectionProblem, parts: int, direction: str) -> Selection:
@@ -66,7 +39,8 @@ def select_in_parts(selector: Selector, problem: SelectionProblem, parts: int, d
     for p in range(processes.rank, parts, processes.size):
         span = share_of(n, p, parts)
         index = torch.arange(span.start, span.stop)
-        chosen = selector.select(some_candidates(alone, index, _Part(problem.pool_gradients, span)))
+        part = SomeFeatures(problem.pool_gradients, len(span), partial(Slice, span=span))
+        chosen = selector.select(some_candidates(alone, index, part))
         found[p] = (chosen.indices + span.start, chosen.scores, chosen.diagnostics.get("refit"))
     by_part: dict[int, Any] = {}
     for one in processes.collect(found):

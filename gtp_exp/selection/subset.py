@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -36,13 +37,12 @@ class PickedRows:
 
 
 @dataclass(frozen=True)
-class PickedFeatures:
-    of: GradientFeatures
-    index: torch.Tensor
+class SomeFeatures:
+    """The gradients of some rows; `view` takes them out of a matrix of all."""
 
-    @property
-    def n(self) -> int:
-        return len(self.index)
+    of: GradientFeatures
+    n: int
+    view: Callable[[Rows], Rows]
 
     @property
     def dim(self) -> int:
@@ -56,8 +56,12 @@ class PickedFeatures:
     def directions(self) -> tuple[str, ...]:
         return self.of.directions
 
-    def features(self, checkpoint: int, direction: str) -> PickedRows:
-        return PickedRows(self.of.features(checkpoint, direction), self.index)
+    def features(self, checkpoint: int, direction: str) -> Rows:
+        return self.view(self.of.features(checkpoint, direction))
+
+
+def picked(features: GradientFeatures, index: torch.Tensor) -> SomeFeatures:
+    return SomeFeatures(features, len(index), partial(PickedRows, index=index))
 
 
 def some_candidates(
@@ -88,13 +92,13 @@ def select_outside_quarantine(
     kept = others(len(problem.candidates), pool)
     sound = problem
     if len(pool) and problem.pool_gradients is not None:
-        sound = some_candidates(problem, kept, PickedFeatures(problem.pool_gradients, kept))
+        sound = some_candidates(problem, kept, picked(problem.pool_gradients, kept))
     if len(target) and problem.target is not None and problem.target_gradients is not None:
         left = others(len(problem.target), target)
         sound = replace(
             sound,
             target=[problem.target[i] for i in left.tolist()],
-            target_gradients=PickedFeatures(problem.target_gradients, left),
+            target_gradients=picked(problem.target_gradients, left),
         )
     chosen = selector.select(sound)
     scores = chosen.scores.new_full((len(problem.candidates),), float(chosen.scores.min()))

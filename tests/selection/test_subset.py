@@ -10,7 +10,7 @@ from problems import gtp, problem
 
 from gtp_exp.gradients.features import MemoryFeatures
 from gtp_exp.selection.base import Budget, Unit
-from gtp_exp.selection.subset import PickedFeatures, others, select_outside_quarantine, some_candidates
+from gtp_exp.selection.subset import others, picked, select_outside_quarantine, some_candidates
 
 NONE = torch.tensor([], dtype=torch.long)
 BAD = torch.tensor([3, 17, 39])
@@ -68,7 +68,7 @@ def test_a_share_of_the_pool_stays_that_of_the_whole_pool(asked):
 
 def test_picked_rows_are_read_as_any_others(asked):
     index = torch.tensor([5, 1, 30, 2])
-    rows = PickedFeatures(asked.pool_gradients, index).features(0, "sgd")
+    rows = picked(asked.pool_gradients, index).features(0, "sgd")
     expected = asked.pool_gradients.features(0, "sgd").rows(index)
     assert rows.shape == (4, 16)
     assert torch.equal(torch.cat([chunk for _, chunk in rows.chunks(3)]), expected)
