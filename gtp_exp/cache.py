@@ -103,7 +103,6 @@ class Cache:
                 if together:
                     everyone.wait()
             except BaseException:
-                _drop_unfinished(part)  # on a full disk they take the room that the run's record needs
                 with contextlib.suppress(OSError):
                     write_sealed(part / _SPENT, {"seconds": spent + time.monotonic() - start})
                 raise

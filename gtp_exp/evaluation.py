@@ -90,7 +90,9 @@ def _lm_eval(
 ) -> dict[str, float | str]:
     from lm_eval import evaluator
 
-    evaluator.get_git_commit_hash = lambda: None  # outside a checkout git would complain on our screen
+    # What it would tell of code and machine it finds by starting git, pip and others: seconds per task.
+    evaluator.get_git_commit_hash = lambda: None
+    evaluator.add_env_info = lambda storage: None
     from lm_eval.models import huggingface
     from lm_eval.tasks import TaskManager
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
 import pytest
 import torch
@@ -47,6 +48,20 @@ def test_a_task_gives_its_headline_metric_and_the_loss_beside_it(tiny, tmp_path)
     samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert [s["doc_id"] for s in samples] == list(range(10))
     assert sum(s["acc"] for s in samples) / 10 == pytest.approx(metrics["acc"])
+
+
+def test_it_starts_no_program(tiny, tmp_path, monkeypatch):
+    """lm-eval would ask git, pip and others about this machine."""
+
+    started = []
+
+    def refuse(*arguments, **options):
+        started.append(arguments)
+        raise OSError
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    evaluate(task(held_out=()), tiny.load(), batch_size=4, directory=tmp_path)
+    assert started == []
 
 
 def test_accuracy_is_whether_the_gold_choice_is_likelier(tiny, tmp_path):

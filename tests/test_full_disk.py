@@ -111,6 +111,7 @@ def test_a_job_that_fills_the_disk_says_so_keeps_what_is_finished_and_goes_on(tm
             record = read_record(disk.seen / "run" / "results.json")
             assert record.state is State.FAILED and "free space" in str(record.error)
             assert snapshot(disk.seen) == before
+            assert not list(disk.seen.glob("cache/*/*.part/**/*.part"))
             unfinished = "gradients" if "warmup" in stages else "finetune"
             assert unfinished in {path.parent.name for path in disk.seen.glob("cache/*/*.part")}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from gtp_exp.checksums import write_json
 from gtp_exp.errors import UserError
 
 TRAINABLE = "trainable.safetensors"
@@ -79,10 +79,7 @@ def save_checkpoint(
     directory.mkdir(parents=True, exist_ok=True)
     save_file({name: _host(p) for name, p in parameters.items()}, directory / TRAINABLE)
     save_file(moments, directory / MOMENTS)
-    about = {"step": step, "learning_rate": learning_rate}
-    partial = directory / f"{ABOUT}.part"
-    partial.write_text(json.dumps(about, indent=1) + "\n")
-    os.replace(partial, directory / ABOUT)
+    write_json(directory / ABOUT, {"step": step, "learning_rate": learning_rate})
     return Checkpoint(directory=directory, step=step, learning_rate=learning_rate)
 
 
