@@ -24,7 +24,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from gtp_exp.checksums import checksums, first_damage, read_json, read_sealed, write_sealed
+from gtp_exp.checksums import checksums, first_damage, read_sealed, write_sealed
 from gtp_exp.errors import UserError
 from gtp_exp.heartbeat import beat
 from gtp_exp.processes import ALONE, Processes
@@ -160,7 +160,7 @@ def sound(entry: Path) -> Mapping[str, Any] | None:
     """The manifest of a whole entry; None when it is absent, or damaged (then it is deleted)."""
     if not entry.exists():
         return None
-    manifest = read_sealed(entry / MANIFEST) or _unsealed(entry)
+    manifest = read_sealed(entry / MANIFEST)
     damage = f"{MANIFEST} is missing or damaged"
     if manifest is not None:
         damage = first_damage(entry, manifest["files"])
@@ -169,13 +169,6 @@ def sound(entry: Path) -> Mapping[str, Any] | None:
     log.warning("%s: damaged cache entry (%s); making it again", entry, damage)
     shutil.rmtree(entry)
     return None
-
-
-def _unsealed(entry: Path) -> dict[str, Any] | None:
-    """A manifest from before manifests had a checksum of their own."""
-    found = read_json(entry / MANIFEST)
-    known = {"stage", "version", "seconds", "reads", "files"}
-    return found if isinstance(found, dict) and set(found) == known else None
 
 
 def _drop_unfinished(part: Path) -> None:

@@ -73,14 +73,6 @@ def test_what_a_run_stopped_at_its_manifest_left_does_not_spoil_the_entry(tmp_pa
     assert Cache(tmp_path).stage("s", 1, {}, refuse).cached
 
 
-def test_an_entry_from_before_manifests_had_a_checksum_is_still_read(tmp_path):
-    entry = Cache(tmp_path).stage("s", 1, {}, fill).directory
-    manifest = json.loads((entry / "manifest.json").read_text())
-    del manifest["checksum"]
-    (entry / "manifest.json").write_text(json.dumps(manifest))
-    assert Cache(tmp_path).stage("s", 1, {}, refuse).cached
-
-
 def test_a_changed_number_in_a_manifest_is_damage(tmp_path, caplog):
     entry = Cache(tmp_path).stage("s", 1, {}, fill).directory
     text = (entry / "manifest.json").read_text()
