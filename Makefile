@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export WANDB_MODE ?= offline
+# The first process that imports a module compiles it for all others; without bytecode each of them takes half a minute.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo benchmark test check lint format clean
 
