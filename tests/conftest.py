@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -13,6 +14,13 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from gtp_exp.data.examples import Example, Message  # noqa: E402
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_is_imported_stays():
+    """Collections, of which benchmarks and Accelerate ask for many, pass over what earlier modules left."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

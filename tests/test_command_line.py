@@ -80,15 +80,6 @@ def test_the_wheel_works_in_another_folder(tmp_path):
     assert (unpacked / "benchmarks" / "skills" / "pool.py").is_file()
 
 
-def test_one_job_leaves_its_results_where_it_was_started(tmp_path):
-    done = call(tmp_path, "selector=random", "budget=10pct")
-    assert done.returncode == 0, done.stderr
-    found = record(tmp_path)
-    assert found["state"] == "complete" and found["names"]["selector"] == "random"
-    assert found["command"][:3] == ["python", "-m", "gtp_exp"] and "selector=random" in found["command"]
-    assert "fine-tune" in done.stderr  # a progress bar
-
-
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [

@@ -34,7 +34,7 @@ CASES = {
         solver: ({"solver": solver, "steps": 5, **FIXED}, {})
         for solver in ("omp", "block_omp", "elastic_net")
     },
-    "in parts": ({"partitions": 4}, {}),
+    "in parts": ({"partitions": 4, **FIXED}, {}),
     "not finite": (FIXED, {"spoiled": N - 3}),
 }
 
