@@ -21,8 +21,8 @@ N = 2500  # shares end inside a block of 1024 rows
 FIXED = {"regularisation": "fixed"}
 CASES = {
     "as shipped": ({}, {}),
-    "in-domain": ({}, {"in_domain": True}),
-    "streamed": ({"memory_gib": 0.0, "chunk_rows": 300}, {}),
+    "in-domain": (FIXED, {"in_domain": True}),
+    "streamed": ({"memory_gib": 0.0, "chunk_rows": 300, **FIXED}, {}),
     "pca": ({"subspace": "pca", "subspace_dim": 16, "subspace_rows": 500, **FIXED}, {}),
     "svd, streamed": ({"subspace": "svd", "subspace_dim": 8, "memory_gib": 0.0, **FIXED}, {}),
     "one round": ({"memory_gib": 0.0, **FIXED}, {}),
