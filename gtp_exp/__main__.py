@@ -50,6 +50,8 @@ def _job(config: DictConfig) -> float:
     """One job. Its value is the mean headline metric over tasks, for a sweeper to maximise."""
     hydra_config = HydraConfig.get()
     directory = Path(hydra_config.runtime.output_dir)
+    # Hydra's own account of a multirun tells this machine's folders; what a job was, its resolved.yaml tells.
+    (Path(hydra_config.sweep.dir) / "multirun.yaml").unlink(missing_ok=True)
     code = _run(config, directory)
     if code == 0 and not (directory / RECORD_NAME).is_file():
         return float("nan")  # the job's main process, and its record, are on another machine
@@ -93,7 +95,7 @@ def _run(config: DictConfig, directory: Path) -> int:
     ended = run_worker(resolved, launch)
     if ended.code != 0:
         _mark_dead(directory, ended)
-    return ended.code
+    return ended.status
 
 
 def _save_resolved(config: DictConfig, directory: Path) -> Path:
@@ -105,6 +107,7 @@ def _save_resolved(config: DictConfig, directory: Path) -> Path:
     plain = OmegaConf.to_container(config, resolve=True)
     check_finite(plain)
     check_no_secrets(plain)
+    check_no_secrets({"hydra": OmegaConf.to_container(hydra_config)})
     multirun = hydra_config.mode is RunMode.MULTIRUN
     with open_dict(config):
         config.job = {
@@ -120,16 +123,16 @@ def _save_resolved(config: DictConfig, directory: Path) -> Path:
 
 def _mark_dead(directory: Path, ended: Ended) -> None:
     """A worker that was killed outright could not say so itself, nor why one that was stopped had to stop."""
+    untold = ended.rank > 0 or ended.code < 0 or bool(ended.limit)
+    if untold:
+        print(f"error: {ended}", file=sys.stderr)
     try:
         record = read_record(directory / RECORD_NAME)
     except UserError:
         return
-    told = ended.rank > 0 or bool(ended.limit)  # what the worker cannot know
-    if record.state is State.RUNNING or told:
+    if record.state is State.RUNNING or untold:
         with contextlib.suppress(OSError):  # the worker has told why nothing can be written
             write_record(replace(record, state=State.FAILED, error=str(ended)), directory)
-        if told:
-            print(f"error: {ended}", file=sys.stderr)
 
 
 def _estimate(arguments: list[str]) -> int:
@@ -154,10 +157,10 @@ def _check_outputs(arguments: list[str]) -> None:
     folder = Path(named[-1] if named else "outputs")
     if "${" in str(folder) or {"--help", "--hydra-help", "--cfg", "--info", "-c", "-i"} & set(arguments):
         return
-    there = next((path for path in (folder, *folder.parents) if path.exists()), Path("."))
-    if not there.is_dir():
-        raise UserError(f"outputs={folder} cannot be a folder: '{there}' is a file; set outputs=DIR")
     try:
+        there = next((path for path in (folder, *folder.parents) if path.exists()), Path("."))
+        if not there.is_dir():
+            raise UserError(f"outputs={folder} cannot be a folder: '{there}' is a file; set outputs=DIR")
         check_room(there, needed=1 << 16)  # the run's own files, about
     except OSError as error:
         raise UserError(storage_fault(error, folder) or f"outputs={folder}: {error}") from error

@@ -9,11 +9,12 @@ from typing import Any
 from gtp_exp.config import leaves
 from gtp_exp.errors import UserError
 
-_NAMED = re.compile(r"(^|_)(API_?KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE)
+_NAMED = re.compile(r"(^|_)(API_?KEY|TOKEN|CREDENTIALS?)(_|$)|(^|_)SECRET|PASSWO?R?D", re.IGNORECASE)
 _SHAPED = re.compile(
-    r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{16})\b"
+    r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}"
+    r"|glpat-[A-Za-z0-9_-]{20,}|AKIA[A-Z0-9]{16})\b"
 )
-_SHORTEST = 12  # characters: a shorter value of such a variable ("none", "true") may stand anywhere
+_SHORTEST = 8  # characters: a shorter value of such a variable ("none", "true") may stand anywhere
 
 
 def check_no_secrets(values: Any) -> None:

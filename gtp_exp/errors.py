@@ -6,6 +6,10 @@ class UserError(Exception):
     """Names the offending value and the remedy; the command line prints it and exits with status 2."""
 
 
+class NothingToChoose(UserError):
+    """No candidate can be chosen; of a pool's parts some may be such, and others not."""
+
+
 def first_line(error: BaseException) -> str:
     """What an exception says, on one line; its kind where it says nothing."""
     lines = str(error).strip().splitlines()

@@ -155,7 +155,8 @@ def _render(task: EvalTask, folder: Path) -> None:
         if task.fewshot:
             data["train"] = _write_jsonl(folder / "train.jsonl", task.fewshot)
             config["fewshot_split"] = "train"
-        config["dataset_kwargs"] = {"data_files": data}
+        # Its copy of the rows goes where they are: in the user's cache each run would leave another.
+        config["dataset_kwargs"] = {"data_files": data, "cache_dir": str(folder / "datasets")}
     if str(config.get("include", "")).startswith("lm_eval/"):  # a bundled task's file
         import lm_eval
 

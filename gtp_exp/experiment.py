@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from gtp_exp import selected
 from gtp_exp.cache import Cache, StageResult
+from gtp_exp.checksums import read_json, write_json
 from gtp_exp.config import describe
 from gtp_exp.data.benchmark import Benchmark, EvalTask, SplitsPool
 from gtp_exp.data.examples import Example, Pool, TokenizedExample
@@ -166,8 +167,9 @@ class Context:
 class Passes:
     """Keeps a selector's passes of the model over the pool: other budgets and selectors read them too."""
 
-    def __init__(self, c: Context) -> None:
-        self.c, self.saved_seconds = c, 0.0
+    def __init__(self, c: Context, directory: Path) -> None:
+        """directory: of the selection that makes them; an interrupted one notes there what it has made."""
+        self.c, self.saved_seconds, self.notes = c, 0.0, directory / "passes_made.json"
 
     def __call__(
         self, what: str, reads: Mapping[str, Any], compute: Callable[[], torch.Tensor]
@@ -178,7 +180,11 @@ class Passes:
         reads = {"what": what, "model": self.c.model.identity, "libraries": LIBRARIES, **reads}
         alone = Cache(self.c.cache.root)  # only the main process selects
         result = alone.stage("pass", VERSIONS["pass"], reads, produce, label=f"{what} pass")
-        self.saved_seconds += result.seconds if result.cached else 0.0
+        made = read_json(self.notes) or []
+        if not result.cached:
+            write_json(self.notes, [*made, result.key])
+        elif result.key not in made:  # else its seconds are among those that the selection has spent
+            self.saved_seconds += result.seconds
         return load_file(result.directory / "values.safetensors")["values"]
 
 
@@ -294,6 +300,12 @@ def as_seen_by(chooser: Context, c: Context, candidates: Rows) -> tuple[Rows, Ro
     return seen, replace(kept, excluded=lost, cut=candidates.cut)
 
 
+def own_masks(c: Context) -> dict[str, int]:
+    """What training reads where LoRA has dropout: each process draws its masks for rows of its own."""
+    lora = c.model.config.lora
+    return {"processes": c.processes.size} if lora is not None and lora.dropout > 0 else {}
+
+
 def warm_up(c: Context, candidates: Rows) -> StageResult:
     """A short fine-tune on a random subset of the candidates; its epochs are the trajectory's checkpoints."""
     g = c.experiment.gradients
@@ -337,6 +349,7 @@ def warm_up(c: Context, candidates: Rows) -> StageResult:
         "share": g.warmup_share,
         "train": describe(g.warmup),
         "seed": g.seed,
+        **own_masks(c),
     }
     result = c.stage("warmup", reads, produce)
     _mirror_history(c, "warmup", result)
@@ -404,10 +417,11 @@ def select(
     target_gradients: StageResult | None,
 ) -> tuple[StageResult, Selection]:
     """`c` has the model that chooses; the rows' tokens are counted as the `tuned` model reads them."""
-    x, passes = c.experiment, Passes(c)
+    x = c.experiment
     distributed = getattr(x.selector, "distributed", False)
 
     def produce(directory: Path) -> None:
+        passes = Passes(c, directory)
         problem = SelectionProblem(
             candidates=candidates.examples,
             n_tokens=torch.tensor([e.n_tokens for e in candidates.tokenized]),
@@ -428,6 +442,7 @@ def select(
         arrays = {"indices": selection.indices, "weights": selection.weights, "scores": selection.scores}
         save_file({k: v.contiguous() for k, v in arrays.items()}, directory / "selection.safetensors")
         (directory / "diagnostics.json").write_text(json.dumps(dict(selection.diagnostics), allow_nan=False))
+        passes.notes.unlink(missing_ok=True)
         (directory / "passes.json").write_text(json.dumps({"saved_seconds": passes.saved_seconds}))
 
     reads = {
@@ -481,6 +496,7 @@ def tune(c: Context, candidates: Rows, chosen: StageResult, selection: Selection
         "train": describe(x.train),
         "reduction": x.gradients.reduction.value if x.train.use_weights else None,
         "seed": x.settings.seed,
+        **own_masks(c),
     }
     result = c.stage("finetune", reads, produce)
     _mirror_history(c, "finetune", result)

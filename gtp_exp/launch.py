@@ -20,7 +20,7 @@ from typing import Optional
 from omegaconf import OmegaConf
 
 from gtp_exp import heartbeat
-from gtp_exp.errors import UserError
+from gtp_exp.errors import UserError, first_line
 from gtp_exp.heartbeat import Watch
 
 GRACE_S = 20.0  # what a worker gets to write its state before it is killed
@@ -56,6 +56,7 @@ class Launch:
             raise UserError(
                 f"launch.config_file={self.config_file} does not exist; `accelerate config` writes one"
             )
+        _ = self.machines  # reads the file
 
     def environment(self) -> dict[str, str]:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -85,7 +86,13 @@ class Launch:
         """Of one job; on each of them the same command is given, with a config_file that tells its rank."""
         if self.config_file is None:
             return 1
-        return int(OmegaConf.select(OmegaConf.load(self.config_file), "num_machines") or 1)
+        try:
+            return int(OmegaConf.select(OmegaConf.load(self.config_file), "num_machines") or 1)
+        except Exception as error:  # whatever the YAML library finds wrong with it
+            raise UserError(
+                f"launch.config_file={self.config_file} is not a configuration of Accelerate "
+                f"({first_line(error)}); `accelerate config` writes one"
+            ) from error
 
     def watch(self, directory: Path) -> Watch:
         in_all, stall = (
@@ -121,6 +128,11 @@ class Ended:
     code: int  # exit status, below 0 the signal
     rank: int
     limit: str = ""  # the one that the job has exceeded
+
+    @property
+    def status(self) -> int:
+        """As a shell reports it."""
+        return self.code if self.code >= 0 else 128 - self.code
 
     def __str__(self) -> str:
         if self.limit:
@@ -158,7 +170,9 @@ def run_worker(resolved: Path, launch: Launch) -> Ended:
         def stop(signum: int, _frame: object) -> None:
             raise SystemExit(128 + signum)
 
-        previous = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGHUP)}
+        # One that is ignored stays so: nohup lets a sweep outlive its terminal.
+        heeded = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is not signal.SIG_IGN]
+        previous = {s: signal.signal(s, stop) for s in heeded}
     try:
         return _wait(workers, launch.watch(resolved.parent))
     finally:

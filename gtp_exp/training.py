@@ -90,9 +90,10 @@ def finetune(
     """Trains `loaded` in place; writes the training curve to `history.jsonl` in `directory`.
 
     weights: [len(examples)], >= 0, of mean 1, or None. reduction: of the loss whose gradients the weights
-    were fitted to; see `loss_terms`. Accumulation and several processes change nothing but rounding: every
-    step sees the same rows. After a kill the run goes on from the last epoch, but with an `on_epoch_end` hook
-    it starts over. The hook is called in every process. What it goes on from stays until `forget_epochs`.
+    were fitted to; see `loss_terms`. Accumulation and several processes change nothing but rounding (and the
+    masks of dropout): every step sees the same rows. After a kill the run goes on from the last epoch, but
+    with an `on_epoch_end` hook it starts over. The hook is called in every process. What it goes on from
+    stays until `forget_epochs`.
     """
     scratch = directory / SCRATCH
     if on_epoch_end is not None and processes.main:

@@ -30,6 +30,7 @@ from gtp_exp.storage import storage_fault
 from gtp_exp.tracking import METRICS_NAME
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "lm-eval", "numpy")
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 OPTIONAL = ("selection_model",)  # groups that need not be chosen
 log = logging.getLogger("gtp_exp")
 
@@ -42,7 +43,9 @@ def main() -> None:
     _log_to(directory / "worker.log" if main_process else None)
     if main_process:
         heartbeat.start(directory)
-        signal.signal(signal.SIGTERM, _interrupt)
+        for signum in INTERRUPTS:
+            if signal.getsignal(signum) is not signal.SIG_IGN:
+                signal.signal(signum, _interrupt)
     config: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(resolved))  # type: ignore[assignment]
     job = config.pop("job")
     record = _begin(config, job)
@@ -145,8 +148,14 @@ def _git_sha() -> str | None:
 
 
 def _interrupt(_signum: int, _frame: object) -> None:
+    for signum in INTERRUPTS:  # a terminal tells this process and its parent, which then tells it again
+        signal.signal(signum, _unheard)  # not SIG_IGN, which Python complains about where one is on its way
     signal.alarm(int(GRACE_S))  # ends this process if a long call, or a callback, swallows what is raised
     raise KeyboardInterrupt
+
+
+def _unheard(_signum: int, _frame: object) -> None:
+    pass
 
 
 def _log_to(path: Path | None) -> None:

@@ -7,11 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+
+from gtp_exp.config import build
+from gtp_exp.launch import Launch, run_worker
 
 ROOT = Path(__file__).resolve().parent.parent
 TOY = [
@@ -117,6 +122,7 @@ def test_in_a_multirun_one_failing_job_stops_no_other(tmp_path):
     assert states[4][0] == "complete"
     assert states[999][0] == "failed" and "999 rows" in states[999][1]
     assert states[4][2] == states[999][2]
+    assert not list(tmp_path.rglob("multirun.yaml"))  # Hydra's: it tells folders of this machine
 
 
 def running_worker(folder, deadline=60.0):
@@ -163,13 +169,45 @@ def test_parent_and_worker_end_together_and_the_record_says_how(tmp_path, victim
         command("selector=random", "dataset.rows=4000", "budget=100pct"),
         cwd=tmp_path,
         env=ENVIRONMENT,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     worker = running_worker(tmp_path)
     os.kill(parent.pid if victim == "parent" else worker, number)
-    assert parent.wait(60) != 0
-    assert gone(worker)
+    _, printed = parent.communicate(timeout=60)
+    assert parent.returncode != 0 and gone(worker)
     assert record(tmp_path)["state"] == state
+    if state == "failed":
+        assert parent.returncode == 128 + number and "the worker was killed by signal 9" in printed
+
+
+def test_an_interrupted_worker_is_not_interrupted_again_while_it_cleans_up():
+    code = """
+import os, signal
+from gtp_exp import worker
+for number in worker.INTERRUPTS:
+    signal.signal(number, worker._interrupt)
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    for number in worker.INTERRUPTS:
+        os.kill(os.getpid(), number)
+    print("cleaned up")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "cleaned up\n", done.stderr
+
+
+def test_a_hang_up_that_is_ignored_stops_no_job(tmp_path, monkeypatch):
+    """What nohup promises."""
+    launch = build(yaml.safe_load((ROOT / "conf" / "launch" / "cpu.yaml").read_text()), "launch")
+    monkeypatch.setattr(Launch, "command", lambda self, resolved: ["sleep", "1"])
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGHUP)).start()
+        assert run_worker(tmp_path / "resolved.yaml", launch).code == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
@@ -198,3 +236,5 @@ def test_an_outputs_folder_that_cannot_be_made_is_refused(tmp_path):
         done = call(tmp_path, f"outputs={outputs}")
         assert done.returncode == 2 and "Traceback" not in done.stderr
         assert f"outputs={outputs} cannot be a folder: 'file' is a file" in done.stderr
+    done = call(tmp_path, f"outputs={'x' * 300}")
+    assert done.returncode == 2 and "File name too long" in done.stderr and "Traceback" not in done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 
+import datasets
 import pytest
 import torch
 
@@ -62,6 +63,12 @@ def test_it_starts_no_program(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", refuse)
     evaluate(task(held_out=()), tiny.load(), batch_size=4, directory=tmp_path)
     assert started == []
+
+
+def test_the_rows_stay_out_of_the_users_cache(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "theirs")
+    evaluate(task(held_out=()), tiny.load(), batch_size=4, directory=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["samples.jsonl"]
 
 
 def test_accuracy_is_whether_the_gold_choice_is_likelier(tiny, tmp_path):

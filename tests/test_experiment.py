@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ from stage_changes import ALL, CHANGES
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gtp_exp import experiment
+from gtp_exp.cache import Cache
 from gtp_exp.errors import UserError
+from gtp_exp.experiment import Passes
 from gtp_exp.results import State
 from gtp_exp.worker import _begin, assemble
 
@@ -232,6 +235,17 @@ def test_a_pass_of_the_model_is_shared_by_budgets_and_selectors(outputs, first):
     for record in (again, other):  # what the pass has cost counts for each of them
         assert "selection" in computed(record)
         assert record.stages["selection"].seconds > manifest["seconds"]
+
+
+def test_a_pass_made_before_an_interruption_is_counted_once(tmp_path):
+    context = SimpleNamespace(cache=Cache(tmp_path), model=SimpleNamespace(identity={}))
+    interrupted, other = tmp_path / "interrupted", tmp_path / "other"
+    for folder in (interrupted, other):
+        folder.mkdir()
+    for folder, counted in ((interrupted, False), (interrupted, False), (other, True)):
+        passes = Passes(context, folder)
+        passes("mean", {}, lambda: torch.zeros(3))
+        assert (passes.saved_seconds > 0) == counted
 
 
 def test_one_model_chooses_for_another(outputs, first):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from test_command_line import ENVIRONMENT, command
 
+from gtp_exp.errors import UserError
 from gtp_exp.launch import Device, Launch
 
 # How each is asked for, and for which amounts: 999 is more than there is.
@@ -60,11 +61,8 @@ def test_optuna_is_told_the_headline_metric_and_which_trials_failed(tmp_path):
     assert "train.learning_rate: 0.001" in report.read_text()
 
 
-@pytest.mark.parametrize("machines", [1, 2])
-def test_several_machines_meet_at_the_port_that_the_file_names(tmp_path, machines):
-    file = tmp_path / "accelerate.yaml"
-    file.write_text(f"num_machines: {machines}\nmachine_rank: 0\nmain_process_port: 29617\n")
-    launch = Launch(
+def launch_with(file: Path) -> Launch:
+    return Launch(
         device=Device.AUTO,
         threads=None,
         num_processes=4,
@@ -72,5 +70,19 @@ def test_several_machines_meet_at_the_port_that_the_file_names(tmp_path, machine
         time_limit_minutes=None,
         stall_limit_minutes=None,
     )
+
+
+def test_a_file_that_is_none_of_accelerates_is_refused(tmp_path):
+    file = tmp_path / "accelerate.yaml"
+    file.write_text("num_machines: [1\nno: yaml: at all")
+    with pytest.raises(UserError, match="accelerate.yaml is not a configuration of Accelerate"):
+        launch_with(file)
+
+
+@pytest.mark.parametrize("machines", [1, 2])
+def test_several_machines_meet_at_the_port_that_the_file_names(tmp_path, machines):
+    file = tmp_path / "accelerate.yaml"
+    file.write_text(f"num_machines: {machines}\nmachine_rank: 0\nmain_process_port: 29617\n")
+    launch = launch_with(file)
     line = launch.command(tmp_path / "resolved.yaml")
     assert launch.machines == machines and ("--main_process_port" in line) == (machines == 1)

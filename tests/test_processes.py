@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from test_command_line import ENVIRONMENT, command
 
 from gtp_exp.errors import UserError
+from gtp_exp.experiment import own_masks
 from gtp_exp.gradients.store import GradientStore
 from gtp_exp.processes import ALONE, connect
 from gtp_exp.training import NO_ROW, Order, TrainConfig, micro_batch_size
@@ -182,6 +184,13 @@ def test_processes_that_do_not_find_each_other_are_refused():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
     assert "UserError launch.num_processes=2, but 1 joined" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(("dropout", "expected"), [(0.0, {}), (0.1, {"processes": 2})])
+def test_with_dropout_training_by_another_number_of_processes_is_another_stage(dropout, expected):
+    config = SimpleNamespace(lora=SimpleNamespace(dropout=dropout))
+    context = SimpleNamespace(model=SimpleNamespace(config=config), processes=SimpleNamespace(size=2))
+    assert own_masks(context) == expected
 
 
 def test_one_process_needs_no_group():

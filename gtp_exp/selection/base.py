@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import torch
 
 from gtp_exp.data.examples import Example
-from gtp_exp.errors import UserError
+from gtp_exp.errors import NothingToChoose, UserError
 from gtp_exp.processes import ALONE, Processes
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Budget:
                 taken.append(i)
                 left -= int(n_tokens[i])
         if not taken:
-            raise UserError(
+            raise NothingToChoose(
                 f"budget.amount={self.amount:g} tokens is below the shortest candidate ({shortest} tokens)"
             )
         return torch.tensor(taken, dtype=torch.long)

@@ -1,7 +1,8 @@
 """Selection within parts of the pool, then among what was chosen there: for pools beyond one node.
 
 Each part is a problem of its own with the same target and the same budget, so the parts need no word from
-each other; the last step reads the union of their choices alone, and what a part has passed over is lost.
+each other; the last step reads the union of their choices alone, and what a part has passed over is lost. A
+part that nothing can be chosen from adds nothing.
 GreeDi (Mirzasoleiman et al., arXiv 1411.0541) does the same for submodular selection.
 """
 
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from gtp_exp.errors import UserError
+from gtp_exp.errors import NothingToChoose, UserError
 from gtp_exp.gradients.features import MemoryFeatures
 from gtp_exp.processes import ALONE
 from gtp_exp.selection.base import Selection, SelectionProblem, Selector
@@ -40,12 +41,18 @@ def select_in_parts(selector: Selector, problem: SelectionProblem, parts: int, d
         span = share_of(n, p, parts)
         index = torch.arange(span.start, span.stop)
         part = SomeFeatures(problem.pool_gradients, len(span), partial(Slice, span=span))
-        chosen = selector.select(some_candidates(alone, index, part))
-        found[p] = (chosen.indices + span.start, chosen.scores, chosen.diagnostics.get("refit"))
+        try:
+            chosen = selector.select(some_candidates(alone, index, part))
+        except NothingToChoose as error:
+            found[p] = (index[:0], torch.zeros(len(index)), str(error))
+        else:
+            found[p] = (chosen.indices + span.start, chosen.scores, chosen.diagnostics.get("refit"))
     by_part: dict[int, Any] = {}
     for one in processes.collect(found):
         by_part |= one
     union = torch.cat([by_part[p][0] for p in range(parts)]).sort().values
+    if not len(union):
+        raise NothingToChoose(by_part[0][2])
 
     gathered = tuple(
         {direction: problem.pool_gradients.features(t, direction).rows(union)}

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import torch
 from tqdm import tqdm
 
-from gtp_exp.errors import UserError
+from gtp_exp.errors import NothingToChoose
 from gtp_exp.selection.atoms import Atoms
 from gtp_exp.selection.duplicates import Copies
 from gtp_exp.selection.nnls import GramCache, columns_of
@@ -153,7 +153,7 @@ def fill_budget(
     indices = torch.cat([r.support for r in rounds] + [picked])
     if not len(indices):
         assert cost is not None
-        raise UserError(
+        raise NothingToChoose(
             f"budget.amount={tokens} tokens is below the shortest candidate ({int(cost.min())} tokens)"
         )
     columns = rounds[0].weights.shape[1] if rounds else 1

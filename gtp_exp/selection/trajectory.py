@@ -15,7 +15,7 @@ from typing import NoReturn
 import torch
 
 from gtp_exp.data.examples import Example
-from gtp_exp.errors import UserError
+from gtp_exp.errors import NothingToChoose, UserError
 from gtp_exp.gradients.features import GradientFeatures, Rows, TensorRows
 from gtp_exp.processes import ALONE, Processes
 from gtp_exp.selection.atoms import BLOCK, Block, BlockAtoms
@@ -145,7 +145,7 @@ def trajectory(
                 _refuse_non_finite(rows, candidates, torch.arange(n))
             found = principal_rows(sample, subspace_dim, seed + t)
             if not len(found.vectors):
-                raise UserError("the gradients are all zero, so they span no subspace")
+                raise NothingToChoose("the gradients are all zero, so they span no subspace")
             basis = found.vectors
             explained.append(found.explained)
             if of_target is not None:
@@ -160,7 +160,7 @@ def trajectory(
 
     scales, gradient_norms, atom_norms = _scales(norms, shares, normalise)
     if not (gradient_norms > 0).any():
-        raise UserError(
+        raise NothingToChoose(
             "every candidate's gradient is zero, so none can be preferred; check the gradients config"
         )
     atoms = BlockAtoms(

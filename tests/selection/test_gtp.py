@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -329,6 +330,22 @@ def test_parts_of_the_pool_are_chosen_from_and_then_merged(budget):
     assert found.diagnostics["refit"]["residual"] <= 1.1 * whole.diagnostics["refit"]["residual"]
     torch.testing.assert_close(found.scores, whole.scores)
     assert json.dumps(found.diagnostics) and found.diagnostics["partitions"] == 3
+
+
+def test_a_part_that_nothing_can_be_chosen_from_adds_nothing():
+    pool, target = two_checkpoints()
+    for matrix in pool:
+        matrix[:100] = 0.0  # the first of three parts
+    found = gtp(partitions=3, **FIXED).select(problem(pool, target, rows=20))
+    assert len(found.indices) == 20 and int(found.indices.min()) >= 100
+    assert torch.equal(found.scores[:100], torch.zeros(100))
+    made = problem(pool, target, tokens=40)
+    lengths = torch.where(torch.arange(300) < 200, 50, 5)
+    found = gtp(partitions=3, **FIXED).select(replace(made, n_tokens=lengths))
+    assert int(found.indices.min()) >= 200
+    with pytest.raises(UserError, match="40 tokens is below the shortest"):
+        made = problem(*two_checkpoints(), tokens=40)
+        gtp(partitions=3, **FIXED).select(replace(made, n_tokens=torch.full((300,), 50)))
 
 
 def test_parts_need_a_target_and_a_row_each():
