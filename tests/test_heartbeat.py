@@ -80,7 +80,14 @@ def test_a_job_beyond_its_time_is_stopped_and_says_so(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
 def test_a_worker_that_hangs_is_stopped_and_its_record_says_so(tmp_path):
     job = command(*LONG, "launch.stall_limit_minutes=0.2")
-    parent = subprocess.Popen(job, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        job,
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # a stopped process in ours would have the kernel hang up on all of it
+    )
     worker = running_worker(tmp_path)
     os.kill(worker, signal.SIGSTOP)  # it does nothing any more, and no signal but SIGKILL ends it
     _, printed = parent.communicate(timeout=90)
