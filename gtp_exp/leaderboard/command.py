@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
+from gtp_exp.checksums import write_whole
 from gtp_exp.errors import UserError
 from gtp_exp.leaderboard import date_lm, examples, exports, page
 from gtp_exp.leaderboard.board import LOSS, check_metric, score
@@ -64,9 +64,7 @@ def build(arguments: argparse.Namespace) -> str:
     try:
         arguments.out.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            part = arguments.out / f".{name}.part"
-            part.write_text(content, encoding="utf-8")
-            os.replace(part, arguments.out / name)  # an open page never reloads half a file
+            write_whole(arguments.out / name, [content])  # an open page never reloads half a file
     except OSError as error:
         raise UserError(f"cannot write to --out {arguments.out}: {error.strerror}") from error
     page_at = (arguments.out / "index.html").resolve().as_uri()
