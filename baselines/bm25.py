@@ -10,6 +10,7 @@ characters, in lower case, without English stop words, unstemmed.
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Optional
@@ -39,6 +40,9 @@ class BM25:
     def __post_init__(self) -> None:
         if self.k1 < 0 or not 0 <= self.b <= 1:
             raise UserError(f"BM25 needs selector.k1 >= 0 and 0 <= selector.b <= 1; got {self.k1}, {self.b}")
+
+    def reads(self) -> dict[str, str]:
+        return {"bm25s": importlib.metadata.version("bm25s")}
 
     def select(self, problem: SelectionProblem) -> Selection:
         groups = group_target(problem, self.aggregation)

@@ -11,8 +11,9 @@ for the pool.
 Official code: github.com/baharanm/craig, commit 40afe04 (lazy_greedy.py, util.py). There s is split by
 class and the gradients are the last layer's, taken anew in training; ours are those of the trajectory, each
 checkpoint weighed by its learning rate, and taken once. Like there, a pool too large for one matrix of
-similarities is cut at random into parts that are solved alone (GreeDi's first stage); equal texts fall into
-one part. An exact copy of a chosen row is closest to no row and weighs nothing.
+similarities is cut at random into parts that are solved alone (GreeDi's first stage); equal texts stand side
+by side, so they fall into one part unless it ends between them. An exact copy of a chosen row is closest to
+no row and weighs nothing.
 """
 
 from __future__ import annotations

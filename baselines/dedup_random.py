@@ -12,6 +12,7 @@ else is left to fill the budget.
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -43,6 +44,9 @@ class DedupRandom:
             raise UserError(f"selector.threshold={self.threshold} must lie between 0 and 1, such as 0.8")
         if self.ngram < 1 or self.hashes < 2:
             raise UserError(f"selector needs ngram >= 1 and hashes >= 2; got {self.ngram}, {self.hashes}")
+
+    def reads(self) -> dict[str, str]:
+        return {"datasketch": importlib.metadata.version("datasketch")}
 
     def select(self, problem: SelectionProblem) -> Selection:
         n = len(problem.candidates)

@@ -25,7 +25,6 @@ import torch
 
 from gtp_exp.errors import UserError
 from gtp_exp.selection.base import Need, Selection, SelectionProblem
-from gtp_exp.selection.duplicates import Copies
 from gtp_exp.selection.omp import omp
 from gtp_exp.selection.rounds import fill_budget
 from gtp_exp.selection.subspace import Subspace
@@ -74,7 +73,7 @@ class GradMatchOMP:
             subspace=Subspace.NONE,
             subspace_dim=pool.dim,
             subspace_rows=1,
-            collapse_copies=True,
+            collapse_copies=False,
             chunk_rows=self.chunk_rows,
             memory_gib=self.memory_gib,
             seed=problem.seed,
@@ -96,7 +95,7 @@ class GradMatchOMP:
                 atoms, b, size=size, ridge=lam, available=available, cost=cost, capacity=capacity
             ),
             correlation=scores,
-            copies=Copies(torch.arange(n), torch.ones(n, dtype=torch.long)),
+            copies=made.copies,
             rows=rows,
             tokens=int(problem.budget.amount) if rows is None else 0,
             cost=cost,

@@ -7,7 +7,9 @@ encoder's own maximum length are cut, and counted in the diagnostics. Ours throu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib.metadata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Optional
 
@@ -19,7 +21,10 @@ from baselines.neighbours import choose_nearest
 from baselines.ranking import text
 from gtp_exp.data.examples import Example
 from gtp_exp.errors import UserError, first_line
+from gtp_exp.models import fingerprint
 from gtp_exp.selection.base import Need, Selection, SelectionProblem
+
+PACKAGE = "sentence-transformers"
 
 
 @dataclass(frozen=True)
@@ -42,21 +47,36 @@ class SentenceKNN:
         target = pool if problem.target is None else self._embed(problem.target, encoder)[0]
         return choose_nearest(problem, pool, target, self.aggregation, {"encoder": self.encoder, "cut": cut})
 
+    def reads(self) -> dict[str, str]:
+        """The encoder's content: a folder can be trained again, and a hub's branch moves on."""
+        from transformers import AutoConfig
+
+        with self._loading():
+            release = importlib.metadata.version(PACKAGE)
+            architecture = AutoConfig.from_pretrained(self.encoder, revision=self.revision)
+        commit = getattr(architecture, "_commit_hash", None) or self.revision
+        return {"encoder": fingerprint(self.encoder, commit), PACKAGE: release}
+
     def _load(self) -> Any:
-        try:
+        with self._loading():
             from sentence_transformers import SentenceTransformer
-        except ImportError as error:
-            raise UserError(
-                "selector=sentence_knn needs the package sentence-transformers: "
-                "pip install 'gtp-exp[sentence]'; embedding_knn does without"
-            ) from error
-        try:
+
             return SentenceTransformer(
                 self.encoder,
                 revision=self.revision,
                 trust_remote_code=False,
                 model_kwargs={"use_safetensors": True},
             )
+
+    @contextmanager
+    def _loading(self) -> Iterator[None]:
+        try:
+            yield
+        except ImportError as error:
+            raise UserError(
+                f"selector=sentence_knn needs the package {PACKAGE}: "
+                "pip install 'gtp-exp[sentence]'; embedding_knn does without"
+            ) from error
         except (OSError, ConnectionError, ValueError) as error:
             raise UserError(
                 f"selector.encoder={self.encoder} is neither here nor reachable ({first_line(error)}); "

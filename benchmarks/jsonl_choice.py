@@ -16,7 +16,7 @@ from benchmarks.choice_task import ChoiceMetric, choice_task
 from gtp_exp.data.benchmark import EvalTask
 from gtp_exp.data.examples import Example
 from gtp_exp.data.jsonl import expand, read_rows
-from gtp_exp.data.records import Columns, Format, Layout, Place, read_pool
+from gtp_exp.data.records import Columns, Format, Layout, Place, as_text, read_pool
 from gtp_exp.errors import UserError
 
 Row = tuple[Place, Mapping[str, Any]]
@@ -36,8 +36,8 @@ class JsonlChoice:
     name: str
     validation: str  # path
     test: str  # path
-    target_rows: Optional[int]  # noqa: UP045  OmegaConf resolves Optional on every Python
-    test_rows: Optional[int]  # noqa: UP045
+    target_rows: Optional[int]
+    test_rows: Optional[int]
     num_fewshot: int
     chat: bool  # ask through the tokenizer's chat template
     metric: ChoiceMetric
@@ -126,14 +126,13 @@ def _test_doc(place: Place, row: Mapping[str, Any], name: str) -> dict[str, Any]
     query, choices, gold = row["query"], row["choices"], row["gold"]
     subtask = row.get("subtask", name)
     for column, value in (("query", query), ("subtask", subtask)):
-        if not isinstance(value, str) or not value.strip():
-            raise UserError(f"{place}: '{column}' must be a text that is not empty, found {value!r}")
-    if (
-        not isinstance(choices, list)
-        or len(choices) < 2
-        or not all(isinstance(c, str) and c for c in choices)
-    ):
+        if not as_text(value, column, place).strip():
+            raise UserError(f"{place}: '{column}' must not be empty")
+    if not isinstance(choices, list) or len(choices) < 2:
         raise UserError(f"{place}: 'choices' must be a list of two or more texts, found {choices!r}")
+    for i, choice in enumerate(choices):
+        if not as_text(choice, f"choices[{i}]", place):
+            raise UserError(f"{place}: 'choices[{i}]' must not be empty")
     if not isinstance(gold, int) or isinstance(gold, bool) or not 0 <= gold < len(choices):
         raise UserError(
             f"{place}: 'gold' must be an index into the {len(choices)} choices (0 to {len(choices) - 1}), "
@@ -141,7 +140,8 @@ def _test_doc(place: Place, row: Mapping[str, Any], name: str) -> dict[str, Any]
         )
     # Published sets have rows with the same choice twice. Both score the same and the first one is picked.
     gold = choices.index(choices[gold])
-    return {"id": str(row["id"]), "query": query, "choices": choices, "gold": gold, "subtask": subtask}
+    own = as_text(str(row["id"]), "id", place)
+    return {"id": own, "query": query, "choices": choices, "gold": gold, "subtask": subtask}
 
 
 def _first(rows: Iterable[Any], subtask_of: Any, limit: int | None) -> Iterable[Any]:

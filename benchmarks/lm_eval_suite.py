@@ -38,10 +38,10 @@ class LmEvalSuite:
     """Row counts are per subtask, that is, per single task of lm-eval."""
 
     names: list[str]  # tasks, groups or tags of lm-eval
-    folder: Optional[str]  # noqa: UP045  of lm_eval/tasks that holds them; null searches all (8 s)
-    dataset_path: Optional[str]  # noqa: UP045  local copy of the hub data set; null takes the hub's
+    folder: Optional[str]
+    dataset_path: Optional[str]
     target_rows: int
-    test_rows: Optional[int]  # noqa: UP045  null tests on all
+    test_rows: Optional[int]
     num_fewshot: int  # examples in the prompt of a test row
     chat: bool
     metric: str  # lm-eval's key: metric,filter

@@ -47,7 +47,7 @@ def conf_dir() -> str:
 
 @hydra.main(version_base="1.3", config_path=conf_dir(), config_name="config")
 def _job(config: DictConfig) -> float:
-    """One job. Its value is the mean headline metric over tasks, for a sweeper to maximise."""
+    """One job. Its value is the mean headline metric over tasks, for a sweeper to optimise."""
     hydra_config = HydraConfig.get()
     directory = Path(hydra_config.runtime.output_dir)
     # Hydra's own account of a multirun tells this machine's folders; what a job was, its resolved.yaml tells.

@@ -9,6 +9,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from gtp_exp.heartbeat import beat
+
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # other errors may pass: no damage
 _OWN = "checksum"  # the entry of a sealed file that holds the checksum of the others
 
 
@@ -17,6 +20,7 @@ def sha256_file(path: Path) -> str:
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
+            beat()
     return digest.hexdigest()
 
 
@@ -29,10 +33,11 @@ def checksums(directory: Path) -> dict[str, str]:
 def first_damage(directory: Path, recorded: Mapping[str, str]) -> str:
     """The first file that is not as recorded, and why; empty when every one is."""
     for name, expected in recorded.items():
-        path = directory / name
-        if not path.is_file():
+        try:
+            found = sha256_file(directory / name)
+        except _ABSENT:
             return f"{name} is missing"
-        if sha256_file(path) != expected:
+        if found != expected:
             return f"{name} does not match its checksum"
     return ""
 
@@ -69,10 +74,10 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
 
 
 def read_json(path: Path) -> Any:
-    """None when there is no file, or one that is not JSON."""
+    """None when there is no file, or one that is not JSON. Raises OSError where it cannot be told."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+    except (*_ABSENT, ValueError, RecursionError):
         return None
 
 

@@ -125,7 +125,7 @@ class Rows:
     key: str  # content hash
 
     def counts(self) -> RowCounts:
-        return RowCounts(len(self.examples), self.excluded, self.cut)
+        return RowCounts(len(self.examples), self.excluded, self.cut, self.key)
 
 
 @dataclass
@@ -229,7 +229,7 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
             if target is not None:
                 target_gradients = collect_gradients(chooser, "target", target, trajectory)
         chosen, selection = select(chooser, c, candidates, target, pool_gradients, target_gradients)
-        summary = report_selection(c, directory, pool, candidates, selection)
+        summary = report_selection(c, directory, pool, candidates, selection) if processes.main else None
 
         leaked |= guard(test_rows, {"selected": [candidates.examples[i] for i in selection.indices.tolist()]})
         metrics, untuned = {}, {}
@@ -248,6 +248,7 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
                 len(candidates.examples),
                 {**pool.skipped, **candidates.excluded},
                 candidates.cut,
+                candidates.key,
             ),
             rows={name: r.counts() for name, r in {"target": target, **tests}.items() if r is not None},
             selection=summary,
@@ -456,6 +457,8 @@ def select(
         "target": None if target is None else target.key,
         "gradients": [g and g.key for g in (pool_gradients, target_gradients)],
     }
+    if hasattr(x.selector, "reads"):
+        reads["more"] = x.selector.reads()
     if tuned is not c:
         reads["tokens counted for"] = tuned.model.identity
     result = c.stage("selection", reads, produce, together=distributed)
@@ -547,8 +550,7 @@ def report_selection(
 ) -> SelectionSummary:
     """What was chosen, for people and for the leaderboard; only here are hidden labels read."""
     rows = selected.rows(candidates.examples, selection, pool.hidden)
-    if c.processes.main:
-        selected.export(rows, directory, title=f"{directory.name}: {len(rows)} selected examples")
+    selected.export(rows, directory, title=f"{directory.name}: {len(rows)} selected examples")
     summary = selected.summarise(rows, pool, [row.n_tokens for row in candidates.tokenized], selection)
     c.journal.event("selection", {"n_selected": summary.n_selected, "n_tokens": summary.n_tokens})
     table = [

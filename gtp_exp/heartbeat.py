@@ -1,7 +1,8 @@
 """Signs of life: the worker counts its progress into a file, and its parent watches the count.
 
-Every step of a progress bar counts, in libraries too, and so does a stage that begins or ends. The parent
-goes by its own monotonic clock and by the count alone, so no clock that jumps can make a job look dead.
+Every step of a progress bar counts, in libraries too, and so do a stage that begins and a file that is
+checked. The parent goes by its own monotonic clock and by the count alone, so no clock that jumps can make a
+job look dead.
 """
 
 from __future__ import annotations

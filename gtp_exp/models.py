@@ -15,6 +15,7 @@ from typing import Any, Optional, Protocol
 
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 
 from gtp_exp.cache import MANIFEST, sound
 from gtp_exp.checksums import checksums, sha256_file, write_sealed
@@ -109,13 +110,22 @@ class Model:
     def _load(self, location: str, revision: str | None, dtype: torch.dtype) -> LoadedModel:
         from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(
-            location,
-            revision=revision,
-            dtype=dtype,
-            trust_remote_code=self.config.trust_remote_code,
-            use_safetensors=True,
-        )
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                location,
+                revision=revision,
+                dtype=dtype,
+                trust_remote_code=self.config.trust_remote_code,
+                use_safetensors=True,
+            )
+        except (OSError, ValueError, SafetensorError) as error:
+            if getattr(error, "errno", None) is not None:  # the disk's fault, not the model's
+                raise
+            raise UserError(
+                f"the weights of model.name_or_path={self.config.name_or_path} cannot be loaded: "
+                f"{first_line(error)}; they must be whole and in safetensors (to convert older files, load "
+                "them elsewhere and call save_pretrained)"
+            ) from error
         return LoadedModel(_moved(model, self.device), self.tokenizer, self.config.max_length)
 
     def load_trainable(self, seed: int) -> LoadedModel:
@@ -182,7 +192,7 @@ def prepare(config: ModelConfig, cache_root: Path, device: torch.device) -> Mode
     dtype = choose_dtype(config.precision, device)
     lora = config.lora
     identity = {
-        "weights": _fingerprint(location, getattr(architecture, "_commit_hash", None) or config.revision),
+        "weights": fingerprint(location, getattr(architecture, "_commit_hash", None) or config.revision),
         "chat_template": chat_template_hash(tokenizer),
         "dtype": str(dtype).removeprefix("torch."),
         "max_length": config.max_length,
@@ -322,15 +332,15 @@ def _ensure(target: Path, make: Callable[[Path], None]) -> Path:
     return target
 
 
-def _fingerprint(location: str, commit: str | None) -> str:
-    """Content hash of a local folder; id and commit of a hub model."""
+def fingerprint(location: str, commit: str | None) -> str:
+    """Content hash of a local folder of safetensors and JSON files; id and commit of a hub model."""
     folder = Path(location)
     if not folder.is_dir():
         return f"{location}@{commit or 'main'}"
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*")):
+    for path in sorted(folder.rglob("*")):
         if path.suffix in {".safetensors", ".json"} and path.name != MANIFEST:
-            digest.update(f"{path.name} {sha256_file(path)}\n".encode())
+            digest.update(f"{path.relative_to(folder).as_posix()} {sha256_file(path)}\n".encode())
     return digest.hexdigest()[:24]
 
 

@@ -21,7 +21,7 @@ from gtp_exp.errors import UserError
 
 T = TypeVar("T")
 
-VERSION = 2
+VERSION = 3
 RECORD_NAME = "results.json"
 SELECTED_NAME = "selected.jsonl"
 
@@ -59,6 +59,7 @@ class PoolSummary:
     candidates: int
     excluded: Mapping[str, int]  # reason -> rows
     cut: int  # candidates shortened to model.max_length
+    content: str  # hash of the candidates: a file can be edited under its name
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class RowCounts:
     used: int
     left_out: Mapping[str, int]  # reason -> rows
     cut: int  # rows shortened to model.max_length
+    content: str  # hash of the used rows
 
 
 @dataclass(frozen=True)

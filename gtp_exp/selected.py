@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from gtp_exp.data.examples import Example, Pool
+from gtp_exp.near_duplicates import near_duplicates
 from gtp_exp.results import SelectedRow, SelectionSummary, write_selected
 from gtp_exp.selection.base import Selection
 
 LENGTH = "length in tokens"  # the one label that every pool has
 MANY_VALUES = 50  # a label with more values (an id, say) is reported as present or absent
-NEAR = 0.7  # Jaccard similarity of word 3-grams from which two rows count as near-duplicates
 
 
 def rows(
@@ -58,7 +58,7 @@ def summarise(
     """n_tokens: of every candidate."""
     own_tokens = [n_tokens[i] for i in selection.indices.tolist()]
     texts = [json.dumps(r.messages, sort_keys=True, ensure_ascii=False) for r in chosen]
-    everything = [pool.hidden[e.id] for e in pool.examples if e.id in pool.hidden]
+    everything = [pool.hidden.get(e.id, {}) for e in pool.examples]
     labels = sorted({label for row in everything for label in row})
     grouped = {label for label in labels if len({str(row.get(label)) for row in everything}) <= MANY_VALUES}
     return SelectionSummary(
@@ -74,31 +74,6 @@ def summarise(
         exact_duplicates=len(texts) - len(set(texts)),
         near_duplicates=near_duplicates([" ".join(m["content"] for m in r.messages) for r in chosen]),
     )
-
-
-def near_duplicates(texts: Sequence[str]) -> int:
-    """Rows that resemble an earlier row, copies included: Jaccard of their word 3-grams is at least NEAR."""
-    import numpy as np
-    from scipy.sparse import csr_matrix
-
-    grams = [_trigrams(text) for text in texts]
-    column = {gram: j for j, gram in enumerate(sorted(set().union(*grams)))}
-    indptr = np.cumsum([0] + [len(g) for g in grams])
-    indices = np.array([column[gram] for g in grams for gram in g])
-    matrix = csr_matrix((np.ones(len(indices), np.float32), indices, indptr), shape=(len(texts), len(column)))
-    sizes = np.diff(indptr)
-    count = 0
-    for start in range(0, len(texts), 1024):  # bounded memory: 1024 rows against all
-        shared = (matrix[start : start + 1024] @ matrix.T).tocoo()
-        row = shared.row + start
-        jaccard = shared.data / (sizes[row] + sizes[shared.col] - shared.data)
-        count += len(set(row[(shared.col < row) & (jaccard >= NEAR)].tolist()))
-    return count
-
-
-def _trigrams(text: str) -> set[tuple[str, ...]]:
-    words = text.lower().split() or [""]
-    return {tuple(words[i : i + 3]) for i in range(max(1, len(words) - 2))}
 
 
 def _mix(rows: Sequence[Mapping[str, Any]], label: str, grouped: bool) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""A folder that takes no more: how the libraries that write files tell of it, and what a person can do."""
+"""A folder that takes or gives no more: how the libraries that use files tell of it, and what to do."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
+_FAILING = {errno.EIO, errno.ESTALE}
 # safetensors tells the system's error number in its text, torch.save that a write fell short.
 _TOLD = re.compile(r"\(os error (\d+)\)")
 _SHORT = re.compile(r"PytorchStreamWriter failed writing|unexpected pos \d+ vs")
@@ -19,7 +20,8 @@ _ROOM = 1 << 20  # bytes: a disk with less counts as full
 
 
 def storage_fault(error: BaseException, outputs: Path) -> str:
-    """What to tell when a file could not be written, naming folder and remedy; empty for any other error."""
+    """What to tell when a file could not be written or read, naming folder and remedy; empty for any other
+    error."""
     for link in _chain(error):
         number = _number(link)
         if number in _FULL:
@@ -27,6 +29,12 @@ def storage_fault(error: BaseException, outputs: Path) -> str:
         if number in _CLOSED and link is error:
             where = getattr(error, "filename", None) or outputs
             return f"no access to {where} ({os.strerror(number)}); change its permissions, or set outputs=DIR"
+        if number in _FAILING and link is error:
+            where = getattr(error, "filename", None) or outputs
+            return (
+                f"the disk or network folder of {where} fails ({os.strerror(number)}); when it is back, run "
+                "the same command again: it goes on from what is finished"
+            )
     return ""
 
 

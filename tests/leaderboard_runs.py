@@ -84,8 +84,8 @@ def record(
             "finetune": StageCost("d", 90 * jitter, False),
             "evaluation": StageCost("e", 60 * jitter, False),
         },
-        pool=PoolSummary(rows=1010, candidates=1000, excluded={"empty completion": 10}, cut=0),
-        rows={"target": RowCounts(20, {}, 1), "sorting": RowCounts(100, {"no completion": 2}, 0)},
+        pool=PoolSummary(rows=1010, candidates=1000, excluded={"empty completion": 10}, cut=0, content="c0"),
+        rows={"target": RowCounts(20, {}, 1, "c1"), "sorting": RowCounts(100, {"no completion": 2}, 0, "c2")},
         model={"weights": "0a1b", "dtype": "float32", "device": "cpu"},
         selection=SelectionSummary(
             n_selected=len(chosen),

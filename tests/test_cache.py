@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import time
+from pathlib import Path
 
 import pytest
 
+from gtp_exp import checksums
 from gtp_exp.cache import Cache, stage_key
 from gtp_exp.errors import UserError
+from gtp_exp.storage import storage_fault
 
 
 def fill(directory):
@@ -113,3 +117,29 @@ def test_an_outputs_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="outputs"):
         Cache(tmp_path / "file").stage("s", 1, {}, fill)
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "value.txt"])
+def test_an_entry_that_cannot_be_read_for_now_is_no_damage(tmp_path, monkeypatch, file):
+    """A network folder that is away for a moment must not cost hours of finished work."""
+    entry = Cache(tmp_path).stage("s", 1, {}, fill).directory
+    opened = Path.open
+
+    def failing(path, *args, **kwargs):
+        if path.name == file:
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return opened(path, *args, **kwargs)
+
+    with monkeypatch.context() as patched, pytest.raises(OSError) as caught:
+        patched.setattr(Path, "open", failing)
+        Cache(tmp_path).stage("s", 1, {}, refuse)
+    assert f"{file} fails (Stale file handle)" in storage_fault(caught.value, tmp_path)
+    assert entry.is_dir() and Cache(tmp_path).stage("s", 1, {}, refuse).cached
+
+
+def test_a_check_of_long_files_shows_signs_of_life(tmp_path, monkeypatch):
+    (tmp_path / "long").write_bytes(bytes(3 << 20))
+    beats = []
+    monkeypatch.setattr(checksums, "beat", lambda: beats.append(1))
+    checksums.sha256_file(tmp_path / "long")
+    assert len(beats) == 3

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from stage_changes import ALL, CHANGES
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from baselines.bm25 import BM25
 from gtp_exp import experiment
 from gtp_exp.cache import Cache
 from gtp_exp.errors import UserError
@@ -104,6 +105,16 @@ def test_rows_held_out_of_the_pool_are_tested_and_never_chosen(outputs):
     whole = run(outputs, "selector=full", "benchmark=pool_held_out", "benchmark.test_rows=8")
     assert whole.selection.n_selected == 32
     assert whole.metrics["pool_held_out"]["nats_per_token"] < whole.untuned["pool_held_out"]["nats_per_token"]
+
+
+def test_another_release_of_a_selectors_library_chooses_again(outputs, monkeypatch):
+    def chosen():
+        return run(outputs, "selector=bm25", "until=selection").stages["selection"]
+
+    first, again = chosen(), chosen()
+    monkeypatch.setattr(BM25, "reads", lambda self: {"bm25s": "99"})
+    other = chosen()
+    assert again.cached and first.key == again.key != other.key
 
 
 def test_a_selector_that_ignores_the_budget_is_computed_once(outputs):

@@ -192,6 +192,13 @@ def test_shares_are_of_yes_and_no_labels_and_of_the_target():
     assert diagnostics.pool_shares(found) == {"on target": 0.0, "corrupted": 0.1}
 
 
+def test_a_label_that_knows_no_target_value_says_nothing_of_the_target():
+    """A pool's own column `name` has nothing to do with the benchmark's name."""
+    mix = {"name": {"flan": 0.5, "cot": 0.5}}
+    run = record(label_mix=mix, pool_mix=mix, config={"benchmark": {"name": "creak"}})
+    assert diagnostics.facts(board([run]).lines[0].row).shares == {}
+
+
 def test_a_mix_folds_rare_values_and_still_sums_to_one():
     values = {f"v{i:02d}": 1 / 30 for i in range(30)}
     found = board([record(label_mix={"source": values}, pool_mix={"source": values})])

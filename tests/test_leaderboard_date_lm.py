@@ -42,9 +42,9 @@ def one(benchmark, seed=0, selector="gtp", score=0.5):
     return replace(
         made,
         selection=replace(made.selection, n_selected=10_000, indices_ids=ids, weights=(1.0,) * 10_000),
-        pool=PoolSummary(rows=200_010, candidates=199_990, excluded={}, cut=0),
+        pool=PoolSummary(rows=200_010, candidates=199_990, excluded={}, cut=0, content="c0"),
         metrics={f"{names}_{i}": {metric: score, "headline": metric} for i in range(tasks)},
-        rows={f"{names}_{i}": RowCounts(used=100, left_out={}, cut=0) for i in range(tasks)},
+        rows={f"{names}_{i}": RowCounts(used=100, left_out={}, cut=0, content="c1") for i in range(tasks)},
     )
 
 
@@ -92,7 +92,7 @@ def test_mmlu_is_a_mean_over_test_rows_and_bbh_one_over_tasks():
         first, *others = records[i].metrics
         metric = str(records[i].metrics[first]["headline"])
         scores = {task: {metric: float(task == first), "headline": metric} for task in (first, *others)}
-        long = RowCounts(used=200 * len(others) - 7, left_out={"empty": 7}, cut=0)
+        long = RowCounts(used=200 * len(others) - 7, left_out={"empty": 7}, cut=0, content="c1")
         records = changed(records, i, metrics=scores, rows={**records[i].rows, first: long})
     found = row(as_runs(records), GTP)
     assert found["MMLU"] == pytest.approx(66.67) and found["BBH"] == pytest.approx(100 / 27, abs=0.01)
@@ -141,7 +141,7 @@ def test_other_selectors_are_left_out_of_the_row():
             changed(complete(), 2, metrics={"gsm8k_0": {"acc": 0.5, "headline": "acc"}}),
             "GSM8K lacks exact_match for gsm8k_0",
         ),
-        (changed(complete(), 1, pool=PoolSummary(1000, 1000, {}, 0)), "a pool of 1,000 candidates"),
+        (changed(complete(), 1, pool=PoolSummary(1000, 1000, {}, 0, "c0")), "a pool of 1,000 candidates"),
         (changed(complete(), 0, selection=record().selection), "3 rows chosen, not 10,000"),
         (changed(complete(), 0, rows={}), "MMLU lacks the number of test rows of mmlu_0"),
         ([one(b, score=0.0 if "gsm" in b else 0.5) for b in BENCHMARKS], "GSM8K is 0"),

@@ -346,13 +346,18 @@ def test_a_run_tells_its_model_and_what_became_of_its_rows(tmp_path):
     run = replace(
         record(),
         model={"weights": "abc123", "dtype": "float32"},
-        rows={"target": RowCounts(40, {"no completion left": 3}, 7), "sorting": RowCounts(200, {}, 11)},
+        rows={
+            "target": RowCounts(40, {"no completion left": 3}, 7, "c1"),
+            "sorting": RowCounts(200, {}, 11, "c2"),
+        },
     )
     assert run.pool is not None
     page, _ = build(tmp_path, [replace(run, pool=replace(run.pool, cut=13))])
     assert "13 cut to the model's context" in page.text
     assert "weights abc123; dtype float32" in page.text
-    assert "target: used 40; left_out: no completion left 3; cut 7; sorting: used 200; cut 11" in page.text
+    assert (
+        "used 40; left_out: no completion left 3; cut 7; content c1; sorting: used 200; cut 11" in page.text
+    )
 
 
 def test_a_record_that_holds_more_than_is_known_counts_and_shows_it(tmp_path):

@@ -53,7 +53,31 @@ def test_selectors_and_budgets_share_a_table():
 def test_another_precision_found_by_another_machine_splits_the_table():
     other = replace(record(seed=1), model={**record().model, "dtype": "bfloat16"})
     found = tables([record(seed=0), other])
-    assert len(found) == 2 and all("found.dtype" in table.differing for table in found)
+    assert len(found) == 2 and all("model.found.dtype" in table.differing for table in found)
+
+
+@pytest.mark.parametrize("what", ["pool", "target", "sorting"])
+def test_data_that_was_edited_between_the_runs_splits_the_table(what):
+    def edited(run, content):
+        if what == "pool":
+            return replace(run, pool=replace(run.pool, content=content))
+        return replace(run, rows={**run.rows, what: replace(run.rows[what], content=content)})
+
+    found = tables([edited(record(seed=s), "old" if s < 2 else "new") for s in range(4)])
+    assert [[run.record.seed for run in table.runs] for table in found] == [[0, 1], [2, 3]]
+    assert [table.differing for table in found] == [{f"content of {what}": t} for t in ("old", "new")]
+
+
+def test_data_that_its_own_seed_decides_may_differ_between_seeds():
+    runs = [record(seed=s, config={"dataset": {"rows": 1000, "seed": s}}) for s in range(3)]
+    runs = [replace(run, pool=replace(run.pool, content=f"c{run.seed}")) for run in runs]
+    (table,) = tables(runs)
+    assert len(table.rows) == 1
+
+
+def test_another_selection_model_of_the_same_settings_splits_the_table():
+    runs = [replace(record(seed=s), selection_model={"weights": f"w{s}", "dtype": "f"}) for s in (0, 1)]
+    assert [set(table.differing) for table in tables(runs)] == [{"selection_model.found.weights"}] * 2
 
 
 @pytest.mark.parametrize("key", ["model", "dataset", "gradients", "train", "benchmark", "eval_batch_size"])
@@ -165,6 +189,43 @@ def test_beside_puts_a_setting_in_the_rows_and_still_never_averages_it():
     assert all(len(row.runs) == 2 for row in table.rows)
 
 
+def test_models_can_stand_beside_each_other():
+    def of(name, weights, selector, seed):
+        run = record(selector, seed, config={"model": {"hub_id": name}}, names={"model": name})
+        return replace(run, model={"weights": weights, "chat_template": "t", "dtype": "float32"})
+
+    kinds = [("small", "w0"), ("large", "w1")]
+    runs = [of(*kind, s, seed) for kind in kinds for s in ("gtp", "random") for seed in (0, 1)]
+    found = board(runs, beside=["model"])
+    assert len(found.lines) == 4
+    assert all(li.versus is not None for li in found.lines if li.row.selector == "gtp")
+
+
+def test_a_selectors_variants_are_compared_to_the_baseline_of_the_same_grid_settings():
+    def run(selector, ridge, lr, seed, loss):
+        own = {"selector": {"_target_": selector, "ridge": ridge}, "train": {"lr": lr}}
+        return record(selector, seed, loss=loss, config=own)
+
+    runs = [run("random", 0, lr, seed, 2 + lr + 0.1 * seed) for lr in (1, 2) for seed in (0, 1, 2)]
+    runs += [run("gtp", r, lr, s, 1 + lr + 0.01 * s * r) for r in (1, 2) for lr in (1, 2) for s in (0, 1, 2)]
+    found = board(runs, beside=["train"])
+    differences = [li.versus.difference for li in found.lines if li.row.selector == "gtp"]
+    assert len(differences) == 4 and all(-1.1 < d < -1.05 for d in differences)
+    assert not any("Without a run of random" in note for note in found.notes)
+
+
+def test_a_baseline_of_other_grid_settings_is_no_baseline_and_its_lack_is_said():
+    def run(selector, lr, seed):
+        return record(selector, seed, loss=2 + seed, config={"train": {"lr": lr}})
+
+    found = board(
+        [run("random", 1, s) for s in (0, 1)] + [run("gtp", 2, s) for s in (0, 1)], beside=["train"]
+    )
+    (gtp,) = [li for li in found.lines if li.row.selector == "gtp"]
+    assert gtp.versus is None
+    assert any("Without a run of random" in note and "gtp" in note for note in found.notes)
+
+
 def test_a_seed_run_twice_counts_once_and_the_later_one_wins():
     early = record(loss=3.0)
     late = replace(record(loss=2.0), finished="2026-01-02T00:00:00+00:00")
@@ -192,6 +253,9 @@ def test_a_mean_is_over_tasks_then_over_seeds():
         ("nats_per_token", False),
         ("word_perplexity", False),
         ("bits_per_byte", False),
+        ("answer_accuracy", True),  # "wer" within a word is no error rate
+        ("ter", False),
+        ("brier_score", False),
     ],
 )
 def test_a_metrics_direction_follows_its_name(name, higher):
@@ -359,6 +423,13 @@ def test_a_run_without_a_task_is_not_ranked_and_said_to_be():
     found = board([record(seed=0), partial])
     assert [(run.record.seed, reason) for run, reason in found.unranked] == [(1, "not evaluated on roman")]
     assert set(line(found, "gtp").values["nats_per_token"]) == {0}
+
+
+def test_a_run_that_is_not_ranked_is_not_among_the_seeds_of_its_row():
+    runs = [record(seed=s) for s in range(3)]
+    runs[1] = replace(runs[1], metrics={"sorting": runs[1].metrics["sorting"]})
+    found = line(board(runs), "gtp")
+    assert [run.record.seed for run in found.row.runs] == [0, 2] == sorted(found.values["nats_per_token"])
 
 
 def test_a_run_without_the_metric_of_a_task_is_not_ranked():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -94,6 +95,20 @@ def test_the_packaged_model_does_not_take_the_name_of_another(tiny_config, tmp_p
     config = replace(tiny_config, source=Source.SMOLLM2, name_or_path="/some/other/model")
     with pytest.raises(UserError, match="model.source=hub"):
         prepare(config, tmp_path, CPU)
+
+
+@pytest.mark.parametrize("damage", ["other format", "cut"])
+def test_weights_that_cannot_be_loaded_are_named(tiny, tiny_config, tmp_path, damage):
+    folder = tmp_path / "own"
+    shutil.copytree(tiny.location, folder)
+    weights = folder / "model.safetensors"
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    else:
+        weights.rename(folder / "pytorch_model.bin")
+    own = prepare(replace(tiny_config, source=Source.HUB, name_or_path=str(folder)), tmp_path, CPU)
+    with pytest.raises(UserError, match="model.name_or_path=.*own cannot be loaded.*safetensors"):
+        own.load()
 
 
 def test_a_lora_that_fits_no_module_is_named(tiny_config, tmp_path):

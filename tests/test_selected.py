@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import random
 
+import pytest
 import torch
 
 from conftest import conversation
+from gtp_exp import near_duplicates as counting
 from gtp_exp import selected
 from gtp_exp.data.examples import Pool
+from gtp_exp.near_duplicates import NEAR, near_duplicates
 from gtp_exp.selection.base import Selection
 
 ANSWER = "the quick brown fox jumps over the lazy dog near the river bank today"
@@ -67,15 +71,41 @@ def test_every_length_falls_into_the_class_that_its_name_says():
         assert low <= n <= high
 
 
-def test_near_duplicates_equal_a_pairwise_loop():
-    import random
+def trigrams(text: str) -> set[tuple[str, ...]]:
+    words = text.lower().split() or [""]
+    return {tuple(words[i : i + 3]) for i in range(max(1, len(words) - 2))}
 
-    words = "a b c d e f".split()
-    generator = random.Random(0)
-    texts = [" ".join(generator.choices(words, k=generator.randint(1, 6))) for _ in range(120)]
-    expected = 0
-    for i, text in enumerate(texts):
-        mine = selected._trigrams(text)
-        others = [selected._trigrams(other) for other in texts[:i]]
-        expected += any(len(mine & o) / len(mine | o) >= selected.NEAR for o in others)
-    assert selected.near_duplicates(texts) == expected > 0
+
+@pytest.mark.parametrize("longest", [6, 12, 40])
+@pytest.mark.parametrize("words", ["a b", "a b c d e f", "a b c d e f g h i j k l m n o p"])
+def test_near_duplicates_equal_a_pairwise_loop(words, longest):
+    generator = random.Random(f"{words}{longest}")
+    texts = [" ".join(generator.choices(words.split(), k=generator.randint(0, longest))) for _ in range(100)]
+    for text in texts[:30]:  # and what differs by a word or two
+        changed = text.split()
+        for _ in range(generator.randint(0, 2)):
+            changed.insert(generator.randint(0, len(changed)), generator.choice(["A", "y", "z"]))
+        texts.insert(generator.randint(0, len(texts)), " ".join(changed))
+    sets = [trigrams(text) for text in texts]
+    pairs = ([len(mine & other) / len(mine | other) for other in sets[:i]] for i, mine in enumerate(sets))
+    expected = sum(max(similarities, default=0.0) >= NEAR for similarities in pairs)
+    assert near_duplicates(texts) == expected > 0
+
+
+def test_texts_that_share_only_what_all_share_are_not_compared(monkeypatch):
+    """A long system prompt in every row must not make the count quadratic."""
+    prompt = "you are a helpful assistant and answer in one short sentence please"
+    texts = [f"{prompt} {' '.join(f'word{i}x{j}' for j in range(20))}" for i in range(300)]
+    compared = []
+    jaccard = counting._jaccard
+    monkeypatch.setattr(counting, "_jaccard", lambda a, b: compared.append(1) or jaccard(a, b))
+    assert near_duplicates([*texts, texts[7]]) == 1
+    assert len(compared) == 1
+
+
+def test_rows_without_labels_count_in_the_pool_as_in_the_choice():
+    half = Pool(POOL.examples, {"row-0": {"source": "A"}, "row-2": {"source": "A"}})
+    everything = Selection(torch.arange(4), torch.ones(4), torch.ones(4))
+    chosen = selected.rows(half.examples, everything, half.hidden)
+    summary = selected.summarise(chosen, half, [5, 6, 70, 700], everything)
+    assert summary.label_mix["source"] == summary.pool_mix["source"] == {"A": 0.5, "None": 0.5}

@@ -25,14 +25,14 @@ class Hub:
     """A pool from one split of a hub data set."""
 
     hub_id: str  # owner/name
-    config: Optional[str]  # noqa: UP045
+    config: Optional[str]
     split: str
-    revision: Optional[str]  # noqa: UP045  branch, tag or commit; null for main
-    path: Optional[str]  # noqa: UP045  a local copy, read instead of the hub: a folder, or one file
-    expected_rows: Optional[int]  # noqa: UP045  refuse a split of another size; null for any
+    revision: Optional[str]
+    path: Optional[str]
+    expected_rows: Optional[int]
     format: Format
     columns: Columns
-    rows: Optional[int]  # noqa: UP045  size of a uniform random subset of the usable rows; null for all
+    rows: Optional[int]
     seed: int  # of that subset
 
     def __post_init__(self) -> None:

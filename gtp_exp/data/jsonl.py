@@ -32,7 +32,7 @@ class Jsonl:
     files: list[str]  # paths or glob patterns, relative to the working directory
     format: Format
     columns: Columns
-    rows: Optional[int]  # noqa: UP045  size of a uniform random subset of the usable rows; null for all
+    rows: Optional[int]
     seed: int  # of that subset
 
     def __post_init__(self) -> None:

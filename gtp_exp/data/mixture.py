@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 class Source:
     label: str  # becomes the hidden fact `source` of its rows
     files: list[str]  # below the mixture's path, in its archive, or in its hub repository
-    rows: Optional[int]  # noqa: UP045  size of a uniform random subset of the usable rows; null for all
-    expected_rows: Optional[int]  # noqa: UP045  refuse a source of another size; null for any
+    rows: Optional[int]
+    expected_rows: Optional[int]
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class Mixture:
     `hub_id` is given, else in the working directory.
     """
 
-    hub_id: Optional[str]  # noqa: UP045  owner/name of a data set repository
-    revision: Optional[str]  # noqa: UP045  branch, tag or commit; null for main
-    archive: Optional[str]  # noqa: UP045  a zip file of that repository, which holds the files
-    path: Optional[str]  # noqa: UP045  a local folder or zip file, read instead of the hub
+    hub_id: Optional[str]
+    revision: Optional[str]
+    archive: Optional[str]
+    path: Optional[str]
     sources: list[Source]
     format: Format
     columns: Columns
-    rows: Optional[int]  # noqa: UP045  size of a uniform random subset of the mixture; null for all
+    rows: Optional[int]
     seed: int  # of the subsets
 
     def __post_init__(self) -> None:

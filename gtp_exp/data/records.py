@@ -34,7 +34,7 @@ class Format(Enum):
 class Columns:
     """The column of each part; only those of the form in use are read."""
 
-    id: Optional[str]  # noqa: UP045  null: `id` where the file has it, else file name and row number
+    id: Optional[str]
     messages: str
     role: str  # key within a message
     content: str  # key within a message
@@ -201,7 +201,7 @@ def _id(row: Mapping[str, Any], place: Place, layout: Layout) -> str:
     value = row[layout.id_column]
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    value = _text(value, layout.id_column, place)
+    value = as_text(value, layout.id_column, place)
     if not value:
         raise UserError(f"{place} has an empty '{layout.id_column}'; give each row an id")
     return value
@@ -213,10 +213,10 @@ def _messages(row: Mapping[str, Any], place: Place, layout: Layout) -> tuple[Mes
     if layout.format is Format.MESSAGES:
         messages = _conversation(_part(row, c.messages, place), place, c)
     elif layout.format is Format.PROMPT_COMPLETION:
-        prompt = _text(_part(row, c.prompt, place), c.prompt, place)
+        prompt = as_text(_part(row, c.prompt, place), c.prompt, place)
         messages = _single_turn(prompt, _part(row, c.completion, place), c.completion, place)
     else:
-        prompt = _text(_part(row, c.instruction, place), c.instruction, place)
+        prompt = as_text(_part(row, c.instruction, place), c.instruction, place)
         extra = _text_or_blank(row.get(c.input), c.input, place)
         if extra.strip():
             prompt = f"{prompt}\n\n{extra}"
@@ -257,7 +257,7 @@ def _conversation(value: Any, place: Place, columns: Columns) -> tuple[Message, 
             raise UserError(
                 f"{place}: message {number} has the role {shown}; known roles are {', '.join(ROLES)}"
             )
-        read = _text_or_blank if role == "assistant" else _text
+        read = _text_or_blank if role == "assistant" else as_text
         content = read(item[columns.content], f"{columns.content} of message {number}", place)
         messages.append(Message(role, content))
     return tuple(messages)
@@ -277,9 +277,9 @@ def _facts(row: Mapping[str, Any], place: Place, layout: Layout) -> dict[str, Sc
         if name in layout.parts or name == layout.id_column:
             continue
         if isinstance(value, str):
-            facts[_text(name, "a column name", place)] = _text(value, name, place)
+            facts[as_text(name, "a column name", place)] = as_text(value, name, place)
         elif isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value)):
-            facts[_text(name, "a column name", place)] = value
+            facts[as_text(name, "a column name", place)] = value
     if layout.source is not None:
         facts["source"] = layout.source
     return facts
@@ -287,10 +287,11 @@ def _facts(row: Mapping[str, Any], place: Place, layout: Layout) -> dict[str, Sc
 
 def _text_or_blank(value: Any, name: str, place: Place) -> str:
     """Null stands for no text."""
-    return "" if value is None else _text(value, name, place)
+    return "" if value is None else as_text(value, name, place)
 
 
-def _text(value: Any, name: str, place: Place) -> str:
+def as_text(value: Any, name: str, place: Place) -> str:
+    """A text that a tokenizer takes; UserError for anything else."""
     if not isinstance(value, str):
         raise UserError(f"{place}: '{name}' must be text, found {_kind(value)}")
     if not value.isascii():

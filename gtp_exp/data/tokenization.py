@@ -61,11 +61,6 @@ class Tokenized:
     excluded: Mapping[str, tuple[str, ...]]  # reason -> ids
     truncated: tuple[str, ...]  # ids of kept rows that lost their end
 
-    def counts(self) -> dict[str, int]:
-        """Rows by outcome, for logs and reports."""
-        left_out = {f"excluded: {reason}": len(ids) for reason, ids in self.excluded.items()}
-        return {"kept": len(self.kept), "truncated": len(self.truncated), **left_out}
-
 
 def ensure_chat_template(tokenizer: Any) -> bool:
     """Gives a tokenizer without a chat template the Tulu format; True if it did.

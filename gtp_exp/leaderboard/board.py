@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, median
 
 import numpy as np
@@ -43,7 +43,7 @@ class Line:
     """A row with its numbers. `values` maps a metric to seed -> value, `summary` the same to its statistics;
     both lack a metric that the runs lack."""
 
-    row: Row
+    row: Row  # without the runs that lack numbers, where others have them
     values: Mapping[str, Mapping[int, float]]
     summary: Mapping[str, Summary]
     rank: int | None  # among the rows of the budget by the first metric; ties share
@@ -139,9 +139,13 @@ def score(table: Table, *, metric: str, baseline: str) -> Board:
     covered = {kind.name: _tasks_with(evaluated, tasks, kind) for kind in metrics}
     unranked = _unranked(table.runs, tasks, metrics, covered)
     out = {id(run) for run, _ in unranked}
+    rows = [
+        replace(row, runs=tuple(run for run in row.runs if id(run) not in out) or row.runs)
+        for row in table.rows
+    ]
 
     values: dict[int, dict[str, dict[int, float]]] = {}
-    for row in table.rows:
+    for row in rows:
         of_row: dict[str, dict[int, float]] = {}
         for run in row.runs:
             for kind in metrics if id(run) not in out else ():
@@ -151,8 +155,8 @@ def score(table: Table, *, metric: str, baseline: str) -> Board:
         values[id(row)] = of_row
 
     blocks = [
-        _block([row for row in table.rows if row.budget == budget], values, metrics, baseline)
-        for budget in dict.fromkeys(row.budget for row in table.rows)
+        _block([row for row in rows if row.budget == budget], values, metrics, baseline)
+        for budget in dict.fromkeys(row.budget for row in rows)
     ]
     blocks.sort(key=lambda block: (block.n_selected, block.budget))
     untuned, untuned_differs = _untuned(table.runs, covered, metrics)
@@ -337,14 +341,11 @@ def _block_size(lines: Sequence[Line]) -> float:
 
 
 def _baseline_of(row: Row, rows: Sequence[Row], baseline: str) -> Row | None:
-    """The baseline row of the same budget: of the same variant where there are several."""
+    """The baseline's row of the same budget and grid settings; none where it has several variants."""
     if row.selector == baseline:
         return None
-    offered = [other for other in rows if other.selector == baseline]
-    same = [other for other in offered if other.variant == row.variant]
-    if len(same) == 1:
-        return same[0]
-    return offered[0] if len(offered) == 1 else None
+    same = [other for other in rows if other.selector == baseline and other.beside == row.beside]
+    return same[0] if len(same) == 1 else None
 
 
 def _ranks(by_row: Sequence[Mapping[int, float]], metric: Metric | None) -> RankComparison | None:
@@ -394,6 +395,11 @@ def _notes(table: Table, blocks: Sequence[Block], metrics: tuple[Metric, ...], b
         )
     if metrics and baseline not in {row.selector for row in table.rows}:
         notes.append(f"No run of the baseline {baseline}: nothing is compared to it.")
+    elif metrics:
+        lines = [line for block in blocks for line in block.lines if line.rank is not None]
+        alone = [f"{line.row.label} at {line.row.budget}" for line in lines if _lacks(line, baseline)]
+        if alone:
+            notes.append(f"Without a run of {baseline} of the same settings and seeds: {', '.join(alone)}.")
     commits = {run.record.git_sha or "unknown" for run in table.runs}
     if len(commits) > 1:
         shown = ", ".join(sorted(commit[:10] for commit in commits))
@@ -420,6 +426,10 @@ def _notes(table: Table, blocks: Sequence[Block], metrics: tuple[Metric, ...], b
                 "differences are taken over the common seeds only."
             )
     return notes
+
+
+def _lacks(line: Line, baseline: str) -> bool:
+    return line.versus is None and line.row.selector != baseline
 
 
 def _fixed_trajectories(table: Table) -> list[str]:

@@ -419,9 +419,9 @@ def _dot_line(line: Line, metric: Metric, axis: Axis, style: Style) -> DotLine:
 
 
 def _interval_text(line: Line, metric: Metric) -> str:
-    interval = line.summary[metric.name].interval
-    if interval is None:
-        return " (one seed)"
+    summary = line.summary[metric.name]
+    if (interval := summary.interval) is None:
+        return " (one seed)" if summary.n == 1 else " (no spread)"
     return f" ({CONFIDENCE:.0%} interval {metric.show(interval.low)} to {metric.show(interval.high)})"
 
 

@@ -21,6 +21,9 @@ ABSENT = "(absent)"
 WITH_SEED = "(varies with seed)"
 TRAJECTORY_SEED = "gradients.seed"  # of the warm-up, its gradients and their sketch
 NAMED_GROUPS = ("dataset", "model", "gradients", "train")
+DECIDE_DATA = ("dataset", "benchmark", "model", "selection_model")  # the groups that say which rows are read
+# What a machine finds for a model's settings, beside what they say themselves.
+FOUND_OF_MODEL = ("weights", "chat_template", "dtype")
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Row:
     selector: str
     variant: str  # settings that tell it from other rows of the selector; often empty
     budget: str
+    beside: Mapping[str, str]  # settings of the grid that may differ within a table
     runs: tuple[Run, ...]  # one per seed, ascending
 
     @property
@@ -122,7 +126,8 @@ def _rows(
                 repeated.append(Repeated(left_out=newest[run.record.seed], kept=run))
             newest[run.record.seed] = run
         ordered = tuple(newest[seed] for seed in sorted(newest))
-        rows.append(Row(selector=selector, variant=variant, budget=budget, runs=ordered))
+        apart = {key: v for key, v in settings[id(ordered[0])].items() if _under(key, beside)}
+        rows.append(Row(selector=selector, variant=variant, budget=budget, beside=apart, runs=ordered))
     return tuple(rows), repeated
 
 
@@ -164,11 +169,15 @@ def _alike(
 def _settings(runs: Sequence[Run]) -> dict[int, dict[str, str]]:
     """id(run) -> flat configuration without the seed and without what has no effect on a number.
 
-    The same configuration can find other weights or another precision on another machine: `found`.
+    The same configuration can find something else elsewhere or later (other weights, another precision,
+    edited files): with that.
     """
+    edited = _edited(runs)
     settings = {
         id(run): flatten({k: v for k, v in run.record.config.items() if k != "seed" and k not in NO_EFFECT})
-        | flatten({"dtype": None, "weights": None, **run.record.model}, "found.")
+        | _found("model", run.record.model)
+        | _found("selection_model", run.record.selection_model)
+        | edited[id(run)]
         for run in runs
     }
     # A key such as gradients.seed that varies one to one with the run's seed is the seed under another name.
@@ -188,6 +197,32 @@ def _settings(runs: Sequence[Run]) -> dict[int, dict[str, str]]:
             for run in tied:
                 settings[id(run)][key] = WITH_SEED
     return settings
+
+
+def _found(group: str, identity: Mapping[str, Any] | None) -> dict[str, str]:
+    return {} if identity is None else {f"{group}.found.{k}": str(identity.get(k)) for k in FOUND_OF_MODEL}
+
+
+def _edited(runs: Sequence[Run]) -> dict[int, dict[str, str]]:
+    """id(run) -> hashes of the rows that are not the same in all runs of the same data settings."""
+    contents = {
+        id(run): {
+            **({"pool": run.record.pool.content} if run.record.pool else {}),
+            **{name: rows.content for name, rows in run.record.rows.items()},
+        }
+        for run in runs
+    }
+    alike: dict[str, list[Run]] = {}
+    for run in runs:
+        said = json.dumps({group: run.record.config.get(group) for group in DECIDE_DATA}, sort_keys=True)
+        alike.setdefault(said, []).append(run)
+    edited: dict[int, dict[str, str]] = {}
+    for members in alike.values():
+        names = {name for run in members for name in contents[id(run)]}
+        several = [n for n in names if len({contents[id(run)].get(n, ABSENT) for run in members}) > 1]
+        for run in members:
+            edited[id(run)] = {f"content of {n}": contents[id(run)].get(n, ABSENT)[:12] for n in several}
+    return edited
 
 
 def _one_to_one(runs: Sequence[Run], key: str, settings: Mapping[int, Mapping[str, str]]) -> bool:

@@ -191,9 +191,12 @@ def label_shares(record: RunRecord) -> dict[str, float]:
 def _shares(record: RunRecord, mix: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Yes/no labels, and the share on target where the benchmark's settings name the target's values."""
     pool = record.selection.pool_mix if record.selection else {}
+    chosen = record.selection.label_mix if record.selection else {}
     shares: dict[str, float] = {}
     for label, values in mix.items():
-        if wanted := _target_values(record, label):
+        wanted = _target_values(record, label)
+        # A label of that name which none of these values has is about something else.
+        if any(value in mixed.get(label, {}) for mixed in (mix, pool, chosen) for value in wanted):
             shares["on target"] = sum(values.get(value, 0.0) for value in wanted)
         if _yes_or_no({**values, **pool.get(label, {})}):
             shares[label] = sum(values.get(yes, 0.0) for yes in YES)
@@ -239,7 +242,7 @@ def _shared(a: set[str], b: set[str]) -> float:
 
 
 def _mean_by_key(items: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """A share absent from one run's mix is zero there."""
+    """What is absent from one run is zero there."""
     keys = dict.fromkeys(key for item in items for key in item)
     return {key: fmean(item.get(key, 0.0) for item in items) for key in keys}
 

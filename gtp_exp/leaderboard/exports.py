@@ -202,7 +202,7 @@ def _cells(line: Line, metrics: Sequence[Metric], escape: Callable[[str], str]) 
         if summary.interval:
             text += f" [{metric.show(summary.interval.low)}, {metric.show(summary.interval.high)}]"
         else:
-            text += " (one seed)"
+            text += " (one seed)" if summary.n == 1 else " (no spread)"
         cells.append(text)
     versus = line.versus
     if versus and metrics:

@@ -10,7 +10,10 @@ HEADLINE = "headline"  # each task's own headline metric
 CHOICE = "choice"
 ON_TARGET, CORRUPTED, COPIES, NEAR_COPIES = "on_target", "corrupted", "exact_copies", "near_copies"
 
-_LOWER_IS_BETTER = ("nats", "loss", "perplexity", "ppl", "bits", "nll", "brier", "error", "wer", "mse", "bpb")
+_LOWER_IS_BETTER = {
+    *("nats", "bits", "bpb", "nll", "loss", "perplexity", "ppl", "brier"),
+    *("error", "errors", "wer", "cer", "ter", "mse", "rmse", "mae"),
+}
 _FAULTS = (CORRUPTED, COPIES, NEAR_COPIES)
 _SHARES = ("acc", "exact_match", "em", "accuracy", "win_rate", ON_TARGET, *_FAULTS)
 
@@ -43,7 +46,7 @@ def describe(name: str) -> Metric:
     return Metric(
         name=name,
         label=name.replace("_", " "),
-        higher_is_better=base not in _FAULTS and not any(word in base for word in _LOWER_IS_BETTER),
+        higher_is_better=base not in _FAULTS and _LOWER_IS_BETTER.isdisjoint(base.split("_")),
         percent=base in _SHARES or base.startswith(("acc_", "exact_match")),
     )
 

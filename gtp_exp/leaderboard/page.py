@@ -25,7 +25,7 @@ from gtp_exp.leaderboard.comparability import Grouped
 from gtp_exp.leaderboard.diagnostics import Facts, Mix, Overlap
 from gtp_exp.leaderboard.examples import Examples
 from gtp_exp.leaderboard.exports import show_p
-from gtp_exp.leaderboard.metrics import CHOICE
+from gtp_exp.leaderboard.metrics import CHOICE, describe
 from gtp_exp.leaderboard.records import Loaded, Run
 from gtp_exp.leaderboard.statistics import ALPHA, BOOTSTRAP_FROM, CONFIDENCE
 from gtp_exp.results import RunRecord
@@ -168,15 +168,15 @@ def _test_error(board: Board) -> str:
     """Mean standard error of each headline metric as evaluation reported it."""
     found: list[str] = []
     for task in board.tasks:
-        errors = []
+        errors, headline = [], ""
         for run in board.table.runs:
             values = run.record.metrics.get(task, {})
-            error = values.get(f"{values.get('headline')}_stderr")
+            headline = str(values.get("headline", headline))
+            error = values.get(f"{headline}_stderr")
             if isinstance(error, (int, float)):
                 errors.append(float(error))
         if errors:
-            metric = next(iter(k for k in board.metrics if k.name != "nats_per_token"), board.metrics[0])
-            shown = metric.show_difference(sum(errors) / len(errors)).lstrip("+")
+            shown = describe(headline).show_difference(sum(errors) / len(errors)).lstrip("+")
             found.append(f"{shown} on {task}")
     return ", ".join(found)
 

@@ -1,7 +1,7 @@
 """Seeds to intervals and tests. Every function takes plain numbers and returns plain numbers.
 
 Interval of a mean over n seeds:
-  n = 1      none: one seed says nothing about spread
+  n = 1      none: one seed says nothing about spread, and no more do seeds that are all equal
   n = 2..4   Student's t
   n >= 5     bootstrap, percentile widened as in Hesterberg (2015), "What Teachers Should Know About the
              Bootstrap", section 4: the plain percentile interval is too narrow by sqrt((n-1)/n) and by using
@@ -38,7 +38,7 @@ class Summary:
     n: int
     mean: float
     sd: float | None  # of the seeds (n - 1), None for one seed
-    interval: Interval | None
+    interval: Interval | None  # None for one seed, and for seeds without spread
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Paired:
 
     n: int
     difference: float
-    interval: Interval | None  # Student's t, so that it and p agree
+    interval: Interval | None  # Student's t, so that it and p agree; None where there is no spread
     p: float | None  # two-sided paired t; None where there is no spread to test against
     win_rate: float  # share of seeds where the first is better; a tie counts half
 
@@ -62,6 +62,8 @@ def summarise(values: Sequence[float], *, share: bool = False) -> Summary:
     if n == 1:
         return Summary(n=1, mean=mean, sd=None, interval=None)
     sd = float(sample.std(ddof=1))
+    if not _spread(sample, sample):
+        return Summary(n=n, mean=mean, sd=sd, interval=None)
     interval = bootstrap_interval(sample) if n >= BOOTSTRAP_FROM else t_interval(sample)
     if share:
         interval = Interval(max(0.0, interval.low), min(1.0, interval.high), interval.method)
@@ -78,8 +80,6 @@ def t_interval(sample: np.ndarray) -> Interval:
 def bootstrap_interval(sample: np.ndarray) -> Interval:
     """Widened percentile bootstrap. The generator is seeded here: the same runs give the same page."""
     n = len(sample)
-    if np.ptp(sample) == 0:  # scipy warns of a degenerate distribution
-        return Interval(low=float(sample[0]), high=float(sample[0]), method="bootstrap")
     # tail = Phi(-sqrt(n / (n-1)) t_{1-alpha/2, n-1})
     tail = stats.norm.cdf(-math.sqrt(n / (n - 1)) * stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
     found = stats.bootstrap(
@@ -104,13 +104,17 @@ def paired(a: Mapping[int, float], b: Mapping[int, float], *, higher_is_better: 
     n = len(d)
     if n == 1:
         return Paired(n=1, difference=float(d[0]), interval=None, p=None, win_rate=win_rate)
-    spread = np.ptp(d) > 1e-12 * max(abs(a[seed]) + abs(b[seed]) for seed in seeds)
-    if spread:
-        t = float(d.mean()) / (float(d.std(ddof=1)) / math.sqrt(n))
-        p = float(2 * stats.t.sf(abs(t), n - 1))
-    else:
+    if not _spread(d, [a[seed] for seed in seeds] + [b[seed] for seed in seeds]):
         p = None if d.any() else 1.0
+        return Paired(n=n, difference=float(d.mean()), interval=None, p=p, win_rate=win_rate)
+    t = float(d.mean()) / (float(d.std(ddof=1)) / math.sqrt(n))
+    p = float(2 * stats.t.sf(abs(t), n - 1))
     return Paired(n=n, difference=float(d.mean()), interval=t_interval(d), p=p, win_rate=win_rate)
+
+
+def _spread(sample: np.ndarray, of: Sequence[float] | np.ndarray) -> bool:
+    """Whether the sample differs by more than what rounding does to the numbers it was computed of."""
+    return float(np.ptp(sample)) > 1e-12 * float(np.abs(of).max())
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -127,11 +131,10 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 @dataclass(frozen=True)
 class RankComparison:
-    """Friedman's test and Nemenyi's critical difference (Demsar 2006) over blocks, here seeds."""
+    """Mean ranks and Nemenyi's critical difference (Demsar 2006) over blocks, here seeds."""
 
     blocks: int
     mean_ranks: tuple[float, ...]  # 1 is best, ties share
-    p: float | None
     critical_difference: float
 
 
@@ -139,13 +142,10 @@ def compare_ranks(values: np.ndarray, *, higher_is_better: bool) -> RankComparis
     """values: [blocks, methods], at least 2 x 3."""
     blocks, k = values.shape
     ranks = stats.rankdata(-values if higher_is_better else values, axis=1)
-    constant = bool((ranks == ranks[:, :1]).all())  # all tied everywhere: the statistic is 0 / 0
-    p = 1.0 if constant else float(stats.friedmanchisquare(*values.T).pvalue)
     # CD = q_alpha sqrt(k (k+1) / (6 N)), q_alpha = studentised range at infinite degrees of freedom / sqrt 2
     q = float(stats.studentized_range.ppf(1 - ALPHA, k, np.inf)) / math.sqrt(2)
     return RankComparison(
         blocks=blocks,
         mean_ranks=tuple(float(rank) for rank in ranks.mean(axis=0)),
-        p=p,
         critical_difference=q * math.sqrt(k * (k + 1) / (6 * blocks)),
     )

@@ -131,6 +131,7 @@ class Selector(Protocol):
     needs: ClassVar[frozenset[Need]]
     version: ClassVar[int]  # raise it when the same settings choose differently: it enters the cache key
     # Optional: distributed: ClassVar[bool], every process of a job calls `select`, not the main one alone.
+    # Optional: reads(), what the choice depends on besides settings and problem; it enters the cache key.
 
     def select(self, problem: SelectionProblem) -> Selection: ...
 

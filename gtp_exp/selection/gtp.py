@@ -183,11 +183,6 @@ class GTP:
 
     def _trajectory(self, problem: SelectionProblem) -> Trajectory:
         pool, target = problem.pool_gradients, problem.target_gradients
-        if problem.target is None and self.target_direction != self.direction:
-            raise UserError(
-                f"selector.target_direction={self.target_direction} has no use in-domain: the target is "
-                f"the pool's own mean; set it to {self.direction}, as selector.direction is"
-            )
         require_directions(pool, [self.direction], "GTP")
         assert pool is not None
         if problem.target is not None:

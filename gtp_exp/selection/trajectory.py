@@ -117,6 +117,11 @@ def trajectory(
         len(pool.learning_rates),
     ):
         raise ValueError("pool and target gradients come from different trajectories or sketches")
+    if target is None and target_direction != direction:
+        raise UserError(
+            f"selector.target_direction={target_direction} has no use in-domain: the target is the pool's "
+            f"own mean; set it to {direction}, as selector.direction is"
+        )
     if subspace is Subspace.SVD and target is None:
         raise UserError("selector.subspace=svd is the span of the target rows; in-domain use pca or none")
     taken = taken_checkpoints(len(pool.learning_rates), checkpoints)

@@ -108,3 +108,9 @@ def test_the_scale_of_all_gradients_changes_nothing(normalise):
 def test_a_ridge_of_zero_is_refused():
     with pytest.raises(UserError, match="ridge=0"):
         selector(ridge=0.0)
+
+
+def test_a_target_direction_of_its_own_is_refused_in_domain():
+    """The target is the pool's mean then, in the candidates' direction."""
+    with pytest.raises(UserError, match="target_direction=adam has no use in-domain"):
+        replace(selector(), target_direction="adam").select(with_rows(problem(n=30, targets=None), 5))

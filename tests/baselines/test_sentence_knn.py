@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import shutil
 import sys
 
 import pytest
@@ -41,3 +43,16 @@ def test_a_missing_package_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(UserError, match=r"pip install 'gtp-exp\[sentence\]'"):
         knn("any").select(problem(n=10, rows=2, dim=8))
+
+
+def test_an_encoder_that_was_trained_again_is_another_one(tiny, tmp_path):
+    folder = tmp_path / "encoder"
+    shutil.copytree(tiny.location, folder)
+    (folder / "2_Dense").mkdir()
+    seen = [knn(str(folder)).reads()]
+    for file in ("model.safetensors", "2_Dense/model.safetensors"):
+        with (folder / file).open("ab") as weights:
+            weights.write(b"more")
+        seen.append(knn(str(folder)).reads())
+    assert len({one["encoder"] for one in seen}) == 3
+    assert seen[0]["sentence-transformers"] == importlib.metadata.version("sentence-transformers")
