@@ -102,10 +102,6 @@ class GradMatchOMP:
             round_rows=n,
             max_rounds=1,
         )
-        weights = filled.weights[:, 0]
-        # The fit's weights are for the atoms: back to the gradients themselves.
-        norms = made.gradient_norms[filled.indices]
-        weights = torch.where(norms > 0, weights * made.atom_norms[filled.indices] / norms, 0.0)
-        weights = weights.clamp(min=weights[weights > 0].min()) if (weights > 0).any() else weights + 1
+        weights = made.training_weights(filled.indices, filled.weights[:, 0])
         diagnostics: dict[str, Any] = {**made.report, **filled.report()}
-        return Selection(filled.indices, (weights / weights.mean()).float(), scores, diagnostics)
+        return Selection(filled.indices, weights, scores, diagnostics)

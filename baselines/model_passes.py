@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from gtp_exp.data.batching import length_sorted_batches, pad_collate
-from gtp_exp.data.examples import IGNORE, Example, TokenizedExample
+from gtp_exp.data.examples import Example, TokenizedExample
 from gtp_exp.data.hashing import digest
 from gtp_exp.data.tokenization import tokenize
 from gtp_exp.errors import UserError
+from gtp_exp.evaluation import row_nats
 from gtp_exp.models import LoadedModel
 
 
@@ -80,14 +81,8 @@ def _labelled_loss(
 ) -> torch.Tensor:
     nats = torch.empty(len(rows), dtype=torch.float64)
     for index, inputs in _batches(rows, loaded, batch_size, label):
-        labels = inputs.pop("labels")[:, 1:]
-        logits = loaded.model(**inputs).logits[:, :-1]
-        wanted = labels != IGNORE
-        losses = F.cross_entropy(logits[wanted].float(), labels[wanted], reduction="none").double().cpu()
-        row = wanted.nonzero()[:, 0].cpu()
-        sums = torch.zeros(len(index), dtype=torch.float64).index_add(0, row, losses)
-        for mean, copies in zip(sums / torch.bincount(row, minlength=len(index)), index, strict=True):
-            nats[copies] = mean
+        for total, copies in zip(row_nats(loaded.model, inputs), index, strict=True):
+            nats[copies] = total / rows[copies[0]].n_completion_tokens
     _refuse_non_finite(nats[:, None], rows, "loss")
     return nats
 

@@ -67,12 +67,7 @@ def held_out_loss(
         own = batches[processes.rank :: processes.size]
         for batch in tqdm(own, desc=f"{label}: held-out loss", unit="batch"):
             inputs = pad_collate([tokenized[i] for i in batch], loaded.tokenizer.pad_token_id)
-            labels = inputs.pop("labels")[:, 1:].to(device)
-            logits = loaded.model(**{k: v.to(device) for k, v in inputs.items()}).logits[:, :-1]
-            wanted = labels != IGNORE  # only these logits are turned into losses
-            losses = F.cross_entropy(logits[wanted].float(), labels[wanted], reduction="none").double().cpu()
-            row = wanted.nonzero()[:, 0].cpu()
-            nats[torch.tensor(batch)] = torch.zeros(len(batch), dtype=torch.float64).index_add(0, row, losses)
+            nats[torch.tensor(batch)] = row_nats(loaded.model, {k: v.to(device) for k, v in inputs.items()})
     nats = processes.sum(nats)  # a row is in the batch of one process, and zero elsewhere
     if not torch.isfinite(nats).all():
         raise UserError(f"task '{label}': the held-out loss is not finite; the tuned model has diverged")
@@ -83,6 +78,19 @@ def held_out_loss(
         "nats_per_answer": float(nats.mean()),
         "nats_per_answer_stderr": error,
     }
+
+
+def row_nats(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Negative log-likelihood of each row's labelled tokens together, float64 [rows] on the CPU.
+
+    inputs: what the model takes, and `labels` [rows, tokens] with IGNORE where there is no loss.
+    """
+    labels = inputs["labels"][:, 1:]
+    logits = model(**{k: v for k, v in inputs.items() if k != "labels"}).logits[:, :-1]
+    wanted = labels != IGNORE  # only these logits are turned into losses
+    losses = F.cross_entropy(logits[wanted].float(), labels[wanted], reduction="none").double().cpu()
+    row = wanted.nonzero()[:, 0].cpu()
+    return torch.zeros(len(labels), dtype=torch.float64).index_add(0, row, losses)
 
 
 def _lm_eval(

@@ -457,8 +457,8 @@ def select(
         "target": None if target is None else target.key,
         "gradients": [g and g.key for g in (pool_gradients, target_gradients)],
     }
-    if hasattr(x.selector, "reads"):
-        reads["more"] = x.selector.reads()
+    if more := getattr(x.selector, "reads", None):
+        reads["more"] = more()
     if tuned is not c:
         reads["tokens counted for"] = tuned.model.identity
     result = c.stage("selection", reads, produce, together=distributed)

@@ -294,15 +294,6 @@ class GTP:
         )
 
     def _weights(self, made: Trajectory, filled: Filled, solution: torch.Tensor) -> torch.Tensor:
-        """Training weights float32 [M], mean 1: those of the gradients before normalisation.
-
-        A row without weight in the fit (most fill rows) gets the smallest positive one, so that every row of
-        the budget takes part in training.
-        """
-        weights = solution.sum(1)
-        if self.weighting is Weighting.UNIFORM or not (weights > 0).any():
-            return torch.ones(len(weights))
-        norms = made.gradient_norms[filled.indices]
-        weights = torch.where(norms > 0, weights * made.atom_norms[filled.indices] / norms, 0.0)
-        weights = weights.clamp(min=weights[weights > 0].min())
-        return (weights / weights.mean()).float()
+        if self.weighting is Weighting.UNIFORM:
+            return torch.ones(len(solution))
+        return made.training_weights(filled.indices, solution.sum(1))

@@ -46,6 +46,19 @@ class Trajectory:
     target_rows: torch.Tensor | None  # float32 [n, m], normalised as the atoms are; None in-domain
     report: dict[str, object]  # JSON values: dimensions, explained energy, what is held in memory
 
+    def training_weights(self, indices: torch.Tensor, fitted: torch.Tensor) -> torch.Tensor:
+        """Weights of the gradients float32 [M], mean 1, from those of the normalised atoms, float64 [M].
+
+        A row without weight in the fit (most fill rows) gets the smallest positive one, so that every row of
+        the budget takes part in training.
+        """
+        norms = self.gradient_norms[indices]
+        weights = torch.where(norms > 0, fitted * self.atom_norms[indices] / norms, 0.0)
+        if not (weights > 0).any():
+            return torch.ones(len(weights))
+        weights = weights.clamp(min=weights[weights > 0].min())
+        return (weights / weights.mean()).float()
+
 
 def require_directions(features: GradientFeatures | None, directions: Sequence[str], selector: str) -> None:
     """Refuse a store that lacks a direction, naming the remedy."""
