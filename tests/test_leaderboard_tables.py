@@ -326,6 +326,21 @@ def test_a_leader_by_its_extra_seeds_is_not_best_where_it_loses_at_equal_seeds()
     assert found.blocks[0].close == ("b",)
 
 
+def test_a_row_that_cannot_be_told_from_the_baseline_is_not_the_best():
+    """Its difference to the baseline is one of the leader's tests, and one of all selectors' tests."""
+    noise = [-0.2, -0.1, 0.0, 0.1, 0.2]
+    runs = [record("gtp", s, loss=1.0 + 0.01 * s) for s in range(5)]
+    runs += [record("random", s, loss=1.28 + 0.01 * s + noise[s]) for s in range(5)]
+    runs += [record(other, s, loss=1.2 + 0.01 * s + 0.01 * noise[s]) for other in "ab" for s in range(5)]
+    found = board(runs)
+    gtp = line(found, "gtp")
+    assert gtp.versus.p < 0.05 < gtp.p_holm and gtp.better_than_baseline is None
+    assert not gtp.best and found.blocks[0].close == ("random",)
+    assert "gtp cannot be told from random" in " ".join(
+        sentences(found.blocks[0], found.metrics[0], "random")
+    )
+
+
 def test_noise_is_called_nothing():
     """Twelve selectors drawn from one distribution: uncorrected, one in twenty would look better."""
     called = 0

@@ -295,10 +295,12 @@ def _block(
             for row in ranked[1:]
         ]
         adjusted = holm([test.p if test else None for test in against])
+        # Against the baseline both corrections hold: a row is never best and yet not told from the baseline.
+        own, reference = corrected[id(ranked[0])], _baseline_of(ranked[0], rows, baseline)
         close = tuple(
             row.label
             for row, test, p in zip(ranked[1:], against, adjusted, strict=True)
-            if not _better(test, p, first)
+            if not _better(test, p, first) or (row is reference and not _better(test, own, first))
         )
         best = not close
 
