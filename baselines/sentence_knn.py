@@ -54,8 +54,7 @@ class SentenceKNN:
         with self._loading():
             release = importlib.metadata.version(PACKAGE)
             architecture = AutoConfig.from_pretrained(self.encoder, revision=self.revision)
-        commit = getattr(architecture, "_commit_hash", None) or self.revision
-        return {"encoder": fingerprint(self.encoder, commit), PACKAGE: release}
+        return {"encoder": fingerprint(self.encoder, architecture, self.revision), PACKAGE: release}
 
     def _load(self) -> Any:
         with self._loading():

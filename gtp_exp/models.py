@@ -192,7 +192,7 @@ def prepare(config: ModelConfig, cache_root: Path, device: torch.device) -> Mode
     dtype = choose_dtype(config.precision, device)
     lora = config.lora
     identity = {
-        "weights": fingerprint(location, getattr(architecture, "_commit_hash", None) or config.revision),
+        "weights": fingerprint(location, architecture, config.revision),
         "chat_template": chat_template_hash(tokenizer),
         "dtype": str(dtype).removeprefix("torch."),
         "max_length": config.max_length,
@@ -332,11 +332,14 @@ def _ensure(target: Path, make: Callable[[Path], None]) -> Path:
     return target
 
 
-def fingerprint(location: str, commit: str | None) -> str:
-    """Content hash of a local folder of safetensors and JSON files; id and commit of a hub model."""
+def fingerprint(location: str, architecture: Any, revision: str | None) -> str:
+    """Content hash of a local folder of safetensors and JSON files; id and commit of a hub model.
+
+    architecture: the model's transformers configuration, which knows the commit it was read from.
+    """
     folder = Path(location)
     if not folder.is_dir():
-        return f"{location}@{commit or 'main'}"
+        return f"{location}@{getattr(architecture, '_commit_hash', None) or revision or 'main'}"
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.suffix in {".safetensors", ".json"} and path.name != MANIFEST:

@@ -26,11 +26,12 @@ def storage_fault(error: BaseException, outputs: Path) -> str:
         number = _number(link)
         if number in _FULL:
             return _full(outputs, os.strerror(number))
-        if number in _CLOSED and link is error:
-            where = getattr(error, "filename", None) or outputs
+        if link is not error:
+            continue
+        where = getattr(error, "filename", None) or outputs
+        if number in _CLOSED:
             return f"no access to {where} ({os.strerror(number)}); change its permissions, or set outputs=DIR"
-        if number in _FAILING and link is error:
-            where = getattr(error, "filename", None) or outputs
+        if number in _FAILING:
             return (
                 f"the disk or network folder of {where} fails ({os.strerror(number)}); when it is back, run "
                 "the same command again: it goes on from what is finished"

@@ -96,6 +96,11 @@ def take_over(outputs, disk, *stages):
 def test_a_job_that_fills_the_disk_says_so_keeps_what_is_finished_and_goes_on(tmp_path, finished):
     outputs, calm = finished
     with small_disk(tmp_path / "disk", kib=16 * KIB) as disk:
+        disk.fill(leave=8 * KIB)
+        done = start(disk, tmp_path)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        assert f"outputs folder '{disk.path}' (No space left on device)" in done.stderr
+
         for stages, room in ((("models", "warmup"), 140 * KIB), (("gradients", "selection"), 200 * KIB)):
             take_over(outputs, disk, *stages)
             before = snapshot(disk.seen)

@@ -277,9 +277,10 @@ def _block(
         id(row): 1 + sum(other < mean for other in means) for row, mean in zip(ranked, means, strict=True)
     }
 
+    references = {id(row): _baseline_of(row, rows, baseline) for row in rows}
     versus: dict[int, Paired | None] = {}
     for row in ordered:
-        reference = _baseline_of(row, rows, baseline)
+        reference = references[id(row)]
         versus[id(row)] = (
             paired(of_first[id(row)], of_first[id(reference)], higher_is_better=first.higher_is_better)
             if first and reference is not None
@@ -296,7 +297,7 @@ def _block(
         ]
         adjusted = holm([test.p if test else None for test in against])
         # Against the baseline both corrections hold: a row is never best and yet not told from the baseline.
-        own, reference = corrected[id(ranked[0])], _baseline_of(ranked[0], rows, baseline)
+        own, reference = corrected[id(ranked[0])], references[id(ranked[0])]
         close = tuple(
             row.label
             for row, test, p in zip(ranked[1:], against, adjusted, strict=True)
@@ -398,8 +399,12 @@ def _notes(table: Table, blocks: Sequence[Block], metrics: tuple[Metric, ...], b
     if metrics and baseline not in {row.selector for row in table.rows}:
         notes.append(f"No run of the baseline {baseline}: nothing is compared to it.")
     elif metrics:
-        lines = [line for block in blocks for line in block.lines if line.rank is not None]
-        alone = [f"{line.row.label} at {line.row.budget}" for line in lines if _lacks(line, baseline)]
+        alone = [
+            f"{line.row.label} at {line.row.budget}"
+            for block in blocks
+            for line in block.lines
+            if line.rank is not None and line.versus is None and not line.is_baseline
+        ]
         if alone:
             notes.append(f"Without a run of {baseline} of the same settings and seeds: {', '.join(alone)}.")
     commits = {run.record.git_sha or "unknown" for run in table.runs}
@@ -428,10 +433,6 @@ def _notes(table: Table, blocks: Sequence[Block], metrics: tuple[Metric, ...], b
                 "differences are taken over the common seeds only."
             )
     return notes
-
-
-def _lacks(line: Line, baseline: str) -> bool:
-    return line.versus is None and line.row.selector != baseline
 
 
 def _fixed_trajectories(table: Table) -> list[str]:

@@ -66,7 +66,8 @@ def facts(row: Row) -> Facts:
         return Facts(0.0, 0.0, 0.0, 0.0, {}, {}, {})
     selections = [selection for _, selection in chosen]
     shares = [
-        _shares(record, selection.label_mix) | _leaked(record, "selected") for record, selection in chosen
+        _shares(record, selection, selection.label_mix) | _leaked(record, "selected")
+        for record, selection in chosen
     ]
     numbers = [
         {k: float(v) for k, v in s.diagnostics.items() if isinstance(v, (int, float)) and _finite(v)}
@@ -86,8 +87,9 @@ def facts(row: Row) -> Facts:
 def pool_shares(board: Board) -> dict[str, float]:
     """The same shares for the pool: what a uniform draw is expected to hold."""
     for run in board.table.runs:
-        if run.record.selection and run.record.selection.pool_mix:
-            return _shares(run.record, run.record.selection.pool_mix) | _leaked(run.record, "pool")
+        selection = run.record.selection
+        if selection and selection.pool_mix:
+            return _shares(run.record, selection, selection.pool_mix) | _leaked(run.record, "pool")
     return {}
 
 
@@ -185,20 +187,25 @@ def _curves(value: Any, name: str) -> list[Curve]:
 
 def label_shares(record: RunRecord) -> dict[str, float]:
     """Of the chosen rows: on target, and with each yes/no label."""
-    return {} if record.selection is None else _shares(record, record.selection.label_mix)
+    selection = record.selection
+    return {} if selection is None else _shares(record, selection, selection.label_mix)
 
 
-def _shares(record: RunRecord, mix: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Yes/no labels, and the share on target where the benchmark's settings name the target's values."""
-    pool = record.selection.pool_mix if record.selection else {}
-    chosen = record.selection.label_mix if record.selection else {}
+def _shares(
+    record: RunRecord, selection: SelectionSummary, mix: Mapping[str, Mapping[str, float]]
+) -> dict[str, float]:
+    """Yes/no labels, and the share on target where the benchmark's settings name the target's values.
+
+    mix: of the chosen rows, or of the pool.
+    """
     shares: dict[str, float] = {}
     for label, values in mix.items():
         wanted = _target_values(record, label)
+        known = {**selection.pool_mix.get(label, {}), **selection.label_mix.get(label, {})}
         # A label of that name which none of these values has is about something else.
-        if any(value in mixed.get(label, {}) for mixed in (mix, pool, chosen) for value in wanted):
+        if any(value in known for value in wanted):
             shares["on target"] = sum(values.get(value, 0.0) for value in wanted)
-        if _yes_or_no({**values, **pool.get(label, {})}):
+        if _yes_or_no(known):
             shares[label] = sum(values.get(yes, 0.0) for yes in YES)
     return shares
 

@@ -17,7 +17,7 @@ from problems import gtp, problem
 from gtp_exp.errors import UserError
 from gtp_exp.processes import ALONE, SENT, Processes, connect
 
-N = 1500  # shares end inside a block of 1024 rows
+N = 2500  # shares end inside a block of 1024 rows
 FIXED = {"regularisation": "fixed"}
 CASES = {
     "as shipped": ({}, {}),

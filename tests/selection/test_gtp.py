@@ -187,7 +187,7 @@ def test_fewer_near_copies_than_independent_top_k():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("settings", [{}, {"subspace": "pca", "subspace_dim": 8}], ids=str)
 def test_the_choice_does_not_depend_on_chunks_memory_or_threads(dtype, settings):
-    pool, target = two_checkpoints(1500, 64)
+    pool, target = two_checkpoints(3000, 64)
     pool = [x.to(dtype) for x in pool]
     settings = {**settings, "ridges": [0.3, 3.0], "folds": 2}
     made = problem(pool, target, rows=50)
