@@ -32,7 +32,7 @@ from gtp_exp.gradients.store import GradientStore
 from gtp_exp.gradients.trajectory import load_checkpoint, save_checkpoint
 from gtp_exp.launch import Launch
 from gtp_exp.leakage import TestRows, flagged, leakage
-from gtp_exp.models import Model, ModelConfig, choose_device, prepare
+from gtp_exp.models import Model, ModelConfig, be_deterministic, choose_device, prepare
 from gtp_exp.processes import ALONE, Processes, connect
 from gtp_exp.results import PoolSummary, RowCounts, RunRecord, SelectionSummary, StageCost
 from gtp_exp.selection.base import Budget, Need, Selection, SelectionProblem, Selector
@@ -192,6 +192,8 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
     """One job from data to metrics. `record` comes back with everything that was learned."""
     x = experiment
     device = choose_device(x.launch.device.value)
+    if x.launch.deterministic:
+        be_deterministic(device)
     processes = connect(x.launch.num_processes, device)
     cache = Cache(Path(x.settings.outputs) / "cache", processes)
     tracker = x.tracking.tracker() if processes.main else NoTracker()

@@ -37,6 +37,7 @@ class Device(Enum):
 @dataclass(frozen=True)
 class Launch:
     device: Device
+    deterministic: bool  # on a GPU; a CPU always is
     threads: Optional[int]  # of each CPU worker; null leaves the choice to PyTorch
     num_processes: int  # of one job, on all its machines: this one, or those that config_file tells of
     config_file: Optional[str]  # of Accelerate, for FSDP, DeepSpeed, several machines; null: data parallel
@@ -60,6 +61,9 @@ class Launch:
 
     def environment(self) -> dict[str, str]:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+        environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic products on a GPU
+        # bm25s uses JAX where that is installed, which would take most of the GPU's memory for itself
+        environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         if self.device is Device.CPU:
             environment["ACCELERATE_USE_CPU"] = "true"
         if self.threads is not None:
@@ -209,6 +213,13 @@ def _stop(workers: list[subprocess.Popen]) -> None:
         except subprocess.TimeoutExpired:
             worker.kill()
             worker.wait()
+
+
+def not_deterministic(error: BaseException) -> str:
+    """What to tell of an operation that a GPU cannot do deterministically; empty for any other error."""
+    if "use_deterministic_algorithms" not in str(error):
+        return ""
+    return f"{first_line(error).split(', but')[0]} on this device; set launch.deterministic=false"
 
 
 def die_with_parent(parent: int | None = None) -> None:

@@ -228,6 +228,16 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def be_deterministic(device: torch.device) -> None:
+    """The same run then gives the same bytes on a GPU, where sums otherwise take their terms as they come.
+    An operation that cannot raises RuntimeError.
+    """
+    if device.type == "cuda":  # with `warn_only`, attention would not
+        torch.use_deterministic_algorithms(True)
+        # Slow, and only for finding mistakes.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def _cpu_has_bf16() -> bool:
     try:
         flags = Path("/proc/cpuinfo").read_text()

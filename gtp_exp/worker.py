@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 from gtp_exp import heartbeat
 from gtp_exp.config import build
 from gtp_exp.errors import UserError
-from gtp_exp.launch import GRACE_S, die_with_parent
+from gtp_exp.launch import GRACE_S, die_with_parent, not_deterministic
 from gtp_exp.results import Names, RunRecord, State, write_record
 from gtp_exp.storage import storage_fault
 from gtp_exp.tracking import METRICS_NAME
@@ -83,7 +83,7 @@ def _complete(
         log.error("interrupted; run the same command again to go on from the last finished stage")
         return replace(record, state=State.INTERRUPTED, error="interrupted"), 130
     except Exception as error:
-        if told := storage_fault(error, Path(str(config.get("outputs")))):
+        if told := storage_fault(error, Path(str(config.get("outputs")))) or not_deterministic(error):
             log.error("%s", told)
             return replace(record, state=State.FAILED, error=told), 2
         if _lost_contact(error):

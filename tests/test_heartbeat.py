@@ -67,7 +67,7 @@ def test_without_limits_nothing_is_exceeded(tmp_path):
 def test_a_limit_that_stops_everything_is_refused(name, value):
     limits = {"time_limit_minutes": None, "stall_limit_minutes": None, name: value}
     with pytest.raises(UserError, match=name):
-        Launch(Device.CPU, 1, 1, None, **limits)
+        Launch(Device.CPU, True, 1, 1, None, **limits)
 
 
 def test_a_job_beyond_its_time_is_stopped_and_says_so(tmp_path):

@@ -66,6 +66,7 @@ def test_optuna_is_told_the_headline_metric_and_which_trials_failed(tmp_path):
 def launch_with(file: Path) -> Launch:
     return Launch(
         device=Device.AUTO,
+        deterministic=True,
         threads=None,
         num_processes=4,
         config_file=str(file),

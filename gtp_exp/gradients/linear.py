@@ -24,6 +24,7 @@ import torch
 
 from gtp_exp.gradients.adapters import LoraLinear
 from gtp_exp.gradients.engine import Consume, NotPerExample
+from gtp_exp.gradients.rectangle import Rectangle
 
 
 class LinearKernel(Enum):
@@ -68,6 +69,7 @@ class _Pass:
     """One forward and backward pass over packed sequences."""
 
     bounds: Sequence[tuple[int, int]]
+    rectangle: Rectangle | None
     consume: Consume
     kernel: LinearKernel
 
@@ -112,17 +114,24 @@ class _Lora(torch.autograd.Function):
         g = gradients[0].reshape(len(x), -1)
         v = (g @ b).mul_(layer.scaling)
         if layer.b_name is not None:
-            run.consume(layer.b_name, contract(g, u, run.bounds))
+            run.consume(layer.b_name, contract(g, u, run.bounds, run.rectangle))
         if layer.a_name is not None:
-            run.consume(layer.a_name, contract(v, x, run.bounds))
+            run.consume(layer.a_name, contract(v, x, run.bounds, run.rectangle))
         if not ctx.needs_input_grad[0]:
             return None, None, None, None, None
         dx = run.kernel.apply(g, layer.base.weight.t()).addmm_(v, a)
         return dx.view(ctx.shape), None, None, None, None
 
 
-def contract(left: torch.Tensor, right: torch.Tensor, bounds: Sequence[tuple[int, int]]) -> torch.Tensor:
+def contract(
+    left: torch.Tensor,
+    right: torch.Tensor,
+    bounds: Sequence[tuple[int, int]],
+    rectangle: Rectangle | None,
+) -> torch.Tensor:
     """sum_t left[t] right[t]^T over each example's tokens. left: [T, p], right: [T, q]; returns [b, p, q]."""
+    if rectangle is not None:
+        return torch.bmm(rectangle.spread(left).transpose(1, 2), rectangle.spread(right))
     out = left.new_empty(len(bounds), left.shape[1], right.shape[1])
     for i, (start, end) in enumerate(bounds):
         torch.mm(left[start:end].t(), right[start:end], out=out[i])
@@ -134,11 +143,12 @@ def packed_linears(
     model: torch.nn.Module,
     layers: Sequence[LoraLinear],
     bounds: Sequence[tuple[int, int]],
+    rectangle: Rectangle | None,
     consume: Consume,
     kernel: LinearKernel,
 ) -> Iterator[None]:
     """Replaces the forward of every LoRA and frozen linear layer; modules and weights are not touched."""
-    run = _Pass(bounds, consume, kernel)
+    run = _Pass(bounds, rectangle, consume, kernel)
     n_tokens = bounds[-1][1]
     seen: set[str] = set()
 

@@ -14,9 +14,10 @@ from gtp_exp.data.examples import TokenizedExample
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.engine import GradientEngine
 
-# Larger batches gain nothing once the matrix products are saturated: on a CPU about a thousand tokens.
+# Larger batches gain little once the matrix products are saturated: on a CPU with a thousand tokens, on a GPU
+# with many more, where a small model's products are over before the next ones are asked for.
 _ENOUGH_TOKENS = {"cpu": 1024}
-_ENOUGH_TOKENS_ELSEWHERE = 16384
+_ENOUGH_TOKENS_ELSEWHERE = 65536
 _SHARE = (
     0.5  # of the free memory; the rest is for what the probe does not see: fragmentation, logits, sketches
 )

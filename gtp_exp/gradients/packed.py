@@ -16,10 +16,11 @@ from gtp_exp.data.examples import TokenizedExample
 from gtp_exp.gradients.adapters import Adapters, base_model
 from gtp_exp.gradients.attention import attention_per_sequence
 from gtp_exp.gradients.compiled import compiled_norms
-from gtp_exp.gradients.engine import Consume, pack
+from gtp_exp.gradients.engine import Consume, pack, pad
 from gtp_exp.gradients.head import label_head
 from gtp_exp.gradients.linear import LinearKernel, packed_linears
 from gtp_exp.gradients.loss import Reduction, label_positions, weighted_loss
+from gtp_exp.gradients.rectangle import Rectangle
 
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -40,16 +41,21 @@ class PackedEngine:
         self._layers, self._reduction, self._kernel = adapters.layers, reduction, kernel
         self._head = label_head(self._model, kernel)
         self._compiled = compiled
+        self._device = self._layers[0].a.weight.device
+        # What is done per example: one by one on a CPU, which waits for padding; at once on a GPU, which
+        # waits for many small steps.
+        self._at_once = self._device.type != "cpu"
 
     def batches(self, lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-        return pack(lengths, token_budget)
+        return (pad if self._at_once else pack)(lengths, token_budget)
 
     def run(self, batch: Sequence[TokenizedExample], consume: Consume) -> None:
-        packing = Packing(batch, self._reduction, self._layers[0].a.weight.device)
+        packing = Packing(batch, self._reduction, self._device)
+        rectangle = Rectangle(packing.bounds, self._device) if self._at_once else None
         with (
             compiled_norms(self._model) if self._compiled else contextlib.nullcontext(),
-            attention_per_sequence(self._model, packing.bounds) as extra,
-            packed_linears(self._model, self._layers, packing.bounds, consume, self._kernel),
+            attention_per_sequence(self._model, packing.bounds, rectangle) as extra,
+            packed_linears(self._model, self._layers, packing.bounds, rectangle, consume, self._kernel),
         ):
             if self._head is not None:
                 backbone = getattr(self._model, self._model.base_model_prefix)

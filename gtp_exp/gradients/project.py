@@ -133,8 +133,11 @@ class CountSketch:
         return torch.zeros(rows, 2 * self.dim, device=self._device)
 
     def add(self, name: str, gradients: torch.Tensor, into: torch.Tensor) -> None:
-        for bucket in self._bucket[name]:
-            into.scatter_add_(1, bucket.long().expand_as(gradients), gradients)
+        for bucket in self._bucket[name].long():
+            if into.device.type == "cpu":
+                into.scatter_add_(1, bucket.expand_as(gradients), gradients)
+            else:  # the one of the two that a GPU can do in a fixed order
+                into.index_add_(1, bucket, gradients)
 
     def finish(self, accumulated: torch.Tensor) -> torch.Tensor:
         positive, negative = accumulated.split(self.dim, dim=1)

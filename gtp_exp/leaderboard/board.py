@@ -427,7 +427,7 @@ def _notes(table: Table, blocks: Sequence[Block], metrics: tuple[Metric, ...], b
         )
     for block in blocks if metrics else ():
         seeds = {tuple(sorted(line.values.get(metrics[0].name, {}))) for line in block.lines}
-        if len(seeds) > 1:
+        if len(seeds - {()}) > 1:  # a row without a value is not ranked
             notes.append(
                 f"At {block.budget} the rows have different seeds, so their means cover different runs; "
                 "differences are taken over the common seeds only."

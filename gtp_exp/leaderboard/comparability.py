@@ -15,8 +15,8 @@ from typing import Any
 
 from gtp_exp.leaderboard.records import Run
 
-# Where a run reports and how it was started changes no number.
-NO_EFFECT = ("tracking", "launch", "outputs", "hydra")
+# Where a run reports, how it was started and how far it went changes no number.
+NO_EFFECT = ("tracking", "launch", "outputs", "hydra", "until")
 ABSENT = "(absent)"
 WITH_SEED = "(varies with seed)"
 TRAJECTORY_SEED = "gradients.seed"  # of the warm-up, its gradients and their sketch

@@ -203,7 +203,7 @@ def test_one_example_that_does_not_fit_is_named_and_other_errors_pass():
 def test_an_error_that_half_precision_would_hide_is_found(monkeypatch):
     """A tenth too much is within bfloat16's tolerance, but the check on widened weights sees it."""
     contract = linear.contract
-    monkeypatch.setattr(linear, "contract", lambda left, right, bounds: 1.1 * contract(left, right, bounds))
+    monkeypatch.setattr(linear, "contract", lambda *parts: 1.1 * contract(*parts))
     model = small().bfloat16()
     before = {name: p.data_ptr() for name, p in model.named_parameters()}
     with pytest.warns(UserWarning, match="packed.*differs"):

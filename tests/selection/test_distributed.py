@@ -26,6 +26,7 @@ def found(tmp_path_factory):
     for size in (1, 2, 3):
         launch = Launch(
             device=Device.CPU,
+            deterministic=True,
             threads=1,
             num_processes=size,
             config_file=None,

@@ -1,0 +1,60 @@
+"""Sequences laid end to end as one rectangle, and back: a GPU does at once what a CPU does one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+
+class Rectangle:
+    """Between [T, ...] and [b, longest, ...]; zeros, or what is not looked at, where there is no token."""
+
+    def __init__(self, bounds: Sequence[tuple[int, int]], device: torch.device) -> None:
+        lengths = torch.tensor([end - start for start, end in bounds])
+        self.rows, self.longest = len(bounds), int(lengths.max())
+        row = torch.repeat_interleave(torch.arange(self.rows), lengths)
+        first = torch.tensor([start for start, _ in bounds])
+        self._slots = (row * self.longest + torch.arange(len(row)) - first[row]).to(device)
+
+    def spread(self, tokens: torch.Tensor) -> torch.Tensor:
+        """tokens: [T, ...]; returns [b, longest, ...]. Differentiable."""
+        if tokens.requires_grad:
+            return _Spread.apply(tokens, self)  # pyright: ignore[reportReturnType]
+        return self._spread(tokens)
+
+    def gather(self, full: torch.Tensor) -> torch.Tensor:
+        """full: [b, longest, ...]; returns [T, ...]. Differentiable."""
+        if full.requires_grad:
+            return _Gather.apply(full, self)  # pyright: ignore[reportReturnType]
+        return self._gather(full)
+
+    def _spread(self, tokens: torch.Tensor) -> torch.Tensor:
+        full = tokens.new_zeros(self.rows * self.longest, *tokens.shape[1:])
+        return full.index_copy_(0, self._slots, tokens).view(self.rows, self.longest, *tokens.shape[1:])
+
+    def _gather(self, full: torch.Tensor) -> torch.Tensor:
+        return full.flatten(0, 1).index_select(0, self._slots)
+
+
+class _Spread(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tokens: torch.Tensor, rectangle: Rectangle) -> torch.Tensor:
+        ctx.rectangle = rectangle
+        return rectangle._spread(tokens)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return ctx.rectangle._gather(gradients[0]), None
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, full: torch.Tensor, rectangle: Rectangle) -> torch.Tensor:
+        ctx.rectangle = rectangle
+        return rectangle._gather(full)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return ctx.rectangle._spread(gradients[0]), None
