@@ -493,7 +493,6 @@ def test_a_run_that_only_chose_stands_unranked_beside_the_tuned_ones():
     assert "different seeds" not in " ".join(found.notes)
 
 
-
 def test_runs_that_disagree_on_the_untuned_model_are_said():
     other = record(seed=1)
     other = replace(other, untuned={t: {**v, "nats_per_token": 9.0} for t, v in other.untuned.items()})
