@@ -101,6 +101,19 @@ def test_a_table_heading_gives_a_groups_name_for_its_many_keys():
     assert all("model.lora.r" in table.differing for table in found)
 
 
+def test_a_tasks_own_name_stands_for_its_files_where_it_tells_the_tables_apart():
+    def files(name, rows=9):
+        return {"benchmark": {"name": name, "test": f"{name}/test.jsonl", "test_rows": rows}}
+
+    found = tables([record(config=files("creak")), record(config=files("ecqa"))])
+    assert {t.label for t in found} == {f"skills_target (benchmark.name={n})" for n in ("creak", "ecqa")}
+    assert all("benchmark.test" in table.differing for table in found)
+    found = tables([record(config=files("creak")), record(config=files("creak", 5))])
+    assert {t.label for t in found} == {f"skills_target (benchmark.test_rows={n})" for n in (9, 5)}
+    found = tables([record(config=files(*task)) for task in (("creak",), ("ecqa",), ("ecqa", 5))])
+    assert len({table.label for table in found}) == 3
+
+
 def test_benchmarks_are_tables_of_their_own():
     found = tables([record(), record(benchmark="mmlu")])
     assert [table.benchmark for table in found] == ["mmlu", "skills_target"]

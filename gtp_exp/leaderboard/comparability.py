@@ -21,6 +21,7 @@ ABSENT = "(absent)"
 WITH_SEED = "(varies with seed)"
 TRAJECTORY_SEED = "gradients.seed"  # of the warm-up, its gradients and their sketch
 NAMED_GROUPS = ("dataset", "model", "gradients", "train")
+TASK_NAME = "benchmark.name"  # of a benchmark of the user's own files
 DECIDE_DATA = ("dataset", "benchmark", "model", "selection_model")  # the groups that say which rows are read
 # What a machine finds for a model's settings, beside what they say themselves.
 FOUND_OF_MODEL = ("weights", "chat_template", "dtype")
@@ -45,13 +46,17 @@ class Row:
 class Table:
     benchmark: str
     differing: Mapping[str, str]  # keys that tell it from the other tables of the benchmark, with its values
+    named: frozenset[str]  # groups of such keys for which a name can stand
     rows: tuple[Row, ...]
 
     @property
     def label(self) -> str:
         """The benchmark and what sets this table apart; the keys of a group with a name are left to it."""
-        named = {name for name in NAMED_GROUPS if name in self.differing}
-        shown = {k: v for k, v in self.differing.items() if k in named or k.split(".")[0] not in named}
+        shown = {
+            key: value
+            for key, value in self.differing.items()
+            if key in (*self.named, TASK_NAME) or key.split(".")[0] not in self.named
+        }
         settings = ", ".join(f"{key}={value}" for key, value in shown.items())
         return f"{self.benchmark} ({settings})" if settings else self.benchmark
 
@@ -88,9 +93,11 @@ def group(runs: Sequence[Run], *, beside: Sequence[str]) -> Grouped:
             | {k: v for k, v in settings[id(run)].items() if not _under(k, of_row)}
             for run in members
         ]
-        for differing, comparable in _alike(members, shared):
+        alike = _alike(members, shared)
+        named = _named([differing for differing, _ in alike])
+        for differing, comparable in alike:
             rows, again = _rows(comparable, settings, beside)
-            tables.append(Table(benchmark=benchmark, differing=differing, rows=rows))
+            tables.append(Table(benchmark=benchmark, differing=differing, named=named, rows=rows))
             repeated.extend(again)
     return Grouped(tables=tuple(tables), repeated=tuple(repeated))
 
@@ -104,6 +111,13 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             flat[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
     return flat
+
+
+def _named(tables: Sequence[Mapping[str, str]]) -> frozenset[str]:
+    """The groups among the differing keys for which a name can stand; the task's only if each has its own."""
+    named = {name for differing in tables for name in NAMED_GROUPS if name in differing}
+    tasks = {differing[TASK_NAME] for differing in tables if TASK_NAME in differing}
+    return frozenset(named | {"benchmark"} if len(tasks) == len(tables) > 1 else named)
 
 
 def _rows(
