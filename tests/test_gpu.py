@@ -2,52 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import subprocess
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_command_line import ENVIRONMENT, command
+from test_processes import entry, results, run
 
 from gtp_exp.gradients.store import GradientStore
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-def run(folder, device, precision, *overrides):
-    options = [
-        "selector=gtp",
-        "budget=rows",
-        "budget.amount=7",
-        "train.batch_size=4",
-        f"launch.device={device}",
-    ]
-    line = command(
-        *options,
-        f"model.precision={precision}",
-        f"outputs={folder}",
-        f"hydra.run.dir={folder}/run",
-        *overrides,
-    )
-    done = subprocess.run(line, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
+def job(folder, device, precision):
+    done = run(folder, 1, f"launch.device={device}", f"model.precision={precision}")
     assert done.returncode == 0, done.stderr
-    return json.loads((folder / "run" / "results.json").read_text())
-
-
-def entry(folder, stage):
-    key = json.loads((folder / "run" / "results.json").read_text())["stages"][stage]["key"].split()[0]
-    return folder / "cache" / stage.split(":")[0] / key
+    return results(folder)
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """The same job on a CPU and on a GPU, which is given the CPU's warm-up: rounding grows."""
     cpu, gpu = (tmp_path_factory.mktemp(name) for name in ("cpu", "gpu"))
-    one = run(cpu, "cpu", "fp32")
+    one = job(cpu, "cpu", "fp32")
     shutil.copytree(cpu / "cache" / "warmup", gpu / "cache" / "warmup")
-    two = run(gpu, "cuda", "fp32")
+    two = job(gpu, "cuda", "fp32")
     assert two["stages"]["warmup"]["cached"] and two["model"]["device"] == "cuda"
     return (cpu, one), (gpu, two)
 
@@ -81,7 +60,7 @@ def test_a_job_gives_the_same_bytes_again(tmp_path, precision):
     again = tmp_path / "again"
     again.mkdir()
     for folder in (tmp_path, again):
-        run(folder, "cuda", precision)
+        job(folder, "cuda", precision)
     for stage, pattern in (
         ("warmup", "*/*.safetensors"),
         ("gradients: pool", "store/**/*.safetensors"),

@@ -199,8 +199,8 @@ def random_moments(parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, Mo
     generator = torch.Generator().manual_seed(1)
     return {
         name: Moments(
-            exp_avg=1e-3 * torch.randn(p.shape, generator=generator),
-            exp_avg_sq=1e-6 * torch.rand(p.shape, generator=generator),
+            exp_avg=1e-3 * torch.randn(p.shape, generator=generator).to(p.device),
+            exp_avg_sq=1e-6 * torch.rand(p.shape, generator=generator).to(p.device),
         )
         for name, p in parameters.items()
     }

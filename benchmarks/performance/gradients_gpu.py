@@ -22,6 +22,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.performance.gradient_methods import random_moments
 from gtp_exp.data.examples import IGNORE, TokenizedExample
 from gtp_exp.gradients.accumulate import Transform
 from gtp_exp.gradients.adapters import sizes
@@ -32,7 +33,7 @@ from gtp_exp.gradients.loss import Reduction
 from gtp_exp.gradients.optimizer import Direction
 from gtp_exp.gradients.packed import PackedEngine
 from gtp_exp.gradients.project import Sketch, SketchKind, make_projection
-from gtp_exp.gradients.trajectory import Moments, trainable_parameters
+from gtp_exp.gradients.trajectory import trainable_parameters
 from gtp_exp.models import be_deterministic
 
 LONGEST = 512
@@ -47,9 +48,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--examples", type=int, default=1500)
     asked = parser.parse_args()
-    os.environ.setdefault(
-        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-    )  # deterministic products, read when CUDA starts
+    # As for a job's worker: deterministic products, read when CUDA starts.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     warnings.simplefilter("ignore")
     device = torch.device(asked.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -127,17 +127,12 @@ def make_examples(n: int) -> list[TokenizedExample]:
 
 def make_transform(model: torch.nn.Module, device: torch.device) -> Transform:
     parameters = trainable_parameters(model)
-    torch.manual_seed(1)
     return Transform(
         directions=(Direction.ADAM,),
         projection=make_projection(
             Sketch(SketchKind.COUNTSKETCH, 8192, 1), sizes(parameters), seed=0, checkpoint=0, device=device
         ),
-        # In place of those of a warm-up: what they are does not change the cost.
-        moments={
-            name: Moments(1e-3 * torch.randn_like(p), 1e-6 * torch.rand_like(p))
-            for name, p in parameters.items()
-        },
+        moments=random_moments(parameters),
         step=10,
         betas=(0.9, 0.999),
         eps=1e-8,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+
+_Move = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Rectangle:
@@ -21,13 +23,13 @@ class Rectangle:
     def spread(self, tokens: torch.Tensor) -> torch.Tensor:
         """tokens: [T, ...]; returns [b, longest, ...]. Differentiable."""
         if tokens.requires_grad:
-            return _Spread.apply(tokens, self)  # pyright: ignore[reportReturnType]
+            return _Moved.apply(tokens, self._spread, self._gather)  # pyright: ignore[reportReturnType]
         return self._spread(tokens)
 
     def gather(self, full: torch.Tensor) -> torch.Tensor:
         """full: [b, longest, ...]; returns [T, ...]. Differentiable."""
         if full.requires_grad:
-            return _Gather.apply(full, self)  # pyright: ignore[reportReturnType]
+            return _Moved.apply(full, self._gather, self._spread)  # pyright: ignore[reportReturnType]
         return self._gather(full)
 
     def _spread(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -38,23 +40,14 @@ class Rectangle:
         return full.flatten(0, 1).index_select(0, self._slots)
 
 
-class _Spread(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tokens: torch.Tensor, rectangle: Rectangle) -> torch.Tensor:
-        ctx.rectangle = rectangle
-        return rectangle._spread(tokens)
+class _Moved(torch.autograd.Function):
+    """there(values), whose gradient is back(gradient): each is the other's adjoint."""
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return ctx.rectangle._gather(gradients[0]), None
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, full: torch.Tensor, rectangle: Rectangle) -> torch.Tensor:
-        ctx.rectangle = rectangle
-        return rectangle._gather(full)
+    def forward(ctx: Any, values: torch.Tensor, there: _Move, back: _Move) -> torch.Tensor:
+        ctx.back = back
+        return there(values)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return ctx.rectangle._spread(gradients[0]), None
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return ctx.back(gradients[0]), None, None

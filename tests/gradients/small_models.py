@@ -11,6 +11,12 @@ import transformers
 from peft import LoraConfig, get_peft_model
 
 from gtp_exp.data.examples import IGNORE, TokenizedExample
+from gtp_exp.gradients.check import relative_error
+from gtp_exp.gradients.choose import Engine, make_engine
+from gtp_exp.gradients.engine import gradients_of
+from gtp_exp.gradients.linear import LinearKernel
+from gtp_exp.gradients.loss import Reduction, reference_gradients
+from gtp_exp.gradients.packed import PackedEngine
 from gtp_exp.gradients.trajectory import Checkpoint, save_checkpoint, trainable_parameters
 
 VOCABULARY = 61
@@ -121,3 +127,25 @@ def make_trajectory(model, directory: Path, segments: int = 2) -> list[Checkpoin
             save_checkpoint(where, model, optimizer, step=2 * t + 2, learning_rate=0.1 / (t + 1))
         )
     return checkpoints
+
+
+def packed(model) -> PackedEngine:
+    parameters = trainable_parameters(model)
+    made = make_engine(
+        Engine.PACKED, model, parameters, reduction=Reduction.MEAN, kernel=LinearKernel.DEFAULT
+    )
+    assert isinstance(made, PackedEngine)
+    return made
+
+
+def worst_error(
+    model, engine, examples, budget: int = 48, reduction: Reduction = Reduction.MEAN, order=float("inf")
+):
+    parameters, errors = trainable_parameters(model), []
+    for index in engine.batches([e.n_tokens for e in examples], budget):
+        for example, found in gradients_of(engine, [examples[i] for i in index]):
+            assert found.keys() == parameters.keys()
+            expected = reference_gradients(model, parameters, example, reduction)
+            errors.append(relative_error(found, expected, order=order))
+    assert len(errors) == len(examples)
+    return max(errors)

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_models import FAMILIES, base, make_examples, small, with_lora
+from small_models import FAMILIES, base, make_examples, packed, small, with_lora, worst_error
 
 from gtp_exp.gradients.check import relative_error
-from gtp_exp.gradients.choose import Engine, make_engine
 from gtp_exp.gradients.engine import gradients_of
-from gtp_exp.gradients.linear import LinearKernel
-from gtp_exp.gradients.loss import Reduction, reference_gradients
 from gtp_exp.gradients.project import Sketch, SketchKind, make_projection
 from gtp_exp.gradients.rectangle import Rectangle
-from gtp_exp.gradients.trajectory import trainable_parameters
 
 BOUNDS = [(0, 3), (3, 4), (4, 9)]
 
@@ -33,42 +29,26 @@ def test_a_rectangle_is_differentiable():
     assert torch.autograd.gradcheck(rectangle.gather, (full,))
 
 
-def packed(model, at_once=True):
-    engine = make_engine(
-        Engine.PACKED,
-        model,
-        trainable_parameters(model),
-        reduction=Reduction.MEAN,
-        kernel=LinearKernel.DEFAULT,
-    )
-    engine._at_once = at_once
+def at_once(model):
+    engine = packed(model)
+    engine._at_once = True
     return engine
-
-
-def worst_error(model, examples, budget=48):
-    engine, parameters, errors = packed(model), trainable_parameters(model), []
-    for index in engine.batches([e.n_tokens for e in examples], budget):
-        for example, found in gradients_of(engine, [examples[i] for i in index]):
-            expected = reference_gradients(model, parameters, example, Reduction.MEAN)
-            errors.append(relative_error(found, expected, order=float("inf")))
-    assert len(errors) == len(examples)
-    return max(errors)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_equal_autograd(family):
     model = small(family, torch.float64)
     # Some models' norms compute in float32, whatever their weights are in.
-    assert worst_error(model, make_examples(9)) <= 1e-6
+    assert worst_error(model, at_once(model), make_examples(9)) <= 1e-6
 
 
 def test_eager_attention_too():
     model = with_lora(base("mistral", attn_implementation="eager")).double()
-    assert worst_error(model, make_examples(9)) <= 1e-6
+    assert worst_error(model, at_once(model), make_examples(9)) <= 1e-6
 
 
 def test_padding_counts_where_all_are_done_at_once():
-    lengths, engine = [9, 1, 1, 1, 8], packed(small())
+    lengths, engine = [9, 1, 1, 1, 8], at_once(small())
     batches = engine.batches(lengths, 20)
     assert sorted(i for batch in batches for i in batch) == list(range(5))
     assert all(len(b) * max(lengths[i] for i in b) <= 20 for b in batches)
@@ -81,15 +61,15 @@ gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_on_a_gpu_equal_autograd_there(family):
     model = small(family, torch.float64).cuda()
-    assert worst_error(model, make_examples(40), budget=256) <= 1e-6
+    assert worst_error(model, at_once(model), make_examples(40), budget=256) <= 1e-6
 
 
 @gpu
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_on_a_gpu_are_those_of_a_cpu(family):
     examples, model = make_examples(9), small(family)
-    expected = dict(gradients_of(packed(model, at_once=False), examples))
-    for example, found in gradients_of(packed(model.cuda()), examples):
+    expected = dict(gradients_of(packed(model), examples))
+    for example, found in gradients_of(at_once(model.cuda()), examples):
         there = {name: g.cpu() for name, g in found.items()}
         assert relative_error(there, expected[example], order=float("inf")) <= 5e-4
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import ATTENTION, FAMILIES, base, make_examples, small, with_lora
+from small_models import ATTENTION, FAMILIES, base, make_examples, small, with_lora, worst_error
 
 from gtp_exp.data.examples import TokenizedExample
 from gtp_exp.gradients.adapters import base_model, find_adapters
@@ -27,19 +27,6 @@ LARGEST = float("inf")
 def engine_of(model, kind: Engine = Engine.PACKED, reduction: Reduction = Reduction.MEAN):
     kernel = fastest_kernel(model)
     return make_engine(kind, model, trainable_parameters(model), reduction=reduction, kernel=kernel)
-
-
-def worst_error(
-    model, engine, examples, budget: int = 48, reduction: Reduction = Reduction.MEAN, order=LARGEST
-):
-    parameters, errors = trainable_parameters(model), []
-    for index in engine.batches([e.n_tokens for e in examples], budget):
-        for example, found in gradients_of(engine, [examples[i] for i in index]):
-            assert found.keys() == parameters.keys()
-            expected = reference_gradients(model, parameters, example, reduction)
-            errors.append(relative_error(found, expected, order=order))
-    assert len(errors) == len(examples)
-    return max(errors)
 
 
 @pytest.mark.parametrize("r", [8, 64])

@@ -8,16 +8,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import make_examples, small
+from small_models import make_examples, packed, small
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from gtp_exp.gradients import attention
 from gtp_exp.gradients.adapters import base_model
 from gtp_exp.gradients.attention import _WrittenOut
 from gtp_exp.gradients.check import relative_error
-from gtp_exp.gradients.choose import Engine, make_engine
 from gtp_exp.gradients.engine import gradients_of
-from gtp_exp.gradients.linear import LinearKernel
 from gtp_exp.gradients.loss import Reduction, reference_gradients
 from gtp_exp.gradients.trajectory import trainable_parameters
 
@@ -74,14 +72,7 @@ def test_an_installed_flash_attention_is_given_the_bounds(family, monkeypatch):
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_attention_2", counted)
     monkeypatch.setattr(attention, "flash_attention", lambda model: "flash_attention_2")
     model, examples = small(family, torch.float64), make_examples(7)
-    engine = make_engine(
-        Engine.PACKED,
-        model,
-        trainable_parameters(model),
-        reduction=Reduction.MEAN,
-        kernel=LinearKernel.DEFAULT,
-    )
-    for example, found in gradients_of(engine, examples):
+    for example, found in gradients_of(packed(model), examples):
         expected = reference_gradients(model, trainable_parameters(model), example, Reduction.MEAN)
         assert relative_error(found, expected, order=float("inf")) <= 1e-10
     assert len(calls) == 2  # layers
