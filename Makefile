@@ -24,12 +24,14 @@ demo: setup
 	$(BIN)/python -m gtp_exp --multirun experiment=demo
 	$(BIN)/gtp-exp-leaderboard outputs/runs/demo --out outputs/leaderboard
 
-# What every selector chooses and what the main ones are worth, five seeds: some hours; done work is kept.
+# What the main selectors are worth and what all choose, three budgets and five seeds: less than an hour on two cores.
+# The same at full size: experiment=skills_tuned and skills_choices.
+JOBS ?= 2
+benchmark: SWEEP = $(BIN)/python -m gtp_exp --multirun hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS) launch.threads=1
 benchmark: setup
-	$(BIN)/python -m gtp_exp --multirun experiment=skills_choices
-	$(BIN)/gtp-exp-leaderboard outputs/runs/skills_choices --out outputs/leaderboard/skills_choices
-	$(BIN)/python -m gtp_exp --multirun experiment=skills_tuned
-	$(BIN)/gtp-exp-leaderboard outputs/runs/skills_tuned --out outputs/leaderboard/skills_tuned
+	$(SWEEP) experiment=skills_small_tuned
+	$(SWEEP) experiment=skills_small_choices
+	$(BIN)/gtp-exp-leaderboard outputs/runs/skills_small_tuned outputs/runs/skills_small_choices --out outputs/leaderboard/benchmark
 
 test: lint
 	$(BIN)/python -m pytest

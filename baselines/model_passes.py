@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from gtp_exp.data.batching import length_sorted_batches, pad_collate
-from gtp_exp.data.examples import Example, TokenizedExample
+from gtp_exp.data.examples import IGNORE, Example, TokenizedExample
 from gtp_exp.data.hashing import digest
 from gtp_exp.data.tokenization import tokenize
 from gtp_exp.errors import UserError
@@ -71,8 +71,15 @@ def labelled_loss(
     rows: Sequence[TokenizedExample], loaded: LoadedModel, *, batch_size: int, label: str
 ) -> torch.Tensor:
     """Mean negative log-likelihood of each row's labelled tokens, in nats per token: float64 [n]."""
+    rows = [_to_last_label(row) for row in rows]
     reads = {"rows": digest(*([row.input_ids, row.labels] for row in rows))}
     return loaded.keep("loss", reads, lambda: _labelled_loss(rows, loaded, batch_size, label))
+
+
+def _to_last_label(row: TokenizedExample) -> TokenizedExample:
+    """What comes after it is of no consequence, and rows that differ there alone need one pass together."""
+    stop = max((i for i, label in enumerate(row.labels, 1) if label != IGNORE), default=0)
+    return TokenizedExample(row.id, row.input_ids[:stop], row.labels[:stop])
 
 
 @torch.no_grad()

@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from gtp_exp.data.batching import length_sorted_batches, pad_collate
 from gtp_exp.data.benchmark import HELD_OUT_LOSS, EvalTask
-from gtp_exp.data.examples import IGNORE, Example
+from gtp_exp.data.examples import Example
 from gtp_exp.data.tokenization import tokenize
 from gtp_exp.errors import UserError, first_line
+from gtp_exp.logits import labelled_logits
 from gtp_exp.models import LoadedModel
 from gtp_exp.processes import ALONE, Processes
 
@@ -85,12 +86,10 @@ def row_nats(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
 
     inputs: what the model takes, and `labels` [rows, tokens] with IGNORE where there is no loss.
     """
-    labels = inputs["labels"][:, 1:]
-    logits = model(**{k: v for k, v in inputs.items() if k != "labels"}).logits[:, :-1]
-    wanted = labels != IGNORE  # only these logits are turned into losses
-    losses = F.cross_entropy(logits[wanted].float(), labels[wanted], reduction="none").double().cpu()
-    row = wanted.nonzero()[:, 0].cpu()
-    return torch.zeros(len(labels), dtype=torch.float64).index_add(0, row, losses)
+    rest = {name: value for name, value in inputs.items() if name != "labels"}
+    logits, tokens, row = labelled_logits(model, rest, inputs["labels"])
+    losses = F.cross_entropy(logits.float(), tokens, reduction="none").double().cpu()
+    return torch.zeros(len(inputs["labels"]), dtype=torch.float64).index_add(0, row.cpu(), losses)
 
 
 def _lm_eval(

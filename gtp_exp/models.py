@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, Optional, Protocol
@@ -46,8 +46,11 @@ class LoRA:
     alpha: int
     dropout: float
     target_modules: list[str]
+    last_layers: Optional[int]  # how many layers are adapted, from the last one down; null: all of them
 
     def __post_init__(self) -> None:
+        if self.last_layers is not None and self.last_layers < 1:
+            raise UserError(f"model.lora.last_layers={self.last_layers} must be at least 1, or null for all")
         if self.r < 1 or not self.target_modules or not 0 <= self.dropout < 1:
             raise UserError(
                 "model.lora needs r >= 1, target_modules and 0 <= dropout < 1; got "
@@ -63,6 +66,7 @@ class ModelConfig:
     precision: Precision
     max_length: int
     trust_remote_code: bool
+    system_prompt: Optional[str]  # of conversations without one; null leaves it to the chat template
     lora: Optional[LoRA]  # null trains every weight
 
     def __post_init__(self) -> None:
@@ -142,6 +146,7 @@ class Model:
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
             target_modules=list(lora.target_modules),
+            layers_to_transform=self._adapted(loaded.model.config),
             task_type="CAUSAL_LM",
         )
         try:
@@ -152,6 +157,16 @@ class Model:
                 f"{self.config.name_or_path}: {error}"
             ) from error
         return LoadedModel(model.eval(), self.tokenizer, loaded.max_length)
+
+    def _adapted(self, architecture: Any) -> list[int] | None:
+        """Numbers of the layers that get a LoRA; None for all."""
+        last = self.config.lora.last_layers if self.config.lora else None
+        if last is None:
+            return None
+        layers = architecture.get_text_config().num_hidden_layers
+        if last > layers:
+            raise UserError(f"model.lora.last_layers={last} is more than the model's {layers} layers")
+        return list(range(layers - last, layers))
 
     def load_tuned(self, adapter: Path) -> LoadedModel:
         """The model after fine-tuning, from what `finetune` saved."""
@@ -186,7 +201,7 @@ def prepare(config: ModelConfig, cache_root: Path, device: torch.device) -> Mode
         raise UserError(
             f"model.max_length={config.max_length} exceeds the model's context of {context} tokens"
         )
-    ensure_chat_template(tokenizer)
+    ensure_chat_template(tokenizer, config.system_prompt)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     dtype = choose_dtype(config.precision, device)
@@ -196,7 +211,7 @@ def prepare(config: ModelConfig, cache_root: Path, device: torch.device) -> Mode
         "chat_template": chat_template_hash(tokenizer),
         "dtype": str(dtype).removeprefix("torch."),
         "max_length": config.max_length,
-        "lora": None if lora is None else [lora.r, lora.alpha, lora.dropout, sorted(lora.target_modules)],
+        "lora": None if lora is None else {**asdict(lora), "target_modules": sorted(lora.target_modules)},
     }
     return Model(config, location, dtype, device, tokenizer, identity)
 

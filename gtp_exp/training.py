@@ -1,4 +1,4 @@
-"""Fine-tuning: transformers.Trainer with a completion-only, weighted loss and a recorded trajectory."""
+"""Fine-tuning: settings, the order of rows, what each weighs, and from where an interrupted run goes on."""
 
 from __future__ import annotations
 
@@ -13,13 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch.utils.data import Dataset, Sampler
-from tqdm import tqdm
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
 
-from gtp_exp.checksums import checksums, first_damage, read_sealed, write_sealed
+from gtp_exp.checksums import first_damage, read_sealed
 from gtp_exp.data.batching import pad_collate
 from gtp_exp.data.examples import IGNORE, TokenizedExample
 from gtp_exp.errors import UserError
@@ -95,6 +91,12 @@ def finetune(
     with an `on_epoch_end` hook it starts over. The hook is called in every process. What it goes on from
     stays until `forget_epochs`.
     """
+    # Half of transformers comes along, for seconds that a job whose stages are in the cache need not spend.
+    from transformers import TrainingArguments
+    from transformers.trainer_callback import PrinterCallback
+
+    from gtp_exp.trainer import Progress, Receipts, WeightedTrainer
+
     scratch = directory / SCRATCH
     if on_epoch_end is not None and processes.main:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -124,9 +126,9 @@ def finetune(
     )
     # One device per process: with more, Trainer would multiply the batch size without a word.
     arguments._n_gpu = min(1, arguments.n_gpu)
-    progress = _Progress(label, on_epoch_end)
-    callbacks = [progress, _Receipts(scratch, processes)]
-    trainer = _WeightedTrainer(
+    progress = Progress(label, on_epoch_end)
+    callbacks = [progress, Receipts(scratch, processes)]
+    trainer = WeightedTrainer(
         model=loaded.model,
         args=arguments,
         train_dataset=_Terms(
@@ -235,89 +237,6 @@ def _collate(
     batch = pad_collate([example for example, _ in rows], pad_id)
     token_weight, size = torch.tensor([terms for _, terms in rows]).unbind(1)
     return {**batch, "token_weight": token_weight, "size": size}
-
-
-class _WeightedTrainer(Trainer):
-    order: Order
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
-        return self.order
-
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
-        # sum_i n_i over accumulation and processes
-        total = torch.stack([batch["size"].sum() for batch in batch_samples]).sum().to(device)
-        return self.accelerator.reduce(total, "sum") if self.args.world_size > 1 else total
-
-    def compute_loss(
-        self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
-    ):
-        weight, labels = inputs.pop("token_weight"), inputs.pop("labels")
-        inputs.pop("size")
-        output = model(**inputs)
-        nll = F.cross_entropy(
-            output.logits[:, :-1].flatten(0, 1).float(),
-            labels[:, 1:].flatten(),
-            ignore_index=IGNORE,
-            reduction="none",
-        ).view(len(labels), -1)
-        loss = (nll * weight[:, None]).sum() / num_items_in_batch * self.accelerator.num_processes
-        if not torch.isfinite(loss):
-            raise UserError(
-                f"the training loss became {loss.item()} at step {self.state.global_step}; "
-                "lower train.learning_rate, or set model.precision=fp32"
-            )
-        return (loss, output) if return_outputs else loss
-
-
-class _Progress(TrainerCallback):
-    """A progress bar, and the end-of-epoch hook with the mean learning rate of its segment."""
-
-    def __init__(self, label: str, on_epoch_end: EpochHook | None) -> None:
-        self.label, self.hook, self.bar = label, on_epoch_end, None
-        self.rates: list[float] = []
-
-    def on_train_begin(self, args, state, control, **_):
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.label, unit="step")
-
-    def on_pre_optimizer_step(self, args, state, control, *, optimizer, **_):
-        self.rates.append(optimizer.param_groups[0]["lr"])
-
-    def on_log(self, args, state, control, logs=None, **_):
-        if self.bar is not None and logs and "loss" in logs:
-            self.bar.set_postfix(loss=f"{logs['loss']:.3f}")
-
-    def on_step_end(self, args, state, control, **_):
-        if self.bar is not None:
-            self.bar.update()
-
-    def on_epoch_end(self, args, state, control, *, model, optimizer, **_):
-        if self.hook is not None:
-            plain = getattr(optimizer, "optimizer", optimizer)  # under Accelerate's wrapper
-            self.hook(model, plain, state.global_step, sum(self.rates) / len(self.rates))
-            self.rates = []
-
-    def on_train_end(self, args, state, control, **_):
-        if self.bar is not None:
-            self.bar.close()
-
-
-class _Receipts(TrainerCallback):
-    """Marks a checkpoint as whole, by its checksums; only then are earlier ones removed.
-
-    Trainer's own limit removes the oldest by the clock, which may have been set back since.
-    """
-
-    def __init__(self, scratch: Path, processes: Processes) -> None:
-        self.scratch, self.processes = scratch, processes
-
-    def on_save(self, args, state, control, **_):
-        self.processes.wait()  # each writes the state of its own random numbers
-        if self.processes.main:
-            whole = self.scratch / f"checkpoint-{state.global_step}"
-            write_sealed(whole / RECEIPT, checksums(whole))
-            for other in self.scratch.glob("checkpoint-*"):
-                if other != whole:
-                    shutil.rmtree(other)
 
 
 def _drop_unfinished(scratch: Path) -> None:

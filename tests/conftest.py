@@ -27,8 +27,9 @@ def _what_is_imported_stays():
 def tiny_config():
     from gtp_exp.models import LoRA, ModelConfig, Precision, Source
 
-    lora = LoRA(r=4, alpha=8, dropout=0.0, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
-    return ModelConfig(Source.TINY, "tiny", None, Precision.FP32, 256, False, lora)
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    lora = LoRA(r=4, alpha=8, dropout=0.0, target_modules=targets, last_layers=None)
+    return ModelConfig(Source.TINY, "tiny", None, Precision.FP32, 256, False, None, lora)
 
 
 @pytest.fixture(scope="session")

@@ -48,10 +48,12 @@ def record(folder):
     return json.loads(path.read_text())
 
 
-def test_the_parent_imports_no_torch_and_the_worker_no_hydra():
+def test_no_process_imports_what_it_can_do_without():
     for module, absent in [
         ("gtp_exp.__main__", "torch"),
         ("gtp_exp.worker", "hydra"),
+        ("gtp_exp.experiment", "peft"),
+        ("gtp_exp.experiment", "transformers.modeling_utils"),
         ("gtp_exp.leaderboard", "torch"),
     ]:
         code = f"import sys, {module}; sys.exit('{absent}' in sys.modules)"

@@ -74,7 +74,9 @@ def test_what_changes_the_model_changes_its_identity(tiny, tiny_config, tmp_path
         {"precision": Precision.BF16},
         {"max_length": 128},
         {"lora": None},
-        {"lora": LoRA(8, 8, 0.0, ["q_proj"])},
+        {"lora": LoRA(8, 8, 0.0, ["q_proj"], None)},
+        {"lora": replace(tiny_config.lora, last_layers=1)},
+        {"system_prompt": ""},
     ):
         assert identity(**change) != tiny.identity
 
@@ -112,8 +114,20 @@ def test_weights_that_cannot_be_loaded_are_named(tiny, tiny_config, tmp_path, da
         own.load()
 
 
+def test_last_layers_adapts_these_and_no_others(tiny_config, tmp_path):
+    last = replace(tiny_config, lora=replace(tiny_config.lora, last_layers=1))
+    model = prepare(last, tmp_path, CPU).load_trainable(0).model
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert len(trained) == 8 and all(".layers.1." in name for name in trained)  # A and B of q, k, v, o
+    deep = replace(tiny_config, lora=replace(tiny_config.lora, last_layers=3))
+    with pytest.raises(UserError, match="last_layers=3 is more than the model's 2"):
+        prepare(deep, tmp_path, CPU).load_trainable(0)
+    with pytest.raises(UserError, match="last_layers=0"):
+        replace(tiny_config.lora, last_layers=0)
+
+
 def test_a_lora_that_fits_no_module_is_named(tiny_config, tmp_path):
-    model = prepare(replace(tiny_config, lora=LoRA(4, 8, 0.0, ["query"])), tmp_path, CPU)
+    model = prepare(replace(tiny_config, lora=LoRA(4, 8, 0.0, ["query"], None)), tmp_path, CPU)
     with pytest.raises(UserError, match="target_modules"):
         model.load_trainable(0)
 

@@ -74,11 +74,11 @@ def test_accumulation_changes_nothing(tiny, tokenized, tmp_path):
 
 def gradient(tiny, rows, weights, reduction, directory, batch_size):
     """What training on `rows` sums up in one epoch, from the optimizer's side: plain SGD with rate 1."""
-    import gtp_exp.training as training
+    from gtp_exp import trainer
 
     seen = {}
 
-    class Recording(training._WeightedTrainer):
+    class Recording(trainer.WeightedTrainer):
         def create_optimizer(self, model=None):
             self.optimizer = torch.optim.SGD([p for p in self.model.parameters() if p.requires_grad], lr=0.0)
             self.optimizer.register_step_pre_hook(self._add)
@@ -90,7 +90,7 @@ def gradient(tiny, rows, weights, reduction, directory, batch_size):
                     seen[name] = seen.get(name, 0) + p.grad.clone()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_WeightedTrainer", Recording)
+        patch.setattr(trainer, "WeightedTrainer", Recording)
         config = replace(CONFIG, epochs=1, batch_size=batch_size, micro_batch_size=1, max_grad_norm=1e9)
         tune(tiny, rows, directory, config, weights, reduction=reduction)
     return torch.cat([g.flatten() for g in seen.values()])
@@ -157,9 +157,9 @@ def test_only_completion_tokens_carry_loss(tiny, tokenized, tmp_path):
 
 def interrupt(tiny, tokenized, directory, monkeypatch, config, step):
     """A fine-tune that is stopped before the end of this step."""
-    from gtp_exp import training
+    from gtp_exp import trainer
 
-    original = training._Progress.on_step_end
+    original = trainer.Progress.on_step_end
 
     def killed(self, args, state, control, **kwargs):
         if state.global_step == step:
@@ -167,7 +167,7 @@ def interrupt(tiny, tokenized, directory, monkeypatch, config, step):
         original(self, args, state, control, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training._Progress, "on_step_end", killed)
+        patch.setattr(trainer.Progress, "on_step_end", killed)
         with pytest.raises(KeyboardInterrupt):
             tune(tiny, tokenized, directory, config)
     return directory / "trainer"
@@ -176,7 +176,7 @@ def interrupt(tiny, tokenized, directory, monkeypatch, config, step):
 def test_an_interrupted_run_goes_on_to_the_same_weights(tiny, tokenized, tmp_path, monkeypatch):
     config = replace(CONFIG, epochs=3)
     straight = tune(tiny, tokenized, tmp_path / "a", config)
-    from gtp_exp import training
+    from gtp_exp import trainer
 
     interrupt(tiny, tokenized, tmp_path / "b", monkeypatch, config, step=5)  # inside the second epoch
     steps = []
@@ -184,7 +184,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(tiny, tokenized, tmp_pat
     def count(self, args, state, control, **kwargs):
         steps.append(state.global_step)
 
-    monkeypatch.setattr(training._Progress, "on_step_end", count)
+    monkeypatch.setattr(trainer.Progress, "on_step_end", count)
     resumed = tune(tiny, tokenized, tmp_path / "b", config)
     assert steps[0] == 4 and steps[-1] == 9  # the first epoch was not repeated
     assert distance(straight, resumed) == 0
@@ -235,12 +235,12 @@ def test_the_newest_checkpoint_stays_when_the_clock_was_set_back(tiny, tokenized
 def test_a_fine_tune_stopped_before_its_result_was_saved_trains_no_step_again(
     tiny, tokenized, tmp_path, monkeypatch
 ):
-    from gtp_exp import training
+    from gtp_exp import trainer
 
     first = tune(tiny, tokenized, tmp_path)
     history = curve(tmp_path)
     steps = []
-    monkeypatch.setattr(training._Progress, "on_step_end", lambda *_, **__: steps.append(1))
+    monkeypatch.setattr(trainer.Progress, "on_step_end", lambda *_, **__: steps.append(1))
     assert distance(first, tune(tiny, tokenized, tmp_path)) == 0
     assert steps == [] and curve(tmp_path) == history
 

@@ -51,7 +51,8 @@ class Weights:
         config: ModelConfig = build(node, "model")  # type: ignore[arg-type]
         if self.path is not None:
             config = replace(config, source=Source.HUB, name_or_path=self.path)
-        lora = LoRA(r=r, alpha=2 * r, dropout=0.0, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
+        targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
+        lora = LoRA(r=r, alpha=2 * r, dropout=0.0, target_modules=targets, last_layers=None)
         config = replace(config, precision=precision, lora=lora)
         model = prepare(config, self.cache, torch.device("cpu")).load_trainable(seed=0).model
         generator = torch.Generator().manual_seed(0)

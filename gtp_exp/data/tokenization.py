@@ -62,17 +62,34 @@ class Tokenized:
     truncated: tuple[str, ...]  # ids of kept rows that lost their end
 
 
-def ensure_chat_template(tokenizer: Any) -> bool:
-    """Gives a tokenizer without a chat template the Tulu format; True if it did.
+def ensure_chat_template(tokenizer: Any, system_prompt: str | None = None) -> None:
+    """Gives a tokenizer without a chat template the Tulu format.
 
     A BOS token is put first if the tokenizer itself would put one. A template that prints today's date is
-    changed to print a fixed one, for training and evaluation alike.
+    changed to print a fixed one, for training and evaluation alike. A conversation without a system turn gets
+    `system_prompt`, where there is one, in place of the template's own.
     """
-    if tokenizer.chat_template:
-        template = tokenizer.get_chat_template()
-        if "strftime_now" in template and not template.startswith(_FIXED_DATE):
-            tokenizer.chat_template = _FIXED_DATE + template
-        return False
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = _fallback(tokenizer)
+    template = tokenizer.get_chat_template()
+    for needed, preamble in (
+        ("strftime_now" in template, _FIXED_DATE),
+        (system_prompt is not None, _with_system_turn(system_prompt)),
+    ):
+        if needed and preamble not in template:
+            template = tokenizer.chat_template = preamble + template
+
+
+def _with_system_turn(prompt: str | None) -> str:
+    turn = "{'role': 'system', 'content': " + json.dumps(prompt, ensure_ascii=False) + "}"
+    return (
+        "{%- if messages[0]['role'] != 'system' -%}"
+        "{%- set messages = [" + turn + "] + messages -%}"
+        "{%- endif -%}"
+    )
+
+
+def _fallback(tokenizer: Any) -> str:
     if tokenizer.eos_token is None:
         raise UserError(
             "the tokenizer has neither a chat template nor an EOS token, so a model could not learn to stop; "
@@ -80,8 +97,7 @@ def ensure_chat_template(tokenizer: Any) -> bool:
         )
     ids = tokenizer("x")["input_ids"]
     starts_with_bos = tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
-    tokenizer.chat_template = ("{{ bos_token }}" if starts_with_bos else "") + FALLBACK_CHAT_TEMPLATE
-    return True
+    return ("{{ bos_token }}" if starts_with_bos else "") + FALLBACK_CHAT_TEMPLATE
 
 
 def chat_template_hash(tokenizer: Any) -> str:

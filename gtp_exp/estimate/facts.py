@@ -55,7 +55,7 @@ class _Parts:
 
     def __init__(self) -> None:
         self.built: dict[str, Any] = {}
-        self.tokenizers: dict[tuple[str, str | None], Any] = {}
+        self.tokenizers: dict[tuple[str | None, ...], Any] = {}
 
     def of(self, group: str, node: Any) -> Any:
         key = fingerprint(group, node)
@@ -67,7 +67,7 @@ class _Parts:
         """The model's tokenizer if it is on this machine; nothing is converted or downloaded for it."""
         made = {"tiny": "tiny", "smollm2": "smollm2-135m-instruct"}.get(model.source.value)
         place = str(cache / "models" / made) if made else model.name_or_path
-        key = place, None if made else model.revision
+        key = place, None if made else model.revision, model.system_prompt
         if key not in self.tokenizers:
             self.tokenizers[key] = _tokenizer(*key)
         return self.tokenizers[key]
@@ -160,12 +160,12 @@ def _why(error: Exception) -> str:
     return message
 
 
-def _tokenizer(place: str, revision: str | None) -> Any:
+def _tokenizer(place: str, revision: str | None, system_prompt: str | None) -> Any:
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, local_files_only=True)
     except (OSError, ValueError):
         return None
-    ensure_chat_template(tokenizer)
+    ensure_chat_template(tokenizer, system_prompt)
     return tokenizer

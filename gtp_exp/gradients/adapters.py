@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
-from peft.tuners import lora
-from peft.tuners.tuners_utils import BaseTunerLayer
 
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.trajectory import trainable_parameters
+
+if TYPE_CHECKING:  # it takes seconds to import, and a job that finds its gradients in the cache does without
+    from peft.tuners import lora
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,21 @@ class Adapters:
 
 def base_model(model: torch.nn.Module) -> Any:
     """The transformers model with its adapters in place, without PEFT's wrapper."""
+    from peft import PeftModel
+
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def has_adapters(model: torch.nn.Module) -> bool:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     return any(isinstance(module, BaseTunerLayer) for module in model.modules())
 
 
 def find_adapters(model: torch.nn.Module) -> Adapters:
     """All LoRA layers, and everything about the model that is not plain LoRA on linear layers."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     trainable = trainable_parameters(model)
     names = {id(p): name for name, p in trainable.items()}
     layers, obstacles, explained = [], [], set()
@@ -83,6 +89,8 @@ def find_adapters(model: torch.nn.Module) -> Adapters:
 
 
 def _problem(module: Any) -> str | None:
+    from peft.tuners import lora
+
     kind = type(module).__module__.removeprefix("peft.tuners.") + "." + type(module).__name__
     if type(module) is not lora.Linear:
         return f"adapter layer {kind} is not LoRA on a plain linear layer"

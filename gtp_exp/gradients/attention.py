@@ -9,8 +9,6 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from transformers import AttentionInterface
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from gtp_exp.gradients.rectangle import Rectangle
@@ -35,6 +33,9 @@ def attention_per_sequence(
 
     Pass no attention mask and use_cache=False, or transformers makes the sequences see each other.
     """
+    from transformers import AttentionInterface  # and with it all that models need: for those who have one
+
+    AttentionInterface.register(ATTENTION, _attend)
     own = model.config.get_text_config()._attn_implementation
     by_bounds = own if own.startswith("flash_attention") else flash_attention(model)
     _ACTIVE.append((own, bounds, rectangle))
@@ -107,6 +108,8 @@ def _attend(
     if own == "sdpa" and half and longest <= _WRITTEN_OUT_UP_TO and _is_plain(module, kwargs):
         scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
         return _WrittenOut.apply(query, key, value, bounds, scaling, window), None  # pyright: ignore
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     function: Any = ALL_ATTENTION_FUNCTIONS.get_interface(own, eager)  # pyright: ignore[reportArgumentType]
 
@@ -124,9 +127,6 @@ def _attend(
         return rectangle.gather(attended(*parts)).unsqueeze(0), None
     outputs = [attended(*(t[:, :, start:end] for t in (query, key, value))) for start, end in bounds]
     return torch.cat(outputs, dim=1), None
-
-
-AttentionInterface.register(ATTENTION, _attend)
 
 
 def _is_plain(module: torch.nn.Module, kwargs: dict[str, Any]) -> bool:

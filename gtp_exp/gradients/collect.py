@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
 import transformers
 
@@ -79,7 +79,7 @@ def collect(
         "libraries": {
             "torch": torch.__version__,
             "transformers": transformers.__version__,
-            "peft": peft.__version__,
+            "peft": importlib.metadata.version("peft"),
         },
         "model_sha256": digest(str(model.config), {name: list(p.shape) for name, p in parameters.items()}),
         "precision": sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()}),

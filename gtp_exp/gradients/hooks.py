@@ -6,16 +6,17 @@ padding on the right then cannot reach a token before it, so no attention mask i
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from gtp_exp.data.batching import pad_collate
 from gtp_exp.data.examples import TokenizedExample
 from gtp_exp.gradients.adapters import Adapters, base_model
 from gtp_exp.gradients.engine import Consume, NotPerExample, pad
-from gtp_exp.gradients.loss import Reduction, label_positions, weighted_loss
+from gtp_exp.gradients.loss import Reduction, weighted_loss
+from gtp_exp.logits import labelled_logits
 
 
 class HooksEngine:
@@ -23,7 +24,6 @@ class HooksEngine:
 
     def __init__(self, model: torch.nn.Module, adapters: Adapters, reduction: Reduction) -> None:
         self._model, self._layers, self._reduction = base_model(model), adapters.layers, reduction
-        self._keeps = "logits_to_keep" in inspect.signature(self._model.forward).parameters
 
     def batches(self, lengths: Sequence[int], token_budget: int) -> list[list[int]]:
         return pad(lengths, token_budget)
@@ -64,23 +64,13 @@ class HooksEngine:
     def _loss(self, batch: Sequence[TokenizedExample]) -> torch.Tensor:
         """Sum of the examples' losses: their gradients do not mix, for no example sees another."""
         device = self._layers[0].a.weight.device
-        width = max(e.n_tokens for e in batch)
-        tokens = torch.zeros(len(batch), width, dtype=torch.long)
-        weights = torch.zeros(len(batch), width, dtype=torch.float64)
-        targets = torch.zeros(len(batch), width, dtype=torch.long)
-        for i, example in enumerate(batch):
-            tokens[i, : example.n_tokens] = torch.tensor(example.input_ids)
-            positions, labels = label_positions(example)
-            weights[i, positions] = 1 / len(positions) if self._reduction is Reduction.MEAN else 1
-            targets[i, positions] = torch.tensor(labels)
-        keep = weights.any(dim=0).nonzero().squeeze(1)
-        options = {"logits_to_keep": keep.to(device)} if self._keeps else {}
-        logits = self._model(input_ids=tokens.to(device), use_cache=False, **options).logits
-        if not self._keeps:
-            logits = logits[:, keep]
-        i, t = weights[:, keep].nonzero(as_tuple=True)
-        chosen = logits[i.to(device), t.to(device)]
-        return weighted_loss(chosen, targets[:, keep][i, t].to(device), weights[:, keep][i, t].to(device))
+        padded = {name: part.to(device) for name, part in pad_collate(batch, pad_id=0).items()}
+        inputs = {"input_ids": padded["input_ids"], "use_cache": False}
+        logits, tokens, row = labelled_logits(self._model, inputs, padded["labels"])
+        weights = torch.ones(len(row), dtype=torch.float64, device=device)
+        if self._reduction is Reduction.MEAN:
+            weights /= row.bincount(minlength=len(batch))[row]
+        return weighted_loss(logits, tokens, weights)
 
 
 def _noting(calls: list[tuple[torch.Tensor, torch.Tensor]]) -> Any:

@@ -86,6 +86,15 @@ def test_the_loss_is_that_of_the_evaluation(given, model, tokens):
         assert nats == pytest.approx(expected, abs=1e-5)
 
 
+def test_tokens_after_the_last_label_need_no_pass_of_their_own(model, tokens):
+    passes = []
+    kept = replace(model, keep=lambda what, reads, compute: passes.append(reads) or compute())
+    cut = [last_answer(row) for row in tokens]
+    assert any(row.n_tokens < whole.n_tokens for row, whole in zip(cut, tokens, strict=True))
+    one, other = (labelled_loss(rows, kept, batch_size=4, label="test") for rows in (tokens, cut))
+    assert torch.equal(one, other) and passes[0] == passes[1]
+
+
 def test_a_model_that_gives_nan_is_refused_by_the_rows_id(given, model, tokens):
     class Broken(torch.nn.Module):
         def __init__(self):

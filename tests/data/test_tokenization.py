@@ -330,7 +330,7 @@ def test_a_tokenizer_without_offsets_is_refused():
 
 def test_the_fallback_template_is_that_of_tulu():
     tokenizer = byte_tokenizer(None)
-    assert ensure_chat_template(tokenizer)
+    ensure_chat_template(tokenizer)
     assert tokenizer.chat_template == FALLBACK_CHAT_TEMPLATE
     example = conversation(" Hi ", " Hello\n", "Bye", "See you", system="Be kind.")
     assert rendered(tokenizer, example) == (
@@ -347,7 +347,7 @@ def test_the_fallback_begins_with_bos_if_the_tokenizer_does():
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
     )
-    assert ensure_chat_template(tokenizer)
+    ensure_chat_template(tokenizer)
     row = only(tokenizer, conversation("Hi", "Paris"))
     assert row.input_ids.count(tokenizer.bos_token_id) == 1 and row.input_ids[0] == tokenizer.bos_token_id
     plain = word_tokenizer(None)
@@ -357,8 +357,21 @@ def test_the_fallback_begins_with_bos_if_the_tokenizer_does():
 
 def test_a_template_that_is_there_is_kept():
     tokenizer = byte_tokenizer(CHATML)
-    assert not ensure_chat_template(tokenizer)
+    ensure_chat_template(tokenizer)
     assert tokenizer.chat_template == CHATML
+
+
+@pytest.mark.parametrize("prompt", ["", 'Say "yes"\n{{ or }} \\ \u2028 no, ü 🙂'])
+@pytest.mark.parametrize("template", [CHATML, DEFAULT_SYSTEM, None])
+def test_a_system_prompt_stands_where_the_conversation_has_none(prompt, template):
+    plain, prompted = byte_tokenizer(template), byte_tokenizer(template)
+    ensure_chat_template(plain)
+    for _ in range(2):  # asked twice it says it once
+        ensure_chat_template(prompted, prompt)
+    bare, given = conversation("Hi", "Paris"), conversation("Hi", "Paris", system=prompt)
+    assert rendered(prompted, bare) == rendered(plain, given) == rendered(prompted, given)
+    assert with_loss(prompted, only(prompted, bare)) == with_loss(plain, only(plain, bare))
+    assert chat_template_hash(prompted) != chat_template_hash(plain)
 
 
 def test_without_template_and_eos_there_is_no_fallback():
