@@ -24,14 +24,15 @@ demo: setup
 	$(BIN)/python -m gtp_exp --multirun experiment=demo
 	$(BIN)/gtp-exp-leaderboard outputs/runs/demo --out outputs/leaderboard
 
-# What the main selectors are worth and what all choose, three budgets and five seeds: less than an hour on two cores.
-# The same at full size: experiment=skills_tuned and skills_choices.
+# What the main selectors are worth, and what all of them choose; three budgets, five seeds: an hour on two cores.
+# At full size, with the variants of GTP: experiment=skills_tuned and skills_choices.
 JOBS ?= 2
 benchmark: SWEEP = $(BIN)/python -m gtp_exp --multirun hydra/launcher=joblib hydra.launcher.n_jobs=$(JOBS) launch.threads=1
 benchmark: setup
 	$(SWEEP) experiment=skills_small_tuned
 	$(SWEEP) experiment=skills_small_choices
-	$(BIN)/gtp-exp-leaderboard outputs/runs/skills_small_tuned outputs/runs/skills_small_choices --out outputs/leaderboard/benchmark
+	$(BIN)/gtp-exp-leaderboard outputs/runs/skills_small_tuned --out outputs/leaderboard/tuned
+	$(BIN)/gtp-exp-leaderboard outputs/runs/skills_small_tuned outputs/runs/skills_small_choices --choices --out outputs/leaderboard/choices
 
 test: lint
 	$(BIN)/python -m pytest

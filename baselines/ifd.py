@@ -32,7 +32,7 @@ class IFD:
     batch_size: int  # of the forward pass; no part of the result
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.MODEL})
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

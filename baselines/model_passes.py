@@ -77,7 +77,7 @@ def labelled_loss(
 
 
 def _to_last_label(row: TokenizedExample) -> TokenizedExample:
-    """What comes after it is of no consequence, and rows that differ there alone need one pass together."""
+    """Cut behind the last labelled token: rows that differ there alone share a pass."""
     stop = max((i for i, label in enumerate(row.labels, 1) if label != IGNORE), default=0)
     return TokenizedExample(row.id, row.input_ids[:stop], row.labels[:stop])
 

@@ -21,11 +21,11 @@ def labelled_logits(
     """
     labelled = labels[:, 1:] != IGNORE
     keep = labelled.any(0).nonzero().squeeze(1)  # positions at which some row has one
+    row, column = labelled[:, keep].nonzero(as_tuple=True)
     if _keeps(model):
         logits = model(**inputs, logits_to_keep=keep).logits
     else:
         logits = model(**inputs).logits[:, keep]
-    row, column = labelled[:, keep].nonzero(as_tuple=True)
     return logits[row, column], labels[row, keep[column] + 1], row
 
 

@@ -15,12 +15,14 @@ from typing import Any, Optional, Protocol
 
 import torch
 from filelock import FileLock
+from jinja2.exceptions import TemplateError
 from safetensors import SafetensorError
 
 from gtp_exp.cache import MANIFEST, sound
 from gtp_exp.checksums import checksums, sha256_file, write_sealed
 from gtp_exp.data.tokenization import chat_template_hash, ensure_chat_template
 from gtp_exp.errors import UserError, first_line
+from gtp_exp.lora import LoRA, attach, layers_to_adapt
 
 log = logging.getLogger(__name__)
 
@@ -38,24 +40,6 @@ class Precision(Enum):
     AUTO = "auto"  # bf16 where the hardware computes in it, else fp32
     BF16 = "bf16"
     FP32 = "fp32"
-
-
-@dataclass(frozen=True)
-class LoRA:
-    r: int
-    alpha: int
-    dropout: float
-    target_modules: list[str]
-    last_layers: Optional[int]  # how many layers are adapted, from the last one down; null: all of them
-
-    def __post_init__(self) -> None:
-        if self.last_layers is not None and self.last_layers < 1:
-            raise UserError(f"model.lora.last_layers={self.last_layers} must be at least 1, or null for all")
-        if self.r < 1 or not self.target_modules or not 0 <= self.dropout < 1:
-            raise UserError(
-                "model.lora needs r >= 1, target_modules and 0 <= dropout < 1; got "
-                f"r={self.r}, {self.target_modules}, dropout={self.dropout}"
-            )
 
 
 @dataclass(frozen=True)
@@ -138,35 +122,8 @@ class Model:
         if lora is None:  # fp32 master weights; the computation is in bf16 under autocast
             return self._load(self.location, self.config.revision, torch.float32)
         loaded = self.load()
-        from peft import LoraConfig, get_peft_model
-
-        torch.manual_seed(seed)  # PEFT draws A from the global generator
-        settings = LoraConfig(
-            r=lora.r,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=list(lora.target_modules),
-            layers_to_transform=self._adapted(loaded.model.config),
-            task_type="CAUSAL_LM",
-        )
-        try:
-            model = get_peft_model(loaded.model, settings)
-        except ValueError as error:
-            raise UserError(
-                f"model.lora.target_modules={lora.target_modules} does not fit "
-                f"{self.config.name_or_path}: {error}"
-            ) from error
+        model = attach(loaded.model, lora, seed, self.config.name_or_path)
         return LoadedModel(model.eval(), self.tokenizer, loaded.max_length)
-
-    def _adapted(self, architecture: Any) -> list[int] | None:
-        """Numbers of the layers that get a LoRA; None for all."""
-        last = self.config.lora.last_layers if self.config.lora else None
-        if last is None:
-            return None
-        layers = architecture.get_text_config().num_hidden_layers
-        if last > layers:
-            raise UserError(f"model.lora.last_layers={last} is more than the model's {layers} layers")
-        return list(range(layers - last, layers))
 
     def load_tuned(self, adapter: Path) -> LoadedModel:
         """The model after fine-tuning, from what `finetune` saved."""
@@ -202,6 +159,10 @@ def prepare(config: ModelConfig, cache_root: Path, device: torch.device) -> Mode
             f"model.max_length={config.max_length} exceeds the model's context of {context} tokens"
         )
     ensure_chat_template(tokenizer, config.system_prompt)
+    if config.system_prompt is not None:
+        _check_system_turn(tokenizer, config)
+    if config.lora is not None:
+        layers_to_adapt(config.lora, architecture)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     dtype = choose_dtype(config.precision, device)
@@ -214,6 +175,16 @@ def prepare(config: ModelConfig, cache_root: Path, device: torch.device) -> Mode
         "lora": None if lora is None else {**asdict(lora), "target_modules": sorted(lora.target_modules)},
     }
     return Model(config, location, dtype, device, tokenizer, identity)
+
+
+def _check_system_turn(tokenizer: Any, config: ModelConfig) -> None:
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
+    except TemplateError as error:
+        raise UserError(
+            f"model.system_prompt is set, but the chat template of {config.name_or_path} takes no system "
+            f"turn: {first_line(error)}; set model.system_prompt=null"
+        ) from error
 
 
 def _moved(model: Any, device: torch.device) -> Any:

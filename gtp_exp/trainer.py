@@ -21,6 +21,7 @@ from gtp_exp.training import RECEIPT, EpochHook, Order
 
 class WeightedTrainer(Trainer):
     order: Order
+    loss_is_scaled_for_ga = True  # by num_items_in_batch, whatever the model would do with its own loss
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
         return self.order
@@ -33,6 +34,8 @@ class WeightedTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
     ):
+        if return_outputs:  # it would have to be those of all positions
+            raise NotImplementedError("this Trainer trains, and evaluates nothing")
         weight, labels = inputs.pop("token_weight"), inputs.pop("labels")
         inputs.pop("size")
         logits, tokens, row = labelled_logits(model, inputs, labels)

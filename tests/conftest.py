@@ -25,7 +25,8 @@ def _what_is_imported_stays():
 
 @pytest.fixture(scope="session")
 def tiny_config():
-    from gtp_exp.models import LoRA, ModelConfig, Precision, Source
+    from gtp_exp.lora import LoRA
+    from gtp_exp.models import ModelConfig, Precision, Source
 
     targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
     lora = LoRA(r=4, alpha=8, dropout=0.0, target_modules=targets, last_layers=None)

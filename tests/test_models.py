@@ -12,7 +12,8 @@ import torch
 from gtp_exp import models
 from gtp_exp.errors import UserError
 from gtp_exp.launch import not_deterministic
-from gtp_exp.models import LoRA, Precision, Source, choose_device, choose_dtype, prepare
+from gtp_exp.lora import LoRA
+from gtp_exp.models import Precision, Source, choose_device, choose_dtype, prepare
 
 CPU = torch.device("cpu")
 
@@ -45,11 +46,13 @@ def test_only_lora_is_trainable_unless_lora_is_null(tiny, tiny_config, tmp_path)
     assert all(p.requires_grad and p.dtype == torch.float32 for p in full.parameters())
 
 
-@pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.parametrize("lora", ["all layers", "last layer", None])
 def test_a_saved_model_comes_back(tiny_config, tmp_path, lora):
     from gtp_exp.training import save_tuned
 
-    model = prepare(tiny_config if lora else replace(tiny_config, lora=None), tmp_path, CPU)
+    last = replace(tiny_config.lora, last_layers=1)
+    config = replace(tiny_config, lora={"all layers": tiny_config.lora, "last layer": last, None: None}[lora])
+    model = prepare(config, tmp_path, CPU)
     loaded = model.load_trainable(0)
     with torch.no_grad():
         for p in loaded.model.parameters():
@@ -119,11 +122,45 @@ def test_last_layers_adapts_these_and_no_others(tiny_config, tmp_path):
     model = prepare(last, tmp_path, CPU).load_trainable(0).model
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert len(trained) == 8 and all(".layers.1." in name for name in trained)  # A and B of q, k, v, o
-    deep = replace(tiny_config, lora=replace(tiny_config.lora, last_layers=3))
-    with pytest.raises(UserError, match="last_layers=3 is more than the model's 2"):
-        prepare(deep, tmp_path, CPU).load_trainable(0)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"last_layers": 3}, "last_layers=3 is more than the model's 2"),
+        ({"last_layers": 2, "target_modules": ["q_proj", "lm_head"]}, "lm_head is not in these"),
+        (
+            {"last_layers": 1, "target_modules": ["model.layers.0.self_attn.q_proj"]},
+            r"layers \[1\] have none",
+        ),
+    ],
+)
+def test_last_layers_that_cannot_be_had_are_named(tiny_config, tmp_path, change, told):
+    with pytest.raises(UserError, match=told):
+        lora = replace(tiny_config.lora, **change)
+        prepare(replace(tiny_config, lora=lora), tmp_path, CPU).load_trainable(0)
+
+
+def test_impossible_last_layers_show_before_anything_is_loaded(tiny_config, tmp_path):
     with pytest.raises(UserError, match="last_layers=0"):
         replace(tiny_config.lora, last_layers=0)
+    with pytest.raises(UserError, match="last_layers=3"):
+        prepare(replace(tiny_config, lora=replace(tiny_config.lora, last_layers=3)), tmp_path, CPU)
+
+
+def test_a_template_that_refuses_a_system_prompt_is_named(tiny, tiny_config, tmp_path):
+    from transformers import AutoTokenizer
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny.location, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    tokenizer.chat_template = refusal + tokenizer.chat_template
+    tokenizer.save_pretrained(folder)
+    config = replace(tiny_config, source=Source.HUB, name_or_path=str(folder))
+    prepare(config, tmp_path, CPU)
+    with pytest.raises(UserError, match="model.system_prompt is set, but .*no system role"):
+        prepare(replace(config, system_prompt="Be brief."), tmp_path, CPU)
 
 
 def test_a_lora_that_fits_no_module_is_named(tiny_config, tmp_path):

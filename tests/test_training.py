@@ -72,6 +72,16 @@ def test_accumulation_changes_nothing(tiny, tokenized, tmp_path):
     assert distance(whole, parts) < 1e-5
 
 
+def test_accumulation_changes_nothing_where_the_model_takes_no_arguments_for_its_loss(
+    tiny, tokenized, tmp_path, monkeypatch
+):
+    """Of such a model Trainer would divide our loss by the number of passes."""
+    whole = tune(tiny, tokenized, tmp_path / "a")
+    monkeypatch.setattr("transformers.LlamaForCausalLM.accepts_loss_kwargs", False, raising=False)
+    parts = tune(tiny, tokenized, tmp_path / "b", replace(CONFIG, micro_batch_size=2))
+    assert distance(whole, parts) < 1e-5
+
+
 def gradient(tiny, rows, weights, reduction, directory, batch_size):
     """What training on `rows` sums up in one epoch, from the optimizer's side: plain SGD with rate 1."""
     from gtp_exp import trainer

@@ -26,7 +26,8 @@ from gtp_exp.gradients.memory import halving
 from gtp_exp.gradients.optimizer import Direction
 from gtp_exp.gradients.project import Sketch, SketchKind, make_projection
 from gtp_exp.gradients.trajectory import Moments
-from gtp_exp.models import LoRA, ModelConfig, Precision, Source, prepare
+from gtp_exp.lora import LoRA
+from gtp_exp.models import ModelConfig, Precision, Source, prepare
 
 PLAIN_BATCH = 8
 SKETCH = Sketch(SketchKind.COUNTSKETCH, dim=8192, nonzeros=1)

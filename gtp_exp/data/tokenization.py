@@ -72,15 +72,14 @@ def ensure_chat_template(tokenizer: Any, system_prompt: str | None = None) -> No
     if not tokenizer.chat_template:
         tokenizer.chat_template = _fallback(tokenizer)
     template = tokenizer.get_chat_template()
-    for needed, preamble in (
-        ("strftime_now" in template, _FIXED_DATE),
-        (system_prompt is not None, _with_system_turn(system_prompt)),
-    ):
-        if needed and preamble not in template:
-            template = tokenizer.chat_template = preamble + template
+    preamble = _FIXED_DATE if "strftime_now" in template else ""
+    if system_prompt is not None:
+        preamble += _with_system_turn(system_prompt)
+    if preamble and not template.startswith(preamble):
+        tokenizer.chat_template = preamble + template
 
 
-def _with_system_turn(prompt: str | None) -> str:
+def _with_system_turn(prompt: str) -> str:
     turn = "{'role': 'system', 'content': " + json.dumps(prompt, ensure_ascii=False) + "}"
     return (
         "{%- if messages[0]['role'] != 'system' -%}"

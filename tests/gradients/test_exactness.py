@@ -135,6 +135,14 @@ def test_lora_matrices_that_are_frozen_are_left_out():
         assert worst_error(model, engine_of(model, kind), make_examples(5)) <= 1e-10
 
 
+@pytest.mark.parametrize("kind", [Engine.PACKED, Engine.HOOKS])
+def test_layers_without_lora_below_change_nothing(kind):
+    plain = base("llama")
+    last = plain.config.num_hidden_layers - 1
+    model = with_lora(plain, targets=["q_proj", "o_proj", "up_proj"], layers_to_transform=[last]).double()
+    assert worst_error(model, engine_of(model, kind), make_examples(9)) <= 1e-10
+
+
 @pytest.mark.parametrize("length", [20, 700], ids=["short", "longer_than_written_out"])
 def test_bfloat16_is_as_close_to_float64_as_batch_size_1(length):
     """Both round at every layer; the packed pass must not add an error of its own."""
