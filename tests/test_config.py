@@ -17,7 +17,8 @@ MODEL = {
     "precision": "fp32",
     "max_length": 64,
     "trust_remote_code": False,
-    "lora": {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": ["q_proj"]},
+    "system_prompt": None,
+    "lora": {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": ["q_proj"], "last_layers": None},
 }
 
 

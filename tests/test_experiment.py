@@ -265,7 +265,7 @@ def test_one_model_chooses_for_another(outputs, first):
     assert same.selection.indices_ids == first.selection.indices_ids
     smaller = run(outputs, "selector=less", "model@selection_model=tiny", "selection_model.lora.r=2")
     assert computed(smaller) == ALL - {"evaluation of the untuned model"}
-    assert smaller.model == first.model and smaller.selection_model["lora"][0] == 2
+    assert smaller.model == first.model and smaller.selection_model["lora"]["r"] == 2
     assert first.selection_model is None
 
 
