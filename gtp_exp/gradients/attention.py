@@ -33,9 +33,8 @@ def attention_per_sequence(
 
     Pass no attention mask and use_cache=False, or transformers makes the sequences see each other.
     """
-    from transformers import (
-        AttentionInterface,  # seconds, which a job that finds its gradients in the cache need not spend
-    )
+    # Seconds, which a job that finds its gradients in the cache need not spend.
+    from transformers import AttentionInterface
 
     AttentionInterface.register(ATTENTION, _attend)
     own = model.config.get_text_config()._attn_implementation
