@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from baselines.model_passes import labelled_loss, tokens_of
+from baselines.model_passes import labelled_loss, to_last_label, tokens_of
 from baselines.ranking import rank
 from gtp_exp.data.examples import IGNORE, TokenizedExample
 from gtp_exp.errors import UserError
@@ -58,12 +58,11 @@ class IFD:
 
 def last_answer(row: TokenizedExample) -> TokenizedExample:
     """The row up to the end of its last run of labelled tokens, and only that run labelled."""
-    stop = max(i for i, label in enumerate(row.labels) if label != IGNORE) + 1
-    start = stop - 1
+    row = to_last_label(row)
+    start = row.n_tokens - 1
     while start > 0 and row.labels[start - 1] != IGNORE:
         start -= 1
-    labels = (IGNORE,) * start + row.labels[start:stop]
-    return TokenizedExample(row.id, row.input_ids[:stop], labels)
+    return TokenizedExample(row.id, row.input_ids, (IGNORE,) * start + row.labels[start:])
 
 
 def answer_header(tokenizer: Any) -> list[int]:

@@ -71,12 +71,12 @@ def labelled_loss(
     rows: Sequence[TokenizedExample], loaded: LoadedModel, *, batch_size: int, label: str
 ) -> torch.Tensor:
     """Mean negative log-likelihood of each row's labelled tokens, in nats per token: float64 [n]."""
-    rows = [_to_last_label(row) for row in rows]
+    rows = [to_last_label(row) for row in rows]
     reads = {"rows": digest(*([row.input_ids, row.labels] for row in rows))}
     return loaded.keep("loss", reads, lambda: _labelled_loss(rows, loaded, batch_size, label))
 
 
-def _to_last_label(row: TokenizedExample) -> TokenizedExample:
+def to_last_label(row: TokenizedExample) -> TokenizedExample:
     """Cut behind the last labelled token: rows that differ there alone share a pass."""
     stop = max((i for i, label in enumerate(row.labels, 1) if label != IGNORE), default=0)
     return TokenizedExample(row.id, row.input_ids[:stop], row.labels[:stop])

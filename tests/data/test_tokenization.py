@@ -348,6 +348,7 @@ def test_the_fallback_begins_with_bos_if_the_tokenizer_does():
         single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
     )
     ensure_chat_template(tokenizer)
+    assert tokenizer.chat_template == "{{ bos_token }}" + FALLBACK_CHAT_TEMPLATE
     row = only(tokenizer, conversation("Hi", "Paris"))
     assert row.input_ids.count(tokenizer.bos_token_id) == 1 and row.input_ids[0] == tokenizer.bos_token_id
     plain = word_tokenizer(None)
