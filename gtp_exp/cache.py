@@ -24,10 +24,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from gtp_exp.checksums import checksums, first_damage, read_sealed, write_sealed
+from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.errors import UserError
-from gtp_exp.heartbeat import beat
-from gtp_exp.processes import ALONE, Processes
+from gtp_exp.files import checksums, first_damage, read_sealed, write_sealed
+from gtp_exp.launch.heartbeat import beat
 
 log = logging.getLogger(__name__)
 _LOOK_UP_S = 10.0  # while waiting for another run
@@ -90,18 +90,18 @@ class Cache:
             if found is not None:
                 seconds = float(found["seconds"])
                 log.info("%s: reused %s (saved %.1f s)", label, key, seconds)
-                everyone.share(seconds)
+                everyone.broadcast(seconds)
                 return StageResult(final, key, seconds, cached=True)
             beat()
             part.mkdir(exist_ok=True)
             _drop_unfinished(part)
             spent = (read_sealed(part / _SPENT) or {"seconds": 0.0})["seconds"]
             start = time.monotonic()
-            everyone.share(None)
+            everyone.broadcast(None)
             try:
                 produce(part)
                 if together:
-                    everyone.wait()
+                    everyone.barrier()
             except BaseException:
                 with contextlib.suppress(OSError):
                     write_sealed(part / _SPENT, {"seconds": spent + time.monotonic() - start})
@@ -119,18 +119,18 @@ class Cache:
             write_sealed(part / MANIFEST, manifest)
             os.replace(part, final)
             log.info("%s: done in %.1f s", label, seconds)
-            everyone.share(seconds)
+            everyone.broadcast(seconds)
             return StageResult(final, key, seconds, cached=False)
 
     def _follow(self, final: Path, part: Path, produce: Callable[[Path], None] | None) -> StageResult:
         """What a process does that is not the main one. produce: its part of the work, if it has any."""
-        seconds = self.processes.share(None)
+        seconds = self.processes.broadcast(None)
         cached = seconds is not None
         if not cached:
             if produce is not None:
                 produce(part)
-                self.processes.wait()
-            seconds = self.processes.share(None)
+                self.processes.barrier()
+            seconds = self.processes.broadcast(None)
         return StageResult(final, final.name, seconds, cached)
 
 

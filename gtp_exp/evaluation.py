@@ -17,10 +17,10 @@ from gtp_exp.data.batching import length_sorted_batches, pad_collate
 from gtp_exp.data.benchmark import HELD_OUT_LOSS, EvalTask
 from gtp_exp.data.examples import Example
 from gtp_exp.data.tokenization import tokenize
+from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.errors import UserError, first_line
-from gtp_exp.logits import labelled_logits
-from gtp_exp.models import LoadedModel
-from gtp_exp.processes import ALONE, Processes
+from gtp_exp.model.loading import LoadedModel
+from gtp_exp.model.loss import labelled_logits
 
 SEED = 1234  # of lm-eval's samplers: part of the task, the same in every run
 
@@ -69,7 +69,7 @@ def held_out_loss(
         for batch in tqdm(own, desc=f"{label}: held-out loss", unit="batch"):
             inputs = pad_collate([tokenized[i] for i in batch], loaded.tokenizer.pad_token_id)
             nats[torch.tensor(batch)] = row_nats(loaded.model, {k: v.to(device) for k, v in inputs.items()})
-    nats = processes.sum(nats)  # a row is in the batch of one process, and zero elsewhere
+    nats = processes.all_reduce(nats)  # a row is in the batch of one process, and zero elsewhere
     if not torch.isfinite(nats).all():
         raise UserError(f"task '{label}': the held-out loss is not finite; the tuned model has diverged")
     n_tokens = sum(e.n_completion_tokens for e in tokenized)
@@ -139,9 +139,9 @@ def _lm_eval(
     finally:
         torch.set_rng_state(state)  # simple_evaluate reseeds the global generators
     if not processes.main:  # lm-eval brings everything to the main process
-        return processes.share(None)
+        return processes.broadcast(None)
     _write_samples(output["samples"], directory / "samples.jsonl")
-    return processes.share(_headline(task, output))
+    return processes.broadcast(_headline(task, output))
 
 
 def _divide(lm: Any, processes: Processes) -> None:

@@ -15,30 +15,33 @@ from typing import Any, Protocol
 import torch
 from safetensors.torch import load_file, save_file
 
-from gtp_exp import selected
 from gtp_exp.cache import Cache, StageResult
-from gtp_exp.checksums import read_json, write_json
 from gtp_exp.config import describe
 from gtp_exp.data.benchmark import Benchmark, EvalTask, SplitsPool
 from gtp_exp.data.examples import Example, Pool, TokenizedExample
 from gtp_exp.data.hashing import content_hash
+from gtp_exp.data.leakage import TestRows, flagged, leakage
 from gtp_exp.data.tokenization import tokenize
+from gtp_exp.distributed import ALONE, Processes, connect
 from gtp_exp.errors import UserError
 from gtp_exp.evaluation import evaluate
+from gtp_exp.files import read_json, write_json
+from gtp_exp.gradients.checkpoints import load_checkpoint, save_checkpoint
 from gtp_exp.gradients.collect import VERSION as GRADIENTS_VERSION
 from gtp_exp.gradients.collect import collect
 from gtp_exp.gradients.settings import GradientConfig
 from gtp_exp.gradients.store import GradientStore
-from gtp_exp.gradients.trajectory import load_checkpoint, save_checkpoint
-from gtp_exp.launch import Launch
-from gtp_exp.leakage import TestRows, flagged, leakage
-from gtp_exp.models import Model, ModelConfig, be_deterministic, choose_device, prepare
-from gtp_exp.processes import ALONE, Processes, connect
-from gtp_exp.results import PoolSummary, RowCounts, RunRecord, SelectionSummary, StageCost
+from gtp_exp.launch.launcher import Launch
+from gtp_exp.model.device import be_deterministic, choose_device
+from gtp_exp.model.loading import Model, ModelConfig, prepare
+from gtp_exp.results import selected
+from gtp_exp.results.record import PoolSummary, RowCounts, RunRecord, SelectionSummary, StageCost
 from gtp_exp.selection.base import Budget, Need, Selection, SelectionProblem, Selector
 from gtp_exp.selection.subset import select_outside_quarantine
 from gtp_exp.tracking import METRICS_NAME, Journal, NoTracker, RunInfo, Tracker
-from gtp_exp.training import TrainConfig, finetune, forget_epochs, save_tuned
+from gtp_exp.training.config import TrainConfig
+from gtp_exp.training.finetune import finetune, save_tuned
+from gtp_exp.training.resume import forget_epochs
 
 log = logging.getLogger(__name__)
 
@@ -284,7 +287,7 @@ def prepare_rows(name: str, examples: Sequence[Example], model: Model) -> Rows:
 
 def check_agreement(processes: Processes, name: str, key: str) -> None:
     """Every process reads the data for itself; with different rows they would divide different work."""
-    if len(set(processes.collect(key))) > 1:
+    if len(set(processes.all_gather(key))) > 1:
         raise UserError(f"the {name} changed while the job's processes read it; start the job again")
 
 

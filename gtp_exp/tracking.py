@@ -64,10 +64,10 @@ class WandbMode(Enum):
 
 @dataclass(frozen=True)
 class WandbTracking:
-    project: str
-    entity: Optional[str]
-    mode: WandbMode
-    timeout_s: float  # of a connection attempt; then the run goes on offline
+    project: str = "gtp-exp"
+    entity: Optional[str] = None
+    mode: WandbMode = WandbMode.OFFLINE
+    timeout_s: float = 30.0  # of a connection attempt; then the run goes on offline
 
     def tracker(self) -> Tracker:
         return _WandbTracker(self)

@@ -22,12 +22,12 @@ from typing import Any, NoReturn
 
 from omegaconf import OmegaConf
 
-from gtp_exp import heartbeat
 from gtp_exp.config import build
 from gtp_exp.errors import UserError
-from gtp_exp.launch import GRACE_S, die_with_parent, not_deterministic
-from gtp_exp.results import Names, RunRecord, State, write_record
-from gtp_exp.storage import storage_fault
+from gtp_exp.launch import heartbeat
+from gtp_exp.launch.faults import storage_fault
+from gtp_exp.launch.launcher import GRACE_S, die_with_parent, not_deterministic
+from gtp_exp.results.record import Names, RunRecord, State, write_record
 from gtp_exp.tracking import METRICS_NAME
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "lm-eval", "numpy")

@@ -25,8 +25,9 @@ def _what_is_imported_stays():
 
 @pytest.fixture(scope="session")
 def tiny_config():
-    from gtp_exp.lora import LoRA
-    from gtp_exp.models import ModelConfig, Precision, Source
+    from gtp_exp.model.device import Precision
+    from gtp_exp.model.loading import ModelConfig, Source
+    from gtp_exp.model.lora import LoRA
 
     targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
     lora = LoRA(r=4, alpha=8, dropout=0.0, target_modules=targets, last_layers=None)
@@ -36,7 +37,7 @@ def tiny_config():
 @pytest.fixture(scope="session")
 def tiny(tiny_config, tmp_path_factory):
     """The tiny model of conf/model/tiny.yaml, prepared (weights are loaded by each user)."""
-    from gtp_exp.models import prepare
+    from gtp_exp.model.loading import prepare
 
     return prepare(tiny_config, tmp_path_factory.mktemp("cache"), torch.device("cpu"))
 

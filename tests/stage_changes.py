@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gtp_exp.models import Precision, choose_dtype
+from gtp_exp.model.device import Precision, choose_dtype
 
 AUTO = choose_dtype(Precision.AUTO, torch.device("cpu"))
 OTHER_PRECISION = "fp32" if AUTO is torch.bfloat16 else "bf16"

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from gtp_exp import checksums
+from gtp_exp import files as checksums
 from gtp_exp.cache import Cache, stage_key
 from gtp_exp.errors import UserError
-from gtp_exp.storage import storage_fault
+from gtp_exp.launch.faults import storage_fault
 
 
 def fill(directory):

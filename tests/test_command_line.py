@@ -16,9 +16,9 @@ import pytest
 import yaml
 
 from gtp_exp.config import build
-from gtp_exp.launch import Launch, run_worker
+from gtp_exp.launch.launcher import Launch, run_worker
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 TOY = [
     "model=tiny",
     "dataset=toy",
@@ -64,7 +64,7 @@ def test_help_and_the_composed_config_are_printed(tmp_path):
     shown = call(tmp_path, "--help")
     assert shown.returncode == 0 and "selector: " in shown.stdout and "gtp-exp -m" in shown.stdout
     job = call(tmp_path, "--cfg=job")
-    assert "_target_: gtp_exp.models.ModelConfig" in job.stdout
+    assert "_target_: gtp_exp.model.loading.ModelConfig" in job.stdout
     assert not (tmp_path / "outputs").exists()
 
 
@@ -82,7 +82,7 @@ def test_the_wheel_works_in_another_folder(tmp_path):
             [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
-        assert str(unpacked) in done.stdout or "_target_: baselines.less.LESS" in done.stdout
+        assert str(unpacked) in done.stdout or "_target_: gtp_baselines.less.LESS" in done.stdout
     assert (unpacked / "gtp_exp" / "leaderboard" / "page.html.j2").is_file()
     assert (unpacked / "benchmarks" / "skills" / "pool.py").is_file()
 

@@ -10,7 +10,7 @@ from gtp_exp.selection.base import Budget, Unit
 
 BUDGET = {"_target_": "gtp_exp.selection.base.Budget", "unit": "fraction", "amount": 0.05}
 MODEL = {
-    "_target_": "gtp_exp.models.ModelConfig",
+    "_target_": "gtp_exp.model.loading.ModelConfig",
     "source": "tiny",
     "name_or_path": "x",
     "revision": None,

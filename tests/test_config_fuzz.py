@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gtp_exp.config import build
 from gtp_exp.errors import UserError
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
+CONF = Path(__file__).resolve().parents[1] / "conf"
 NODES = {
     f"{path.parent.name}/{path.stem}": yaml.safe_load(
         path.read_text().replace("${oc.env:WANDB_MODE,offline}", "offline")

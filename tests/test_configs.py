@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from gtp_exp.errors import UserError
 from gtp_exp.worker import assemble
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
+CONF = Path(__file__).resolve().parents[1] / "conf"
 GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir())
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 

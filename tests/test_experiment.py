@@ -15,15 +15,15 @@ from omegaconf import OmegaConf
 from stage_changes import ALL, CHANGES
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from baselines.bm25 import BM25
+from gtp_baselines.bm25 import BM25
 from gtp_exp import experiment
 from gtp_exp.cache import Cache
 from gtp_exp.errors import UserError
 from gtp_exp.experiment import Passes
-from gtp_exp.results import State
+from gtp_exp.results.record import State
 from gtp_exp.worker import _begin, assemble
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 TOY = [
     "model=tiny",
     "dataset=toy",
@@ -133,7 +133,7 @@ def test_full_fine_tuning_goes_through_the_same_pipeline(outputs):
 
 
 def test_weights_reach_training_when_asked(outputs, monkeypatch, tmp_path):
-    from baselines.random import Random
+    from gtp_baselines.random import Random
     from gtp_exp.selection.base import Selection
 
     def weighted(self, problem):

@@ -14,7 +14,7 @@ from gtp_exp.estimate.jobs import compose_jobs
 from gtp_exp.estimate.plan import POOL, WARMUP, plan
 from gtp_exp.leaderboard.comparability import flatten
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
+CONF = Path(__file__).resolve().parents[1] / "conf"
 NAMES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 ABLATIONS = [name for name in NAMES if name.startswith("ablation_") and name != "ablation_reference"]
 TINY = yaml.safe_load((CONF / "model" / "tiny.yaml").read_text())
@@ -207,10 +207,10 @@ def test_the_ablations_differ_from_the_reference_in_nothing_else():
 
 
 def test_every_option_of_a_factor_is_swept():
-    from gtp_exp.gradients.optimizer import Direction
+    from gtp_exp.gradients.directions import Direction
+    from gtp_exp.selection.atoms.sketches import Normalise
+    from gtp_exp.selection.atoms.subspace import Subspace
     from gtp_exp.selection.gtp import Regularisation, Solver, TargetColumns
-    from gtp_exp.selection.subspace import Subspace
-    from gtp_exp.selection.trajectory import Normalise
 
     for name, key, kind in [
         ("ablation_subspace", "subspace", Subspace),

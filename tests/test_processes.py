@@ -17,11 +17,12 @@ import torch
 from safetensors.torch import load_file
 from test_command_line import ENVIRONMENT, command
 
+from gtp_exp.distributed import ALONE, connect
 from gtp_exp.errors import UserError
 from gtp_exp.experiment import own_masks
 from gtp_exp.gradients.store import GradientStore
-from gtp_exp.processes import ALONE, connect
-from gtp_exp.training import NO_ROW, Order, TrainConfig, micro_batch_size
+from gtp_exp.training.batches import NO_ROW, Order
+from gtp_exp.training.config import TrainConfig, micro_batch_size
 
 # Seven rows chosen: the last step of training is not full, and no share of it is.
 JOB = ["selector=gtp", "budget=rows", "budget.amount=7", "model.precision=fp32", "train.batch_size=4"]
@@ -196,7 +197,7 @@ def test_with_dropout_training_by_another_number_of_processes_is_another_stage(d
 
 def test_one_process_needs_no_group():
     assert connect(1, torch.device("cpu")) is ALONE
-    assert ALONE.share(3) == 3 and ALONE.collect(3) == [3] and ALONE.main_first(lambda: 3) == 3
+    assert ALONE.broadcast(3) == 3 and ALONE.all_gather(3) == [3] and ALONE.main_first(lambda: 3) == 3
 
 
 def test_the_order_is_a_permutation_of_its_own_in_every_epoch_filled_up_to_the_multiple():

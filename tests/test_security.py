@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from test_command_line import ENVIRONMENT, command
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(p for part in ("gtp_exp", "baselines", "benchmarks") for p in (ROOT / part).rglob("*.py"))
 UNPICKLE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 FORBIDDEN_CALLS = {"torch.load", "np.load", "numpy.load", "eval", "exec", "os.system", "os.popen"}

@@ -19,7 +19,7 @@ from jinja2.exceptions import TemplateError
 from tqdm import tqdm
 
 from gtp_exp.data.examples import IGNORE, Example, Message, TokenizedExample
-from gtp_exp.data.records import EMPTY, NO_ASSISTANT
+from gtp_exp.data.rows import EMPTY, NO_ASSISTANT
 from gtp_exp.errors import UserError
 
 VERSION = 1  # raise it when the same text gets other ids or labels: it enters `chat_template_hash`

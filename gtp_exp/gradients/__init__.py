@@ -1,0 +1,1 @@
+"""Exact per-example gradients along a training trajectory, sketched and stored."""

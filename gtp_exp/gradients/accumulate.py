@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from gtp_exp.gradients.optimizer import Direction, apply_direction
-from gtp_exp.gradients.project import Projection
-from gtp_exp.gradients.trajectory import Moments
+from gtp_exp.gradients.checkpoints import Moments
+from gtp_exp.gradients.directions import Direction, apply_direction
+from gtp_exp.gradients.sketch import Projection
 
 
 @dataclass(frozen=True)

@@ -12,22 +12,12 @@ from typing import Any
 import torch
 import transformers
 
-from gtp_exp.checksums import sha256_file
 from gtp_exp.data.examples import TokenizedExample
 from gtp_exp.data.hashing import digest
 from gtp_exp.errors import UserError
+from gtp_exp.files import sha256_file
 from gtp_exp.gradients.accumulate import Accumulator, Transform
-from gtp_exp.gradients.adapters import check_differentiable, sizes
-from gtp_exp.gradients.choose import Engine, choose_engine, make_engine
-from gtp_exp.gradients.engine import GradientEngine
-from gtp_exp.gradients.linear import LinearKernel
-from gtp_exp.gradients.loss import Reduction
-from gtp_exp.gradients.memory import halving
-from gtp_exp.gradients.meter import Meter
-from gtp_exp.gradients.optimizer import Direction
-from gtp_exp.gradients.project import Sketch, make_projection, output_dim
-from gtp_exp.gradients.store import GradientStore, StorageType, StoreWriter
-from gtp_exp.gradients.trajectory import (
+from gtp_exp.gradients.checkpoints import (
     MOMENTS,
     TRAINABLE,
     Checkpoint,
@@ -36,6 +26,16 @@ from gtp_exp.gradients.trajectory import (
     load_moments,
     load_trainable,
 )
+from gtp_exp.gradients.directions import Direction
+from gtp_exp.gradients.engines.adapters import check_differentiable, sizes
+from gtp_exp.gradients.engines.base import GradientEngine
+from gtp_exp.gradients.engines.choose import Engine, choose_engine, make_engine
+from gtp_exp.gradients.engines.linear import LinearKernel
+from gtp_exp.gradients.memory import halving
+from gtp_exp.gradients.meter import Meter
+from gtp_exp.gradients.sketch import Sketch, make_projection, output_dim
+from gtp_exp.gradients.store import GradientStore, StorageType, StoreWriter
+from gtp_exp.model.loss import Reduction
 
 VERSION = 2  # raised when the same settings give other numbers
 

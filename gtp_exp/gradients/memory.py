@@ -12,7 +12,7 @@ import torch
 
 from gtp_exp.data.examples import TokenizedExample
 from gtp_exp.errors import UserError
-from gtp_exp.gradients.engine import GradientEngine
+from gtp_exp.gradients.engines.base import GradientEngine
 
 # Larger batches gain little once the matrix products are saturated: on a CPU with a thousand tokens, on a GPU
 # with many more, where a small model's products are over before the next ones are asked for.

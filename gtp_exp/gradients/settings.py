@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from gtp_exp.config import describe
 from gtp_exp.errors import UserError
-from gtp_exp.gradients.choose import Engine
-from gtp_exp.gradients.loss import Reduction
-from gtp_exp.gradients.optimizer import Direction
-from gtp_exp.gradients.project import Sketch
+from gtp_exp.gradients.directions import Direction
+from gtp_exp.gradients.engines.choose import Engine
+from gtp_exp.gradients.sketch import Sketch
 from gtp_exp.gradients.store import StorageType
-from gtp_exp.training import TrainConfig
+from gtp_exp.model.loss import Reduction
+from gtp_exp.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
 class GradientConfig:
-    seed: int  # of the warm-up subset, the LoRA start and the sketches
-    warmup_share: float  # of the candidates
-    warmup: TrainConfig  # every epoch ends in a checkpoint of the trajectory
-    directions: list[Direction]  # each is stored, from the same backward pass
-    sketch: Sketch
-    reduction: Reduction
-    storage: StorageType
-    engine: Engine
-    shard_rows: int
-    token_budget: Optional[int]  # tokens per forward pass; null chooses by free memory
+    seed: int = 0  # of the warm-up subset, the LoRA start and the sketches
+    warmup_share: float = 0.05  # of the candidates
+    warmup: TrainConfig = field(
+        default_factory=TrainConfig
+    )  # every epoch ends in a checkpoint of the trajectory
+    directions: list[Direction] = field(
+        default_factory=lambda: [Direction.SGD, Direction.ADAM, Direction.LESS]
+    )  # each is stored, from the same backward pass
+    sketch: Sketch = field(default_factory=Sketch)
+    reduction: Reduction = Reduction.MEAN
+    storage: StorageType = StorageType.FLOAT16
+    engine: Engine = Engine.AUTO
+    shard_rows: int = 1024
+    token_budget: Optional[int] = None  # tokens per forward pass; null chooses by free memory
     max_quarantined_share: (
         float  # of a split's rows, whose gradient may be NaN or infinite; they are left out
-    )
+    ) = 0.01
 
     def __post_init__(self) -> None:
         if not 0 < self.warmup_share <= 1:

@@ -31,8 +31,8 @@ from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from gtp_exp.checksums import read_json, read_sealed, sha256_file, write_json, write_sealed
 from gtp_exp.errors import UserError
+from gtp_exp.files import read_json, read_sealed, sha256_file, write_json, write_sealed
 
 log = logging.getLogger(__name__)
 

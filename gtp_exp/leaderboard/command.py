@@ -9,13 +9,15 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from gtp_exp.checksums import write_whole
 from gtp_exp.errors import UserError
-from gtp_exp.leaderboard import date_lm, examples, exports, page
+from gtp_exp.files import write_whole
+from gtp_exp.leaderboard import date_lm, exports
 from gtp_exp.leaderboard.board import LOSS, check_metric, score
 from gtp_exp.leaderboard.choices import judged
 from gtp_exp.leaderboard.comparability import group
 from gtp_exp.leaderboard.metrics import CHOICE, HEADLINE
+from gtp_exp.leaderboard.page import examples
+from gtp_exp.leaderboard.page import render as page
 from gtp_exp.leaderboard.records import load
 
 

@@ -11,9 +11,9 @@ from dataclasses import asdict
 from typing import Any
 
 from gtp_exp.leaderboard.board import Board, Line
-from gtp_exp.leaderboard.charts import duration
 from gtp_exp.leaderboard.diagnostics import facts, pool_shares
 from gtp_exp.leaderboard.metrics import Metric
+from gtp_exp.leaderboard.page.charts import duration
 from gtp_exp.leaderboard.records import Loaded
 from gtp_exp.leaderboard.verdict import sentences
 

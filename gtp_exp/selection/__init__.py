@@ -1,0 +1,1 @@
+"""Selectors: their contract, and Gradient Trajectory Pursuit."""

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import torch
 
 from gtp_exp.data.examples import Example
+from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.errors import NothingToChoose, UserError
-from gtp_exp.processes import ALONE, Processes
 
 if TYPE_CHECKING:
     from gtp_exp.gradients.features import GradientFeatures
-    from gtp_exp.models import LoadedModel
+    from gtp_exp.model.loading import LoadedModel
 
 
 class Unit(Enum):

@@ -19,8 +19,8 @@ from typing import Protocol
 
 import torch
 
-from gtp_exp.selection.atoms import Atoms
-from gtp_exp.selection.pursuit import Pursuit
+from gtp_exp.selection.atoms.matrix import Atoms
+from gtp_exp.selection.solvers.pursuit import Pursuit
 
 
 @dataclass(frozen=True)

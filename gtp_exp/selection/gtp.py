@@ -11,7 +11,7 @@ cross-validation, rounds and fill, the other solvers, and every option without a
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, ClassVar, Optional
 
@@ -19,16 +19,7 @@ import torch
 from tqdm import tqdm
 
 from gtp_exp.errors import UserError
-from gtp_exp.selection.base import Need, Selection, SelectionProblem
-from gtp_exp.selection.cosamp import cosamp
-from gtp_exp.selection.cross_validation import Choice, Fold, choose, group_means, pool_folds, target_folds
-from gtp_exp.selection.elastic_net import elastic_net
-from gtp_exp.selection.omp import block_omp, omp
-from gtp_exp.selection.partitioned import select_in_parts
-from gtp_exp.selection.pursuit import Pursuit
-from gtp_exp.selection.rounds import Filled, fill_budget, refit
-from gtp_exp.selection.subspace import Subspace
-from gtp_exp.selection.trajectory import (
+from gtp_exp.selection.atoms.sketches import (
     GIB,
     CheckpointWeights,
     Normalise,
@@ -36,6 +27,15 @@ from gtp_exp.selection.trajectory import (
     require_directions,
     trajectory,
 )
+from gtp_exp.selection.atoms.subspace import Subspace
+from gtp_exp.selection.base import Need, Selection, SelectionProblem
+from gtp_exp.selection.cross_validation import Choice, Fold, choose, group_means, pool_folds, target_folds
+from gtp_exp.selection.partitioned import select_in_parts
+from gtp_exp.selection.rounds import Filled, fill_budget, refit
+from gtp_exp.selection.solvers.cosamp import cosamp
+from gtp_exp.selection.solvers.elastic_net import elastic_net
+from gtp_exp.selection.solvers.omp import block_omp, omp
+from gtp_exp.selection.solvers.pursuit import Pursuit
 
 
 class Solver(Enum):
@@ -62,33 +62,39 @@ class Weighting(Enum):
 
 @dataclass(frozen=True)
 class GTP:
-    checkpoints: Optional[list[int]]  # along the trajectory from 0, -1 the last; null takes all
-    direction: str  # of the candidates' gradients: sgd, adam or less
-    target_direction: str
-    normalise: Normalise
-    checkpoint_weights: CheckpointWeights
-    subspace: Subspace
-    subspace_dim: int  # per checkpoint
-    subspace_rows: int  # pool rows that estimate the principal components, at most
-    target_columns: TargetColumns
-    solver: Solver
-    candidates: float  # cosamp: rows looked at per iteration, elastic_net: on the path; over the rows wanted
-    prune_stages: int  # cosamp, elastic_net: 1 prunes at once
-    steps: int  # block_omp: passes that a round takes
-    max_iterations: int  # cosamp, elastic_net: per round
-    tolerance: float  # cosamp: relative fall of the objective below which a round stops
-    regularisation: Regularisation
-    ridge: float  # lam over the mean squared norm of the atoms
-    ridges: list[float]  # those that cross-validation may choose, ascending
-    folds: int
-    collapse_copies: bool  # of rows with equal gradients only the first is a candidate
-    near_copy_cosine: float | None  # candidates closer than this to another one are passed over; null: off
-    round_rows: int  # rows per round at most; never more than half the atoms' dimension
-    max_rounds: int
-    weighting: Weighting
-    partitions: int  # above 1: choose within so many parts of the pool, then among what they chose
-    chunk_rows: int  # rows read from the store at a time
-    memory_gib: float  # sketches that take no more than this as float32 are held in memory
+    checkpoints: Optional[list[int]] = None  # along the trajectory from 0, -1 the last; null takes all
+    direction: str = "sgd"  # of the candidates' gradients: sgd, adam or less
+    target_direction: str = "sgd"
+    normalise: Normalise = Normalise.ATOM
+    checkpoint_weights: CheckpointWeights = CheckpointWeights.LEARNING_RATE
+    subspace: Subspace = Subspace.NONE
+    subspace_dim: int = 512  # per checkpoint
+    subspace_rows: int = 8192  # pool rows that estimate the principal components, at most
+    target_columns: TargetColumns = TargetColumns.MEAN
+    solver: Solver = Solver.COSAMP
+    candidates: float = (
+        2.0  # cosamp: rows looked at per iteration, elastic_net: on the path; over the rows wanted
+    )
+    prune_stages: int = 4  # cosamp, elastic_net: 1 prunes at once
+    steps: int = 50  # block_omp: passes that a round takes
+    max_iterations: int = 30  # cosamp, elastic_net: per round
+    tolerance: float = 0.02  # cosamp: relative fall of the objective below which a round stops
+    regularisation: Regularisation = Regularisation.CROSS_VALIDATION
+    ridge: float = 1.0  # lam over the mean squared norm of the atoms
+    ridges: list[float] = field(
+        default_factory=lambda: [0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
+    )  # those that cross-validation may choose, ascending
+    folds: int = 4
+    collapse_copies: bool = True  # of rows with equal gradients only the first is a candidate
+    near_copy_cosine: float | None = (
+        0.98  # candidates closer than this to another one are passed over; null: off
+    )
+    round_rows: int = 256  # rows per round at most; never more than half the atoms' dimension
+    max_rounds: int = 256
+    weighting: Weighting = Weighting.SOLUTION
+    partitions: int = 1  # above 1: choose within so many parts of the pool, then among what they chose
+    chunk_rows: int = 4096  # rows read from the store at a time
+    memory_gib: float = 4.0  # sketches that take no more than this as float32 are held in memory
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
     version: ClassVar[int] = 1

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
+from gtp_exp.distributed import ALONE
 from gtp_exp.errors import NothingToChoose, UserError
 from gtp_exp.gradients.features import MemoryFeatures
-from gtp_exp.processes import ALONE
+from gtp_exp.selection.atoms.sharded import Slice, share_of
 from gtp_exp.selection.base import Selection, SelectionProblem, Selector
-from gtp_exp.selection.sharded import Slice, share_of
 from gtp_exp.selection.subset import SomeFeatures, some_candidates
 
 
@@ -48,7 +48,7 @@ def select_in_parts(selector: Selector, problem: SelectionProblem, parts: int, d
         else:
             found[p] = (chosen.indices + span.start, chosen.scores, chosen.diagnostics.get("refit"))
     by_part: dict[int, Any] = {}
-    for one in processes.collect(found):
+    for one in processes.all_gather(found):
         by_part |= one
     union = torch.cat([by_part[p][0] for p in range(parts)]).sort().values
     if not len(union):

@@ -23,11 +23,11 @@ import torch
 from tqdm import tqdm
 
 from gtp_exp.errors import NothingToChoose
-from gtp_exp.selection.atoms import Atoms
-from gtp_exp.selection.duplicates import Copies
-from gtp_exp.selection.nnls import GramCache, columns_of
-from gtp_exp.selection.pruning import fit_columns
-from gtp_exp.selection.pursuit import Pursuit
+from gtp_exp.selection.atoms.duplicates import Copies
+from gtp_exp.selection.atoms.matrix import Atoms
+from gtp_exp.selection.solvers.nnls import GramCache, columns_of
+from gtp_exp.selection.solvers.pruning import fit_columns
+from gtp_exp.selection.solvers.pursuit import Pursuit
 
 
 class Solve(Protocol):

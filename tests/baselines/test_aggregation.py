@@ -8,8 +8,8 @@ import pytest
 import torch
 from baseline_problems import problem, with_rows
 
-from baselines.aggregation import Aggregation, choose, group_target
-from baselines.ranking import rank
+from gtp_baselines.aggregation import Aggregation, choose, group_target
+from gtp_baselines.ranking import rank
 from gtp_exp.selection.base import Budget, Unit
 
 

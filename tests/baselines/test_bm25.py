@@ -12,9 +12,9 @@ import pytest
 import torch
 from baseline_problems import problem
 
-from baselines.aggregation import Aggregation, group_target
-from baselines.bm25 import BM25
-from baselines.ranking import text
+from gtp_baselines.aggregation import Aggregation, group_target
+from gtp_baselines.bm25 import BM25
+from gtp_baselines.ranking import text
 
 K1, B = 1.5, 0.75
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from baseline_problems import RATES, problem, with_rows
 
-from baselines.craig import CRAIG, Similarity, facility_location
+from gtp_baselines.craig import CRAIG, Similarity, facility_location
 from gtp_exp.gradients.features import MemoryFeatures
 from gtp_exp.selection.base import Budget, Unit
 

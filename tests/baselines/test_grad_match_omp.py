@@ -11,10 +11,10 @@ from baseline_problems import RATES, problem, with_rows
 from scipy.optimize import nnls
 from sklearn.linear_model import orthogonal_mp
 
-from baselines.grad_match_omp import GradMatchOMP
+from gtp_baselines.grad_match_omp import GradMatchOMP
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.features import MemoryFeatures
-from gtp_exp.selection.trajectory import Normalise
+from gtp_exp.selection.atoms.sketches import Normalise
 
 
 def selector(ridge=0.5, normalise=Normalise.NONE):

@@ -9,9 +9,9 @@ import pytest
 import torch
 from baseline_problems import RATES, problem
 
-from baselines.aggregation import Aggregation
-from baselines.gist import GIST
-from baselines.less import LESS
+from gtp_baselines.aggregation import Aggregation
+from gtp_baselines.gist import GIST
+from gtp_baselines.less import LESS
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.features import MemoryFeatures
 

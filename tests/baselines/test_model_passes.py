@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from baseline_problems import problem
 
-from baselines.aggregation import Aggregation
-from baselines.embedding_knn import EmbeddingKNN
-from baselines.ifd import IFD, answer_header, last_answer, without_prompt
-from baselines.model_passes import Pooling, embed, labelled_loss, tokens_of
-from baselines.perplexity import Part, Perplexity
-from baselines.rds_plus import RDSPlus
 from conftest import conversation
+from gtp_baselines.aggregation import Aggregation
+from gtp_baselines.embedding_knn import EmbeddingKNN
+from gtp_baselines.ifd import IFD, answer_header, last_answer, without_prompt
+from gtp_baselines.model_passes import Pooling, embed, labelled_loss, tokens_of
+from gtp_baselines.perplexity import Part, Perplexity
+from gtp_baselines.rds_plus import RDSPlus
 from gtp_exp.data.examples import IGNORE, Example, Message, TokenizedExample
 from gtp_exp.errors import UserError
 from gtp_exp.evaluation import held_out_loss
@@ -185,7 +185,7 @@ def test_ifd_is_the_ratio_of_the_answers_losses(given, model):
 def test_ifd_uses_rows_above_one_last_and_closest_first(given, model, monkeypatch):
     ratios = torch.linspace(0.8, 1.2, 30, dtype=torch.float64)
     answers = iter([ratios, torch.ones(30, dtype=torch.float64)])
-    monkeypatch.setattr("baselines.ifd.labelled_loss", lambda *_, **__: next(answers))
+    monkeypatch.setattr("gtp_baselines.ifd.labelled_loss", lambda *_, **__: next(answers))
     chosen = IFD(4).select(replace(given, budget=replace(given.budget, amount=20))).indices
     expected = sorted(range(30), key=lambda i: (float(ratios[i]) > 1, abs(float(ratios[i]) - 1)))
     assert chosen.tolist() == expected[:20]

@@ -10,9 +10,9 @@ import pytest
 import torch
 from baseline_problems import problem
 
-from baselines.aggregation import Aggregation
-from baselines.ranking import text
-from baselines.sentence_knn import SentenceKNN
+from gtp_baselines.aggregation import Aggregation
+from gtp_baselines.ranking import text
+from gtp_baselines.sentence_knn import SentenceKNN
 from gtp_exp.errors import UserError
 
 

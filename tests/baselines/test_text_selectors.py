@@ -9,10 +9,10 @@ import pytest
 import torch
 from baseline_problems import problem, with_rows
 
-from baselines.dedup_random import DedupRandom
-from baselines.length import Length
-from baselines.random import Random
-from baselines.ranking import text
+from gtp_baselines.dedup_random import DedupRandom
+from gtp_baselines.length import Length
+from gtp_baselines.random import Random
+from gtp_baselines.ranking import text
 
 
 def test_the_longest_completions_are_chosen():

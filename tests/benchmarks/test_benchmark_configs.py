@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks.skills.registry import SKILLS
+from gtp_benchmarks.skills.registry import SKILLS
 from gtp_exp.config import build
 from gtp_exp.errors import UserError
 
-CONF = Path(__file__).parents[2] / "conf"
+CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 def settings(group: str, name: str):

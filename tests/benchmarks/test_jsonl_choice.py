@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.choice_task import ChoiceMetric
-from benchmarks.jsonl_choice import JsonlChoice
+from gtp_benchmarks.choice_task import ChoiceMetric
+from gtp_benchmarks.jsonl_choice import JsonlChoice
 from gtp_exp.errors import UserError
 
-DATA = Path(os.environ.get("GTP_EXP_DATA", Path(__file__).parents[2] / "shared" / "data"))
+DATA = Path(os.environ.get("GTP_EXP_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
 def validation_row(i: int, **more):

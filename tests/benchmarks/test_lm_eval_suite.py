@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.lm_eval_suite import LmEvalSuite
+from gtp_benchmarks.lm_eval_suite import LmEvalSuite
 from gtp_exp.errors import UserError
 
 

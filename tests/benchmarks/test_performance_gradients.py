@@ -10,7 +10,7 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from benchmarks.performance.gradient_methods import (
+from gtp_benchmarks.performance.gradient_methods import (
     SKETCH,
     WHOLE,
     Ours,
@@ -20,15 +20,15 @@ from benchmarks.performance.gradient_methods import (
     make_examples,
     random_moments,
 )
-from benchmarks.performance.gradient_peers import BergsonCollector, LessProcedure, missing
-from benchmarks.performance.gradients import Bench, main, memory
-from benchmarks.performance.measuring import Figure, Timing, interleaved, speed_ratio, table
+from gtp_benchmarks.performance.gradient_peers import BergsonCollector, LessProcedure, missing
+from gtp_benchmarks.performance.gradients import Bench, main, memory
+from gtp_benchmarks.performance.measuring import Figure, Timing, interleaved, speed_ratio, table
 from gtp_exp.data.batching import length_sorted_batches
 from gtp_exp.data.examples import IGNORE
-from gtp_exp.gradients.choose import Engine
-from gtp_exp.gradients.linear import LinearKernel
-from gtp_exp.gradients.loss import Reduction, reference_gradients
-from gtp_exp.models import Precision
+from gtp_exp.gradients.engines.choose import Engine
+from gtp_exp.gradients.engines.linear import LinearKernel
+from gtp_exp.model.device import Precision
+from gtp_exp.model.loss import Reduction, reference_gradients
 
 
 @pytest.fixture(scope="module")

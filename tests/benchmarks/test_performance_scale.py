@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.performance import cost_model
-from benchmarks.performance.cost_model import Measured, Point, Scenario, fit_memory, fit_time, project
-from benchmarks.performance.scale import FACTORS, PARTITIONS, around, main
+from gtp_benchmarks.performance import cost_model
+from gtp_benchmarks.performance.cost_model import Measured, Point, Scenario, fit_memory, fit_time, project
+from gtp_benchmarks.performance.scale import FACTORS, PARTITIONS, around, main
 
 BASE = Point(20_000, 1024, 200, 2)
 COSTS = (5e-9, 5e-10, 1e-5, 1e-8, 1e-9, 5e-10, 0.05)

@@ -9,13 +9,13 @@ import json
 import numpy as np
 import torch
 
-from benchmarks.performance import recovery
-from benchmarks.performance.clustered import BLOCK, Clustered
-from benchmarks.performance.one_atom_omp import fit_step_cost, one_atom_omp
-from benchmarks.performance.selection import PARTS, main
-from gtp_exp.selection import fused
-from gtp_exp.selection.atoms import tensor_atoms
-from gtp_exp.selection.omp import omp
+from gtp_benchmarks.performance import recovery
+from gtp_benchmarks.performance.clustered import BLOCK, Clustered
+from gtp_benchmarks.performance.one_atom_omp import fit_step_cost, one_atom_omp
+from gtp_benchmarks.performance.selection import PARTS, main
+from gtp_exp.selection.atoms import fused
+from gtp_exp.selection.atoms.matrix import tensor_atoms
+from gtp_exp.selection.solvers.omp import omp
 
 
 def test_the_pool_is_clustered_has_copies_and_a_noisy_target():

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.pool_held_out import NAME, PoolHeldOut, held_out_rows
 from conftest import conversation
+from gtp_benchmarks.pool_held_out import NAME, PoolHeldOut, held_out_rows
 from gtp_exp.data.benchmark import HELD_OUT_LOSS
 from gtp_exp.data.examples import Message, Pool
 from gtp_exp.errors import UserError

@@ -12,11 +12,11 @@ from random import Random
 
 import pytest
 
-from benchmarks.skills.chit_chat import CHIT_CHAT, TOPICS
-from benchmarks.skills.lexicon import ANTONYMS, CATEGORIES, PLURALS, UNITS, WEEKDAYS
-from benchmarks.skills.number_skills import roman
-from benchmarks.skills.question import CLOSERS, OPENERS, Question, Split
-from benchmarks.skills.registry import SKILLS
+from gtp_benchmarks.skills.chit_chat import CHIT_CHAT, TOPICS
+from gtp_benchmarks.skills.lexicon import ANTONYMS, CATEGORIES, PLURALS, UNITS, WEEKDAYS
+from gtp_benchmarks.skills.number_skills import roman
+from gtp_benchmarks.skills.question import CLOSERS, OPENERS, Question, Split
+from gtp_benchmarks.skills.registry import SKILLS
 from gtp_exp.errors import UserError
 
 

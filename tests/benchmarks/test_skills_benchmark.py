@@ -9,9 +9,9 @@ from random import Random
 
 import pytest
 
-from benchmarks.skills import SkillsBenchmark, SkillsPool
-from benchmarks.skills.question import CLOSERS, OPENERS, Question, Split
-from benchmarks.skills.registry import SKILLS
+from gtp_benchmarks.skills import SkillsBenchmark, SkillsPool
+from gtp_benchmarks.skills.question import CLOSERS, OPENERS, Question, Split
+from gtp_benchmarks.skills.registry import SKILLS
 from gtp_exp.errors import UserError
 
 SETTINGS = SkillsBenchmark(

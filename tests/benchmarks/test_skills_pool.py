@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.skills import SkillsPool
-from benchmarks.skills.pool import Duplicate
-from benchmarks.skills.registry import SKILLS
+from gtp_benchmarks.skills import SkillsPool
+from gtp_benchmarks.skills.pool import Duplicate
+from gtp_benchmarks.skills.registry import SKILLS
 from gtp_exp.data.hashing import content_hash
 from gtp_exp.errors import UserError
 

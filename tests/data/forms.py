@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gtp_exp.data.records import Columns
+from gtp_exp.data.rows import Columns
 
 COLUMNS: dict[str, Any] = {
     "id": None,

@@ -7,8 +7,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 from forms import chat, columns, write_lines
 
-from gtp_exp.data.hub import Hub
-from gtp_exp.data.records import Format
+from gtp_exp.data.rows import Format
+from gtp_exp.data.sources.hub import Hub
 from gtp_exp.errors import UserError
 
 ROWS = [chat(f"{i:03d}", f"Question {i}", f"Answer {i}" if i % 10 else "", source="s") for i in range(100)]

@@ -13,12 +13,16 @@ from forms import chat, columns, write_lines
 from pyarrow import parquet
 
 from gtp_exp.data.examples import Message, Pool
-from gtp_exp.data.jsonl import Jsonl, without_folders
-from gtp_exp.data.records import Format
+from gtp_exp.data.reading import without_folders
+from gtp_exp.data.rows import Format
+from gtp_exp.data.sources.jsonl import Jsonl
 from gtp_exp.errors import UserError
 
 TURN = (Message("user", "Add 2 and 3."), Message("assistant", "5"))
-REAL = Path(os.environ.get("GTP_EXP_DATA", Path(__file__).parents[2] / "shared" / "data")) / "pool.jsonl"
+REAL = (
+    Path(os.environ.get("GTP_EXP_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+    / "pool.jsonl"
+)
 
 
 def load(

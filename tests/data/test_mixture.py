@@ -10,11 +10,11 @@ import yaml
 from forms import chat, columns, write_lines
 
 from gtp_exp.config import build
-from gtp_exp.data.mixture import Mixture, Source
-from gtp_exp.data.records import Format
+from gtp_exp.data.rows import Format
+from gtp_exp.data.sources.mixture import Mixture, Source
 from gtp_exp.errors import UserError
 
-CONF = Path(__file__).parents[2] / "conf" / "dataset"
+CONF = Path(__file__).resolve().parents[2] / "conf" / "dataset"
 
 
 def source(label: str, *files: str, rows: int | None = None, expected: int | None = None) -> Source:

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from gtp_exp.data.examples import Pool
 from gtp_exp.data.hashing import content_hash
-from gtp_exp.data.jsonl import Jsonl, records_of
-from gtp_exp.data.records import ROLES, Format, Place, read_pool
+from gtp_exp.data.reading import records_of
+from gtp_exp.data.rows import ROLES, Format, Place, read_pool
+from gtp_exp.data.sources.jsonl import Jsonl
 from gtp_exp.errors import UserError
 
 scalars = st.one_of(

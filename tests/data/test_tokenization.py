@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerFast
 from gtp_exp.data import tokenization
 from gtp_exp.data.examples import IGNORE, Example, Message, TokenizedExample
 from gtp_exp.data.hashing import content_hash
-from gtp_exp.data.jsonl import Jsonl
-from gtp_exp.data.records import Columns, Format
+from gtp_exp.data.rows import Columns, Format
+from gtp_exp.data.sources.jsonl import Jsonl
 from gtp_exp.data.tokenization import (
     FALLBACK_CHAT_TEMPLATE,
     chat_template_hash,
@@ -25,7 +25,10 @@ from gtp_exp.data.tokenization import (
 )
 from gtp_exp.errors import UserError
 
-REAL = Path(os.environ.get("GTP_EXP_DATA", Path(__file__).parents[2] / "shared" / "data")) / "pool.jsonl"
+REAL = (
+    Path(os.environ.get("GTP_EXP_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+    / "pool.jsonl"
+)
 
 CORPUS = [
     "What is the capital of France? The answer is Paris.\n\n\n",

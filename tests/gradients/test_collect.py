@@ -10,13 +10,13 @@ from small_models import base, make_examples, make_trajectory, small
 
 from gtp_exp.data.examples import IGNORE, TokenizedExample
 from gtp_exp.errors import UserError
-from gtp_exp.gradients.adapters import base_model
+from gtp_exp.gradients.checkpoints import load_moments, load_trainable, trainable_parameters
 from gtp_exp.gradients.collect import Engine, Reduction, collect
-from gtp_exp.gradients.loss import reference_gradients
-from gtp_exp.gradients.optimizer import Direction, apply_direction
-from gtp_exp.gradients.project import Sketch, SketchKind, make_projection
+from gtp_exp.gradients.directions import Direction, apply_direction
+from gtp_exp.gradients.engines.adapters import base_model
+from gtp_exp.gradients.sketch import Sketch, SketchKind, make_projection
 from gtp_exp.gradients.store import StorageType, main
-from gtp_exp.gradients.trajectory import load_moments, load_trainable, trainable_parameters
+from gtp_exp.model.loss import reference_gradients
 
 SETTINGS = {
     "directions": [Direction.SGD, Direction.ADAM, Direction.LESS],

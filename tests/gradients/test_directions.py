@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gtp_exp.gradients.optimizer import Direction, apply_direction
+from gtp_exp.gradients.directions import Direction, apply_direction
 
 SETTINGS = {"betas": (0.9, 0.999), "eps": 1e-8}
 

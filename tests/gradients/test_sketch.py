@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gtp_exp.errors import UserError
-from gtp_exp.gradients.project import Sketch, SketchKind, make_projection
+from gtp_exp.gradients.sketch import Sketch, SketchKind, make_projection
 
 # Parameters of very different sizes, one of them larger than the blocks in which dense signs are drawn.
 SIZES = {"a.lora_A": 7, "a.lora_B": 300, "b.lora_A": 300, "b.lora_B": 1500}

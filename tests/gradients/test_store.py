@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from reliability.damage import Way, damage
 from small_models import make_examples, make_trajectory, small
 from test_collect import SETTINGS
 
-from benchmarks.reliability.damage import Way, damage
-from gtp_exp.checksums import sha256_file
 from gtp_exp.errors import UserError
-from gtp_exp.gradients.choose import Engine
+from gtp_exp.files import sha256_file
 from gtp_exp.gradients.collect import collect
-from gtp_exp.gradients.optimizer import Direction
+from gtp_exp.gradients.directions import Direction
+from gtp_exp.gradients.engines.choose import Engine
 from gtp_exp.gradients.store import GradientStore, StorageType, StoreWriter, main
 
 ROWS = 40

@@ -14,8 +14,8 @@ import torch
 from planted import clusters
 from problems import gtp, problem
 
+from gtp_exp.distributed import ALONE, SENT, Processes, connect
 from gtp_exp.errors import UserError
-from gtp_exp.processes import ALONE, SENT, Processes, connect
 
 N = 2500  # shares end inside a block of 1024 rows
 FIXED = {"regularisation": "fixed"}
@@ -78,7 +78,7 @@ def main() -> None:
     processes = connect(size, torch.device("cpu")) if size > 1 else ALONE
     found = {name: solve(name, processes) for name in (CASES if size < 3 else OF_THREE)}
     (Path(sys.argv[1]) / f"{size}-{processes.rank}.json").write_text(json.dumps(found))
-    processes.wait()
+    processes.barrier()
     os._exit(0)  # as the worker ends: an interpreter that shuts down may find gloo's threads at work
 
 

@@ -12,9 +12,9 @@ import torch
 from one_of_several import CASES, OF_THREE, N
 
 from gtp_exp.gradients.features import TensorRows
-from gtp_exp.launch import Device, Launch
-from gtp_exp.selection.pursuit import SLACK
-from gtp_exp.selection.sharded import Slice, share_of
+from gtp_exp.launch.launcher import Device, Launch
+from gtp_exp.selection.atoms.sharded import Slice, share_of
+from gtp_exp.selection.solvers.pursuit import SLACK
 
 HERE = Path(__file__).resolve().parent
 

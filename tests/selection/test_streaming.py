@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from under_a_limit import pose, select
 
-from benchmarks.performance.clustered import Clustered
-from benchmarks.performance.clustered_store import write_clustered
+from gtp_benchmarks.performance.clustered import Clustered
+from gtp_benchmarks.performance.clustered_store import write_clustered
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA and /proc")
 HERE = Path(__file__).resolve().parent

@@ -13,8 +13,8 @@ import torch
 from problems import gtp
 from safetensors.torch import load_file
 
-from benchmarks.performance.memory_limit import MappedStore, limit_memory, release_free_memory
-from benchmarks.performance.selection import PeakMemory, problem
+from gtp_benchmarks.performance.memory_limit import MappedStore, limit_memory, release_free_memory
+from gtp_benchmarks.performance.selection import PeakMemory, problem
 from gtp_exp.gradients.features import GradientFeatures
 from gtp_exp.selection.base import SelectionProblem
 

@@ -1,0 +1,90 @@
+"""BM25, lexical retrieval with the target rows as queries (Robertson and Zaragoza, The Probabilistic
+Relevance Framework: BM25 and Beyond, 2009), a common baseline of data selection (LESS, arXiv 2402.04333,
+among others).
+
+Scores are those of bm25s (Lu, arXiv 2407.03618; github.com/xhluca/bm25s, the installed release), Lucene's
+variant. A score is linear in the query's word counts, so a group of target rows is one query of mean
+counts. Document and query are whole conversations, prompts and answers. Words are runs of two or more word
+characters, in lower case, without English stop words, unstemmed.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Optional
+
+import bm25s
+import numpy as np
+import scipy.sparse
+import torch
+from bm25s.tokenization import Tokenized
+
+from gtp_baselines.aggregation import Aggregation, Groups, choose, group_target
+from gtp_baselines.ranking import text
+from gtp_exp.errors import UserError
+from gtp_exp.selection.base import Need, Selection, SelectionProblem, unit_weights
+
+
+@dataclass(frozen=True)
+class BM25:
+    k1: float = 1.5  # saturation of repeated words
+    b: float = 0.75  # how much long documents are held back
+    stopwords: Optional[str] = "en"  # a language that bm25s knows, such as en; null keeps all words
+    aggregation: Aggregation = Aggregation.MAX_SUBTASK
+
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if self.k1 < 0 or not 0 <= self.b <= 1:
+            raise UserError(f"BM25 needs selector.k1 >= 0 and 0 <= selector.b <= 1; got {self.k1}, {self.b}")
+
+    def reads(self) -> dict[str, str]:
+        return {"bm25s": importlib.metadata.version("bm25s")}
+
+    def select(self, problem: SelectionProblem) -> Selection:
+        groups = group_target(problem, self.aggregation)
+        documents = [text(e) for e in problem.candidates]
+        queries = None if problem.target is None else [text(e) for e in problem.target]
+        relevance = torch.from_numpy(self.relevance(documents, queries, groups))
+        chosen, scores = choose(relevance, problem, self.aggregation)
+        diagnostics = {
+            "groups": len(groups.names),
+            "chosen_without_shared_word": int((scores[chosen] == 0).sum()),
+        }
+        return Selection(chosen, unit_weights(len(chosen)), scores, diagnostics)
+
+    def relevance(
+        self, documents: Sequence[str], queries: Sequence[str] | None, groups: Groups
+    ) -> np.ndarray:
+        """Mean score over each group's queries, float32 [G, N]; without queries the documents are theirs."""
+        corpus = self._words(documents)
+        if not corpus.vocab:
+            return np.zeros((len(groups.names), len(documents)), dtype=np.float32)
+        index = bm25s.BM25(k1=self.k1, b=self.b, method="lucene", backend="numpy")
+        index.index(corpus, show_progress=True)
+        columns = index.scores  # by word, the documents that hold it and what it scores in them
+        assert columns is not None
+        n_words = len(columns["indptr"]) - 1
+        table = scipy.sparse.csc_matrix(
+            (columns["data"], columns["indices"], columns["indptr"]), shape=(len(documents), n_words)
+        )
+        # bm25s adds an empty word to the vocabulary for queries without words; it has no column.
+        number = {word: i for word, i in corpus.vocab.items() if word}
+        found = corpus if queries is None else self._words(queries)
+        of_query = {i: number[word] for word, i in found.vocab.items() if word in number}
+        asked = [[of_query[i] for i in ids if i in of_query] for ids in found.ids]
+
+        member = groups.member.numpy()
+        group = np.repeat(member, [len(ids) for ids in asked])
+        words = np.fromiter((w for ids in asked for w in ids), dtype=np.int64, count=len(group))
+        share = 1 / np.bincount(member, minlength=len(groups.names))
+        counts = scipy.sparse.csr_matrix((share[group], (group, words)), shape=(len(groups.names), n_words))
+        return (counts @ table.T).toarray().astype(np.float32)
+
+    def _words(self, texts: Sequence[str]) -> Tokenized:
+        found = bm25s.tokenize(list(texts), stopwords=self.stopwords or [], show_progress=True)
+        assert isinstance(found, Tokenized)  # and not lists of words, which it gives on request
+        return found

@@ -1,0 +1,52 @@
+"""LESS: Selecting Influential Data for Targeted Instruction Tuning (Xia et al., arXiv 2402.04333).
+
+Score of candidate i, with u(x) = x / |x|, mean learning rate eta_t of checkpoint t, subtasks s of the
+target:
+
+    max_s  sum_t  eta_t / sum eta  <u(Gamma_t(g[t, i])),  mean_{j in s} u(g[t, j])>
+
+Gamma is the Adam direction by the published formula (direction `less`); the target side is the plain
+gradient (direction `sgd`). The candidates with the largest scores are chosen.
+
+Official code: github.com/princeton-nlp/LESS; the aggregation follows less/data_selection/matching.py at
+commit 1e4afda. It differs from the published settings where the gradients group does: the default sketch is
+a CountSketch with an independent seed per checkpoint, not one Rademacher matrix. The official code needs
+equally many rows in every subtask; here they may differ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+
+from gtp_baselines.aggregation import Aggregation, choose, group_target
+from gtp_baselines.gradient_rows import finite_chunks, pool_and_target
+from gtp_exp.selection.atoms.sketches import CheckpointWeights, checkpoint_shares
+from gtp_exp.selection.base import Need, Selection, SelectionProblem, unit_weights
+
+
+@dataclass(frozen=True)
+class LESS:
+    direction: str = "less"  # of the candidates
+    target_direction: str = "sgd"
+    aggregation: Aggregation = Aggregation.MAX_SUBTASK
+
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
+    version: ClassVar[int] = 2
+
+    def select(self, problem: SelectionProblem) -> Selection:
+        pool, target, target_rows = pool_and_target(problem, self.direction, self.target_direction, "LESS")
+        groups = group_target(problem, self.aggregation)
+        influence = torch.zeros(len(groups.names), pool.n)
+        for t, share in enumerate(checkpoint_shares(pool.learning_rates, CheckpointWeights.LEARNING_RATE)):
+            sums = torch.zeros(len(groups.names), target.dim, dtype=torch.float64)
+            for start, chunk in finite_chunks(target.features(t, self.target_direction), target_rows):
+                groups.sums(F.normalize(chunk, dim=1), start, sums)
+            means = groups.means(sums).float()  # [G, dim]
+            for start, chunk in finite_chunks(pool.features(t, self.direction), problem.candidates):
+                influence[:, start : start + len(chunk)] += share * (means @ F.normalize(chunk, dim=1).T)
+        chosen, scores = choose(influence, problem, self.aggregation)
+        return Selection(chosen, unit_weights(len(chosen)), scores, {"groups": len(groups.names)})

@@ -1,0 +1,68 @@
+"""Independent top-k: the rows whose own gradients are most similar to the target's mean gradient.
+
+    score_i = sum_t eta_t / sum eta  s(Gamma(g[t, i]), mean over j of g[t, j]),     s = dot product or cosine
+
+It is the first-order influence of one SGD step (TracIn; Pruthi et al., arXiv 2002.08484) on the mean target
+loss, and the yardstick of joint selection: same gradients, same target, every row scored on its own. LESS
+differs by normalising each target row and by its maximum over subtasks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+
+from gtp_exp.errors import UserError
+from gtp_exp.selection.atoms.matrix import dot
+from gtp_exp.selection.atoms.sketches import CheckpointWeights, checkpoint_shares, require_directions
+from gtp_exp.selection.base import Need, Selection, SelectionProblem, unit_weights
+
+CHUNK = 4096  # pool rows in memory at a time
+
+
+class Similarity(Enum):
+    DOT = "dot"  # favours large gradients, which often means short completions
+    COSINE = "cosine"
+
+
+@dataclass(frozen=True)
+class TopK:
+    direction: str = "sgd"  # of the candidates
+    target_direction: str = "sgd"
+    similarity: Similarity = Similarity.COSINE
+
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
+    version: ClassVar[int] = 1
+
+    def select(self, problem: SelectionProblem) -> Selection:
+        pool = problem.pool_gradients
+        target = pool if problem.target is None else problem.target_gradients
+        require_directions(pool, [self.direction], "top_k")
+        require_directions(target, [self.target_direction], "top_k's target side")
+        assert pool is not None and target is not None
+        score = torch.zeros(pool.n)
+        for t, share in enumerate(checkpoint_shares(pool.learning_rates, CheckpointWeights.LEARNING_RATE)):
+            mean = torch.zeros(target.dim, dtype=torch.float64)
+            for _, chunk in target.features(t, self.target_direction).chunks(CHUNK):
+                mean += chunk.double().sum(0)
+            mean = (mean / target.n).float()
+            if self.similarity is Similarity.COSINE:
+                mean = F.normalize(mean, dim=0)
+            for start, chunk in pool.features(t, self.direction).chunks(CHUNK):
+                value = dot(chunk, mean[:, None])[:, 0]
+                if self.similarity is Similarity.COSINE:
+                    value /= torch.linalg.vector_norm(chunk.float(), dim=1).clamp(min=1e-30)
+                score[start : start + len(chunk)] += share * value
+        if not torch.isfinite(score).all():
+            bad = problem.candidates[int((~torch.isfinite(score)).nonzero()[0])].id
+            raise UserError(
+                f"the gradient of example '{bad}' or of a target row is not finite; "
+                "remove the row or set model.precision=fp32"
+            )
+        order = torch.argsort(score, descending=True, stable=True)  # ties go to the lower index
+        chosen = problem.budget.take(order, problem.n_tokens)
+        return Selection(chosen, unit_weights(len(chosen)), score, {"similarity": self.similarity.value})

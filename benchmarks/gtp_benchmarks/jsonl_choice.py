@@ -1,0 +1,158 @@
+"""Any multiple-choice data set in two files: validation rows as the target, test rows to be tested on.
+
+validation: {"id": str, "messages": [{"role": ..., "content": ...}, ...]}, the last message the assistant's
+test:       {"id": str, "query": str, "choices": [str, ...], "gold": int}, gold an index into choices
+Both may have "subtask": str. Subtasks are tested one by one, and a selector may weigh them one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Optional
+
+from gtp_benchmarks.choice_task import ChoiceMetric, choice_task
+from gtp_exp.data.benchmark import EvalTask
+from gtp_exp.data.examples import Example
+from gtp_exp.data.reading import expand, read_rows
+from gtp_exp.data.rows import Columns, Format, Layout, Place, as_text, read_pool
+from gtp_exp.errors import UserError
+
+Row = tuple[Place, Mapping[str, Any]]
+
+_VALIDATION = Layout(
+    Format.MESSAGES,
+    Columns("id", "messages", "role", "content", "prompt", "completion", "instruction", "input", "output"),
+    id_column="id",
+    stem="",
+)
+
+
+@dataclass(frozen=True)
+class JsonlChoice:
+    """Row limits keep the first rows of each subtask (null: all). Few-shot rows are the first target rows."""
+
+    validation: str  # path
+    test: str  # path
+    name: str = "jsonl_choice"
+    target_rows: Optional[int] = None
+    test_rows: Optional[int] = None
+    num_fewshot: int = 0
+    chat: bool = True  # ask through the tokenizer's chat template
+    metric: ChoiceMetric = ChoiceMetric.ACC
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise UserError("benchmark.name is empty; it names the task in tables, so give it one")
+        for key in ("target_rows", "test_rows"):
+            if (limit := getattr(self, key)) is not None and limit < 1:
+                raise UserError(
+                    f"benchmark.{key}={limit} leaves no rows; give a positive number, or null for all"
+                )
+        if self.num_fewshot < 0:
+            raise UserError(f"benchmark.num_fewshot={self.num_fewshot} must be 0 or more")
+
+    def target(self) -> tuple[Example, ...]:
+        where, rows = _rows(self.validation, "benchmark.validation", ("id", "messages"))
+        pool = read_pool(((place, row, _VALIDATION) for place, row in rows), seen={})
+        if pool.skipped:
+            reasons = ", ".join(f"{n} with {reason}" for reason, n in pool.skipped.items())
+            raise UserError(
+                f"{where} holds target rows that cannot be used ({reasons}); complete or remove them"
+            )
+        examples = [
+            replace(e, subtask=str(pool.hidden.get(e.id, {}).get("subtask", self.name)))
+            for e in pool.examples
+        ]
+        return tuple(_first(examples, lambda e: e.subtask, self.target_rows))
+
+    def tasks(self) -> tuple[EvalTask, ...]:
+        docs = self._test_docs()
+        shots = self.target() if self.num_fewshot else ()
+        tasks = []
+        for subtask in dict.fromkeys(doc["subtask"] for doc in docs):
+            own = [e for e in shots if e.subtask == subtask][: self.num_fewshot]
+            if len(own) < self.num_fewshot:
+                raise UserError(
+                    f"benchmark.num_fewshot={self.num_fewshot}, but {self.validation} has only {len(own)} "
+                    f"target rows of '{subtask}'; lower it or raise benchmark.target_rows"
+                )
+            tasks.append(
+                choice_task(
+                    self.name if subtask == self.name else f"{self.name}_{subtask}",
+                    [doc for doc in docs if doc["subtask"] == subtask],
+                    metric=self.metric,
+                    chat=self.chat,
+                    fewshot=[_shot(e) for e in own],
+                    subtask=subtask,
+                )
+            )
+        return tuple(tasks)
+
+    def _test_docs(self) -> list[dict[str, Any]]:
+        _, rows = _rows(self.test, "benchmark.test", ("id", "query", "choices", "gold"))
+        seen: dict[str, Place] = {}
+        docs = []
+        for place, row in rows:
+            doc = _test_doc(place, row, self.name)
+            if doc["id"] in seen:
+                raise UserError(
+                    f"id '{doc['id']}' occurs twice: {seen[doc['id']]} and {place}; make ids unique"
+                )
+            seen[doc["id"]] = place
+            docs.append(doc)
+        return list(_first(docs, lambda doc: doc["subtask"], self.test_rows))
+
+
+def _rows(path: str, key: str, columns: Sequence[str]) -> tuple[str, list[Row]]:
+    """All rows of one file. UserError if it is missing, empty or without one of the columns."""
+    files = expand([path])
+    rows = [row for file in files for row in read_rows(file)]
+    if not rows:
+        raise UserError(f"{path} ({key}) holds no rows")
+    for place, row in rows:
+        for column in columns:
+            if column not in row:
+                there = ", ".join(map(str, row)) or "no columns"
+                raise UserError(
+                    f"{place} has no column '{column}'; {key} needs {', '.join(columns)}; "
+                    f"this row has {there}"
+                )
+    return path, rows
+
+
+def _test_doc(place: Place, row: Mapping[str, Any], name: str) -> dict[str, Any]:
+    query, choices, gold = row["query"], row["choices"], row["gold"]
+    subtask = row.get("subtask", name)
+    for column, value in (("query", query), ("subtask", subtask)):
+        if not as_text(value, column, place).strip():
+            raise UserError(f"{place}: '{column}' must not be empty")
+    if not isinstance(choices, list) or len(choices) < 2:
+        raise UserError(f"{place}: 'choices' must be a list of two or more texts, found {choices!r}")
+    for i, choice in enumerate(choices):
+        if not as_text(choice, f"choices[{i}]", place):
+            raise UserError(f"{place}: 'choices[{i}]' must not be empty")
+    if not isinstance(gold, int) or isinstance(gold, bool) or not 0 <= gold < len(choices):
+        raise UserError(
+            f"{place}: 'gold' must be an index into the {len(choices)} choices (0 to {len(choices) - 1}), "
+            f"found {gold!r}"
+        )
+    # Published sets have rows with the same choice twice. Both score the same and the first one is picked.
+    gold = choices.index(choices[gold])
+    own = as_text(str(row["id"]), "id", place)
+    return {"id": own, "query": query, "choices": choices, "gold": gold, "subtask": subtask}
+
+
+def _first(rows: Iterable[Any], subtask_of: Any, limit: int | None) -> Iterable[Any]:
+    """The first rows of each subtask, in the order of the file."""
+    groups: dict[str, list[Any]] = {}
+    for row in rows:
+        groups.setdefault(subtask_of(row), []).append(row)
+    for group in groups.values():
+        yield from islice(group, limit)
+
+
+def _shot(example: Example) -> dict[str, Any]:
+    """A target row as a few-shot row: its answer is the only choice."""
+    return {"id": example.id, "query": example.prompt, "choices": [example.completion], "gold": 0}

@@ -1,0 +1,193 @@
+"""Selections measured in processes of their own: time, memory, passes of the pool, and what is sent."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gtp_benchmarks.performance.clustered import Clustered
+from gtp_benchmarks.performance.cost_model import Measured, Point
+from gtp_benchmarks.performance.memory_limit import MappedStore, limit_memory, release_free_memory
+from gtp_benchmarks.performance.selection import RIDGE, PeakMemory, judge, problem, selector
+from gtp_exp.distributed import ALONE, SENT, connect
+from gtp_exp.gradients.store import GradientStore
+from gtp_exp.launch.launcher import Device, Launch
+from gtp_exp.selection import gtp as gtp_module
+from gtp_exp.selection.atoms.matrix import BlockAtoms
+from gtp_exp.selection.base import Selection, SelectionProblem
+from gtp_exp.selection.gtp import GTP
+
+STREAMED = {"memory_gib": 0.0, "regularisation": "fixed", "ridge": RIDGE}
+
+
+def pool_of(point: Point) -> list[Clustered]:
+    """By checkpoint."""
+    return [Clustered(point.n, point.dim, seed=0, checkpoint=t) for t in range(point.checkpoints)]
+
+
+def posed(store: GradientStore, point: Point) -> SelectionProblem:
+    return problem(store, [one.target_rows() for one in pool_of(point)], point.wanted)
+
+
+def in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What `work(*arguments)` gives in each of several connected processes of one thread, started for it.
+
+    They are forked from one that has the imports, so they begin at once and equal.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    launch = Launch(
+        device=Device.CPU,
+        deterministic=True,
+        threads=1,
+        num_processes=count,
+        config_file=None,
+        time_limit_minutes=None,
+        stall_limit_minutes=None,
+    )
+    started = []
+    for environment in launch.environments():
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_answer, args=(sender, environment, count, work, arguments))
+        process.start()
+        sender.close()
+        started.append((process, receiver))
+    try:
+        return [receiver.recv() for _, receiver in started]
+    finally:
+        for process, _ in started:
+            process.join(5)
+            process.kill()  # one that waits for another that failed
+
+
+def _answer(
+    sender: Connection, environment: Mapping[str, str], count: int, work: Callable, arguments: tuple[Any, ...]
+) -> None:
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    processes = connect(count, torch.device("cpu")) if count > 1 else ALONE
+    sender.send(work(processes, *arguments))
+    processes.barrier()
+    os._exit(0)  # an interpreter that shuts down may find gloo's threads at work
+
+
+def measured(
+    processes: Any, folder: Path, point: Point, settings: Mapping[str, Any], repeats: int
+) -> Measured:
+    """The quickest of some repeats. Of its processes each measures itself."""
+    store = GradientStore.open(folder)
+    asked = replace(posed(store, point), processes=processes)
+    gtp = selector(**{**STREAMED, **settings})
+    trials: list[tuple[float, float, Stopwatch]] = []
+    release_free_memory()
+    with PeakMemory() as memory:
+        for _ in range(repeats):
+            SENT.clear()
+            processes.barrier()
+            wall, cpu = time.perf_counter(), time.process_time()
+            with Stopwatch(
+                correlate_own=BlockAtoms, rows=BlockAtoms, trajectory=gtp_module, refit=gtp_module
+            ) as watch:
+                found = gtp.select(asked)
+            trials.append((time.process_time() - cpu, time.perf_counter() - wall, watch))
+    cpu, wall, watch = min(trials, key=lambda trial: trial[0])
+    residual, clean = judged(store, point, found)
+    return Measured(
+        point=point,
+        cpu=cpu,
+        wall=wall,
+        scanning=watch.seconds["trajectory"],
+        passing=watch.seconds["correlate_own"],
+        fetching=watch.seconds["rows"],
+        refitting=watch.seconds["refit"],
+        passes=watch.calls["correlate_own"],
+        rounds=len(found.diagnostics["rows_by_round"]),
+        peak=int(memory.peak_gib * 2**30),
+        sent=SENT["numbers"],
+        disk=store.nbytes,
+        residual=residual,
+        clean=clean,
+    )
+
+
+def measure(folder: Path, point: Point, repeats: int, **settings: Any) -> Measured:
+    """Of the process that took most; its memory is that of the one that held most."""
+    found = in_processes(point.processes, measured, folder, point, settings, repeats)
+    return replace(max(found, key=lambda one: one.cpu), peak=max(one.peak for one in found))
+
+
+class Stopwatch:
+    """Calls of some functions inside the block, and the processor's seconds they took."""
+
+    def __init__(self, **places: Any) -> None:
+        """By name of the function, the class or module that holds it."""
+        self._places = places
+        self.calls: Counter[str] = Counter()
+        self.seconds: Counter[str] = Counter()  # type: ignore[assignment]
+
+    def __enter__(self) -> Stopwatch:
+        self._originals = {name: getattr(place, name) for name, place in self._places.items()}
+        for name, original in self._originals.items():
+            setattr(self._places[name], name, self._timed(name, original))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for name, original in self._originals.items():
+            setattr(self._places[name], name, original)
+
+    def _timed(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any, **named: Any) -> Any:
+            began = time.process_time()
+            try:
+                return original(*arguments, **named)
+            finally:
+                self.calls[name] += 1
+                self.seconds[name] += time.process_time() - began  # type: ignore[assignment]
+
+        return timed
+
+
+def judged(store: GradientStore, point: Point, found: Selection) -> tuple[float, float]:
+    """Distances of the choice to the observed and to the clean target, as `selection.judge` defines them."""
+    stored = [store.features(t, "sgd") for t in range(point.checkpoints)]
+    pool = pool_of(point)
+
+    def atoms(index: torch.Tensor) -> torch.Tensor:
+        parts = [torch.nn.functional.normalize(rows.rows(index).float(), dim=1) for rows in stored]
+        return torch.cat(parts, 1)
+
+    observed = torch.cat([one.target_rows().double().mean(0) for one in pool])
+    clean = torch.cat([one.clean() for one in pool])
+    return judge(atoms, found.indices, found.weights, observed, clean)[:2]
+
+
+def under_a_limit(_: Any, folder: Path, point: Point, limit: int) -> dict[str, Any]:
+    """limit: bytes that may be allocated once the store is mapped."""
+    asked = posed(MappedStore.mapped(folder), point)
+    streamed, held = (selector(**{**STREAMED, "memory_gib": gib}) for gib in (0.0, 1e6))
+    release_free_memory()
+    with PeakMemory() as memory:
+        limit_memory(limit)
+        found = streamed.select(asked).indices.tolist()
+    return {"indices": found, "peak": int(memory.peak_gib * 2**30), "held": _fails(held, asked)}
+
+
+def _fails(gtp: GTP, asked: SelectionProblem) -> bool:
+    try:
+        gtp.select(asked)
+    except (MemoryError, RuntimeError):
+        return True
+    return False
+
+
+def without_a_limit(_: Any, folder: Path, point: Point) -> list[int]:
+    return selector(**STREAMED).select(posed(GradientStore.open(folder), point)).indices.tolist()

@@ -1,0 +1,85 @@
+"""In-domain for any pool: some rows are taken out before anything is selected; their answers are the test.
+
+Which rows is decided by a hash of their prompts, so rows that ask the same, copies above all, stay together,
+in the test or in the pool. The order of the pool, ids and files do not matter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gtp_exp.data.benchmark import HELD_OUT_LOSS, EvalTask
+from gtp_exp.data.examples import Example, Pool
+from gtp_exp.errors import UserError
+
+NAME = "pool_held_out"
+
+
+@dataclass(frozen=True)
+class PoolHeldOut:
+    test_rows: int = 1000  # at most; a group of rows with one prompt is not cut
+    seed: int = 0  # another one holds out other rows
+
+    def __post_init__(self) -> None:
+        if self.test_rows < 1:
+            raise UserError(f"benchmark.test_rows={self.test_rows} leaves nothing to test on; use 500 or so")
+
+    def split(self, pool: Pool) -> tuple[Pool, HeldOutRows]:
+        """The pool without the test rows, and what is tested. UserError if less than half of it is left."""
+        n = len(pool.examples)
+        if self.test_rows > n // 2:
+            raise UserError(
+                f"benchmark.test_rows={self.test_rows} is more than half of the pool's {n} rows; lower it"
+            )
+        test = held_out_rows(pool.examples, self.test_rows, self.seed)
+        if not test:
+            raise UserError(
+                f"every prompt of the pool has more rows than benchmark.test_rows={self.test_rows}; raise it"
+            )
+        ids = {example.id for example in test}
+        rest = Pool(
+            tuple(example for example in pool.examples if example.id not in ids),
+            {id: facts for id, facts in pool.hidden.items() if id not in ids},
+            {**pool.skipped, "held out for the test": len(test)},
+        )
+        return rest, HeldOutRows(test)
+
+    def target(self) -> None:
+        return None
+
+    def tasks(self) -> tuple[EvalTask, ...]:
+        raise UserError("benchmark=pool_held_out has test rows only after it has split a pool")
+
+
+@dataclass(frozen=True)
+class HeldOutRows:
+    """The benchmark that a split leaves: the target is what remains of the pool."""
+
+    rows: tuple[Example, ...]
+
+    def target(self) -> None:
+        return None
+
+    def tasks(self) -> tuple[EvalTask, ...]:
+        return (EvalTask(name=NAME, metric=HELD_OUT_LOSS, config={}, docs=(), held_out=self.rows),)
+
+
+def held_out_rows(examples: Sequence[Example], n: int, seed: int) -> tuple[Example, ...]:
+    """At most n examples, sorted by the hash of their prompts; a group with one prompt is taken whole or not.
+
+    Prompts are equal if their words are, whatever the case and punctuation.
+    """
+    groups: dict[str, list[Example]] = {}
+    for example in examples:
+        words = " ".join(re.findall(r"\w+", example.prompt.lower())) or example.prompt
+        groups.setdefault(hashlib.sha256(f"{seed}\n{words}".encode()).hexdigest(), []).append(example)
+    taken: list[Example] = []
+    for digest in sorted(groups):
+        if len(taken) + len(groups[digest]) <= n:
+            taken += sorted(groups[digest], key=lambda example: example.id)
+        if len(taken) == n:
+            break
+    return tuple(taken)

@@ -1,0 +1,19 @@
+"""All skills by name, in the order in which reports and tasks list them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from gtp_benchmarks.skills.logic_skills import LOGIC_SKILLS
+from gtp_benchmarks.skills.number_skills import NUMBER_SKILLS
+from gtp_benchmarks.skills.question import Skill
+from gtp_benchmarks.skills.word_skills import WORD_SKILLS
+from gtp_exp.errors import UserError
+
+SKILLS: dict[str, Skill] = {s.name: s for s in (*NUMBER_SKILLS, *WORD_SKILLS, *LOGIC_SKILLS)}
+
+
+def check_skills(names: Iterable[str], key: str) -> None:
+    unknown = [name for name in names if name not in SKILLS]
+    if unknown:
+        raise UserError(f"{key} names no skill: {', '.join(unknown)}; known skills: {', '.join(SKILLS)}")

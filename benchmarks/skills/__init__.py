@@ -1,6 +1,0 @@
-"""The built-in data: small skills with exact answers, a pool with planted faults, and their benchmark."""
-
-from benchmarks.skills.benchmark import SkillsBenchmark
-from benchmarks.skills.pool import SkillsPool
-
-__all__ = ["SkillsBenchmark", "SkillsPool"]

@@ -1,0 +1,183 @@
+"""Read local files row by row: JSON lines, a JSON array, or parquet; what the data sources share."""
+
+from __future__ import annotations
+
+import glob
+import json
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gtp_exp.data.rows import Columns, Format, Place, Record, layout
+from gtp_exp.errors import UserError, first_line
+
+log = logging.getLogger(__name__)
+
+LINES = (".jsonl", ".ndjson")
+
+SUFFIXES = (*LINES, ".json", ".parquet")
+
+
+def expand(patterns: Sequence[str]) -> list[Path]:
+    """The files that paths and glob patterns name, a pattern's in sorted order. UserError for one that names
+    none, for a folder, and for a file named twice.
+    """
+    paths: list[Path] = []
+    for pattern in patterns:
+        literal = Path(pattern).expanduser()
+        found = [literal] if literal.exists() else sorted(map(Path, glob.glob(str(literal), recursive=True)))
+        if not found:
+            log.info("looked for %s", literal.absolute())
+            raise UserError(f"no such file: {pattern}; a path is relative to the working directory")
+        for path in found:
+            if path.is_dir():
+                raise UserError(f"{shown(path)} is a folder; name its files, such as '{shown(path)}/*.jsonl'")
+            if path.suffix.lower() not in SUFFIXES:
+                raise UserError(f"{shown(path)} is none of {', '.join(SUFFIXES)}; convert or rename it")
+        paths += found
+    given: dict[Path, list[Path]] = {}
+    for path in paths:
+        given.setdefault(path.resolve(), []).append(path)
+    for same in given.values():
+        if len(same) > 1:
+            raise UserError(f"{shown(same[0])} is named {len(same)} times; name each file once")
+    return paths
+
+
+def shown(path: Path) -> str:
+    """A path as messages name it: as it was given, with ~ for the home folder. Messages end up in records and
+    on pages that are shared."""
+    home = Path(os.path.expanduser("~"))
+    return (
+        str("~" / path.relative_to(home)) if path.is_absolute() and path.is_relative_to(home) else str(path)
+    )
+
+
+def without_folders(text: str) -> str:
+    """The words of another library with the folders of this machine left out: /home/me/a.json is …/a.json."""
+    return re.sub(r"(?<![\w/:.~…-])/(?:[^\s/'\"]+/)+", "…/", text)
+
+
+def stems(paths: Sequence[Path]) -> list[str]:
+    """What made-up ids begin with: the file's name, and its number where names repeat. No folder, so that ids
+    are the same on every machine.
+    """
+    times = Counter(p.stem for p in paths)
+    return [p.stem if times[p.stem] == 1 else f"{p.stem}-{number}" for number, p in enumerate(paths, 1)]
+
+
+def records_of(
+    rows: Iterable[tuple[Place, Mapping[str, Any]]],
+    where: str,
+    *,
+    format: Format,
+    columns: Columns,
+    stem: str,
+    source: str | None = None,
+) -> Iterator[Record]:
+    """Rows of one file with their layout, which the first row tells. UserError if there is no row."""
+    found = None
+    for place, row in rows:
+        if found is None:
+            found = layout(row.keys(), str(place), format=format, columns=columns, stem=stem, source=source)
+        yield place, row, found
+    if found is None:
+        raise UserError(f"{where} holds no rows")
+
+
+def read_rows(path: Path, name: str | None = None) -> Iterator[tuple[Place, Mapping[str, Any]]]:
+    """Rows of a file with their place. UserError where it cannot be read. `name`: how messages name the file,
+    for one that the user did not give as a path."""
+    name = shown(path) if name is None else name
+    try:
+        if path.suffix.lower() == ".parquet":
+            yield from _parquet(path, name)
+            return
+        with open(path, "rb") as handle:
+            if path.suffix.lower() == ".json" and handle.read(256).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[":
+                handle.seek(0)
+                yield from _json_array(handle.read(), name)
+            else:
+                handle.seek(0)
+                yield from parse_lines(handle, name)
+    except OSError as error:
+        reason = error.strerror or without_folders(first_line(error))
+        raise UserError(f"{name} cannot be read: {reason}") from error
+
+
+def parse_lines(lines: Iterable[bytes], name: str) -> Iterator[tuple[Place, Mapping[str, Any]]]:
+    """One JSON object per line; blank lines are passed over. The lines come as bytes because text mode and
+    `splitlines` would also break at characters such as U+2028, which JSON texts may hold.
+    """
+    for number, raw in enumerate(lines, 1):
+        place = Place(name, number)
+        text = _decode(raw, place)
+        if text.strip():
+            yield place, _object(_parse(text, place), place)
+
+
+def _json_array(raw: bytes, name: str) -> Iterator[tuple[Place, Mapping[str, Any]]]:
+    whole = Place(name, 1)
+    for number, value in enumerate(_parse(_decode(raw, whole), whole), 1):
+        place = Place(name, number, "row")
+        yield place, _object(value, place)
+
+
+def _parquet(path: Path, name: str) -> Iterator[tuple[Place, Mapping[str, Any]]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield Place(name, number, "row"), row
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        reason = without_folders(first_line(error))
+        raise UserError(f"{name} cannot be read as parquet, after row {number}: {reason}") from error
+
+
+def _decode(raw: bytes, place: Place) -> str:
+    if place.number == 1:
+        raw = raw.removeprefix(b"\xef\xbb\xbf")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{place} is not UTF-8: byte 0x{raw[error.start]:02x} at position {error.start}; "
+            "convert the file, for instance with iconv -t UTF-8"
+        ) from error
+
+
+def _parse(text: str, place: Place) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+    except RecursionError:
+        raise UserError(f"{place} is nested too deeply to be read") from None
+    except ValueError as error:
+        raise UserError(f"{place} is not JSON: {error}") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        raise ValueError(f"the key {twice!r} occurs twice in one object")
+    return found
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON value")
+
+
+def _object(value: Any, place: Place) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        hint = "; a whole array belongs into a .json file" if isinstance(value, list) else ""
+        raise UserError(f"{place} must hold one JSON object, found {type(value).__name__}{hint}")
+    return value

@@ -1,0 +1,324 @@
+"""From rows of a file or a hub data set to a pool: forms, checks, and what is left out."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, NamedTuple, Optional
+
+from tqdm import tqdm
+
+from gtp_exp.data.examples import Example, Message, Pool
+from gtp_exp.errors import UserError
+
+ROLES = ("system", "user", "assistant")
+SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
+
+EMPTY = "empty completion"
+NO_ASSISTANT = "no assistant turn"
+OPEN_END = "last turn is not the assistant's"
+
+
+class Format(Enum):
+    AUTO = "auto"  # told by the columns of each file
+    MESSAGES = "messages"  # a list of {role, content}
+    PROMPT_COMPLETION = "prompt_completion"
+    ALPACA = "alpaca"  # instruction, input (may be empty), output
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The column of each part; only those of the form in use are read."""
+
+    id: Optional[str] = None
+    messages: str = "messages"
+    role: str = "role"  # key within a message
+    content: str = "content"  # key within a message
+    prompt: str = "prompt"
+    completion: str = "completion"
+    instruction: str = "instruction"
+    input: str = "input"
+    output: str = "output"
+
+
+class Place(NamedTuple):
+    """Where a row stands, for messages and for made-up ids."""
+
+    name: str
+    number: int  # from 1
+    unit: str = ""  # "" for a line of a text file, "row" elsewhere
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.unit} {self.number}" if self.unit else f"{self.name}:{self.number}"
+
+
+Scalar = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the rows of one file are read."""
+
+    format: Format
+    columns: Columns
+    id_column: str | None  # None: ids are made of `stem` and the row number
+    stem: str
+    source: str | None = None  # label of the file in a mixture, kept among the hidden facts
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The columns that are the example itself; all others are hidden facts."""
+        c = self.columns
+        return {
+            Format.MESSAGES: (c.messages,),
+            Format.PROMPT_COMPLETION: (c.prompt, c.completion),
+            Format.ALPACA: (c.instruction, c.input, c.output),
+        }[self.format]
+
+
+def layout(
+    present: Collection[str],
+    where: str,
+    *,
+    format: Format,
+    columns: Columns,
+    stem: str,
+    source: str | None = None,
+) -> Layout:
+    """How to read a file with these columns. UserError where they do not fit, naming those that are there."""
+    needed = {
+        Format.MESSAGES: [columns.messages],
+        Format.PROMPT_COMPLETION: [columns.prompt, columns.completion],
+        Format.ALPACA: [columns.instruction, columns.output],
+    }
+    there = ", ".join(sorted(map(str, present))) or "no columns"
+    if format is Format.AUTO:
+        fitting = [form for form, names in needed.items() if all(name in present for name in names)]
+        if len(fitting) != 1:
+            forms = " or ".join("+".join(names) for names in needed.values())
+            problem = "fit several forms" if fitting else "fit no known form"
+            raise UserError(
+                f"{where} has the columns {there}: they {problem}. Known are {forms}; "
+                "set dataset.format, and dataset.columns if yours are named otherwise"
+            )
+        format = fitting[0]
+    for name in needed[format]:
+        if name not in present:
+            raise UserError(
+                f"{where} has no column '{name}', which dataset.format={format.value} reads; it has {there}. "
+                "Name the right column in dataset.columns"
+            )
+    if columns.id is not None and columns.id not in present:
+        raise UserError(
+            f"{where} has no column '{columns.id}' (dataset.columns.id); it has {there}. "
+            "Name the right column, or set null to number the rows"
+        )
+    id_column = columns.id if columns.id is not None else ("id" if "id" in present else None)
+    return Layout(format, columns, id_column, stem, source)
+
+
+Record = tuple[Place, Mapping[str, Any], Layout]
+
+
+def read_pool(records: Iterable[Record], *, seen: dict[str, Place], limit: int | None = None) -> Pool:
+    """A pool of the rows that hold a completion; the others are counted in `Pool.skipped`.
+
+    seen: every id so far and where it stands, skipped rows included; extended here, so that ids stay unique
+    over several calls. limit: stop at this many examples. UserError on a row that is malformed.
+    """
+    examples: list[Example] = []
+    hidden: dict[str, dict[str, Scalar]] = {}
+    skipped: Counter[str] = Counter()
+    for place, row, layout in tqdm(records, desc="read data", unit="row", delay=2.0):
+        example_id = _id(row, place, layout)
+        if example_id in seen:
+            raise UserError(
+                f"id '{example_id}' occurs twice: {seen[example_id]} and {place}; make ids unique, "
+                "or point dataset.columns.id to another column"
+            )
+        seen[example_id] = place
+        messages = _messages(row, place, layout)
+        if isinstance(messages, str):
+            skipped[messages] += 1
+            continue
+        examples.append(Example(example_id, messages))
+        facts = _facts(row, place, layout)
+        if facts:
+            hidden[example_id] = facts
+        if len(examples) == limit:
+            break
+    return Pool(tuple(examples), hidden, dict(skipped))
+
+
+def join(pools: Iterable[Pool]) -> Pool:
+    examples: list[Example] = []
+    hidden: dict[str, Mapping[str, Any]] = {}
+    skipped: Counter[str] = Counter()
+    for pool in pools:
+        examples.extend(pool.examples)
+        hidden.update(pool.hidden)
+        skipped.update(pool.skipped)
+    return Pool(tuple(examples), hidden, dict(skipped))
+
+
+def subset(pool: Pool, rows: int | None, rng: random.Random, where: str) -> Pool:
+    """`rows` examples, every subset equally likely, in the pool's order; all for None.
+
+    UserError if the pool is empty or too small.
+    """
+    left_out = ", ".join(f"{n} {reason}" for reason, n in pool.skipped.items())
+    note = f" ({left_out})" if left_out else ""
+    if not pool.examples:
+        raise UserError(f"{where} holds no usable row{note}: every row needs a completion")
+    if rows is None:
+        return pool
+    if rows > len(pool.examples):
+        raise UserError(
+            f"rows={rows} is more than the {len(pool.examples)} usable rows of {where}{note}; "
+            "lower it, or set null for all"
+        )
+    chosen = [pool.examples[i] for i in sorted(rng.sample(range(len(pool.examples)), rows))]
+    hidden = {e.id: pool.hidden[e.id] for e in chosen if e.id in pool.hidden}
+    return Pool(tuple(chosen), hidden, pool.skipped)
+
+
+def check_rows(rows: int | None, key: str) -> None:
+    if rows is not None and rows < 1:
+        raise UserError(f"{key}={rows} leaves no candidates; give a positive number, or null for all rows")
+
+
+def _id(row: Mapping[str, Any], place: Place, layout: Layout) -> str:
+    if layout.id_column is None:
+        return f"{layout.stem}-{place.number:06d}"
+    if layout.id_column not in row:
+        raise UserError(
+            f"{place} has no '{layout.id_column}', which other rows of the file have; give each row an id"
+        )
+    value = row[layout.id_column]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    value = as_text(value, layout.id_column, place)
+    if not value:
+        raise UserError(f"{place} has an empty '{layout.id_column}'; give each row an id")
+    return value
+
+
+def _messages(row: Mapping[str, Any], place: Place, layout: Layout) -> tuple[Message, ...] | str:
+    """The conversation, or why the row is left out."""
+    c = layout.columns
+    if layout.format is Format.MESSAGES:
+        messages = _conversation(_part(row, c.messages, place), place, c)
+    elif layout.format is Format.PROMPT_COMPLETION:
+        prompt = as_text(_part(row, c.prompt, place), c.prompt, place)
+        messages = _single_turn(prompt, _part(row, c.completion, place), c.completion, place)
+    else:
+        prompt = as_text(_part(row, c.instruction, place), c.instruction, place)
+        extra = _text_or_blank(row.get(c.input), c.input, place)
+        if extra.strip():
+            prompt = f"{prompt}\n\n{extra}"
+        messages = _single_turn(prompt, _part(row, c.output, place), c.output, place)
+    if all(m.role != "assistant" for m in messages):
+        return NO_ASSISTANT
+    if messages[-1].role != "assistant":
+        return OPEN_END
+    return messages if messages[-1].content.strip() else EMPTY
+
+
+def _single_turn(prompt: str, completion: Any, name: str, place: Place) -> tuple[Message, ...]:
+    return (Message("user", prompt), Message("assistant", _text_or_blank(completion, name, place)))
+
+
+def _conversation(value: Any, place: Place, columns: Columns) -> tuple[Message, ...]:
+    """Message keys other than role and content are not read."""
+    if not isinstance(value, (list, tuple)):
+        raise UserError(f"{place}: '{columns.messages}' must be a list of messages, found {_kind(value)}")
+    messages = []
+    for number, item in enumerate(value, 1):
+        if not isinstance(item, Mapping):
+            raise UserError(
+                f"{place}: message {number} must be an object with '{columns.role}' and '{columns.content}', "
+                f"found {_kind(item)}"
+            )
+        for name in (columns.role, columns.content):
+            if name not in item:
+                there = ", ".join(map(str, item)) or "nothing"
+                raise UserError(
+                    f"{place}: message {number} has no '{name}'; it has {there}. "
+                    "Name the keys in dataset.columns.role and dataset.columns.content"
+                )
+        role = item[columns.role]
+        role = SHAREGPT_ROLES.get(role, role) if isinstance(role, str) else role
+        if role not in ROLES:
+            shown = repr(role[:40]) if isinstance(role, str) else _kind(role)
+            raise UserError(
+                f"{place}: message {number} has the role {shown}; known roles are {', '.join(ROLES)}"
+            )
+        read = _text_or_blank if role == "assistant" else as_text
+        content = read(item[columns.content], f"{columns.content} of message {number}", place)
+        messages.append(Message(role, content))
+    return tuple(messages)
+
+
+def _part(row: Mapping[str, Any], name: str, place: Place) -> Any:
+    if name not in row:
+        there = ", ".join(map(str, row)) or "nothing"
+        raise UserError(f"{place} has no '{name}', which other rows of the file have; it has {there}")
+    return row[name]
+
+
+def _facts(row: Mapping[str, Any], place: Place, layout: Layout) -> dict[str, Scalar]:
+    """The other columns, for reports: scalars only, missing values left out."""
+    facts: dict[str, Scalar] = {}
+    for name, value in row.items():
+        if name in layout.parts or name == layout.id_column:
+            continue
+        if isinstance(value, str):
+            facts[as_text(name, "a column name", place)] = as_text(value, name, place)
+        elif isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value)):
+            facts[as_text(name, "a column name", place)] = value
+    if layout.source is not None:
+        facts["source"] = layout.source
+    return facts
+
+
+def _text_or_blank(value: Any, name: str, place: Place) -> str:
+    """Null stands for no text."""
+    return "" if value is None else as_text(value, name, place)
+
+
+def as_text(value: Any, name: str, place: Place) -> str:
+    """A text that a tokenizer takes; UserError for anything else."""
+    if not isinstance(value, str):
+        raise UserError(f"{place}: '{name}' must be text, found {_kind(value)}")
+    if not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            # JSON can escape half of a surrogate pair; no tokenizer takes such a text.
+            raise UserError(
+                f"{place}: '{name}' holds half a surrogate pair at character {error.start}; "
+                "write the whole character or remove it"
+            ) from error
+    return value
+
+
+def _kind(value: Any) -> str:
+    """A value as a message shows it: what it is in JSON, and its value if that is short."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return f"the boolean {str(value).lower()}"
+    if isinstance(value, (int, float)):
+        shown = str(value) if isinstance(value, float) or abs(value) < 10**18 else "(large)"
+        return f"the number {shown}"
+    if isinstance(value, str):
+        return "a text"
+    if isinstance(value, (list, tuple)):
+        return f"a list of {len(value)}"
+    if isinstance(value, Mapping):
+        return "an object"
+    return f"a {type(value).__name__}"

@@ -1,0 +1,125 @@
+"""Data sets of the Hugging Face hub, or local copies of them. No code of a data set is ever run."""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+from gtp_exp.data.examples import Pool
+from gtp_exp.data.reading import read_rows, records_of, without_folders
+from gtp_exp.data.rows import Columns, Format, Place, check_rows, layout, read_pool, subset
+from gtp_exp.errors import UserError, first_line
+
+log = logging.getLogger(__name__)
+
+_BLOCK = 1024  # rows turned into Python objects at a time
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A pool from one split of a hub data set."""
+
+    hub_id: str = ""  # owner/name
+    config: Optional[str] = None
+    split: str = "train"
+    revision: Optional[str] = None
+    path: Optional[str] = None
+    expected_rows: Optional[int] = None
+    format: Format = Format.AUTO
+    columns: Columns = field(default_factory=Columns)
+    rows: Optional[int] = None
+    seed: int = 0  # of that subset
+
+    def __post_init__(self) -> None:
+        if self.path is None:
+            check_hub_id(self.hub_id)
+        check_rows(self.rows, "dataset.rows")
+
+    def load(self) -> Pool:
+        rng = random.Random(self.seed)
+        seen: dict[str, Place] = {}
+        if self.path is not None and Path(self.path).is_file():
+            file = Path(self.path)
+            records = records_of(
+                read_rows(file), self.path, format=self.format, columns=self.columns, stem=file.stem
+            )
+            pool = read_pool(records, seen=seen)
+            check_size(len(seen), self.expected_rows, self.path)
+            return subset(pool, self.rows, rng, self.path)
+
+        data = _dataset(self)
+        where = f"{self.path or self.hub_id}[{self.split}]"
+        check_size(len(data), self.expected_rows, where)
+        # A random order that stops when enough rows are usable is a uniform subset of the usable rows, and
+        # spares reading millions of rows for a few thousand.
+        order = range(len(data)) if self.rows is None else rng.sample(range(len(data)), len(data))
+        stem = Path(self.path or self.hub_id).name
+        form = layout(data.column_names, where, format=self.format, columns=self.columns, stem=stem)
+        records = ((place, row, form) for place, row in _rows(data, order, where))
+        pool = read_pool(records, seen=seen, limit=self.rows)
+        in_order = tuple(sorted(pool.examples, key=lambda e: seen[e.id].number))
+        return subset(Pool(in_order, pool.hidden, pool.skipped), self.rows, rng, where)
+
+
+def check_hub_id(hub_id: str) -> None:
+    """A bare name is refused: offline, `datasets` takes any cached folder of that name for it."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
+        raise UserError(f"dataset.hub_id='{hub_id}' must be owner/name, or set dataset.path to a local copy")
+    if Path(hub_id).exists():
+        raise UserError(
+            f"the folder {hub_id} of the working directory would be read in place of the hub's '{hub_id}'; "
+            f"set dataset.path={hub_id} if it is meant, else start elsewhere"
+        )
+
+
+def check_size(found: int, expected: int | None, where: str) -> None:
+    if expected is not None and found != expected:
+        raise UserError(
+            f"{where} holds {found} rows, not the expected {expected}: another data set, or a partial copy. "
+            "Check it, or set expected_rows=null to take it as it is"
+        )
+
+
+def _dataset(source: Hub) -> Any:
+    from datasets import load_dataset, load_from_disk
+    from datasets.exceptions import DatasetsError
+
+    try:
+        if source.path is None:
+            return load_dataset(
+                source.hub_id, name=source.config, split=source.split, revision=source.revision
+            )
+        folder = Path(source.path)
+        if not folder.exists():
+            log.info("looked for %s", folder.absolute())
+            raise UserError(
+                f"dataset.path={source.path} does not exist; a path is relative to the working directory"
+            )
+        if (folder / "dataset_dict.json").exists():
+            return load_from_disk(str(folder))[source.split]
+        if (folder / "state.json").exists():
+            return load_from_disk(str(folder))
+        return load_dataset(str(folder), name=source.config, split=source.split)
+    except (OSError, ValueError, KeyError, DatasetsError) as error:
+        reason = without_folders(first_line(error))
+        if source.path is not None:
+            raise UserError(f"dataset.path={source.path} cannot be read: {reason}") from error
+        raise UserError(
+            f"{source.hub_id} cannot be read from the hub: {reason}. Without network, download it "
+            f"elsewhere (hf download --repo-type dataset {source.hub_id} --local-dir DIR) and set "
+            "dataset.path=DIR; for a gated data set set HF_TOKEN"
+        ) from error
+
+
+def _rows(data: Any, order: Sequence[int], where: str) -> Iterator[tuple[Place, dict[str, Any]]]:
+    table = data.with_format("arrow")
+    for start in range(0, len(order), _BLOCK):
+        block = order[start : start + _BLOCK]
+        rows = table[block.start : block.stop] if isinstance(block, range) else table[block]
+        for index, row in zip(block, rows.to_pylist(), strict=True):
+            yield Place(where, index + 1, "row"), row

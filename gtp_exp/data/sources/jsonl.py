@@ -1,0 +1,43 @@
+"""A pool from local files, each of which may have its own form."""
+
+from __future__ import annotations
+
+import logging
+import random
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Optional
+
+from gtp_exp.data.examples import Pool
+from gtp_exp.data.reading import expand, read_rows, records_of, shown, stems
+from gtp_exp.data.rows import Columns, Format, check_rows, read_pool, subset
+from gtp_exp.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Jsonl:
+    """A pool from local files; each file may have its own form."""
+
+    files: list[str] = field(
+        default_factory=list
+    )  # paths or glob patterns, relative to the working directory
+    format: Format = Format.AUTO
+    columns: Columns = field(default_factory=Columns)
+    rows: Optional[int] = None
+    seed: int = 0  # of that subset
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise UserError("dataset.files is empty; give files, such as dataset.files=[pool.jsonl]")
+        check_rows(self.rows, "dataset.rows")
+
+    def load(self) -> Pool:
+        paths = expand(self.files)
+        records = chain.from_iterable(
+            records_of(read_rows(path), shown(path), format=self.format, columns=self.columns, stem=stem)
+            for path, stem in zip(paths, stems(paths), strict=True)
+        )
+        pool = read_pool(records, seen={})
+        return subset(pool, self.rows, random.Random(self.seed), ", ".join(map(shown, paths)))

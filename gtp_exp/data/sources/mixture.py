@@ -1,0 +1,142 @@
+"""Several labelled sources as one pool."""
+
+from __future__ import annotations
+
+import logging
+import random
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Optional
+
+from gtp_exp.data.examples import Pool
+from gtp_exp.data.reading import LINES, expand, parse_lines, read_rows, records_of, shown, without_folders
+from gtp_exp.data.rows import Columns, Format, Place, Record, check_rows, join, read_pool, subset
+from gtp_exp.data.sources.hub import check_hub_id, check_size
+from gtp_exp.errors import UserError, first_line
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    label: str  # becomes the hidden fact `source` of its rows
+    files: list[str]  # below the mixture's path, in its archive, or in its hub repository
+    rows: Optional[int]
+    expected_rows: Optional[int]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A pool of several sources. The files are looked for in `path` if it is given, else on the hub if
+    `hub_id` is given, else in the working directory.
+    """
+
+    sources: list[Source]
+    hub_id: Optional[str] = "princeton-nlp/less_data"
+    revision: Optional[str] = None
+    archive: Optional[str] = "less-data.zip"
+    path: Optional[str] = None
+    format: Format = Format.MESSAGES
+    columns: Columns = field(default_factory=Columns)
+    rows: Optional[int] = None
+    seed: int = 0  # of the subsets
+
+    def __post_init__(self) -> None:
+        labels = [s.label for s in self.sources]
+        if not labels or len(set(labels)) < len(labels):
+            raise UserError(f"dataset.sources must have one label each, found {labels}")
+        for source in self.sources:
+            check_rows(source.rows, f"dataset.sources[{source.label}].rows")
+            if not source.files:
+                raise UserError(f"dataset.sources[{source.label}].files is empty; name its files")
+        if self.hub_id is not None and self.path is None:
+            check_hub_id(self.hub_id)
+        check_rows(self.rows, "dataset.rows")
+
+    def load(self) -> Pool:
+        home = _home(self)
+        seen: dict[str, Place] = {}
+        pools = []
+        for source in self.sources:
+            before = len(seen)
+            records = chain.from_iterable(
+                _records(home, file, self, source, position) for position, file in enumerate(source.files, 1)
+            )
+            pool = read_pool(records, seen=seen)
+            check_size(len(seen) - before, source.expected_rows, f"source '{source.label}'")
+            # Every source has its own generator, so that adding one leaves the others' subsets alone.
+            rng = random.Random(f"{self.seed} {source.label}")
+            pools.append(subset(pool, source.rows, rng, f"source '{source.label}'"))
+        return subset(join(pools), self.rows, random.Random(self.seed), "the mixture")
+
+
+def _home(mixture: Mixture) -> Path | None:
+    """A folder or a zip file; None where each file is fetched from the hub."""
+    if mixture.path is not None:
+        path = Path(mixture.path).expanduser()
+        if not path.exists():
+            log.info("looked for %s", path.absolute())
+            raise UserError(
+                f"dataset.path={mixture.path} does not exist; a path is relative to the working directory"
+            )
+        return path
+    if mixture.hub_id is None:
+        return Path()
+    return _fetch(mixture, mixture.archive) if mixture.archive is not None else None
+
+
+def _fetch(mixture: Mixture, file: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    assert mixture.hub_id is not None
+    try:
+        return Path(
+            hf_hub_download(mixture.hub_id, file, repo_type="dataset", revision=mixture.revision)
+        )  # kept in the hub's cache
+    except (OSError, ValueError, EntryNotFoundError) as error:
+        revision = mixture.revision or "main"
+        raise UserError(
+            f"{file} of {mixture.hub_id} cannot be read from the hub: {without_folders(first_line(error))} "
+            "Without network, download it elsewhere (hf download --repo-type dataset "
+            f"--revision {revision} {mixture.hub_id} {file} --local-dir DIR) and set "
+            f"dataset.path={f'DIR/{file}' if file == mixture.archive else 'DIR'}"
+        ) from error
+
+
+def _records(
+    home: Path | None, file: str, mixture: Mixture, source: Source, position: int
+) -> Iterator[Record]:
+    stem = source.label if len(source.files) == 1 else f"{source.label}-{position}"
+    settings = {"format": mixture.format, "columns": mixture.columns, "source": source.label}
+    if home is not None and home.is_file():
+        yield from _zipped(home, mixture.path or f"{mixture.hub_id}/{mixture.archive}", file, stem, settings)
+        return
+    if home is None:  # the hub's cache is no place that the user named
+        name = f"{mixture.hub_id}/{file}"
+        yield from records_of(read_rows(_fetch(mixture, file), name), name, stem=stem, **settings)
+        return
+    paths = expand([str(Path(mixture.path or "") / file)])
+    for number, path in enumerate(paths, 1):
+        own = stem if len(paths) == 1 else f"{stem}-{number}"
+        yield from records_of(read_rows(path), shown(path), stem=own, **settings)
+
+
+def _zipped(archive: Path, given: str, member: str, stem: str, settings: dict) -> Iterator[Record]:
+    """given: how messages name the archive."""
+    name = f"{archive.name}/{member}"
+    if not member.endswith(LINES):
+        raise UserError(f"{name} is none of {', '.join(LINES)}; unpack the archive and set dataset.path")
+    try:
+        with zipfile.ZipFile(archive) as zipped, zipped.open(member) as lines:
+            yield from records_of(parse_lines(lines, name), name, stem=stem, **settings)
+    except KeyError as error:
+        raise UserError(f"{given} holds no file {member}") from error
+    except (zipfile.BadZipFile, zlib.error, OSError) as error:
+        raise UserError(
+            f"{given} cannot be read as a zip file: {without_folders(first_line(error))}"
+        ) from error

@@ -1,0 +1,147 @@
+"""A checkpoint of the warm-up: trainable parameters and Adam moments, each by parameter name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from gtp_exp.errors import UserError
+from gtp_exp.files import write_json
+
+TRAINABLE = "trainable.safetensors"
+MOMENTS = "moments.safetensors"
+ABOUT = "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    directory: Path
+    step: int  # optimizer steps taken so far
+    learning_rate: float  # mean over the steps of the segment that ends here
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Adam's running means of the gradient and of its square, fp32, in the parameter's shape."""
+
+    exp_avg: torch.Tensor
+    exp_avg_sq: torch.Tensor
+
+
+def trainable_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The parameters with requires_grad, in the order of named_parameters; a shared one appears once."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def save_checkpoint(
+    directory: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    step: int,
+    learning_rate: float,
+) -> Checkpoint:
+    """Write parameters, moments and checkpoint.json; the last file written marks the checkpoint complete.
+
+    The optimizer may be wrapped (Accelerate, Trainer). Its own numbering of parameters is never used:
+    state is looked up by parameter object, so the order of parameter groups does not matter.
+    """
+    optimizer = getattr(optimizer, "optimizer", optimizer)
+    parameters = trainable_parameters(model)
+    if not parameters:
+        raise UserError("the model has no trainable parameter, so there is no checkpoint to save")
+    moments = {}
+    for name, parameter in parameters.items():
+        state = optimizer.state.get(parameter)
+        if not state or "exp_avg" not in state or "exp_avg_sq" not in state:
+            raise UserError(
+                f"the optimizer ({type(optimizer).__name__}) has no Adam moments for {name}; it takes "
+                "Adam or AdamW over this very model, after at least one step"
+            )
+        if state["exp_avg"].shape != parameter.shape:
+            raise UserError(
+                f"the moments of {name} have shape {tuple(state['exp_avg'].shape)}, the parameter "
+                f"{tuple(parameter.shape)}; sharded optimizers must be gathered first"
+            )
+        if int(state["step"]) != step:
+            raise UserError(
+                f"step={step} but Adam has taken {int(state['step'])} steps on {name}; bias correction needs "
+                "the number of optimizer steps"
+            )
+        moments[f"exp_avg.{name}"] = _host(state["exp_avg"]).float()
+        moments[f"exp_avg_sq.{name}"] = _host(state["exp_avg_sq"]).float()
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file({name: _host(p) for name, p in parameters.items()}, directory / TRAINABLE)
+    save_file(moments, directory / MOMENTS)
+    write_json(directory / ABOUT, {"step": step, "learning_rate": learning_rate})
+    return Checkpoint(directory=directory, step=step, learning_rate=learning_rate)
+
+
+def load_checkpoint(directory: Path) -> Checkpoint:
+    about = directory / ABOUT
+    if not about.is_file():
+        raise UserError(f"{directory} is not a finished checkpoint: {ABOUT} is missing")
+    values = json.loads(about.read_text())
+    return Checkpoint(directory=directory, step=values["step"], learning_rate=values["learning_rate"])
+
+
+def load_trainable(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    """Copy the checkpoint's parameters into the model; names and shapes must match exactly."""
+    parameters = trainable_parameters(model)
+    stored = load_file(checkpoint.directory / TRAINABLE)
+    _check_names(stored, parameters, checkpoint.directory / TRAINABLE)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            _check_shape(name, stored[name], parameter.shape, checkpoint.directory / TRAINABLE)
+            parameter.copy_(stored[name])
+
+
+def load_moments(
+    checkpoint: Checkpoint, names: Sequence[str], device: torch.device | str
+) -> dict[str, Moments]:
+    """Moments of the named parameters, fp32 on the device. Shapes are checked by `check_moments`."""
+    path = checkpoint.directory / MOMENTS
+    moments = {}
+    with safe_open(path, framework="pt") as file:
+        stored = set(file.keys())
+        for name in names:
+            keys = f"exp_avg.{name}", f"exp_avg_sq.{name}"
+            if missing := [key for key in keys if key not in stored]:
+                raise UserError(f"{path} lacks {', '.join(missing)}; it belongs to another model or adapter")
+            first, second = (file.get_tensor(key).to(device, torch.float32) for key in keys)
+            moments[name] = Moments(exp_avg=first, exp_avg_sq=second)
+    return moments
+
+
+def check_moments(
+    moments: Mapping[str, Moments], parameters: Mapping[str, torch.nn.Parameter], checkpoint: Checkpoint
+) -> None:
+    """A transposed or re-numbered moment would go unnoticed: same count of values, wrong meaning."""
+    path = checkpoint.directory / MOMENTS
+    for name, parameter in parameters.items():
+        _check_shape(f"exp_avg.{name}", moments[name].exp_avg, parameter.shape, path)
+        _check_shape(f"exp_avg_sq.{name}", moments[name].exp_avg_sq, parameter.shape, path)
+
+
+def _host(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().cpu().contiguous()
+
+
+def _check_names(stored: Mapping[str, object], wanted: Mapping[str, object], path: Path) -> None:
+    missing, extra = sorted(set(wanted) - set(stored)), sorted(set(stored) - set(wanted))
+    if missing or extra:
+        raise UserError(
+            f"{path} does not fit the model: {len(missing)} parameters missing {missing[:3]}, "
+            f"{len(extra)} not in the model {extra[:3]}; use the adapter settings it was trained with"
+        )
+
+
+def _check_shape(name: str, tensor: torch.Tensor, shape: torch.Size, path: Path) -> None:
+    if tensor.shape != shape:
+        raise UserError(f"{path}: {name} has shape {tuple(tensor.shape)}, the model's is {tuple(shape)}")

@@ -1,0 +1,144 @@
+"""Which trainable parameters a model has, and whether the batched engines know how to differentiate them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gtp_exp.errors import UserError
+from gtp_exp.gradients.checkpoints import trainable_parameters
+
+if TYPE_CHECKING:  # it takes seconds to import, and a job that finds its gradients in the cache does without
+    from peft.tuners import lora
+
+
+@dataclass(frozen=True)
+class LoraLinear:
+    """One adapted linear layer, y = W x + scaling B A x. A parameter that is frozen has no name."""
+
+    name: str
+    module: lora.Linear
+    base: Any  # nn.Linear, or whatever PEFT treats alike
+    a: torch.nn.Linear
+    b: torch.nn.Linear
+    scaling: float
+    a_name: str | None
+    b_name: str | None
+
+
+@dataclass(frozen=True)
+class Adapters:
+    layers: tuple[LoraLinear, ...]
+    obstacles: tuple[str, ...]  # why the batched engines cannot be used, one sentence each, by module name
+
+
+def base_model(model: torch.nn.Module) -> Any:
+    """The transformers model with its adapters in place, without PEFT's wrapper."""
+    from peft import PeftModel
+
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def has_adapters(model: torch.nn.Module) -> bool:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return any(isinstance(module, BaseTunerLayer) for module in model.modules())
+
+
+def find_adapters(model: torch.nn.Module) -> Adapters:
+    """All LoRA layers, and everything about the model that is not plain LoRA on linear layers."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    trainable = trainable_parameters(model)
+    names = {id(p): name for name, p in trainable.items()}
+    layers, obstacles, explained = [], [], set()
+    adapted: list[tuple[str, Any]] = [
+        (name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)
+    ]
+    for name, module in adapted:
+        # A module explained once explains its parameters too: one sentence per cause.
+        problem = _problem(module)
+        if problem:
+            obstacles.append(f"{name}: {problem}")
+            explained.update(id(p) for p in module.parameters())
+            continue
+        adapter = module.active_adapters[0]
+        a, b = module.lora_A[adapter], module.lora_B[adapter]
+        layers.append(
+            LoraLinear(
+                name=name,
+                module=module,
+                base=module.get_base_layer(),
+                a=a,
+                b=b,
+                scaling=module.scaling[adapter],
+                a_name=names.get(id(a.weight)),
+                b_name=names.get(id(b.weight)),
+            )
+        )
+    uses = [id(w) for layer in layers for w in (layer.a.weight, layer.b.weight)]
+    for name, parameter in trainable.items():
+        if (count := uses.count(id(parameter))) > 1:
+            obstacles.append(f"{name}: shared by {count} LoRA layers")
+        if not count and id(parameter) not in explained:
+            obstacles.append(f"{name}: trainable, but not a LoRA matrix of a linear layer")
+    return Adapters(layers=tuple(layers), obstacles=tuple(obstacles))
+
+
+def _problem(module: Any) -> str | None:
+    from peft.tuners import lora
+
+    kind = type(module).__module__.removeprefix("peft.tuners.") + "." + type(module).__name__
+    if type(module) is not lora.Linear:
+        return f"adapter layer {kind} is not LoRA on a plain linear layer"
+    active = module.active_adapters
+    if len(active) != 1:
+        return f"{len(active)} active adapters {active}, where one is expected"
+    adapter = active[0]
+    if adapter not in module.lora_A:
+        return f"the active adapter {adapter} has no LoRA matrices here"
+    if module.disable_adapters:
+        return "the adapter is disabled"
+    if module.merged:
+        return "the adapter is merged into the base weight"
+    if adapter in module.lora_variant:
+        return f"LoRA variant {type(module.lora_variant[adapter]).__name__}"
+    if module.lora_bias.get(adapter):
+        return "lora_bias adds a bias to the LoRA matrices"
+    if (
+        type(module.lora_A[adapter]) is not torch.nn.Linear
+        or type(module.lora_B[adapter]) is not torch.nn.Linear
+    ):
+        return "the LoRA matrices are not plain linear layers"
+    return None
+
+
+def check_differentiable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The trainable parameters; refuses what has no per-example gradient in the sense of this package."""
+    for name, config in getattr(model, "peft_config", {}).items():
+        if config.is_prompt_learning:
+            raise UserError(
+                f"adapter {name} is {config.peft_type}: learned prompts change the input, and are not "
+                "supported; use LoRA or full fine-tuning"
+            )
+    parameters = trainable_parameters(model)
+    if not parameters:
+        raise UserError("the model has no trainable parameter; attach LoRA or set requires_grad")
+    return parameters
+
+
+def refuse(adapters: Adapters, engine: str) -> UserError:
+    shown = "; ".join(adapters.obstacles[:3])
+    more = len(adapters.obstacles) - 3
+    return UserError(
+        f"engine={engine} computes LoRA on linear layers only, and found {shown}"
+        + (f" and {more} more" if more > 0 else "")
+        + ". Use plain LoRA, or engine=autograd, which is exact for any parameter, one example at a time"
+    )
+
+
+def sizes(parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, int]:
+    return {name: p.numel() for name, p in parameters.items()}

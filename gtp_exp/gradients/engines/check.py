@@ -1,0 +1,100 @@
+"""Compares an engine with batch-size-1 autograd on real examples, before it is trusted with the rest."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+
+from gtp_exp.data.examples import TokenizedExample
+from gtp_exp.errors import UserError
+from gtp_exp.gradients.engines.base import GradientEngine, gradients_of
+from gtp_exp.gradients.memory import halving
+from gtp_exp.model.loss import Reduction, reference_gradients
+
+# Largest relative error by the precision of the model's weights. In float32 batch-size-1 autograd is itself
+# about 1e-5 from float64. In half precision both sides carry rounding errors of several percent in the l2
+# norm, so there the engine is checked in float32 as well (choose.py).
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
+_HALF_TOLERANCE = 0.2
+
+
+def check_engine(
+    engine: GradientEngine,
+    model: torch.nn.Module,
+    parameters: Mapping[str, torch.nn.Parameter],
+    batch: Sequence[TokenizedExample],
+    reduction: Reduction,
+    *,
+    at_most: int,
+) -> str | None:
+    """Why the engine must not be used, or None. Compares `at_most` examples spread over the batch.
+
+    In half precision the best of them counts: a wrong engine errs on every example, rounding on some.
+    An example whose own gradient is not finite tells nothing of the engine.
+    """
+    compared = [batch[i] for i in torch.linspace(0, len(batch) - 1, min(at_most, len(batch))).long().tolist()]
+    names = {e.id for e in compared}
+    parts = halving(batch, lambda part: [(e, g) for e, g in gradients_of(engine, part) if e.id in names])
+    half = half_precision(model)
+    tolerance = _HALF_TOLERANCE if half else max(_TOLERANCE[p.dtype] for p in model.parameters())
+    errors = []
+    for example, found in (pair for part in parts for pair in part):
+        expected = reference_gradients(model, parameters, example, reduction)
+        if not all(torch.isfinite(g).all() for g in expected.values()):
+            continue
+        error = relative_error(found, expected, order=2 if half else float("inf"))
+        errors.append((error if error == error else float("inf"), example.id))  # NaN has no order
+    if not errors:
+        raise not_finite([e.id for e in compared])
+    error, example_id = min(errors) if half else max(errors)
+    if not error <= tolerance:
+        return (
+            f"engine {engine.name} differs from batch-size-1 autograd by {error:.1e} on {example_id} "
+            f"({tolerance:.0e} is allowed)"
+        )
+    return None
+
+
+def half_precision(model: torch.nn.Module) -> bool:
+    return any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
+
+
+@contextlib.contextmanager
+def in_float32(model: torch.nn.Module) -> Iterator[None]:
+    """The same weights in float32 inside; the half-precision tensors themselves come back afterwards."""
+    tensors = [t for t in itertools.chain(model.parameters(), model.buffers()) if t.is_floating_point()]
+    originals = [t.data for t in tensors]
+    try:
+        for tensor in tensors:
+            tensor.data = tensor.data.float()
+        yield
+    finally:
+        for tensor, original in zip(tensors, originals, strict=True):
+            tensor.data = original
+
+
+def not_finite(ids: Sequence[str]) -> UserError:
+    return UserError(
+        f"the gradient of example {', '.join(ids[:5])} is not finite; check its text and the warm-up's "
+        "rate, or compute in float32"
+    )
+
+
+def relative_error(
+    found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], *, order: float
+) -> float:
+    """|found - expected| / |expected| over all parameters together, in the l2 or the largest-value norm.
+
+    A parameter that is not found has gradient zero: its layer took no part.
+    """
+
+    def norm(tensors: list[torch.Tensor]) -> float:
+        return float(torch.cat([t.flatten() for t in tensors]).norm(order))
+
+    zero = torch.zeros(())
+    difference = norm([found.get(name, zero).double() - g.double() for name, g in expected.items()])
+    scale = norm([g.double() for g in expected.values()])
+    return difference / scale if scale else difference

@@ -1,0 +1,139 @@
+"""Chooses the engine: the fastest one whose gradients equal those of batch-size-1 autograd on the first
+batch.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+
+from gtp_exp.data.examples import TokenizedExample
+from gtp_exp.errors import UserError
+from gtp_exp.gradients.engines.adapters import Adapters, find_adapters, has_adapters, refuse
+from gtp_exp.gradients.engines.base import AutogradEngine, GradientEngine
+from gtp_exp.gradients.engines.check import check_engine, half_precision, in_float32
+from gtp_exp.gradients.engines.hooks import HooksEngine
+from gtp_exp.gradients.engines.linear import LinearKernel, fastest_kernel
+from gtp_exp.gradients.engines.packed import PackedEngine, packed_obstacle
+from gtp_exp.gradients.memory import choose_token_budget, out_of_memory
+from gtp_exp.model.loss import Reduction
+
+_CHECKED = 8  # examples of the first batch that are compared
+_CHECKED_IN_HALF = 3  # again in half precision, where only gross errors can show
+
+
+class Engine(Enum):
+    AUTO = "auto"  # the fastest one that passes the check
+    PACKED = "packed"  # LoRA: sequences end to end, no padding, logits only where there is loss
+    COMPILED = "compiled"  # packed with torch.compile for the norms: some percent faster, after 20 s
+    HOOKS = "hooks"  # LoRA: padded batches through the model's own forward
+    AUTOGRAD = "autograd"  # any parameters, one example at a time: full fine-tuning, and the reference
+
+
+def make_engine(
+    kind: Engine,
+    model: torch.nn.Module,
+    parameters: Mapping[str, torch.nn.Parameter],
+    *,
+    reduction: Reduction,
+    kernel: LinearKernel,
+) -> GradientEngine:
+    """Without the check. Raises UserError, by module name, for what it cannot differentiate exactly."""
+    if kind is Engine.AUTOGRAD:
+        return AutogradEngine(model, parameters, reduction)
+    adapters = _lora(model, kind)
+    if kind is Engine.HOOKS:
+        return HooksEngine(model, adapters, reduction)
+    return PackedEngine(model, adapters, reduction, kernel, compiled=kind is Engine.COMPILED)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the machine and the model decide, and a resumed run must repeat."""
+
+    engine: Engine
+    kernel: LinearKernel
+    token_budget: int
+
+
+def choose_engine(
+    model: torch.nn.Module,
+    parameters: Mapping[str, torch.nn.Parameter],
+    examples: Sequence[TokenizedExample],
+    *,
+    requested: Engine,
+    reduction: Reduction,
+    token_budget: int | None,
+) -> Choice:
+    """The fastest engine allowed that passes the check. examples: those of the first shard.
+
+    Falls back from packed to padded, and from padded to one by one, with a warning that says why.
+    """
+    kinds = [Engine.PACKED, Engine.HOOKS, Engine.AUTOGRAD]
+    if requested is Engine.AUTOGRAD or (requested is Engine.AUTO and not has_adapters(model)):
+        kinds = [Engine.AUTOGRAD]
+    elif requested is Engine.HOOKS:
+        kinds = [Engine.HOOKS, Engine.AUTOGRAD]
+    elif requested is Engine.COMPILED:
+        kinds = [Engine.COMPILED, *kinds]
+    longest = max(examples, key=lambda e: e.n_tokens)
+    kernel = fastest_kernel(model)
+    for kind in kinds[:-1]:
+        adapters = _lora(model, kind)
+        packed = kind in (Engine.PACKED, Engine.COMPILED)
+        reason = packed_obstacle(model, adapters) if packed else None
+        if reason is None:
+            try:
+                engine = make_engine(kind, model, parameters, reduction=reduction, kernel=kernel)
+                budget = token_budget or choose_token_budget(engine, model, longest)
+                first = [examples[i] for i in engine.batches([e.n_tokens for e in examples], budget)[0]]
+                checked = _CHECKED
+                if half_precision(model):
+                    reason = _check_in_float32(kind, model, parameters, first, reduction)
+                    checked = _CHECKED_IN_HALF
+                reason = reason or check_engine(engine, model, parameters, first, reduction, at_most=checked)
+            except UserError:
+                raise
+            # Whatever an unforeseen model does to the engine, the next one may still be exact.
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}"
+            else:
+                if reason is None:
+                    return Choice(kind, kernel, budget)
+        warnings.warn(
+            f"engine {kind.value} does not fit this model, a slower one is used: {reason}", stacklevel=3
+        )
+    return Choice(kinds[-1], kernel, token_budget or longest.n_tokens)
+
+
+def _check_in_float32(
+    kind: Engine,
+    model: torch.nn.Module,
+    parameters: Mapping[str, torch.nn.Parameter],
+    batch: Sequence[TokenizedExample],
+    reduction: Reduction,
+) -> str | None:
+    """The check where rounding cannot hide an error: on the same weights, widened for the time being."""
+    try:
+        with in_float32(model):
+            engine = make_engine(kind, model, parameters, reduction=reduction, kernel=LinearKernel.DEFAULT)
+            return check_engine(engine, model, parameters, batch, reduction, at_most=_CHECKED)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+    warnings.warn(
+        "too little memory to check the engine in float32; its check in half precision is coarse",
+        stacklevel=4,
+    )
+    return None
+
+
+def _lora(model: torch.nn.Module, kind: Engine) -> Adapters:
+    adapters = find_adapters(model)
+    if adapters.obstacles:
+        raise refuse(adapters, kind.value)
+    return adapters

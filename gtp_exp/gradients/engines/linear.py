@@ -1,0 +1,175 @@
+"""Linear layers in a packed pass: frozen ones, and LoRA ones that hand over per-example gradients.
+
+For a LoRA layer
+
+    y = W x + s B A x,     g = dL/dy,     u = A x,     v = s B^T g
+
+the gradients of example i are contractions over its own tokens t:
+
+    dL_i/dB = s sum_t g_t u_t^T            dL_i/dA = sum_t v_t x_t^T            dL/dx = W^T g + A^T v
+
+so the only additions to the plain backward pass are two thin products per layer and example.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+
+from gtp_exp.gradients.engines.adapters import LoraLinear
+from gtp_exp.gradients.engines.base import Consume, NotPerExample
+from gtp_exp.gradients.engines.rectangle import Rectangle
+
+
+class LinearKernel(Enum):
+    """How x W^T is computed. On AMD, torch's default for float32 (MKL) runs at half the speed of oneDNN."""
+
+    DEFAULT = "default"
+    ONEDNN = "onednn"
+
+    def apply(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """x: [n, in], weight: [out, in] in any strides; returns [n, out]."""
+        if self is LinearKernel.ONEDNN:
+            # The operation that torch.compile puts in the place of linear layers on a CPU.
+            return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return torch.nn.functional.linear(x, weight, bias)
+
+
+def fastest_kernel(model: torch.nn.Module) -> LinearKernel:
+    """Times both on this machine, in a few milliseconds; oneDNN only where it is clearly ahead."""
+    kinds = {(p.dtype, p.device.type) for p in model.parameters() if not p.requires_grad}
+    if kinds != {(torch.float32, "cpu")} or not torch.backends.mkldnn.is_available():
+        return LinearKernel.DEFAULT
+    x, weight = torch.ones(512, 512), torch.ones(512, 512)
+    seconds = dict.fromkeys(LinearKernel, float("inf"))
+    for _ in range(16):  # in turn, so that what else the machine does slows neither alone
+        for kernel in LinearKernel:
+            try:
+                taken = _seconds(lambda kernel=kernel: kernel.apply(x, weight))
+            except (AttributeError, RuntimeError):
+                return LinearKernel.DEFAULT
+            seconds[kernel] = min(seconds[kernel], taken)
+    return min(seconds, key=lambda k: seconds[k] * (1 if k is LinearKernel.DEFAULT else 1.3))
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One forward and backward pass over packed sequences."""
+
+    bounds: Sequence[tuple[int, int]]
+    rectangle: Rectangle | None
+    consume: Consume
+    kernel: LinearKernel
+
+
+class _Frozen(torch.autograd.Function):
+    """y = W x + bias, keeping nothing: the weight needs no gradient, so x is not needed again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, layer: torch.nn.Linear, kernel: LinearKernel) -> torch.Tensor:
+        ctx.layer, ctx.kernel = layer, kernel
+        return kernel.apply(x.reshape(-1, x.shape[-1]), layer.weight, layer.bias).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        g = gradients[0]
+        weight = ctx.layer.weight.t()
+        return ctx.kernel.apply(g.reshape(-1, g.shape[-1]), weight).view(*g.shape[:-1], -1), None, None
+
+
+class _Lora(torch.autograd.Function):
+    """y = W x + bias + s B A x, whose backward hands per-example gradients of A and B to the consumer and
+    returns none for them: their .grad stays untouched. They are inputs only so that autograd comes here.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, layer: LoraLinear, run: _Pass
+    ) -> torch.Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        a, b = a.to(x.dtype), b.to(x.dtype)
+        u = (flat @ a.t()).mul_(layer.scaling)
+        y = run.kernel.apply(flat, layer.base.weight, layer.base.bias).addmm_(u, b.t())
+        ctx.save_for_backward(flat, u, a, b)
+        ctx.layer, ctx.run, ctx.shape = layer, run, x.shape
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None, None]:
+        x, u, a, b = ctx.saved_tensors
+        layer: LoraLinear = ctx.layer
+        run: _Pass = ctx.run
+        g = gradients[0].reshape(len(x), -1)
+        v = (g @ b).mul_(layer.scaling)
+        if layer.b_name is not None:
+            run.consume(layer.b_name, contract(g, u, run.bounds, run.rectangle))
+        if layer.a_name is not None:
+            run.consume(layer.a_name, contract(v, x, run.bounds, run.rectangle))
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, None, None
+        dx = run.kernel.apply(g, layer.base.weight.t()).addmm_(v, a)
+        return dx.view(ctx.shape), None, None, None, None
+
+
+def contract(
+    left: torch.Tensor,
+    right: torch.Tensor,
+    bounds: Sequence[tuple[int, int]],
+    rectangle: Rectangle | None,
+) -> torch.Tensor:
+    """sum_t left[t] right[t]^T over each example's tokens. left: [T, p], right: [T, q]; returns [b, p, q]."""
+    if rectangle is not None:
+        return torch.bmm(rectangle.spread(left).transpose(1, 2), rectangle.spread(right))
+    out = left.new_empty(len(bounds), left.shape[1], right.shape[1])
+    for i, (start, end) in enumerate(bounds):
+        torch.mm(left[start:end].t(), right[start:end], out=out[i])
+    return out
+
+
+@contextlib.contextmanager
+def packed_linears(
+    model: torch.nn.Module,
+    layers: Sequence[LoraLinear],
+    bounds: Sequence[tuple[int, int]],
+    rectangle: Rectangle | None,
+    consume: Consume,
+    kernel: LinearKernel,
+) -> Iterator[None]:
+    """Replaces the forward of every LoRA and frozen linear layer; modules and weights are not touched."""
+    run = _Pass(bounds, rectangle, consume, kernel)
+    n_tokens = bounds[-1][1]
+    seen: set[str] = set()
+
+    def lora(layer: LoraLinear, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[:-1] != (1, n_tokens):
+            raise NotPerExample(f"{layer.name} was called with {tuple(x.shape)}, not [1, {n_tokens}, values]")
+        if layer.name in seen:
+            raise NotPerExample(f"{layer.name} was called twice in one pass")
+        seen.add(layer.name)
+        return _Lora.apply(x, layer.a.weight, layer.b.weight, layer, run)  # pyright: ignore
+
+    replaced: dict[torch.nn.Module, Callable[..., torch.Tensor]] = {}
+    for module in model.modules():
+        if type(module) is torch.nn.Linear and not module.weight.requires_grad:
+            replaced[module] = lambda x, module=module: _Frozen.apply(x, module, kernel)
+    for layer in layers:
+        replaced[layer.module] = lambda x, *args, layer=layer, **kwargs: lora(layer, x)
+    try:
+        for module, forward in replaced.items():
+            module.forward = forward
+        yield
+    finally:
+        for module in replaced:
+            module.__dict__.pop("forward", None)  # an instance attribute; the class has the original

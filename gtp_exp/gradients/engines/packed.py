@@ -1,0 +1,106 @@
+"""Exact per-example LoRA gradients from one padding-free pass over sequences laid end to end.
+
+What is not computed is what makes it fast: no padding, no logits without a label (head.py), no gradient of a
+frozen weight, and no sum over examples that would have to be taken apart again (linear.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from gtp_exp.data.examples import TokenizedExample
+from gtp_exp.gradients.engines.adapters import Adapters, base_model
+from gtp_exp.gradients.engines.attention import attention_per_sequence
+from gtp_exp.gradients.engines.base import Consume, pack, pad
+from gtp_exp.gradients.engines.compiled import compiled_norms
+from gtp_exp.gradients.engines.head import label_head
+from gtp_exp.gradients.engines.linear import LinearKernel, packed_linears
+from gtp_exp.gradients.engines.rectangle import Rectangle
+from gtp_exp.model.loss import Reduction, label_positions, weighted_loss
+
+_KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+
+
+class PackedEngine:
+    name = "packed"
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        adapters: Adapters,
+        reduction: Reduction,
+        kernel: LinearKernel,
+        *,
+        compiled: bool = False,
+    ) -> None:
+        self._model = base_model(model)
+        self._layers, self._reduction, self._kernel = adapters.layers, reduction, kernel
+        self._head = label_head(self._model, kernel)
+        self._compiled = compiled
+        self._device = self._layers[0].a.weight.device
+        # What is done per example: one by one on a CPU, which waits for padding; at once on a GPU, which
+        # waits for many small steps.
+        self._at_once = self._device.type != "cpu"
+
+    def batches(self, lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+        return (pad if self._at_once else pack)(lengths, token_budget)
+
+    def run(self, batch: Sequence[TokenizedExample], consume: Consume) -> None:
+        packing = Packing(batch, self._reduction, self._device)
+        rectangle = Rectangle(packing.bounds, self._device) if self._at_once else None
+        with (
+            compiled_norms(self._model) if self._compiled else contextlib.nullcontext(),
+            attention_per_sequence(self._model, packing.bounds, rectangle) as extra,
+            packed_linears(self._model, self._layers, packing.bounds, rectangle, consume, self._kernel),
+        ):
+            if self._head is not None:
+                backbone = getattr(self._model, self._model.base_model_prefix)
+                output = backbone(**packing.inputs, **extra).last_hidden_state
+                hidden = output[0].index_select(0, packing.labelled)
+                hidden.backward(self._head.gradient(hidden.detach(), packing.targets, packing.weights))
+            else:
+                logits = self._model(**packing.inputs, **extra, logits_to_keep=packing.labelled).logits[0]
+                weighted_loss(logits, packing.targets, packing.weights).backward()
+
+
+class Packing:
+    """A batch as one sequence [1, T]: tokens, positions that start anew, and where the labels are."""
+
+    def __init__(self, batch: Sequence[TokenizedExample], reduction: Reduction, device: torch.device) -> None:
+        self.bounds: list[tuple[int, int]] = []
+        tokens, positions, labelled, targets, weights = [], [], [], [], []
+        for example in batch:
+            start = len(tokens)
+            tokens += example.input_ids
+            positions += range(example.n_tokens)
+            self.bounds.append((start, len(tokens)))
+            where, labels = label_positions(example)
+            labelled += [start + t for t in where]
+            targets += labels
+            weights += [1 / len(where) if reduction is Reduction.MEAN else 1.0] * len(where)
+        self.inputs: dict[str, Any] = {
+            "input_ids": torch.tensor([tokens], device=device),
+            "position_ids": torch.tensor([positions], device=device),
+            "use_cache": False,
+        }
+        self.labelled = torch.tensor(labelled, device=device)
+        self.targets = torch.tensor(targets, device=device)
+        self.weights = torch.tensor(weights, dtype=torch.float64, device=device)
+
+
+def packed_obstacle(model: torch.nn.Module, adapters: Adapters) -> str | None:
+    """Why these LoRA layers cannot be run by the packed engine though the padded one can, or None."""
+    base = base_model(model)
+    for layer in adapters.layers:
+        if type(layer.base) is not torch.nn.Linear:
+            return f"{layer.name} adapts a {type(layer.base).__name__}, not a plain linear layer"
+        if layer.module is base.get_output_embeddings():
+            return f"{layer.name} is the output head"
+    config = base.config.get_text_config()
+    if unknown := sorted(set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS):
+        return f"the model has layers of type {', '.join(unknown)}, which may mix packed sequences"
+    return None

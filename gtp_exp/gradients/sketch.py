@@ -1,0 +1,183 @@
+"""Sketches: seeded random linear maps that keep inner products, in expectation, in far fewer dimensions.
+
+Every parameter has its own part of the map, drawn on the CPU from (seed, checkpoint, parameter name): the
+numbers do not depend on device, process, batch or the order in which parameters arrive.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+import torch
+
+from gtp_exp.errors import UserError
+
+
+class SketchKind(Enum):
+    COUNTSKETCH = "countsketch"  # sparse Johnson-Lindenstrauss, `nonzeros` entries per input coordinate
+    RADEMACHER = "rademacher"  # dense random signs
+    NONE = "none"  # the gradient itself, parameters in named_parameters order
+
+
+@dataclass(frozen=True)
+class Sketch:
+    kind: SketchKind = SketchKind.COUNTSKETCH
+    dim: int = 8192  # output dimension; not used by kind none
+    nonzeros: int = 1  # 1 to 8, must divide dim; used by countsketch only
+
+    def __post_init__(self) -> None:
+        if self.kind is SketchKind.NONE:
+            return
+        if self.dim < 1:
+            raise UserError(f"sketch.dim={self.dim} must be at least 1; 8192 is usual")
+        if self.kind is SketchKind.COUNTSKETCH and not 1 <= self.nonzeros <= 8:
+            raise UserError(
+                f"sketch.nonzeros={self.nonzeros} must lie between 1 and 8; 1 is fastest and as good"
+            )
+        if self.kind is SketchKind.COUNTSKETCH and self.dim % self.nonzeros:
+            raise UserError(
+                f"sketch.nonzeros={self.nonzeros} must divide sketch.dim={self.dim}: each has its own "
+                "equal block of the output"
+            )
+
+
+class Projection(Protocol):
+    @property
+    def dim(self) -> int: ...
+
+    def empty(self, rows: int) -> torch.Tensor:
+        """An accumulator of zeros for `add`."""
+        ...
+
+    def add(self, name: str, gradients: torch.Tensor, into: torch.Tensor) -> None:
+        """Add the image of one parameter's gradients, [b, p] float32, to the accumulator."""
+        ...
+
+    def finish(self, accumulated: torch.Tensor) -> torch.Tensor:
+        """The sketches [b, dim] float32."""
+        ...
+
+
+def sketch_seed(seed: int, checkpoint: int, name: str) -> int:
+    """A 63-bit seed; different for every checkpoint and parameter, the same for pool and target."""
+    digest = hashlib.sha256(f"gtp_exp sketch/{seed}/{checkpoint}/{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def make_projection(
+    sketch: Sketch, sizes: Mapping[str, int], *, seed: int, checkpoint: int, device: torch.device | str
+) -> Projection:
+    """sizes: number of values of each trainable parameter, in order."""
+    if sketch.kind is SketchKind.NONE:
+        return Identity(sizes, device)
+    seeds = {name: sketch_seed(seed, checkpoint, name) for name in sizes}
+    if sketch.kind is SketchKind.RADEMACHER:
+        return Rademacher(sketch.dim, sizes, seeds, device)
+    return CountSketch(sketch, sizes, seeds, device)
+
+
+def output_dim(sketch: Sketch, sizes: Mapping[str, int]) -> int:
+    return sum(sizes.values()) if sketch.kind is SketchKind.NONE else sketch.dim
+
+
+class Identity:
+    def __init__(self, sizes: Mapping[str, int], device: torch.device | str) -> None:
+        self._start, self._device, self.dim = {}, device, 0
+        for name, size in sizes.items():
+            self._start[name] = self.dim
+            self.dim += size
+
+    def empty(self, rows: int) -> torch.Tensor:
+        return torch.zeros(rows, self.dim, device=self._device)
+
+    def add(self, name: str, gradients: torch.Tensor, into: torch.Tensor) -> None:
+        start = self._start[name]
+        into[:, start : start + gradients.shape[1]] = gradients
+
+    def finish(self, accumulated: torch.Tensor) -> torch.Tensor:
+        return accumulated
+
+
+class CountSketch:
+    """y[h(j)] += sign(j) x[j] (Charikar et al. 2002); with s nonzeros, s such maps into s blocks of dim / s,
+    each scaled by 1 / sqrt(s) (the block construction of Kane & Nelson, arXiv 1012.1577).
+
+        E <Sx, Sy> = <x, y>
+        Var <Sx, Sy> = (|x|^2 |y|^2 + <x, y>^2 - 2 sum_j x_j^2 y_j^2) / dim,  for every s
+    """
+
+    def __init__(
+        self,
+        sketch: Sketch,
+        sizes: Mapping[str, int],
+        seeds: Mapping[str, int],
+        device: torch.device | str,
+    ) -> None:
+        self.dim, self._nonzeros, self._device = sketch.dim, sketch.nonzeros, device
+        block = sketch.dim // sketch.nonzeros
+        # The sign is folded into the bucket: 2 dim buckets, the second half to be subtracted. That saves a
+        # pass over the gradients, and makes scatter_add_ over the whole batch the only work per value.
+        self._bucket = {}
+        for name, size in sizes.items():
+            generator, maps = torch.Generator().manual_seed(seeds[name]), []
+            for k in range(sketch.nonzeros):
+                drawn = torch.randint(0, 2 * block, (size,), generator=generator)
+                maps.append(k * block + drawn % block + drawn // block * sketch.dim)
+            self._bucket[name] = torch.stack(maps).to(device, torch.int32)
+
+    def empty(self, rows: int) -> torch.Tensor:
+        return torch.zeros(rows, 2 * self.dim, device=self._device)
+
+    def add(self, name: str, gradients: torch.Tensor, into: torch.Tensor) -> None:
+        for bucket in self._bucket[name].long():
+            if into.device.type == "cpu":
+                into.scatter_add_(1, bucket.expand_as(gradients), gradients)
+            else:  # the one of the two that a GPU can do in a fixed order
+                into.index_add_(1, bucket, gradients)
+
+    def finish(self, accumulated: torch.Tensor) -> torch.Tensor:
+        positive, negative = accumulated.split(self.dim, dim=1)
+        return (positive - negative).mul_(self._nonzeros**-0.5)
+
+
+class Rademacher:
+    """Dense signs / sqrt(dim), as TRAK and LESS use. The matrix (dim x all parameters) is never stored: it is
+    drawn again for each batch, in blocks of fixed size so that neither memory nor batch size enters the
+    numbers.
+    """
+
+    _BLOCK = 1024  # input coordinates drawn at a time
+
+    def __init__(
+        self, dim: int, sizes: Mapping[str, int], seeds: Mapping[str, int], device: torch.device | str
+    ) -> None:
+        self.dim, self._sizes, self._seeds, self._device = dim, sizes, seeds, device
+
+    def empty(self, rows: int) -> torch.Tensor:
+        return torch.zeros(rows, self.dim, device=self._device)
+
+    def add(self, name: str, gradients: torch.Tensor, into: torch.Tensor) -> None:
+        generator = torch.Generator().manual_seed(self._seeds[name])
+        for start in range(0, self._sizes[name], self._BLOCK):
+            block = gradients[:, start : start + self._BLOCK]
+            signs = _random_signs(block.shape[1], self.dim, generator).to(gradients.device)
+            into.addmm_(block, signs.float())
+
+    def finish(self, accumulated: torch.Tensor) -> torch.Tensor:
+        return accumulated * self.dim**-0.5
+
+
+def _random_signs(rows: int, columns: int, generator: torch.Generator) -> torch.Tensor:
+    """int8 [rows, columns] of +1 and -1, from the 64 bits of each random word: a draw per sign would cost
+    more
+    than the product it serves."""
+    words = torch.empty(rows, -(-columns // 64), dtype=torch.long).random_(
+        -(2**63), None, generator=generator
+    )
+    powers = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8)
+    bits = (words.view(torch.uint8).unsqueeze(-1) & powers).bool().view(rows, -1)[:, :columns]
+    return bits.to(torch.int8).mul_(2).sub_(1)

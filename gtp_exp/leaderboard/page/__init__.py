@@ -1,0 +1,1 @@
+"""The page: charts, example rows and the HTML around them."""

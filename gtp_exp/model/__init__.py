@@ -1,0 +1,1 @@
+"""A language model: where its weights lie, on which device it computes, its LoRA and its loss."""

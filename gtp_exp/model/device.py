@@ -1,0 +1,60 @@
+"""Choose the device and the number type of the computation, and make a GPU deterministic."""
+
+from __future__ import annotations
+
+import logging
+from enum import Enum
+from pathlib import Path
+
+import torch
+
+from gtp_exp.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class Precision(Enum):
+    AUTO = "auto"  # bf16 where the hardware computes in it, else fp32
+    BF16 = "bf16"
+    FP32 = "fp32"
+
+
+def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """bf16 where the hardware has it, unless the config says otherwise; logged, for it changes results."""
+    if precision is Precision.AUTO:
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_has_bf16()
+        dtype = torch.bfloat16 if fast else torch.float32
+        reason = (
+            f"{device.type} {'computes in' if fast else 'lacks fast'} bf16; set model.precision to choose"
+        )
+    else:
+        dtype = torch.bfloat16 if precision is Precision.BF16 else torch.float32
+        reason = f"model.precision={precision.value}"
+    log.info("precision: %s (%s)", str(dtype).removeprefix("torch."), reason)
+    return dtype
+
+
+def choose_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("launch.device=cuda but PyTorch sees no GPU; use launch.device=auto or cpu")
+    return torch.device(name)
+
+
+def be_deterministic(device: torch.device) -> None:
+    """The same run then gives the same bytes on a GPU, where sums otherwise take their terms as they come.
+    An operation that cannot raises RuntimeError.
+    """
+    if device.type == "cuda":  # with `warn_only`, attention would not
+        torch.use_deterministic_algorithms(True)
+        # Slow, and only for finding mistakes.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def cpu_has_bf16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags

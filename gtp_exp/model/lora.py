@@ -1,0 +1,79 @@
+"""LoRA: its settings, which layers get one, and a fresh one on a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+import torch
+
+from gtp_exp.errors import UserError
+
+
+@dataclass(frozen=True)
+class LoRA:
+    r: int = 8
+    alpha: int = 16
+    dropout: float = 0.0
+    target_modules: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
+    last_layers: Optional[int] = (
+        None  # how many layers are adapted, from the last one down; null: all of them
+    )
+
+    def __post_init__(self) -> None:
+        if self.last_layers is not None and self.last_layers < 1:
+            raise UserError(f"model.lora.last_layers={self.last_layers} must be at least 1, or null for all")
+        if self.r < 1 or not self.target_modules or not 0 <= self.dropout < 1:
+            raise UserError(
+                "model.lora needs r >= 1, target_modules and 0 <= dropout < 1; got "
+                f"r={self.r}, {self.target_modules}, dropout={self.dropout}"
+            )
+
+
+def layers_to_adapt(lora: LoRA, architecture: Any) -> list[int] | None:
+    """Their numbers; None for all. architecture: the model's config. UserError if it has fewer."""
+    if lora.last_layers is None:
+        return None
+    layers = getattr(architecture.get_text_config(), "num_hidden_layers", 0)
+    if lora.last_layers > layers:
+        raise UserError(f"model.lora.last_layers={lora.last_layers} is more than the model's {layers} layers")
+    return list(range(layers - lora.last_layers, layers))
+
+
+def attach(model: Any, lora: LoRA, seed: int, name: str) -> Any:
+    """The model with a LoRA that changes nothing yet (B = 0, A seeded). name: of the model, for messages."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)  # PEFT draws A from the global generator
+    layers = layers_to_adapt(lora, model.config)
+    settings = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules),
+        layers_to_transform=layers,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        adapted = get_peft_model(model, settings)
+    except ValueError as error:
+        raise UserError(
+            f"model.lora.target_modules={lora.target_modules} does not fit {name}: {error}"
+        ) from error
+    if layers is not None:
+        _check_adapted(adapted, lora, layers)
+    return adapted
+
+
+def _check_adapted(model: Any, lora: LoRA, wanted: list[int]) -> None:
+    """PEFT passes over layers without these modules, and takes a module's full name wherever it is."""
+    names = [name for name, module in model.named_modules() if hasattr(module, "lora_A")]
+    layer = {name: next((int(part) for part in name.split(".") if part.isdigit()), None) for name in names}
+    lacking = [n for n in wanted if n not in layer.values()]
+    outside = [name for name in names if layer[name] not in wanted]
+    if lacking or outside:
+        what = f"layers {lacking} have none of them" if lacking else f"{outside[0]} is not in these layers"
+        raise UserError(
+            f"model.lora.last_layers={lora.last_layers} does not go with "
+            f"model.lora.target_modules={lora.target_modules}: {what}; set last_layers=null, or other modules"
+        )

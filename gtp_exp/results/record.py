@@ -1,0 +1,298 @@
+"""What a run leaves behind: results.json, and selected.jsonl beside it. The leaderboard reads nothing else.
+
+`running` is written when a job starts, so that a killed job is visible as one that never finished.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping as AbstractMapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from datetime import datetime
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from gtp_exp.errors import UserError
+from gtp_exp.files import write_whole
+
+T = TypeVar("T")
+
+VERSION = 3
+RECORD_NAME = "results.json"
+SELECTED_NAME = "selected.jsonl"
+
+
+class State(Enum):
+    RUNNING = "running"
+    COMPLETE = "complete"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True)
+class Names:
+    """The chosen option of each config group: what a person calls the parts of the run."""
+
+    selector: str
+    budget: str
+    benchmark: str
+    dataset: str
+    model: str
+    gradients: str
+    train: str
+
+
+@dataclass(frozen=True)
+class StageCost:
+    key: str
+    seconds: float  # what computing it cost, also when this run found it in the cache
+    cached: bool
+
+
+@dataclass(frozen=True)
+class PoolSummary:
+    rows: int
+    candidates: int
+    excluded: Mapping[str, int]  # reason -> rows
+    cut: int  # candidates shortened to model.max_length
+    content: str  # hash of the candidates: a file can be edited under its name
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """What became of the rows of the target or of a test task when they were tokenised."""
+
+    used: int
+    left_out: Mapping[str, int]  # reason -> rows
+    cut: int  # rows shortened to model.max_length
+    content: str  # hash of the used rows
+
+
+@dataclass(frozen=True)
+class SelectionSummary:
+    """The chosen rows and what the hidden labels say of them; a selector never sees those labels."""
+
+    n_selected: int
+    n_tokens: int
+    indices_ids: tuple[str, ...]  # most important first
+    weights: tuple[float, ...]  # in the same order
+    diagnostics: Mapping[str, Any]
+    label_mix: Mapping[str, Mapping[str, float]]  # label -> value -> share of the chosen rows
+    pool_mix: Mapping[str, Mapping[str, float]]  # the same for the pool
+    exact_duplicates: int
+    near_duplicates: int
+
+    def __post_init__(self) -> None:
+        for name in ("indices_ids", "weights"):
+            if len(getattr(self, name)) != self.n_selected:
+                raise UserError(
+                    f"selection.n_selected={self.n_selected} but selection.{name} has "
+                    f"{len(getattr(self, name))} entries; the record contradicts itself, run the job again"
+                )
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """`metrics` and `untuned` map a task to its numbers and the name of its headline one, such as
+    {"acc": 0.31, "acc_stderr": 0.027, "nats_per_token": 1.93, "nats_per_answer": 7.1, "headline": "acc"}.
+    """
+
+    state: State
+    names: Names
+    seed: int
+    group: str  # the sweep
+    config: Mapping[str, Any]  # resolved
+    command: tuple[str, ...]
+    git_sha: str | None
+    packages: Mapping[str, str]  # name -> version
+    started: str  # ISO 8601, UTC
+    finished: str | None = None
+    error: str | None = None
+    stages: Mapping[str, StageCost] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)  # weights, chat template, precision, device
+    selection_model: Mapping[str, Any] | None = None  # the same of the model that chose, if another one
+    pool: PoolSummary | None = None
+    rows: Mapping[str, RowCounts] = field(default_factory=dict)  # target, and each test task by name
+    selection: SelectionSummary | None = None
+    # target, selected, pool -> rows, and how many overlap with test rows (leakage.py)
+    leakage: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    metrics: Mapping[str, Mapping[str, float | str]] = field(default_factory=dict)
+    untuned: Mapping[str, Mapping[str, float | str]] = field(default_factory=dict)
+    version: int = VERSION
+
+    def __post_init__(self) -> None:
+        for name in ("started", "finished"):
+            _check_time(name, getattr(self, name))
+        for group in ("metrics", "untuned"):
+            for task, values in getattr(self, group).items():
+                _check_metrics(f"{group}.{task}", values)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self, dict_factory=_plain)
+
+    @staticmethod
+    def from_json(data: object) -> RunRecord:
+        """Raises UserError for a field that is missing, unknown or of another type."""
+        if not isinstance(data, dict) or "version" not in data:
+            raise UserError("this is not a run record (no `version`); give folders that gtp-exp wrote")
+        if data["version"] != VERSION:
+            raise UserError(
+                f"version={data['version']!r} of a run record is not {VERSION}; run the job again"
+            )
+        return _decode(RunRecord, data, "")
+
+
+@dataclass(frozen=True)
+class SelectedRow:
+    """One chosen example as selected.jsonl holds it."""
+
+    rank: int  # 1 is the most important
+    id: str
+    weight: float
+    score: float
+    messages: tuple[Mapping[str, str], ...]  # {role, content}
+    hidden: Mapping[str, Any] = field(default_factory=dict)  # labels that only reports read
+
+
+def write_record(record: RunRecord, run_dir: Path) -> Path:
+    """Writes results.json in one step: a reader sees the old or the new one, each whole."""
+    path = run_dir / RECORD_NAME
+    # sort_keys stays off: the order of stages and tasks is the pipeline's.
+    _replace(path, [json.dumps(record.to_json(), indent=2, ensure_ascii=False, allow_nan=False), "\n"])
+    return path
+
+
+def read_record(path: Path) -> RunRecord:
+    """path: a results.json. Raises UserError, which names the file, for a damaged or foreign one."""
+    return _read(path, RunRecord.from_json)
+
+
+def read_newer_record(path: Path) -> tuple[RunRecord, dict[str, Any]]:
+    """The record, and apart what the file holds under names that are not known here: a newer program may
+    write more. Raises UserError for anything else that is amiss."""
+    return _read(path, _known_and_more)
+
+
+def _known_and_more(data: Any) -> tuple[RunRecord, dict[str, Any]]:
+    known = {f.name for f in fields(RunRecord)}
+    names = sorted(set(data) - known) if isinstance(data, dict) else []
+    more = {name: data.pop(name) for name in names}
+    return RunRecord.from_json(data), more
+
+
+def _read(path: Path, decode: Callable[[Any], T]) -> T:
+    try:
+        return decode(json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged, it is not JSON: {error}; run the job again") from None
+
+
+def write_selected(rows: Iterable[SelectedRow], run_dir: Path) -> Path:
+    path = run_dir / SELECTED_NAME
+    _replace(path, (json.dumps(asdict(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+    return path
+
+
+def read_selected(path: Path) -> Iterator[SelectedRow]:
+    """Raises UserError with the line's number where a line is damaged."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield _decode(SelectedRow, json.loads(line, parse_constant=_refuse_constant), "")
+            except (UserError, ValueError, RecursionError) as error:
+                raise UserError(f"{path}, line {number}: {error}") from None
+
+
+def _replace(path: Path, chunks: Iterable[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, chunks)
+
+
+def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value.value if isinstance(value, Enum) else value for name, value in items}
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is not a JSON value")
+
+
+def _check_time(name: str, value: str | None) -> None:
+    try:
+        if value is not None:
+            datetime.fromisoformat(value.replace("Z", "+00:00"))  # Python 3.10 does not read the Z
+    except ValueError:
+        raise UserError(f"{name}={value!r} is not an ISO 8601 time") from None
+
+
+def _check_metrics(where: str, values: Mapping[str, float | str]) -> None:
+    headline = values.get("headline")
+    if not isinstance(headline, str) or headline == "headline" or headline not in values:
+        raise UserError(
+            f"{where}.headline={headline!r} must name one of {sorted(set(values) - {'headline'})}"
+        )
+    for name, value in values.items():
+        if name == "headline":
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise UserError(f"{where}.{name}={value!r} must be a finite number")
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    """JSON value -> `kind`, checked to the leaves. `where` is the dotted path for messages."""
+    origin, args = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        for option in args:
+            if option is type(None) and value is None:
+                return None
+        options = [option for option in args if option is not type(None)]
+        for option in options[:-1]:
+            if isinstance(value, (int, float) if option is float else option) and not isinstance(value, bool):
+                return _decode(option, value, where)
+        return _decode(options[-1], value, where)
+    if is_dataclass(kind):
+        return _decode_dataclass(kind, value, where)
+    if origin is AbstractMapping:
+        _expect(isinstance(value, dict), where, "an object", value)
+        return {key: _decode(args[1], item, f"{where}.{key}") for key, item in value.items()}
+    if origin is tuple:
+        _expect(isinstance(value, list), where, "a list", value)
+        return tuple(_decode(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        choices = [member.value for member in kind]
+        _expect(value in choices, where, f"one of {choices}", value)
+        return kind(value)
+    if kind is float:
+        _expect(isinstance(value, (int, float)) and not isinstance(value, bool), where, "a number", value)
+        _expect(math.isfinite(value), where, "a finite number", value)
+        return float(value)
+    _expect(
+        isinstance(value, kind) and (kind is bool or not isinstance(value, bool)), where, kind.__name__, value
+    )
+    return value
+
+
+def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
+    _expect(isinstance(value, dict), where or "the record", "an object", value)
+    hints, known = get_type_hints(kind), {f.name for f in fields(kind)}
+    prefix = f"{where}." if where else ""
+    if missing := sorted(known - set(value)):
+        raise UserError(f"{prefix}{missing[0]} is missing; the file is damaged or not ours")
+    if unknown := sorted(set(value) - known):
+        raise UserError(f"{prefix}{unknown[0]} is unknown; the file is damaged or not ours")
+    return kind(**{name: _decode(hints[name], value[name], f"{prefix}{name}") for name in sorted(known)})
+
+
+def _expect(ok: bool, where: str, wanted: str, value: Any) -> None:
+    if not ok:
+        shown = repr(value)
+        raise UserError(f"{where} should be {wanted}, not {shown if len(shown) < 80 else shown[:77] + '...'}")

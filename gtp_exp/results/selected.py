@@ -1,0 +1,113 @@
+"""The chosen rows for people: selected.jsonl, a data set others can load, and what the hidden labels say."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gtp_exp.data.examples import Example, Pool
+from gtp_exp.data.near_duplicates import near_duplicates
+from gtp_exp.results.record import SelectedRow, SelectionSummary, write_selected
+from gtp_exp.selection.base import Selection
+
+LENGTH = "length in tokens"  # the one label that every pool has
+MANY_VALUES = 50  # a label with more values (an id, say) is reported as present or absent
+
+
+def rows(
+    candidates: Sequence[Example], selection: Selection, hidden: Mapping[str, Mapping[str, Any]]
+) -> list[SelectedRow]:
+    """Most important first."""
+    out = []
+    for rank, (i, weight) in enumerate(
+        zip(selection.indices.tolist(), selection.weights.tolist(), strict=True), 1
+    ):
+        example = candidates[i]
+        messages = tuple({"role": m.role, "content": m.content} for m in example.messages)
+        score = float(selection.scores[i])
+        out.append(SelectedRow(rank, example.id, weight, score, messages, dict(hidden.get(example.id, {}))))
+    return out
+
+
+def export(chosen: Sequence[SelectedRow], directory: Path, title: str) -> None:
+    """selected.jsonl with the hidden labels, for reports; selected/ without, as `load_dataset` reads it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    write_selected(chosen, directory)
+    folder = directory / "selected"
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    table = pa.table(
+        {
+            "id": [r.id for r in chosen],
+            "messages": [[dict(m) for m in r.messages] for r in chosen],
+            "gtp_weight": pa.array([r.weight for r in chosen], pa.float32()),
+            "gtp_score": pa.array([r.score for r in chosen], pa.float32()),
+        }
+    )
+    pq.write_table(table, folder / "data" / "train-00000-of-00001.parquet")
+    (folder / "README.md").write_text(_CARD.format(title=title, n=len(chosen)), encoding="utf-8")
+
+
+def summarise(
+    chosen: Sequence[SelectedRow], pool: Pool, n_tokens: Sequence[int], selection: Selection
+) -> SelectionSummary:
+    """n_tokens: of every candidate."""
+    own_tokens = [n_tokens[i] for i in selection.indices.tolist()]
+    texts = [json.dumps(r.messages, sort_keys=True, ensure_ascii=False) for r in chosen]
+    everything = [pool.hidden.get(e.id, {}) for e in pool.examples]
+    labels = sorted({label for row in everything for label in row})
+    grouped = {label for label in labels if len({str(row.get(label)) for row in everything}) <= MANY_VALUES}
+    return SelectionSummary(
+        n_selected=len(chosen),
+        n_tokens=sum(own_tokens),
+        indices_ids=tuple(r.id for r in chosen),
+        weights=tuple(r.weight for r in chosen),
+        diagnostics=selection.diagnostics,
+        label_mix={label: _mix([r.hidden for r in chosen], label, label in grouped) for label in labels}
+        | {LENGTH: _lengths(own_tokens)},
+        pool_mix={label: _mix(everything, label, label in grouped) for label in labels}
+        | {LENGTH: _lengths(n_tokens)},
+        exact_duplicates=len(texts) - len(set(texts)),
+        near_duplicates=near_duplicates([" ".join(m["content"] for m in r.messages) for r in chosen]),
+    )
+
+
+def _mix(rows: Sequence[Mapping[str, Any]], label: str, grouped: bool) -> dict[str, float]:
+    """Share of each value, most frequent first."""
+    values = [
+        str(row.get(label)) if grouped else ("absent" if row.get(label) is None else "present")
+        for row in rows
+    ]
+    return {value: n / len(rows) for value, n in Counter(values).most_common()} if rows else {}
+
+
+def _lengths(n_tokens: Sequence[int]) -> dict[str, float]:
+    """Share of each length class, shortest first; a class spans a factor of two from 32 tokens on."""
+    lower = Counter(0 if n < 32 else 1 << (n.bit_length() - 1) for n in n_tokens)
+    return {
+        f"{start or 1}-{2 * start - 1 if start else 31}": n / len(n_tokens)
+        for start, n in sorted(lower.items())
+    }
+
+
+_CARD = """---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/train-*.parquet
+tags:
+- instruction-tuning
+- data-selection
+---
+# {title}
+
+{n} rows, most important first. Columns: `id`, `messages` (role and content), `gtp_weight` (>= 0, mean 1) and
+`gtp_score` (larger is better; its meaning depends on the selector).
+Load with `datasets.load_dataset("path/to/this/folder", split="train")`. `results.json` and `resolved.yaml` of
+the run say how they were chosen. The rows keep the licence of the pool they come from.
+"""

@@ -1,0 +1,1 @@
+"""From stored sketches to the matrix of atoms that a pursuit reads."""

@@ -1,0 +1,197 @@
+"""The matrix of atoms: one row per candidate, read by whole passes or by a few rows, never held when large.
+
+    a_i = concat over checkpoints t of  s[t, i] P_t x[t, i]
+
+x[t, i] is the stored sketch, P_t an optional subspace basis [k, d], s[t, i] the checkpoint's weight times the
+normalisation. A correlation pass never builds atoms: a_i . r = sum_t s[t, i] x[t, i] . (P_t^T r_t), so it is
+one plain read of the store in its own type, accumulated in float32.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from gtp_exp.distributed import ALONE, Processes
+from gtp_exp.gradients.features import Rows, TensorRows
+from gtp_exp.selection.atoms import fused
+from gtp_exp.selection.atoms.fused import Kernel
+from gtp_exp.selection.atoms.sharded import in_memory
+
+BLOCK = 1024  # rows converted to float32 at a time: 8 MB at 2,048 columns, which stays in the cache
+WIDEN = 512  # the same for each of several threads
+
+
+class Atoms(Protocol):
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N candidates, m dimensions)."""
+        ...
+
+    @property
+    def processes(self) -> Processes:
+        """They pass over the pool together, each over its own rows."""
+        ...
+
+    def correlate(self, residual: torch.Tensor) -> torch.Tensor:
+        """A R for residual columns R [m, S]: float32 [N, S], one pass whatever S."""
+        ...
+
+    def correlate_own(self, residual: torch.Tensor) -> torch.Tensor:
+        """The same for this process's rows, with zeros for the others: nothing is sent."""
+        ...
+
+    def rows(self, index: torch.Tensor) -> torch.Tensor:
+        """Atoms by int64 index [k]: float32 [k, m]."""
+        ...
+
+    def combine(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """A^T C for coefficient columns C [N, S]: float64 [m, S], one pass."""
+        ...
+
+
+@dataclass(frozen=True)
+class Block:
+    """The atoms' share of one checkpoint: scale_i * basis @ rows_i."""
+
+    rows: Rows  # [N, d]
+    scale: torch.Tensor  # float32 [N]
+    basis: torch.Tensor | None  # float32 [k, d] with orthonormal rows, or None for the whole sketch
+
+    @property
+    def dim(self) -> int:
+        return self.rows.shape[1] if self.basis is None else self.basis.shape[0]
+
+    def project(self, rows: torch.Tensor) -> torch.Tensor:
+        rows = rows.float()
+        return rows if self.basis is None else rows @ self.basis.T
+
+
+@dataclass(frozen=True)
+class BlockAtoms:
+    """Atoms made of one block per checkpoint; `chunk_rows` is how many rows a pass asks for at a time."""
+
+    blocks: tuple[Block, ...]
+    chunk_rows: int
+    processes: Processes = ALONE
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.blocks[0].rows.shape[0], sum(block.dim for block in self.blocks)
+
+    def _split(self, columns: torch.Tensor) -> Sequence[torch.Tensor]:
+        return columns.split([block.dim for block in self.blocks])
+
+    def correlate(self, residual: torch.Tensor) -> torch.Tensor:
+        return self.processes.all_reduce(self.correlate_own(residual))
+
+    def correlate_own(self, residual: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros(self.shape[0], residual.shape[1])
+        for block, part in zip(self.blocks, self._split(residual.float()), strict=True):
+            lifted = part if block.basis is None else block.basis.T @ part  # [d, S]
+            whole = in_memory(block.rows)  # there a chunk is a view and costs nothing
+            kernel = self._fused(block) if lifted.shape[1] == 1 else None
+            for start, chunk in block.rows.chunks(self.shape[0] if whole else self.chunk_rows):
+                stop = start + len(chunk)
+                if kernel is None:
+                    product = dot(chunk, lifted)
+                else:
+                    product = kernel(chunk, lifted[:, 0].contiguous())[:, None]
+                total[start:stop] += block.scale[start:stop, None] * product
+        return total
+
+    def _fused(self, block: Block) -> Kernel | None:
+        """A compiled kernel for half-width rows, where the pass is large enough to be worth making one."""
+        n, dim = block.rows.shape
+        if block.rows.dtype == torch.float32 or n * dim * len(self.blocks) < fused.WORTH:
+            return None
+        return fused.widen_and_dot(dim, block.rows.dtype)
+
+    def rows(self, index: torch.Tensor) -> torch.Tensor:
+        return torch.cat(
+            [block.project(block.rows.rows(index)) * block.scale[index, None] for block in self.blocks], dim=1
+        )
+
+    def combine(self, coefficients: torch.Tensor) -> torch.Tensor:
+        parts = []
+        for block in self.blocks:
+            scaled = coefficients.float() * block.scale[:, None]
+            total = torch.zeros(block.rows.shape[1], coefficients.shape[1], dtype=torch.float64)
+            for start, chunk in block.rows.chunks(self.chunk_rows):
+                for first in range(0, len(chunk), BLOCK):
+                    part = chunk[first : first + BLOCK].float()
+                    total += (part.T @ scaled[start + first : start + first + len(part)]).double()
+            parts.append(total if block.basis is None else block.basis.double() @ total)
+        return self.processes.all_reduce(torch.cat(parts))
+
+
+def tensor_atoms(matrix: torch.Tensor, chunk_rows: int = 1 << 20) -> BlockAtoms:
+    """Atoms that are the rows of a matrix in memory, taken as they are."""
+    return BlockAtoms((Block(TensorRows(matrix), torch.ones(len(matrix)), None),), chunk_rows)
+
+
+def dot(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """rows [c, d] of any floating type times columns float32 [d, S]: float32 [c, S], accumulated in float32.
+
+    Half-width rows are widened a block at a time inside the cache, which costs less than it saves in reads.
+    """
+    if columns.shape[1] == 1:
+        return _dot_one(rows, columns[:, 0].contiguous())[:, None]
+    out, across = torch.empty(len(rows), columns.shape[1]), columns.T.contiguous()
+    buffer = torch.empty(min(BLOCK, len(rows)), rows.shape[1]) if rows.dtype != torch.float32 else None
+    for start in range(0, len(rows), BLOCK):
+        part = rows[start : start + BLOCK]
+        if buffer is not None:
+            part = buffer[: len(part)].copy_(part)
+        out[start : start + len(part)] = torch.nn.functional.linear(part, across)
+    return out
+
+
+def _dot_one(rows: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+    """One dot product per row: reads at memory bandwidth, twice as fast as torch.mv, and the result of a row
+    depends neither on the chunk it is in nor on the number of threads.
+
+    The threads are Python's: a BLAS with a pool of its own would fight for the cores with torch's.
+    """
+    out = torch.empty(len(rows))
+    right, result = column.numpy(), out.numpy()
+
+    def share(span: range) -> None:
+        if rows.dtype == torch.float32:
+            np.vecdot(rows[span.start : span.stop].numpy(), right, out=result[span.start : span.stop])
+            return
+        buffer = torch.empty(min(WIDEN, len(span)), rows.shape[1])
+        for start in range(span.start, span.stop, WIDEN):
+            part = rows[start : min(start + WIDEN, span.stop)]
+            part = buffer[: len(part)].copy_(part)
+            np.vecdot(part.numpy(), right, out=result[start : start + len(part)])
+
+    n, threads = len(rows), torch.get_num_threads()
+    size = max(WIDEN, -(-n // threads))
+    spans = [range(n)[start : start + size] for start in range(0, n, size)]
+    if len(spans) == 1:
+        share(spans[0])
+    else:
+        list(_pool(threads).map(share, spans))
+    return out
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads whose own torch operations are serial: a team of OpenMP threads for each would spin on the same
+    cores.
+    """
+    pool = ThreadPoolExecutor(threads, "correlate", initializer=torch.set_num_threads, initargs=(1,))
+    started = threading.Barrier(threads + 1)
+    for _ in range(threads):
+        pool.submit(started.wait)
+    started.wait()
+    torch.set_num_threads(threads)  # what a thread sets for itself is also the default of threads to come
+    return pool

@@ -1,0 +1,84 @@
+"""The pool's rows divided among processes: each reads its own share, and a row travels when it is asked for.
+
+A pass over the pool is one pass of every process over its own rows. What is sent per iteration is each one's
+best 2M rows by index and correlation, and the atoms of the best 2M of all, m numbers each: never the store,
+and nothing that grows with the pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from gtp_exp.distributed import Processes
+from gtp_exp.gradients.features import Rows, TensorRows
+
+ALIGNED = 1024  # shares begin at multiples of it, so that sums over blocks of rows are those of one process
+
+
+def share_of(n: int, part: int, parts: int) -> range:
+    """Part 0, 1, ... of n rows: contiguous, disjoint, all of them together."""
+    unit = ALIGNED if n >= ALIGNED * parts else 1
+    units = -(-n // unit)
+    return range(*(min(n, units * p // parts * unit) for p in (part, part + 1)))
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Consecutive rows of a larger matrix, counted from 0."""
+
+    of: Rows
+    span: range
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.span), self.of.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.of.dtype
+
+    def chunks(self, size: int, span: range | None = None) -> Iterator[tuple[int, torch.Tensor]]:
+        part = self.span if span is None else self.span[span.start : span.stop]
+        for start, chunk in self.of.chunks(size, part):
+            yield start - self.span.start, chunk
+
+    def rows(self, index: torch.Tensor) -> torch.Tensor:
+        return self.of.rows(index + self.span.start)
+
+
+@dataclass(frozen=True)
+class SharedRows:
+    """All N rows, of which this process holds its own. All processes ask for the same rows at a time."""
+
+    own: Rows
+    span: range  # of the own rows among the N
+    n: int
+    processes: Processes
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.n, self.own.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.own.dtype
+
+    def chunks(self, size: int, span: range | None = None) -> Iterator[tuple[int, torch.Tensor]]:
+        """Of the own rows only."""
+        if span is not None:
+            raise ValueError("a process passes over all of its rows")
+        for start, chunk in self.own.chunks(size):
+            yield self.span.start + start, chunk
+
+    def rows(self, index: torch.Tensor) -> torch.Tensor:
+        mine = (index >= self.span.start) & (index < self.span.stop)
+        out = torch.zeros(len(index), self.shape[1])
+        out[mine] = self.own.rows(index[mine] - self.span.start).float()
+        return self.processes.all_reduce(out).to(self.dtype)
+
+
+def in_memory(rows: Rows) -> bool:
+    return isinstance(rows, TensorRows) or (isinstance(rows, SharedRows) and in_memory(rows.own))

@@ -1,0 +1,77 @@
+"""Fitting the rows of a pursuit together, and cutting them down to the budget."""
+
+from __future__ import annotations
+
+import torch
+
+from gtp_exp.selection.solvers.nnls import Columns, fit
+from gtp_exp.selection.solvers.pursuit import top
+
+
+def keep_largest(
+    contribution: torch.Tensor, cost: torch.Tensor | None, capacity: int, size: int
+) -> torch.Tensor:
+    """Positions to keep, best first: the `size` largest contributions, or, when rows cost (tokens), the
+    largest contributions per token that together cost at most `capacity`; a row that does not fit is passed
+    over.
+    """
+    if cost is None:
+        return top(contribution, size)
+    order = top(contribution / cost, len(contribution))
+    kept, left = [], capacity
+    for position, price in zip(order.tolist(), cost[order].tolist(), strict=True):
+        if price <= left and len(kept) < size:
+            kept.append(position)
+            left -= price
+    return torch.tensor(kept, dtype=torch.long)
+
+
+def prune(
+    columns: Columns,
+    weights: torch.Tensor,
+    target: torch.Tensor,
+    ridge: float,
+    *,
+    size: int,
+    cost: torch.Tensor | None,
+    capacity: int,
+    stages: int,
+) -> tuple[Columns, torch.Tensor, torch.Tensor, float]:
+    """Down to `size` rows (and `capacity`), fitting again after each stage; every stage halves the excess.
+
+    A ridge spreads weight over many alike rows, so the largest weights of the merged fit are a poor guess of
+    the rows that do best alone. Backward elimination in stages corrects it, at the price of small solves.
+    """
+    for stage in range(stages, 0, -1):
+        contribution = contributions(weights, columns)
+        rows = int((contribution > 0).sum())
+        price = 0 if cost is None else int(cost[columns.ids[contribution > 0]].sum())
+        last = stage == 1 or (rows <= size + 1 and price <= capacity)
+        kept = keep_largest(
+            contribution,
+            None if cost is None else cost[columns.ids],
+            capacity if last else max(capacity, (price + capacity) // 2),
+            size if last else max(size, (rows + size) // 2),
+        )
+        columns = columns.select(kept)
+        weights, residual, kkt = fit_columns(columns, target, ridge, weights[kept], guess=False)
+        if last or (len(kept) <= size and price <= capacity):
+            break
+    return columns, weights, residual, kkt
+
+
+def fit_columns(
+    columns: Columns, target: torch.Tensor, ridge: float, start: torch.Tensor, guess: bool = True
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """NNLS of every target column on the same rows: weights [k, S], residual [m, S], worst KKT residual."""
+    fits = [
+        fit(columns, target[:, s], ridge=ridge, start=start[:, s], guess=guess)
+        for s in range(target.shape[1])
+    ]
+    weights = torch.stack([one.weights for one in fits], dim=1)
+    return weights, torch.stack([one.residual for one in fits], dim=1), max(one.kkt for one in fits)
+
+
+def contributions(weights: torch.Tensor, columns: Columns) -> torch.Tensor:
+    """||W_i|| ||a_i||: how much of the combination a row makes up, whatever the scale of its atom."""
+    return torch.linalg.vector_norm(weights, dim=1) * columns.norms

@@ -1,0 +1,1 @@
+"""Fine-tuning with transformers.Trainer: settings, batches, checkpoints to resume from."""

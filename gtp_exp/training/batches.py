@@ -1,0 +1,80 @@
+"""What one training step sees: the order of the rows, what each row weighs, and the padded batch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from gtp_exp.data.batching import pad_collate
+from gtp_exp.data.examples import IGNORE, TokenizedExample
+from gtp_exp.model.loss import Reduction
+
+log = logging.getLogger(__name__)
+
+
+def loss_terms(
+    examples: Sequence[TokenizedExample], weights: torch.Tensor | None, reduction: Reduction
+) -> list[tuple[float, float]]:
+    """(a_i, n_i) of each example, for the loss  sum_i a_i sum_t nll_it / sum_i n_i  of a batch.
+
+    Without weights it is the mean over the batch's completion tokens, as Trainer's own. With weights it is
+    sum_i w_i l_i over the batch, l_i being the mean (reduction mean) or the sum of example i's token losses,
+    over the batch's unweighted size: so its gradient is the combination of gradients that a selector's
+    weights were fitted for, and a batch of small weights takes a small step.
+    """
+    lengths = [float(e.n_completion_tokens) for e in examples]
+    if weights is None:
+        return [(1.0, n) for n in lengths]
+    if reduction is Reduction.SUM:
+        return list(zip(weights.tolist(), lengths, strict=True))
+    return [(w / n, 1.0) for w, n in zip(weights.tolist(), lengths, strict=True)]
+
+
+NO_ROW = -1
+
+
+class Order(Sampler):
+    """A random order of n rows, anew in every epoch, the same for any number of processes.
+
+    With several it is filled up with NO_ROW to a multiple of what one pass of all of them takes, or they
+    would repeat rows to come out even.
+    """
+
+    def __init__(self, n: int, multiple: int, seed: int) -> None:
+        self.n, self.multiple, self.seed, self.epoch = n, multiple, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.n // self.multiple) * self.multiple
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
+        yield from torch.randperm(self.n, generator=generator).tolist()
+        yield from [NO_ROW] * (len(self) - self.n)
+
+
+class Terms(Dataset):
+    def __init__(
+        self, examples: Sequence[TokenizedExample], terms: Sequence[tuple[float, float]], pad_id: int
+    ) -> None:
+        self.rows = list(zip(examples, terms, strict=True))
+        self.no_row = TokenizedExample("", (pad_id, pad_id), (IGNORE, IGNORE)), (0.0, 0.0)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> tuple[TokenizedExample, tuple[float, float]]:
+        return self.no_row if i == NO_ROW else self.rows[i]
+
+
+def collate(
+    rows: Sequence[tuple[TokenizedExample, tuple[float, float]]], pad_id: int
+) -> dict[str, torch.Tensor]:
+    batch = pad_collate([example for example, _ in rows], pad_id)
+    token_weight, size = torch.tensor([terms for _, terms in rows]).unbind(1)
+    return {**batch, "token_weight": token_weight, "size": size}

@@ -1,0 +1,57 @@
+"""The settings of a fine-tune, checked: epochs, learning rate, schedule, batch sizes."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from enum import Enum
+
+from gtp_exp.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class Schedule(Enum):
+    LINEAR = "linear"
+    COSINE = "cosine"
+    CONSTANT = "constant_with_warmup"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    epochs: int = 4
+    learning_rate: float = 0.001
+    schedule: Schedule = Schedule.LINEAR
+    warmup_ratio: float = 0.03  # share of all steps
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    batch_size: int = 8  # examples per optimizer step, over all processes
+    micro_batch_size: int = 8  # examples per forward pass of one process, at most
+    use_weights: bool = False  # train on sum_i w_i (loss of example i), w the selection's weights
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.learning_rate <= 0 or not 0 <= self.warmup_ratio < 1:
+            raise UserError(
+                "training needs epochs >= 1, learning_rate > 0 and 0 <= warmup_ratio < 1; got "
+                f"epochs={self.epochs}, learning_rate={self.learning_rate}, warmup_ratio={self.warmup_ratio}"
+            )
+        if self.weight_decay < 0 or self.max_grad_norm <= 0:
+            raise UserError(
+                "training needs weight_decay >= 0 and max_grad_norm > 0; got "
+                f"weight_decay={self.weight_decay}, max_grad_norm={self.max_grad_norm}"
+            )
+        if self.batch_size < 1 or self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size:
+            raise UserError(
+                f"batch_size={self.batch_size} must be a multiple of micro_batch_size={self.micro_batch_size}"
+            )
+
+
+def micro_batch_size(config: TrainConfig, processes: int) -> int:
+    """Examples per forward pass of one process: as configured, or fewer that divide its share of a batch."""
+    share, rest = divmod(config.batch_size, processes)
+    if rest or not share:
+        raise UserError(
+            f"batch_size={config.batch_size} cannot be divided among launch.num_processes={processes}; "
+            f"use {max(1, share) * processes} or another multiple"
+        )
+    return max(n for n in range(1, min(config.micro_batch_size, share) + 1) if share % n == 0)

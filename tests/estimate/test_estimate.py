@@ -1,0 +1,289 @@
+"""The estimate against the pipeline: what it counts is what gets computed, and what it shares is shared."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from stage_changes import ALL, CHANGES
+from test_command_line import ENVIRONMENT, TOY, command
+
+from gtp_exp import experiment
+from gtp_exp.errors import UserError
+from gtp_exp.estimate.__main__ import estimate
+from gtp_exp.estimate.facts import ASSUMED_ROWS, gather, published_rows
+from gtp_exp.estimate.jobs import compose_jobs
+from gtp_exp.estimate.plan import POOL, TARGET, chosen, plan, stages, store_bytes
+from gtp_exp.estimate.rates import Earlier, earlier_runs, finished, measured, overhead, price
+from gtp_exp.estimate.table import axes, duration, short
+from gtp_exp.gradients.store import GradientStore
+from gtp_exp.results.record import State, write_record
+from gtp_exp.selection.base import Budget, Unit
+from gtp_exp.worker import _begin, _now, assemble
+
+ROOT = Path(__file__).resolve().parents[2]
+GRID = ["-m", "selector=less,top_k,embedding_knn,random", "budget=10pct"]
+
+
+def compose(*overrides):
+    return compose_jobs(command(*overrides)[3:], str(ROOT / "conf"))
+
+
+def configs(found):
+    return [job["config"] for job in found]
+
+
+def run(job, directory):
+    """One job as the worker runs it, its record included."""
+    directory.mkdir(parents=True)
+    names = {k: v for k, v in job["names"].items() if k != "experiment"}
+    record = _begin(job["config"], {"names": names, "group": "sweep", "overrides": []})
+    context = {"name": directory.name, "group": "sweep", "overrides": []}
+    record = experiment.run(assemble(dict(job["config"])), record, directory, context)
+    write_record(replace(record, state=State.COMPLETE, finished=_now()), directory)
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory):
+    """A small grid, estimated and then run. Returns its jobs, the plan made before, and where it ran."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    jobs = compose(*GRID, f"outputs={outputs}")
+    planned = plan(configs(jobs), gather(configs(jobs), []))
+    for i, job in enumerate(jobs):
+        run(job, outputs / "runs" / "sweep" / str(i))
+    return jobs, planned, outputs
+
+
+def test_what_is_counted_is_what_gets_computed(computed):
+    _, planned, outputs = computed
+    counted = {}
+    for work in planned.works.values():
+        kind = work.stage.split(":")[0].split(" ")[0]
+        counted[kind] = counted.get(kind, 0) + work.parts
+    made = {
+        folder.name: len(list(folder.glob("*/manifest.json")))
+        for folder in (outputs / "cache").iterdir()
+        if folder.name not in ("models", "pass")  # passes of a selector are part of its selection
+    }
+    assert counted == made
+    assert made["gradients"] == 2 and made["warmup"] == 1 and made["finetune"] == 4
+
+
+def test_the_disk_of_a_store_is_its_shards(computed):
+    jobs, planned, outputs = computed
+    counted = sum(work.nbytes for stage in (POOL, TARGET) for work in planned.of(stage))
+    shards = sum(path.stat().st_size for path in (outputs / "cache" / "gradients").rglob("*.safetensors"))
+    assert 0.97 * counted < shards < 1.05 * counted  # one row of 47 turns out to have no answer
+    stores = [GradientStore.open(p.parent) for p in (outputs / "cache").rglob("store.json")]
+    gradients = jobs[0]["config"]["gradients"]
+    of_rows = {store.n: store_bytes(store.n, 2, gradients) for store in stores}
+    assert all(of_rows[store.n] == 2 * 3 * store.n * (4 * store.dim + 4) for store in stores)
+
+
+def test_int8_and_whole_gradients():
+    settings = {"sketch": {"kind": "countsketch", "dim": 100}, "storage": "int8", "directions": ["sgd"]}
+    assert store_bytes(10, 2, settings) == 10 * 2 * 108
+    assert store_bytes(10, 2, {**settings, "sketch": {"kind": "none", "dim": 100}}) == 0
+
+
+def test_a_finished_grid_is_done_and_measures_the_next_one(computed):
+    jobs, _, outputs = computed
+    same = estimate(configs(jobs), [job["names"] for job in jobs])
+    assert "the cache holds every stage" in same and "unknown" not in same
+
+    more = compose("-m", "selector=less,random", "budget=10pct", "seed=0,1", f"outputs={outputs}")
+    runs = earlier_runs(outputs / "runs")
+    facts = gather(configs(more), runs)
+    planned = plan(configs(more), facts)
+    there = finished(runs, facts, outputs / "cache")
+    left = {work.stage for work in planned.works.values() if work.key not in there}
+    assert left == {"selection", "finetune", "evaluation"}
+    rates = measured(runs, facts)
+    assert all(price(work, rates) for work in planned.works.values())
+    shown = estimate(configs(more), [job["names"] for job in more])
+    assert "at the rates of sweep/0" in shown and "unknown" not in shown
+
+
+def test_the_time_around_the_stages_is_what_they_leave_of_the_run(computed):
+    jobs, _, outputs = computed
+    (run,) = [r for r in earlier_runs(outputs / "runs") if r.record.names.selector == "less"]
+    own = sum(cost.seconds for cost in run.record.stages.values() if not cost.cached)
+    times = {"started": "2026-01-01T00:00:00+00:00", "finished": "2026-01-01T00:10:00+00:00"}
+    timed = Earlier(run.name, replace(run.record, **times))
+    assert overhead([timed], configs(jobs)) == pytest.approx(600 - own)
+    assert overhead([], configs(jobs)) is None
+    assert overhead([timed], configs(compose("dataset.rows=39"))) is None
+
+
+def test_a_damaged_or_foreign_entry_is_not_done(computed, tmp_path):
+    jobs, planned, outputs = computed
+    runs = earlier_runs(outputs / "runs")
+    facts = gather(configs(jobs), runs)
+    assert finished(runs, facts, outputs / "cache") == set(planned.works)
+    assert finished(runs, facts, tmp_path) == set()
+
+
+def test_a_measured_stage_costs_what_it_took(computed):
+    """The rate of a stage times its own size is its time."""
+    jobs, _, outputs = computed
+    (run,) = [r for r in earlier_runs(outputs / "runs") if r.record.names.selector == "less"]
+    facts = gather(configs(jobs), [run])
+    rates = measured([run], facts)
+    job = next(c for c in configs(jobs) if "LESS" in c["selector"]["_target_"])
+    works = stages(job, facts)
+    assert {work.stage for work in works} == ALL
+    tested = [work for work in works if work.stage.startswith("evaluation")]  # one rate, tuned or not
+    assert sum(price(work, rates)[0] for work in tested) == pytest.approx(
+        sum(run.record.stages[work.stage].seconds for work in tested)
+    )
+    for work in works[: -len(tested)]:
+        found = price(work, rates)
+        assert found is not None
+        seconds = run.record.stages[work.stage].seconds
+        if work.stage == "finetune":  # the selector's rows are not of mean length
+            seconds *= work.tokens / (run.record.selection.n_tokens * job["train"]["epochs"])
+        # A row without completion is a row of the pool but no candidate.
+        assert found[0] == pytest.approx(seconds, rel=0.05), work.stage
+
+
+@pytest.mark.parametrize(("override", "expected"), CHANGES)
+def test_a_change_adds_what_depends_on_it_and_nothing_else(override, expected):
+    jobs = configs(compose("selector=less", "budget=10pct")) + configs(
+        compose("selector=less", "budget=10pct", override)
+    )
+    planned = plan(jobs, gather(jobs, []))
+    assert {stage for stage in ALL if len(planned.of(stage)) == 2} == expected
+
+
+def test_in_domain_has_no_target_store_and_rows_held_out_leave_the_pool():
+    (job,) = configs(compose("selector=less", "benchmark.in_domain=true"))
+    assert not plan([job], gather([job], [])).of(TARGET)
+    (job,) = configs(compose("selector=less", "benchmark=pool_held_out", "benchmark.test_rows=10"))
+    planned = plan([job], gather([job], []))
+    assert planned.of(POOL)[0].rows == 41 - 10 and not planned.of(TARGET)
+
+
+@pytest.mark.parametrize(
+    ("unit", "amount"),
+    [
+        *((Unit.FRACTION, share) for share in (0.004, 0.05, 0.5, 1.0)),
+        *((Unit.ROWS, n) for n in (1, 7, 137)),
+        *((Unit.TOKENS, n) for n in (3, 12)),
+    ],
+)
+def test_a_budget_takes_what_the_selectors_take(unit, amount):
+    rows, tokens = chosen({"unit": unit.value, "amount": amount}, 137, 10.0, everything=False)
+    wanted = Budget(unit, amount).rows(137)
+    assert tokens == (amount if wanted is None else 10.0 * rows) and rows == (wanted or 1)
+    assert chosen({"unit": unit.value, "amount": amount}, 137, 10.0, everything=True) == (137, 1370.0)
+
+
+SOURCES = [{"rows": 5, "expected_rows": 9}, {"rows": None, "expected_rows": 7}]
+
+
+@pytest.mark.parametrize(
+    ("node", "rows"),
+    [
+        ({"rows": None, "expected_rows": 900}, 900),
+        ({"rows": 50, "expected_rows": 900}, 50),
+        ({"rows": 2000, "expected_rows": 900}, 900),
+        ({"rows": 50}, 50),
+        (
+            {"rows": None, "sources": SOURCES},
+            12,
+        ),
+        ({"rows": 6, "sources": SOURCES}, 6),
+        ({"rows": None, "sources": [{"rows": None, "expected_rows": None}]}, ASSUMED_ROWS),
+        ({"rows": None, "expected_rows": None}, ASSUMED_ROWS),
+    ],
+)
+def test_the_size_of_a_pool_that_is_not_here_is_read_off_the_configuration(node, rows):
+    found, place = published_rows(node)
+    assert found == rows and ("unknown" in place) == (rows == ASSUMED_ROWS)
+
+
+def test_a_pool_that_is_not_here_is_bounded_and_said_to_be():
+    jobs = compose("-m", "dataset=tulu3", "selector=gtp,random", "dataset.rows=1000")
+    text = estimate(configs(jobs), [job["names"] for job in jobs])
+    assert "1,000 rows (dataset.rows, not on this machine)" in text
+    assert "512 tokens a row (at most, by model.max_length)" in text and "≤" in text
+
+
+def test_a_wrong_job_is_named():
+    jobs = configs(compose("-m", "selector=random", "budget.amount=0.1,7"))
+    with pytest.raises(UserError, match=r"budget\.amount=7"):
+        gather(jobs, [])
+
+
+def test_the_axes_of_a_grid_are_named():
+    jobs = compose("-m", "selector=gtp,random", "seed=0,1,2", "train.epochs=1,2")
+    assert axes(configs(jobs), [job["names"] for job in jobs]) == "2 selectors x 2 train.epochs x 3 seeds"
+    jobs = compose("selector=random", "budget=5pct")
+    assert "selector=random, budget=5pct" in axes(configs(jobs), [job["names"] for job in jobs])
+
+
+def test_jobs_are_those_of_hydras_own_composition():
+    """Jobs that differ in values only are composed once: with the values that Hydra gives them."""
+    from hydra import compose as by_hydra
+    from hydra import initialize_config_dir
+    from omegaconf import OmegaConf
+
+    jobs = compose("-m", "selector=less,random", "seed=0,1", "+a.b=1", "dataset.rows=10,20")
+    assert len(jobs) == 8
+    search = f"hydra.searchpath=[file://{ROOT / 'tests' / 'conf'}]"
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        for job in jobs:
+            own = [f"selector={job['names']['selector']}", f"seed={job['config']['seed']}"]
+            own += ["+a.b=1", f"dataset.rows={job['config']['dataset']['rows']}"]
+            whole = by_hydra("config", [search, *TOY, *own])
+            assert job["config"] == OmegaConf.to_container(whole, resolve=True)
+
+
+def test_the_command_prints_it_and_starts_nothing(tmp_path):
+    done = subprocess.run(
+        command("-m", "--estimate", "selector=gtp,random"),
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("2 jobs: 2 selectors") and "nothing was started" in done.stdout
+    assert "gradient passes, rows x checkpoints: 94" in done.stdout  # (41 + 6) x 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "named"),
+    [(["selector=gpt"], 1, "selector/gpt"), (["budget.amount=7"], 2, "budget.amount=7")],
+)
+def test_the_command_names_what_is_wrong(tmp_path, overrides, code, named):
+    done = subprocess.run(
+        command("--estimate", *overrides), cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode == code and named in done.stderr and "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_composing_imports_no_torch():
+    code = "import sys, gtp_exp.estimate.jobs; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "< 1 s"), (59, "59 s"), (600, "10.0 min"), (9000, "2.5 h"), (3e5, "3.5 days")]
+)
+def test_a_duration_is_written_for_people(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_counts_are_short():
+    assert [short(n).strip() for n in (12, 1234, 2.5e6, 3e9)] == ["12", "1.23 k", "2.5 M", "3 G"]
+
+
+def test_jobs_are_plain_json():
+    assert json.loads(json.dumps(compose("selector=random")))

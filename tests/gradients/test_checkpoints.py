@@ -1,0 +1,73 @@
+"""A checkpoint keeps parameters and moments by name, and goes back only into the model it came from."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_models import small, train
+
+from gtp_exp.errors import UserError
+from gtp_exp.gradients.checkpoints import (
+    check_moments,
+    load_checkpoint,
+    load_moments,
+    load_trainable,
+    save_checkpoint,
+    trainable_parameters,
+)
+
+
+def test_moments_follow_the_name_not_the_optimizers_numbering(tmp_path):
+    model = small("llama")
+    parameters = trainable_parameters(model)
+    backwards = list(reversed(parameters.values()))
+    optimizer = torch.optim.AdamW([{"params": backwards[:5]}, {"params": backwards[5:], "lr": 0.1}])
+    train(model, optimizer, steps=2)
+    checkpoint = save_checkpoint(tmp_path / "c", model, optimizer, step=2, learning_rate=0.5)
+    assert load_checkpoint(tmp_path / "c") == checkpoint
+    moments = load_moments(checkpoint, list(parameters), "cpu")
+    check_moments(moments, parameters, checkpoint)
+    for name, parameter in parameters.items():
+        assert torch.equal(moments[name].exp_avg, optimizer.state[parameter]["exp_avg"])
+        assert torch.equal(moments[name].exp_avg_sq, optimizer.state[parameter]["exp_avg_sq"])
+
+
+def test_parameters_come_back_bit_by_bit(tmp_path):
+    model = small("llama")
+    parameters = trainable_parameters(model)
+    optimizer = torch.optim.Adam(parameters.values())
+    train(model, optimizer, steps=1)
+    checkpoint = save_checkpoint(tmp_path / "c", model, optimizer, step=1, learning_rate=1.0)
+    saved = {name: p.detach().clone() for name, p in parameters.items()}
+    train(model, optimizer, steps=1)
+    assert not all(torch.equal(p, saved[name]) for name, p in parameters.items())
+    load_trainable(model, checkpoint)
+    assert all(torch.equal(p, saved[name]) for name, p in parameters.items())
+
+
+def test_what_does_not_fit_is_named(tmp_path):
+    model = small("llama", r=4)
+    optimizer = torch.optim.SGD(trainable_parameters(model).values(), momentum=0.9)
+    train(model, optimizer, steps=1)
+    with pytest.raises(UserError, match="SGD.*lora_A"):
+        save_checkpoint(tmp_path / "a", model, optimizer, step=1, learning_rate=1.0)
+    optimizer = torch.optim.Adam(trainable_parameters(model).values())
+    with pytest.raises(UserError, match="no Adam moments"):
+        save_checkpoint(tmp_path / "a", model, optimizer, step=0, learning_rate=1.0)
+    train(model, optimizer, steps=1)
+    with pytest.raises(UserError, match="step=3"):
+        save_checkpoint(tmp_path / "a", model, optimizer, step=3, learning_rate=1.0)
+    with pytest.raises(UserError, match="not a finished checkpoint"):
+        load_checkpoint(tmp_path / "a")
+    checkpoint = save_checkpoint(tmp_path / "a", model, optimizer, step=1, learning_rate=1.0)
+    wider = small("llama", r=8)
+    with pytest.raises(UserError, match="lora_A.*shape"):
+        load_trainable(wider, checkpoint)
+    names = list(trainable_parameters(wider))
+    with pytest.raises(UserError, match="exp_avg.*shape"):
+        check_moments(load_moments(checkpoint, names, "cpu"), trainable_parameters(wider), checkpoint)
+    other = small("llama", targets=["q_proj"])
+    with pytest.raises(UserError, match="not in the model"):
+        load_trainable(other, checkpoint)
+    with pytest.raises(UserError, match="lacks exp_avg.elsewhere"):
+        load_moments(checkpoint, ["elsewhere"], "cpu")

@@ -1,0 +1,91 @@
+"""Multiruns by other means than one job after another: joblib, submitit on this machine, Optuna."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from test_command_line import ENVIRONMENT, command
+
+from gtp_exp.errors import UserError
+from gtp_exp.launch.launcher import Device, Launch
+
+# How each is asked for, and for which amounts: 999 is more than there is.
+LAUNCHERS = {
+    "joblib": (["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], ["999", "4", "5"]),
+    "submitit": (["hydra/launcher=submitit_local"], ["4", "5"]),
+}
+
+
+def multirun(folder: Path, *overrides: str) -> tuple[subprocess.CompletedProcess[str], list[dict]]:
+    """How it ended, and the jobs' results in their order."""
+    done = subprocess.run(
+        command("-m", *overrides), cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+    paths = sorted(folder.glob("outputs/runs/*/*/results.json"))
+    return done, [json.loads(path.read_text()) for path in paths]
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_jobs_at_the_same_time_share_stages_and_a_failing_one_stops_no_other(tmp_path, name):
+    pytest.importorskip(f"hydra_plugins.hydra_{name}_launcher")
+    launcher, amounts = LAUNCHERS[name]
+    jobs = ["selector=less", "budget=rows", f"budget.amount={','.join(amounts)}", "until=selection"]
+    done, found = multirun(tmp_path, *launcher, *jobs)
+    fails = "999" in amounts
+    assert done.returncode == fails and "Traceback" not in done.stderr
+    too_many = "0_less_rows_toy_seed0: budget.amount=999 rows is more than the 40 candidates"
+    assert (too_many in done.stderr) == fails
+    assert [one["state"] for one in found] == ["failed"] * fails + ["complete"] * 2
+    assert len({one["group"] for one in found}) == 1
+    logs = [path.read_text() for path in tmp_path.glob("outputs/runs/*/*/worker.log")]
+    for stage in ("warmup", "gradients: pool", "gradients: target"):
+        assert sum(f"{stage}: done" in log for log in logs) == 1, stage
+        assert sum(f"{stage}: reused" in log for log in logs) >= 1, stage
+
+
+def test_optuna_is_told_the_headline_metric_and_which_trials_failed(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    # Not the grid sampler: the plugin ends with an error where the last trial of a grid fails.
+    sweeper = ["hydra/sweeper=optuna", "hydra/sweeper/sampler=random", "hydra.sweeper.direction=maximize"]
+    sweeper += ["hydra.sweeper.sampler.seed=0"]  # one trial of each learning rate
+    trials = ["hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1", "hydra.sweeper.max_failure_rate=1.0"]
+    swept = ["selector=random", "budget=rows", "budget.amount=4", "train.learning_rate=choice(-1.0,1e-3)"]
+    done, found = multirun(tmp_path, *sweeper, *trials, *swept)
+    assert done.returncode == 0, done.stderr
+    assert sorted(one["state"] for one in found) == ["complete", "failed"]
+    assert "Failed experiment: " in done.stdout + done.stderr
+    (report,) = tmp_path.glob("outputs/runs/*/optimization_results.yaml")
+    (complete,) = (one for one in found if one["state"] == "complete")
+    assert f"best_value: {complete['metrics']['toy_sums']['acc']}" in report.read_text()
+    assert "train.learning_rate: 0.001" in report.read_text()
+
+
+def launch_with(file: Path) -> Launch:
+    return Launch(
+        device=Device.AUTO,
+        deterministic=True,
+        threads=None,
+        num_processes=4,
+        config_file=str(file),
+        time_limit_minutes=None,
+        stall_limit_minutes=None,
+    )
+
+
+def test_a_file_that_is_none_of_accelerates_is_refused(tmp_path):
+    file = tmp_path / "accelerate.yaml"
+    file.write_text("num_machines: [1\nno: yaml: at all")
+    with pytest.raises(UserError, match="accelerate.yaml is not a configuration of Accelerate"):
+        launch_with(file)
+
+
+@pytest.mark.parametrize("machines", [1, 2])
+def test_several_machines_meet_at_the_port_that_the_file_names(tmp_path, machines):
+    file = tmp_path / "accelerate.yaml"
+    file.write_text(f"num_machines: {machines}\nmachine_rank: 0\nmain_process_port: 29617\n")
+    launch = launch_with(file)
+    line = launch.command(tmp_path / "resolved.yaml")
+    assert launch.machines == machines and ("--main_process_port" in line) == (machines == 1)

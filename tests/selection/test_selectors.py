@@ -1,0 +1,210 @@
+"""One contract for all selectors: every YAML of conf/selector is held to it, new ones too."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from conftest import conversation
+from gtp_exp.config import build
+from gtp_exp.errors import UserError
+from gtp_exp.gradients.features import MemoryFeatures
+from gtp_exp.selection.base import Budget, Need, SelectionProblem, Unit
+
+CONF = Path(__file__).resolve().parents[2] / "conf" / "selector"
+NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
+SEEDED = {"random", "dedup_random"}  # their choice depends on the order of the pool
+N, DIM, TARGETS = 120, 48, 12
+
+
+LOCAL = {}  # settings that name something on the hub -> something of this machine
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_encoder(tiny):
+    LOCAL["sentence_knn"] = {"encoder": tiny.location}
+
+
+def selector(name):
+    node = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    return build({**node, **LOCAL.get(name, {})}, "selector")
+
+
+def features(rows, seed):
+    generator = torch.Generator().manual_seed(seed)
+    directions = ("sgd", "adam", "less")
+    matrices = tuple(
+        {d: torch.randn(rows, DIM, generator=generator) + 0.3 for d in directions} for _ in range(2)
+    )
+    return MemoryFeatures(matrices, (2e-4, 1e-4))
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return tiny.load()
+
+
+@pytest.fixture(scope="module")
+def problem(model):
+    rows = [conversation(i, f"Question {i} of {i % 7}?", f"Answer {i * i}.") for i in range(N)]
+    targets = [
+        conversation(900 + i, f"Target {i}?", f"Yes {i}.", subtask=f"task{i % 2}") for i in range(TARGETS)
+    ]
+    lengths = torch.arange(N) % 17 + 10
+    return SelectionProblem(
+        candidates=rows,
+        n_tokens=lengths,
+        n_completion_tokens=lengths // 2,
+        target=targets,
+        budget=Budget(Unit.ROWS, 15),
+        seed=0,
+        pool_gradients=features(N, 1),
+        target_gradients=features(TARGETS, 2),
+        model=model,
+    )
+
+
+def given(problem, chooser):
+    """The problem as the pipeline hands it over: only what the selector says it needs."""
+    return replace(
+        problem,
+        pool_gradients=problem.pool_gradients if Need.GRADIENTS in chooser.needs else None,
+        target_gradients=problem.target_gradients if Need.GRADIENTS in chooser.needs else None,
+        model=problem.model if Need.MODEL in chooser.needs else None,
+    )
+
+
+def choose(name, problem):
+    chooser = selector(name)
+    return chooser.select(given(problem, chooser))
+
+
+def test_there_are_selectors():
+    assert {"gtp", "less", "top_k", "random", "full"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("rows", [1, 15, N])
+def test_exactly_the_budgeted_rows_are_chosen(name, rows, problem):
+    selection = choose(name, replace(problem, budget=Budget(Unit.ROWS, rows)))
+    assert len(selection.indices) == (N if name == "full" else rows)
+    assert selection.indices.dtype == torch.int64 and selection.weights.dtype == torch.float32
+    assert selection.scores.shape == (N,)
+    assert float(selection.weights.mean()) == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "full"])
+def test_a_token_budget_is_used_and_never_exceeded(name, problem):
+    selection = choose(name, replace(problem, budget=Budget(Unit.TOKENS, 300)))
+    used = int(problem.n_tokens[selection.indices].sum())
+    assert 300 - int(problem.n_tokens.max()) < used <= 300
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_problem_gives_the_same_answer(name, problem):
+    a, b = choose(name, problem), choose(name, problem)
+    assert torch.equal(a.indices, b.indices) and torch.equal(a.weights, b.weights)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in SEEDED])
+def test_the_order_of_the_pool_does_not_matter(name, problem):
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(3))
+    pool = problem.pool_gradients
+    matrices = tuple({d: m[order] for d, m in t.items()} for t in pool.matrices)
+    shuffled = replace(
+        problem,
+        candidates=[problem.candidates[i] for i in order.tolist()],
+        n_tokens=problem.n_tokens[order],
+        n_completion_tokens=problem.n_completion_tokens[order],
+        pool_gradients=replace(pool, matrices=matrices),
+    )
+    ids = [{p.candidates[i].id for i in choose(name, p).indices.tolist()} for p in (problem, shuffled)]
+    assert ids[0] == ids[1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_in_domain_the_pool_itself_is_the_target(name, problem):
+    selection = choose(name, replace(problem, target=None, target_gradients=None))
+    assert len(selection.indices) == (N if name == "full" else 15)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_is_refused_by_the_examples_id(name, value, problem):
+    if Need.GRADIENTS not in selector(name).needs:
+        pytest.skip("reads no gradients")
+    pool = problem.pool_gradients
+    matrices = tuple({d: m.clone() for d, m in t.items()} for t in pool.matrices)
+    for m in matrices[1].values():
+        m[77, 3] = value
+    with pytest.raises(UserError, match="row-77"):
+        choose(name, replace(problem, pool_gradients=replace(pool, matrices=matrices)))
+
+
+def some(problem, rows, targets, **changed):
+    """The first rows of the problem, their gradients changed."""
+    change = changed.pop("gradients", lambda matrix: matrix)
+
+    def first(features, n):
+        matrices = tuple({d: change(m[:n].clone()) for d, m in t.items()} for t in features.matrices)
+        return replace(features, matrices=matrices)
+
+    return replace(
+        problem,
+        candidates=problem.candidates[:rows],
+        n_tokens=problem.n_tokens[:rows],
+        n_completion_tokens=problem.n_completion_tokens[:rows],
+        target=problem.target[:targets],
+        pool_gradients=first(problem.pool_gradients, rows),
+        target_gradients=first(problem.target_gradients, targets),
+        **changed,
+    )
+
+
+DEGENERATE = {
+    "one candidate": lambda p: some(p, 1, TARGETS, budget=Budget(Unit.ROWS, 1)),
+    "one target row": lambda p: some(p, N, 1),
+    "one candidate and one target row": lambda p: some(p, 1, 1, budget=Budget(Unit.ROWS, 1)),
+    "two candidates": lambda p: some(p, 2, 2, budget=Budget(Unit.ROWS, 2)),
+    "no gradient at all": lambda p: some(p, N, TARGETS, gradients=torch.zeros_like),
+    "one gradient for all": lambda p: some(p, N, TARGETS, gradients=lambda m: m[:1].expand_as(m).clone()),
+    "all rows the same": lambda p: replace(
+        some(p, N, TARGETS, gradients=lambda m: m[:1].expand_as(m).clone()),
+        candidates=[conversation(i, "What?", "That.") for i in range(N)],
+        n_tokens=torch.full((N,), 12),
+        n_completion_tokens=torch.full((N,), 5),
+    ),
+    "more rows than distinct ones": lambda p: some(
+        p, N, TARGETS, gradients=lambda m: m[torch.arange(len(m)) % 4], budget=Budget(Unit.ROWS, 60)
+    ),
+    "enormous gradients": lambda p: some(p, N, TARGETS, gradients=lambda m: m * 1e15),
+    "minute gradients": lambda p: some(p, N, TARGETS, gradients=lambda m: m * 1e-15),
+}
+
+
+@pytest.mark.parametrize("case", DEGENERATE)
+@pytest.mark.parametrize("name", [n for n in NAMES if not n.startswith("gtp_")])  # settings of gtp
+def test_a_degenerate_pool_gives_the_budget_or_a_reason(name, case, problem):
+    asked = DEGENERATE[case](problem)
+    try:
+        selection = choose(name, asked)
+    except UserError as reason:
+        assert len(str(reason)) > 20
+        assert case not in ("one target row", "enormous gradients", "minute gradients")  # these can be done
+        return
+    n = len(asked.candidates)
+    assert len(selection.indices) == (n if name == "full" else asked.budget.rows(n))
+
+
+def test_random_is_uniform_and_its_seeds_differ(problem):
+    counts = torch.zeros(N)
+    runs = 600
+    for seed in range(runs):
+        counts[choose("random", replace(problem, seed=seed)).indices] += 1
+    expected = runs * 15 / N
+    chi_square = float(((counts - expected) ** 2 / (expected * (1 - 15 / N))).sum())
+    assert 60 < chi_square < 200  # mean 119, standard deviation 15
