@@ -80,7 +80,7 @@ def test_what_a_run_stopped_at_its_manifest_left_does_not_spoil_the_entry(tmp_pa
 def test_a_changed_number_in_a_manifest_is_damage(tmp_path, caplog):
     entry = Cache(tmp_path).stage("s", 1, {}, fill).directory
     text = (entry / "manifest.json").read_text()
-    (entry / "manifest.json").write_text(text.replace('"seconds": 0', '"seconds": 4'))
+    (entry / "manifest.json").write_text(text.replace('"version": 1', '"version": 2'))
     assert not Cache(tmp_path).stage("s", 1, {}, fill).cached and "manifest.json" in caplog.text
 
 

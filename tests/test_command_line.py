@@ -83,8 +83,8 @@ def test_the_wheel_works_in_another_folder(tmp_path):
         )
         assert done.returncode == 0, done.stderr
         assert str(unpacked) in done.stdout or "_target_: gtp_baselines.less.LESS" in done.stdout
-    assert (unpacked / "gtp_exp" / "leaderboard" / "page.html.j2").is_file()
-    assert (unpacked / "benchmarks" / "skills" / "pool.py").is_file()
+    assert (unpacked / "gtp_exp" / "leaderboard" / "page" / "page.html.j2").is_file()
+    assert (unpacked / "gtp_benchmarks" / "skills" / "pool.py").is_file()
 
 
 @pytest.mark.parametrize(

@@ -208,7 +208,7 @@ from pathlib import Path
 from small_models import make_examples, small
 from test_store import ONE_BY_ONE, ROWS
 from gtp_exp.gradients.collect import collect
-from gtp_exp.gradients.trajectory import load_checkpoint
+from gtp_exp.gradients.checkpoints import load_checkpoint
 trajectory = [load_checkpoint(Path(p)) for p in sys.argv[2:]]
 collect(small(), make_examples(ROWS), trajectory, Path(sys.argv[1]), **ONE_BY_ONE)
 """
@@ -216,7 +216,7 @@ collect(small(), make_examples(ROWS), trajectory, Path(sys.argv[1]), **ONE_BY_ON
 
 def start(directory: Path, trajectory) -> subprocess.Popen:
     here = Path(__file__).parent
-    paths = [str(here), str(here.parents[1]), os.environ.get("PYTHONPATH", "")]
+    paths = [str(here), str(here.parent), str(here.parents[1]), os.environ.get("PYTHONPATH", "")]
     return subprocess.Popen(
         [sys.executable, "-c", WORKER, str(directory), *(str(c.directory) for c in trajectory)],
         env={

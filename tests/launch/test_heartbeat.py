@@ -22,7 +22,7 @@ LONG = ["selector=full", "budget=100pct", "dataset.rows=4000"]
 
 def test_every_progress_bar_counts(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from gtp_exp import heartbeat\n"
+        "import sys, time; from pathlib import Path; from gtp_exp.launch import heartbeat\n"
         "heartbeat._EVERY_S = 0.0; heartbeat.start(Path(sys.argv[1]))\n"
         "from tqdm.auto import trange\n"
         "for _ in trange(5, mininterval=0): print((Path(sys.argv[1]) / 'heartbeat').read_text())"

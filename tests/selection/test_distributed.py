@@ -33,7 +33,7 @@ def found(tmp_path_factory):
             time_limit_minutes=None,
             stall_limit_minutes=None,
         )
-        path = {"PYTHONPATH": f"{HERE}:{HERE.parent.parent}"}
+        path = {"PYTHONPATH": f"{HERE.parent}:{HERE.parent.parent}"}
         line = [sys.executable, str(HERE / "one_of_several.py"), str(folder)]
         running = [
             subprocess.Popen(line, env={**environment, **path}, stderr=subprocess.PIPE, text=True)

@@ -43,7 +43,7 @@ def limited(stores):
     """size -> what a process under the limit found."""
     environment = {
         **os.environ,
-        "PYTHONPATH": f"{HERE}:{HERE.parent.parent}",
+        "PYTHONPATH": f"{HERE.parent}:{HERE.parent.parent}",
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",  # each thread's stack counts
     }

@@ -48,7 +48,7 @@ from gtp_exp.selection.base import Budget, SelectionProblem, Unit
 from gtp_exp.selection.gtp import GTP
 from gtp_exp.selection.solvers.omp import omp
 
-GTP_YAML = Path(__file__).parents[2] / "conf" / "selector" / "gtp.yaml"
+GTP_YAML = Path(__file__).parents[3] / "conf" / "selector" / "gtp.yaml"
 RIDGE = 1e-3  # of the comparisons at equal regularisation
 PARTS = ("pass", "inside", "beyond", "storage", "disk")
 CHECKPOINTS = 4

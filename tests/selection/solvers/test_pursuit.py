@@ -33,7 +33,7 @@ class Member:
     def size(self) -> int:
         return self.meeting.size
 
-    def sum(self, tensor):
+    def all_reduce(self, tensor):
         self.meeting.given[self.rank] = tensor
         self.meeting.all_here.wait(10)
         return torch.stack([self.meeting.given[rank] for rank in range(self.size)]).sum(0)
