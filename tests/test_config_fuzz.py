@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from options import CONF, names, option
 
 from gtp_exp.config import build
 from gtp_exp.errors import UserError
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 NODES = {
-    f"{path.parent.name}/{path.stem}": yaml.safe_load(
-        path.read_text().replace("${oc.env:WANDB_MODE,offline}", "offline")
-    )
-    for path in sorted(CONF.glob("*/*.yaml"))
-    if path.parent.name != "experiment"
+    f"{group}/{name}": option(group, name)
+    for group in sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "experiment")
+    for name in names(group)
 }
 JUNK = st.one_of(
     st.none(),

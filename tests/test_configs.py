@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from options import names, option
 
+from gtp_exp.config import build as build_node
 from gtp_exp.errors import UserError
 from gtp_exp.worker import assemble
 
@@ -21,6 +23,8 @@ OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / gro
 REQUIRED = {
     ("dataset", "jsonl"): ["dataset.files=[pool.jsonl]"],
     ("dataset", "hub"): ["dataset.hub_id=owner/name"],
+    ("model", "hub"): ["model.name_or_path=owner/name"],
+    ("benchmark", "lm_eval"): ["benchmark.names=[arc_easy]"],
     ("benchmark", "jsonl_choice"): ["benchmark.validation=v.jsonl", "benchmark.test=t.jsonl"],
 }
 
@@ -50,7 +54,7 @@ def test_every_option_composes_into_checked_objects(group, option):
 
 @pytest.mark.parametrize(("group", "option"), sorted(REQUIRED))
 def test_an_option_that_lacks_what_only_a_person_knows_says_so(group, option):
-    with pytest.raises(UserError, match="validation|files|hub_id"):
+    with pytest.raises(UserError, match="validation|files|hub_id|names|name_or_path"):
         build(f"{group}={option}")
 
 
@@ -59,3 +63,29 @@ def test_an_option_that_lacks_what_only_a_person_knows_says_so(group, option):
 )
 def test_a_budgets_name_says_its_amount(option, share):
     assert build(f"budget={option}")[1].budget.amount == share
+
+
+CANONICAL = [
+    ("model", "smollm2_135m"),
+    ("dataset", "skills"),
+    ("dataset", "jsonl"),
+    ("gradients", "lora_trajectory"),
+    ("train", "lora"),
+    ("launch", "auto"),
+    ("tracking", "wandb"),
+    ("benchmark", "skills_target"),
+    ("benchmark", "pool_held_out"),
+    *[("selector", name) for name in names("selector") if not name.startswith("gtp_")],
+]
+
+
+@pytest.mark.parametrize(("group", "name"), CANONICAL)
+def test_a_class_has_the_values_of_its_option(group, name):
+    node = option(group, name)
+    if (group, name) == ("dataset", "jsonl"):
+        node["files"] = ["pool.jsonl"]
+    built = build_node(node, group)
+    given = {"files": ["pool.jsonl"]} if (group, name) == ("dataset", "jsonl") else {}
+    if name == "perplexity_top":
+        given = {"part": built.part}
+    assert built == type(built)(**given)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from options import option
 
 from gtp_exp.config import build
 from gtp_exp.estimate.__main__ import estimate
@@ -17,7 +18,7 @@ from gtp_exp.leaderboard.comparability import flatten
 CONF = Path(__file__).resolve().parents[1] / "conf"
 NAMES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 ABLATIONS = [name for name in NAMES if name.startswith("ablation_") and name != "ablation_reference"]
-TINY = yaml.safe_load((CONF / "model" / "tiny.yaml").read_text())
+TINY = option("model", "tiny")
 
 _composed: dict[str, list] = {}
 

@@ -43,6 +43,8 @@ class ModelConfig:
     lora: Optional[LoRA] = field(default_factory=LoRA)  # null trains every weight
 
     def __post_init__(self) -> None:
+        if not self.name_or_path:
+            raise UserError("model.name_or_path is empty; give a hub id (OWNER/NAME) or a model's folder")
         if self.max_length < 8:
             raise UserError(
                 f"model.max_length={self.max_length} leaves no room for a completion; use 512 or so"

@@ -5,17 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
+from options import option as settings
 
 from gtp_benchmarks.skills.registry import SKILLS
 from gtp_exp.config import build
 from gtp_exp.errors import UserError
-
-CONF = Path(__file__).resolve().parents[2] / "conf"
-
-
-def settings(group: str, name: str):
-    return yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
 
 
 @pytest.mark.parametrize("name", ["skills_target", "skills_in_domain", "mmlu", "bbh", "tydiqa", "gsm8k"])

@@ -6,15 +6,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import yaml
 from forms import chat, columns, write_lines
+from options import option
 
 from gtp_exp.config import build
 from gtp_exp.data.rows import Format
 from gtp_exp.data.sources.mixture import Mixture, Source
 from gtp_exp.errors import UserError
-
-CONF = Path(__file__).resolve().parents[2] / "conf" / "dataset"
 
 
 def source(label: str, *files: str, rows: int | None = None, expected: int | None = None) -> Source:
@@ -153,7 +151,7 @@ def test_without_network_the_error_says_what_to_do():
 
 
 def test_the_pool_of_less_has_its_published_size():
-    less = build(yaml.safe_load((CONF / "less_mixture.yaml").read_text()), "dataset")
+    less = build(option("dataset", "less_mixture"), "dataset")
     assert sum(s.expected_rows for s in less.sources) == 270_679
     assert [s.label for s in less.sources] == ["flan_v2", "cot", "dolly", "oasst1"]
 
@@ -161,5 +159,4 @@ def test_the_pool_of_less_has_its_published_size():
 def test_every_yaml_builds_once_its_files_are_named():
     changes = {"jsonl": {"files": ["a.jsonl"]}, "hub": {"hub_id": "owner/name"}}
     for name in ("jsonl", "hub", "less_mixture", "tulu3"):
-        node = yaml.safe_load((CONF / f"{name}.yaml").read_text())
-        build({**node, **changes.get(name, {})}, "dataset")
+        build({**option("dataset", name), **changes.get(name, {})}, "dataset")

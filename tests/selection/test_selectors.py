@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-import yaml
+from options import names, option
 
 from conftest import conversation
 from gtp_exp.config import build
@@ -15,8 +14,7 @@ from gtp_exp.errors import UserError
 from gtp_exp.gradients.features import MemoryFeatures
 from gtp_exp.selection.base import Budget, Need, SelectionProblem, Unit
 
-CONF = Path(__file__).resolve().parents[2] / "conf" / "selector"
-NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
+NAMES = names("selector")
 SEEDED = {"random", "dedup_random"}  # their choice depends on the order of the pool
 N, DIM, TARGETS = 120, 48, 12
 
@@ -30,7 +28,7 @@ def local_encoder(tiny):
 
 
 def selector(name):
-    node = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    node = option("selector", name)
     return build({**node, **LOCAL.get(name, {})}, "selector")
 
 
