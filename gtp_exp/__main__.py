@@ -15,15 +15,17 @@ import sys
 import tempfile
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import hydra
-from hydra._internal.utils import run_and_report
+from hydra._internal.utils import get_args_parser, run_and_report
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from gtp_exp import __version__
 from gtp_exp.config import build, check_finite
 from gtp_exp.errors import UserError, first_line
 from gtp_exp.launch.faults import check_room, storage_fault
@@ -102,6 +104,8 @@ def _save_resolved(config: DictConfig, directory: Path) -> Path:
     """The whole job as plain YAML, with the chosen option of every group and the overrides."""
     hydra_config = HydraConfig.get()
     choices = {k: v for k, v in hydra_config.runtime.choices.items() if not str(k).startswith("hydra/")}
+    if "job" in config:  # an earlier run's resolved.yaml is run again: its options are those of then
+        choices = {**config.job.names, **choices}
     if missing := [f.name for f in fields(Names) if not choices.get(f.name)]:
         raise UserError(f"the job has no {missing[0]}; give {missing[0]}=OPTION (--help lists them)")
     plain = OmegaConf.to_container(config, resolve=True)
@@ -114,11 +118,18 @@ def _save_resolved(config: DictConfig, directory: Path) -> Path:
             "name": directory.name,
             "group": directory.parent.name if multirun else directory.name,
             "names": choices,
-            "overrides": list(hydra_config.overrides.task),
+            "overrides": _command(hydra_config),
         }
     path = directory / "resolved.yaml"
     OmegaConf.save(config, path, resolve=True)
     return path
+
+
+def _command(hydra_config: Any) -> list[str]:
+    """Return the arguments that start this job again, without folders of this machine."""
+    name = hydra_config.job.config_name
+    again = [] if name == "config" else ["--config-dir", ".", "--config-name", name]
+    return [*again, *hydra_config.overrides.task]
 
 
 def _mark_dead(directory: Path, ended: Ended) -> None:
@@ -176,7 +187,29 @@ def _check_options(arguments: list[str]) -> None:
             raise UserError(f"{text}: an option of {group} is the name of a file in its folder, without '..'")
 
 
+def _run_folder(arguments: list[str]) -> list[str]:
+    """Return the overrides of Hydra's own settings that a primary configuration other than ours lacks.
+
+    So `--config-dir RUN --config-name resolved` runs a job again in a new folder beside the first one's.
+    """
+    parsed = get_args_parser().parse_args(arguments)
+    if parsed.config_name in (None, "config"):
+        return []
+    folder = "'${outputs}/runs/${now:%Y-%m-%d_%H-%M-%S-%f}'"
+    defaults = {
+        "hydra.run.dir": folder,
+        "hydra.sweep.dir": folder,
+        "hydra.output_subdir": "null",
+        "hydra/job_logging": "none",
+    }
+    given = {override.partition("=")[0].lstrip("+") for override in parsed.overrides}
+    return [f"{key}={value}" for key, value in defaults.items() if key not in given]
+
+
 def main() -> None:
+    if "--version" in sys.argv[1:]:
+        print(f"gtp-exp {__version__}")
+        return
     if "LOCAL_RANK" in os.environ:
         raise SystemExit("start gtp-exp with plain python; it starts its own worker processes")
     try:  # before Hydra makes the run's folder, and writes the overrides of a multirun into it
@@ -188,6 +221,7 @@ def main() -> None:
         raise SystemExit(2) from None
     if "--estimate" in sys.argv:
         raise SystemExit(_estimate([a for a in sys.argv[1:] if a != "--estimate"]))
+    sys.argv += _run_folder(sys.argv[1:])
     try:
         _job()
     except KeyboardInterrupt:

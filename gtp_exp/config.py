@@ -72,7 +72,7 @@ def describe(value: Any) -> Any:
     """A dataclass as JSON values, class name included: the part of a cache key that an object stands for."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"class": f"{type(value).__module__}.{type(value).__qualname__}", **fields}
+        return {"class": _class_name(type(value)), **fields}
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, Mapping):
@@ -80,6 +80,12 @@ def describe(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [describe(v) for v in value]
     return value
+
+
+def _class_name(cls: type) -> str:
+    """Name a class in a cache key. One of ours may move to another file without being another class."""
+    ours = cls.__module__.partition(".")[0] in ("gtp_exp", "gtp_baselines", "gtp_benchmarks")
+    return cls.__qualname__ if ours else f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _locate(target: Any, key: str) -> type:

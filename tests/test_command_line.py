@@ -240,3 +240,30 @@ def test_an_outputs_folder_that_cannot_be_made_is_refused(tmp_path):
         assert f"outputs={outputs} cannot be a folder: 'file' is a file" in done.stderr
     done = call(tmp_path, f"outputs={'x' * 300}")
     assert done.returncode == 2 and "File name too long" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_version_is_told_at_once(tmp_path):
+    from gtp_exp import __version__
+
+    done = subprocess.run(
+        [sys.executable, "-m", "gtp_exp", "--version"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, f"gtp-exp {__version__}\n")
+
+
+def test_a_runs_resolved_configuration_is_run_again_from_the_cache(tmp_path):
+    first = call(tmp_path, "selector=random", "model=tiny", "until=selection", "tracking=none", "seed=3")
+    assert first.returncode == 0, first.stderr
+    (run,) = (tmp_path / "outputs" / "runs").iterdir()
+    line = [sys.executable, "-m", "gtp_exp", "--config-dir", str(run), "--config-name", "resolved"]
+    again = subprocess.run(line, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    (second,) = set((tmp_path / "outputs" / "runs").iterdir()) - {run}
+    old, new = (json.loads((folder / "results.json").read_text()) for folder in (run, second))
+    assert new["names"] == old["names"] and new["seed"] == 3
+    assert new["stages"]["selection"] == {**old["stages"]["selection"], "cached": True}
+    assert new["selection"]["indices_ids"] == old["selection"]["indices_ids"]

@@ -16,7 +16,9 @@ from gtp_exp.worker import assemble
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir())
-OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+WHOLE = ("experiment", "debug", "hparams_search")  # groups that change the whole composition
+NEEDS_A_PLUGIN = "hparams_search"
+OPTIONS = [(group, name) for group in GROUPS if group != NEEDS_A_PLUGIN for name in names(group)]
 
 
 # A person has to fill these in; what stands there without it is tested below.
@@ -37,15 +39,15 @@ def build(*overrides):
 
 def test_the_groups_are_those_of_the_design():
     assert GROUPS == sorted(
-        "model dataset gradients selector budget train benchmark tracking launch experiment".split()
+        [*"model dataset gradients selector budget train benchmark tracking launch".split(), *WHOLE]
     )
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_into_checked_objects(group, option):
-    override = f"experiment={option}" if group == "experiment" else f"{group}={option}"
+    override = f"+debug={option}" if group == "debug" else f"{group}={option}"
     config, experiment = build(override, *REQUIRED.get((group, option), []))
-    if group != "experiment":
+    if group not in WHOLE:
         built = getattr(experiment, group)
         assert type(built).__name__ == config[group]["_target_"].rpartition(".")[2]
         fields = {f.name for f in dataclasses.fields(built)}
@@ -89,3 +91,9 @@ def test_a_class_has_the_values_of_its_option(group, name):
     if name == "perplexity_top":
         given = {"part": built.part}
     assert built == type(built)(**given)
+
+
+def test_the_search_composes_where_its_plugin_is_installed():
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    _, experiment = build("hparams_search=optuna")
+    assert experiment.train.epochs >= 1

@@ -18,6 +18,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from gtp_exp.errors import UserError
 from gtp_exp.files import write_whole
+from gtp_exp.results.renamed import with_present_names
 
 T = TypeVar("T")
 
@@ -143,6 +144,8 @@ class RunRecord:
             raise UserError(
                 f"version={data['version']!r} of a run record is not {VERSION}; run the job again"
             )
+        if isinstance(data.get("config"), dict):
+            data = {**data, "config": with_present_names(data["config"])}
         return _decode(RunRecord, data, "")
 
 
