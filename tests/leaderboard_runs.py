@@ -48,7 +48,7 @@ def record(
         "dataset": {"rows": 1000},
         "gradients": {"dim": 1024, "seed": 0},
         "train": {"lr": 1e-4, "epochs": 3},
-        "selector": {"_target_": f"baselines.{selector}"},
+        "selector": {"_target_": f"gtp_baselines.{selector}"},
         "budget": {"unit": "fraction", "amount": BUDGETS.get(budget, 0.05)},
         "benchmark": {"skills": ["sorting", "roman"]},
         "tracking": {"_target_": "none", "run": str(rng.random())},

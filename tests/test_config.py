@@ -81,4 +81,4 @@ def test_a_wrong_value_inside_a_nested_part_is_named(change, named):
 def test_describe_tells_objects_apart_by_class_and_value():
     a, b = Budget(Unit.ROWS, 5), Budget(Unit.TOKENS, 5)
     assert describe(a) != describe(b)
-    assert describe(a) == {"class": "gtp_exp.selection.base.Budget", "unit": "rows", "amount": 5}
+    assert describe(a) == {"class": "Budget", "unit": "rows", "amount": 5}
