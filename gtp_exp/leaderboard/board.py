@@ -138,21 +138,20 @@ def score(table: Table, *, metric: str, baseline: str) -> Board:
     metrics = _metrics(evaluated, metric)
     covered = {kind.name: _tasks_with(evaluated, tasks, kind) for kind in metrics}
     unranked = _unranked(table.runs, tasks, metrics, covered)
-    out = {id(run) for run, _ in unranked}
+    out = {run for run, _ in unranked}
     rows = [
-        replace(row, runs=tuple(run for run in row.runs if id(run) not in out) or row.runs)
-        for row in table.rows
+        replace(row, runs=tuple(run for run in row.runs if run not in out) or row.runs) for row in table.rows
     ]
 
-    values: dict[int, dict[str, dict[int, float]]] = {}
+    values: dict[Row, dict[str, dict[int, float]]] = {}
     for row in rows:
         of_row: dict[str, dict[int, float]] = {}
         for run in row.runs:
-            for kind in metrics if id(run) not in out else ():
+            for kind in metrics if run not in out else ():
                 value = mean_over_tasks(run.record.metrics, covered[kind.name], kind.name)
                 if value is not None:
                     of_row.setdefault(kind.name, {})[run.record.seed] = value
-        values[id(row)] = of_row
+        values[row] = of_row
 
     blocks = [
         _block([row for row in rows if row.budget == budget], values, metrics, baseline)
@@ -249,40 +248,38 @@ def _unranked(
 
 def _block(
     rows: Sequence[Row],
-    values: Mapping[int, Mapping[str, Mapping[int, float]]],
+    values: Mapping[Row, Mapping[str, Mapping[int, float]]],
     metrics: tuple[Metric, ...],
     baseline: str,
 ) -> Block:
     first = metrics[0] if metrics else None
-    of_first = {id(row): values[id(row)].get(first.name, {}) if first else {} for row in rows}
+    of_first = {row: values[row].get(first.name, {}) if first else {} for row in rows}
     shares = {kind.name for kind in metrics if kind.percent}
     summary = {
-        id(row): {
+        row: {
             name: summarise(list(by_seed.values()), share=name in shares)
-            for name, by_seed in values[id(row)].items()
+            for name, by_seed in values[row].items()
         }
         for row in rows
     }
 
     def order(row: Row) -> tuple[bool, float, str]:
-        if first is None or first.name not in summary[id(row)]:
+        if first is None or first.name not in summary[row]:
             return True, 0.0, row.label
-        mean = summary[id(row)][first.name].mean
+        mean = summary[row][first.name].mean
         return False, -mean if first.higher_is_better else mean, row.label
 
     ordered = sorted(rows, key=order)
-    ranked = [row for row in ordered if of_first[id(row)]]
+    ranked = [row for row in ordered if of_first[row]]
     means = [order(row)[1] for row in ranked]
-    rank = {
-        id(row): 1 + sum(other < mean for other in means) for row, mean in zip(ranked, means, strict=True)
-    }
+    rank = {row: 1 + sum(other < mean for other in means) for row, mean in zip(ranked, means, strict=True)}
 
-    references = {id(row): _baseline_of(row, rows, baseline) for row in rows}
-    versus: dict[int, Paired | None] = {}
+    references = {row: _baseline_of(row, rows, baseline) for row in rows}
+    versus: dict[Row, Paired | None] = {}
     for row in ordered:
-        reference = references[id(row)]
-        versus[id(row)] = (
-            paired(of_first[id(row)], of_first[id(reference)], higher_is_better=first.higher_is_better)
+        reference = references[row]
+        versus[row] = (
+            paired(of_first[row], of_first[reference], higher_is_better=first.higher_is_better)
             if first and reference is not None
             else None
         )
@@ -292,12 +289,12 @@ def _block(
     best, close = False, ()
     if first and len(ranked) > 1:
         against = [
-            paired(of_first[id(ranked[0])], of_first[id(row)], higher_is_better=first.higher_is_better)
+            paired(of_first[ranked[0]], of_first[row], higher_is_better=first.higher_is_better)
             for row in ranked[1:]
         ]
         adjusted = holm([test.p if test else None for test in against])
         # Against the baseline both corrections hold: a row is never best and yet not told from the baseline.
-        own, reference = corrected[id(ranked[0])], references[id(ranked[0])]
+        own, reference = corrected[ranked[0]], references[ranked[0]]
         close = tuple(
             row.label
             for row, test, p in zip(ranked[1:], against, adjusted, strict=True)
@@ -308,13 +305,13 @@ def _block(
     lines = tuple(
         Line(
             row=row,
-            values=values[id(row)],
-            summary=summary[id(row)],
-            rank=rank.get(id(row)),
+            values=values[row],
+            summary=summary[row],
+            rank=rank.get(row),
             is_baseline=row.selector == baseline,
-            versus=versus[id(row)],
-            p_holm=corrected[id(row)],
-            better_than_baseline=_better(versus[id(row)], corrected[id(row)], first),
+            versus=versus[row],
+            p_holm=corrected[row],
+            better_than_baseline=_better(versus[row], corrected[row], first),
             best=best and row is ranked[0],
             seconds=_median_seconds(row.runs),
         )
@@ -325,7 +322,7 @@ def _block(
         n_selected=_block_size(lines),
         lines=lines,
         close=close,
-        ranks=_ranks([of_first[id(row)] for row in ranked], first),
+        ranks=_ranks([of_first[row] for row in ranked], first),
     )
 
 

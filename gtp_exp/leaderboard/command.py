@@ -16,8 +16,8 @@ from gtp_exp.leaderboard.board import LOSS, check_metric, score
 from gtp_exp.leaderboard.choices import judged
 from gtp_exp.leaderboard.comparability import group
 from gtp_exp.leaderboard.metrics import CHOICE, HEADLINE
-from gtp_exp.leaderboard.page import examples
-from gtp_exp.leaderboard.page import render as page
+from gtp_exp.leaderboard.page.examples import examples_by_row
+from gtp_exp.leaderboard.page.render import render
 from gtp_exp.leaderboard.records import load
 
 
@@ -52,10 +52,10 @@ def build(arguments: argparse.Namespace) -> str:
     check_metric(loaded.complete, metric)
     grouped = group(loaded.complete, beside=arguments.beside)
     boards = [score(table, metric=metric, baseline=arguments.baseline) for table in grouped.tables]
-    chosen = examples.collect(boards, per_row=arguments.examples)
+    chosen = examples_by_row(boards, per_row=arguments.examples)
 
     text = exports.markdown(boards, loaded, arguments.baseline)
-    html = page.render(boards, grouped, loaded, chosen, baseline=arguments.baseline, now=now)
+    html = render(boards, grouped, loaded, chosen, baseline=arguments.baseline, now=now)
     document = exports.json_document(boards, loaded, metric=metric, baseline=arguments.baseline)
     files = {
         "leaderboard.md": text,

@@ -27,7 +27,7 @@ DECIDE_DATA = ("dataset", "benchmark", "model", "selection_model")  # the groups
 FOUND_OF_MODEL = ("weights", "chat_template", "dtype")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a row can be a key
 class Row:
     """One line of a table: the same settings at one or more seeds."""
 
@@ -90,7 +90,7 @@ def group(runs: Sequence[Run], *, beside: Sequence[str]) -> Grouped:
         # A record names the option of a group and its settings: the name reads better in a heading.
         shared = [
             {name: getattr(run.record.names, name) for name in NAMED_GROUPS if not _under(name, beside)}
-            | {k: v for k, v in settings[id(run)].items() if not _under(k, of_row)}
+            | {k: v for k, v in settings[run].items() if not _under(k, of_row)}
             for run in members
         ]
         alike = _alike(members, shared)
@@ -121,15 +121,15 @@ def _named(tables: Sequence[Mapping[str, str]]) -> frozenset[str]:
 
 
 def _rows(
-    runs: Sequence[Run], settings: Mapping[int, Mapping[str, str]], beside: Sequence[str]
+    runs: Sequence[Run], settings: Mapping[Run, Mapping[str, str]], beside: Sequence[str]
 ) -> tuple[tuple[Row, ...], list[Repeated]]:
     """One row per selector, its variant and budget, of runs that may share a table."""
     variants = _variants(runs, [run.record.names.selector for run in runs], settings, ("selector", *beside))
     budgets = _variants(runs, [run.record.names.budget for run in runs], settings, ("budget",))
     groups: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
-        budget = run.record.names.budget + (f" [{budgets[id(run)]}]" if budgets[id(run)] else "")
-        groups.setdefault((run.record.names.selector, variants[id(run)], budget), []).append(run)
+        budget = run.record.names.budget + (f" [{budgets[run]}]" if budgets[run] else "")
+        groups.setdefault((run.record.names.selector, variants[run], budget), []).append(run)
 
     rows: list[Row] = []
     repeated: list[Repeated] = []
@@ -140,7 +140,7 @@ def _rows(
                 repeated.append(Repeated(left_out=newest[run.record.seed], kept=run))
             newest[run.record.seed] = run
         ordered = tuple(newest[seed] for seed in sorted(newest))
-        apart = {key: v for key, v in settings[id(ordered[0])].items() if _under(key, beside)}
+        apart = {key: v for key, v in settings[ordered[0]].items() if _under(key, beside)}
         rows.append(Row(selector=selector, variant=variant, budget=budget, beside=apart, runs=ordered))
     return tuple(rows), repeated
 
@@ -148,17 +148,17 @@ def _rows(
 def _variants(
     runs: Sequence[Run],
     names: Sequence[str],
-    settings: Mapping[int, Mapping[str, str]],
+    settings: Mapping[Run, Mapping[str, str]],
     prefixes: Sequence[str],
-) -> dict[int, str]:
-    """id(run) -> the settings under `prefixes` that tell it from runs of the same name, as text."""
-    labels: dict[int, str] = {}
+) -> dict[Run, str]:
+    """By run: the settings under `prefixes` that tell it from runs of the same name, as text."""
+    labels: dict[Run, str] = {}
     for name in set(names):
         members = [run for run, other in zip(runs, names, strict=True) if other == name]
-        own = [{k: v for k, v in settings[id(run)].items() if _under(k, prefixes)} for run in members]
+        own = [{k: v for k, v in settings[run].items() if _under(k, prefixes)} for run in members]
         for differing, alike in _alike(members, own):
             text = ", ".join(f"{key.removeprefix(f'{prefixes[0]}.')}={v}" for key, v in differing.items())
-            labels.update({id(run): text for run in alike})
+            labels.update({run: text for run in alike})
     return labels
 
 
@@ -180,27 +180,27 @@ def _alike(
     ]
 
 
-def _settings(runs: Sequence[Run]) -> dict[int, dict[str, str]]:
-    """id(run) -> flat configuration without the seed and without what has no effect on a number.
+def _settings(runs: Sequence[Run]) -> dict[Run, dict[str, str]]:
+    """By run: flat configuration without the seed and without what has no effect on a number.
 
     The same configuration can find something else elsewhere or later (other weights, another precision,
     edited files): with that.
     """
     edited = _edited(runs)
     settings = {
-        id(run): flatten({k: v for k, v in run.record.config.items() if k != "seed" and k not in NO_EFFECT})
+        run: flatten({k: v for k, v in run.record.config.items() if k != "seed" and k not in NO_EFFECT})
         | _found("model", run.record.model)
         | _found("selection_model", run.record.selection_model)
-        | edited[id(run)]
+        | edited[run]
         for run in runs
     }
     # A key such as gradients.seed that varies one to one with the run's seed is the seed under another name.
     # A fixed one is not, and stays.
     for key in {key for flat in settings.values() for key in flat if key.split(".")[-1] == "seed"}:
-        holders = [run for run in runs if key in settings[id(run)]]
+        holders = [run for run in runs if key in settings[run]]
         if _one_to_one(holders, key, settings):
             for run in holders:
-                del settings[id(run)][key]
+                del settings[run][key]
             continue
         # Sweeps of both kinds: those where it varies go together, apart from those where it is fixed.
         sweeps: dict[str, list[Run]] = {}
@@ -209,7 +209,7 @@ def _settings(runs: Sequence[Run]) -> dict[int, dict[str, str]]:
         tied = [run for sweep in sweeps.values() if _one_to_one(sweep, key, settings) for run in sweep]
         if _one_to_one(tied, key, settings):
             for run in tied:
-                settings[id(run)][key] = WITH_SEED
+                settings[run][key] = WITH_SEED
     return settings
 
 
@@ -217,10 +217,10 @@ def _found(group: str, identity: Mapping[str, Any] | None) -> dict[str, str]:
     return {} if identity is None else {f"{group}.found.{k}": str(identity.get(k)) for k in FOUND_OF_MODEL}
 
 
-def _edited(runs: Sequence[Run]) -> dict[int, dict[str, str]]:
-    """id(run) -> hashes of the rows that are not the same in all runs of the same data settings."""
+def _edited(runs: Sequence[Run]) -> dict[Run, dict[str, str]]:
+    """By run: hashes of the rows that are not the same in all runs of the same data settings."""
     contents = {
-        id(run): {
+        run: {
             **({"pool": run.record.pool.content} if run.record.pool else {}),
             **{name: rows.content for name, rows in run.record.rows.items()},
         }
@@ -230,18 +230,18 @@ def _edited(runs: Sequence[Run]) -> dict[int, dict[str, str]]:
     for run in runs:
         said = json.dumps({group: run.record.config.get(group) for group in DECIDE_DATA}, sort_keys=True)
         alike.setdefault(said, []).append(run)
-    edited: dict[int, dict[str, str]] = {}
+    edited: dict[Run, dict[str, str]] = {}
     for members in alike.values():
-        names = {name for run in members for name in contents[id(run)]}
-        several = [n for n in names if len({contents[id(run)].get(n, ABSENT) for run in members}) > 1]
+        names = {name for run in members for name in contents[run]}
+        several = [n for n in names if len({contents[run].get(n, ABSENT) for run in members}) > 1]
         for run in members:
-            edited[id(run)] = {f"content of {n}": contents[id(run)].get(n, ABSENT)[:12] for n in several}
+            edited[run] = {f"content of {n}": contents[run].get(n, ABSENT)[:12] for n in several}
     return edited
 
 
-def _one_to_one(runs: Sequence[Run], key: str, settings: Mapping[int, Mapping[str, str]]) -> bool:
+def _one_to_one(runs: Sequence[Run], key: str, settings: Mapping[Run, Mapping[str, str]]) -> bool:
     """Whether each seed has one value of the key and each value one seed, over two seeds or more."""
-    pairs = {(run.record.seed, settings[id(run)][key]) for run in runs}
+    pairs = {(run.record.seed, settings[run][key]) for run in runs}
     return len(pairs) > 1 and len({s for s, _ in pairs}) == len({v for _, v in pairs}) == len(pairs)
 
 

@@ -11,7 +11,7 @@ from gtp_exp.errors import UserError
 from gtp_exp.results.record import RECORD_NAME, RunRecord, State, read_newer_record
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # two runs are two, whatever they hold, and a run can be a key
 class Run:
     name: str  # its folder as shown, such as sweep/3
     directory: Path

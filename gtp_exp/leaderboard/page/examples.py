@@ -50,7 +50,7 @@ class Examples:
     problems: tuple[str, ...]  # files that could not be read
 
 
-def collect(boards: Sequence[Board], *, per_row: int) -> Examples:
+def examples_by_row(boards: Sequence[Board], *, per_row: int) -> Examples:
     """The first `per_row` examples of each row's first seed that has a list, best rank first.
 
     The same rows are often chosen on several benchmarks: an example is one card all the same.

@@ -75,7 +75,7 @@ def render(
     now: datetime,
 ) -> str:
     style = charts.styles(boards, baseline)
-    anchors = {id(run): f"run-{i}" for i, run in enumerate(loaded.runs, 1)}
+    anchors = {run: f"run-{i}" for i, run in enumerate(loaded.runs, 1)}
     script = (HERE / "page.js").read_text(encoding="utf-8")
     environment = Environment(
         loader=FileSystemLoader(HERE),
@@ -105,7 +105,7 @@ def render(
         confidence=f"{CONFIDENCE:.0%}",
         bootstrap_from=BOOTSTRAP_FROM,
         summary=_summary(boards, loaded),
-        anchor=lambda run: anchors[id(run)],
+        anchor=lambda run: anchors[run],
         shell=shlex.join,
         is_choosing=is_choosing,
         now=now.strftime("%Y-%m-%d %H:%M UTC"),
