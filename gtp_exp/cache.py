@@ -1,4 +1,4 @@
-"""Stage directories: what a stage reads is its key, so equal work is done once.
+"""Keep the results of stages: what a stage reads is its key, so equal work is done once.
 
     outputs/cache/<stage>/<key>/           a finished entry: the stage's files and manifest.json
     outputs/cache/<stage>/<key>.part/      work in progress, or what a killed run left, to be resumed
@@ -35,7 +35,7 @@ _SPENT = "spent.json"  # seconds that interrupted runs have put into a `.part`
 
 @dataclass(frozen=True)
 class StageResult:
-    """Where a stage's finished files lie, and what they cost."""
+    """Says where a stage's finished files lie, and what they cost."""
 
     directory: Path
     key: str

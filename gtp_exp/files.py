@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent: written aside, checksummed, sealed, moved to their place.
+"""Write files and folders that are whole or absent: aside first, with checksums, then moved to their place.
 
     NAME.part        what is being written, or what a killed process left
     NAME             appears by rename, once everything of it is on the disk
@@ -33,17 +33,17 @@ _OWN = "checksum"  # the entry of a sealed file that holds the checksum of the o
 
 @dataclass(frozen=True)
 class SealedFolder:
-    """A folder that appears under its name only when it is whole, with a manifest of its checksums.
+    """Appears under its name only when all of its files are there, with a manifest of their checksums.
 
-    It is filled under `part`, and may be left there half filled for a later process to go on with. Keeping
-    two processes from filling it at once is left to the caller.
+    The folder is filled under `part`, and may be left there half filled for a later process to go on with.
+    That no two processes fill it at once is left to the caller.
     """
 
     path: Path
 
     @property
     def part(self) -> Path:
-        """The folder's place while it is being filled."""
+        """Return the folder's place while it is being filled."""
         return self.path.with_name(self.path.name + PART)
 
     def begin(self, *, resume: bool) -> Path:
@@ -90,7 +90,7 @@ def checked_manifest(folder: Path) -> tuple[dict[str, Any] | None, str]:
 
 @dataclass(frozen=True)
 class SealedFile:
-    """A file that appears under its name only when it is whole; its checksum is in a JSON file beside."""
+    """Appears under its name only when the file is whole; its checksum is in a JSON file beside it."""
 
     path: Path
 

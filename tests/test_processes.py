@@ -180,7 +180,7 @@ def test_the_loss_of_a_process_ends_the_job_and_leaves_none_behind(tmp_path, vic
 
 def test_processes_that_do_not_find_each_other_are_refused():
     code = (
-        "import torch; from gtp_exp.processes import connect\n"
+        "import torch; from gtp_exp.distributed import connect\n"
         "try: connect(2, torch.device('cpu'))\n"
         "except Exception as e: print(type(e).__name__, e)"
     )

@@ -14,7 +14,7 @@ from gtp_exp.gradients.sketch import Projection
 
 @dataclass(frozen=True)
 class Transform:
-    """What happens to a gradient at one checkpoint: x = S Gamma(g), for each direction Gamma."""
+    """Says what happens to a gradient at one checkpoint: x = S Gamma(g), for each direction Gamma."""
 
     directions: Sequence[Direction]
     projection: Projection

@@ -22,7 +22,7 @@ ABOUT = "checkpoint.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A finished checkpoint on disk, and where in the training it was taken."""
+    """Names a finished checkpoint on disk, and says where in the training it was taken."""
 
     directory: Path
     step: int  # optimizer steps taken so far
@@ -31,7 +31,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Moments:
-    """Adam's running means of the gradient and of its square, fp32, in the parameter's shape."""
+    """Holds Adam's running means of the gradient and of its square, fp32, in the parameter's shape."""
 
     exp_avg: torch.Tensor
     exp_avg_sq: torch.Tensor

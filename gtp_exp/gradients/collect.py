@@ -84,7 +84,7 @@ def collect(
 
 @dataclass(frozen=True)
 class _CollectionJob:
-    """What `collect` was asked for, and its steps."""
+    """Holds what `collect` was asked for, and takes its steps."""
 
     model: torch.nn.Module
     parameters: Mapping[str, torch.nn.Parameter]

@@ -9,7 +9,7 @@ import torch
 
 
 class Direction(Enum):
-    """What is stored of a gradient: the gradient itself, or a step that Adam would take."""
+    """Says what is stored of a gradient: itself, or the step that Adam would take."""
 
     SGD = "sgd"  # the gradient itself
     ADAM = "adam"  # textbook Adam with bias correction (Kingma & Ba, arXiv 1412.6980)
@@ -19,7 +19,7 @@ class Direction(Enum):
 
 @dataclass(frozen=True)
 class AdamConstants:
-    """The constants of the Adam that made the checkpoints; torch's defaults."""
+    """Holds the constants of the Adam that made the checkpoints; the defaults are torch's."""
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8

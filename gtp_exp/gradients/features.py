@@ -10,7 +10,7 @@ import torch
 
 
 class Rows(Protocol):
-    """A matrix [n, dim] that is read by row chunks or by index, never as a whole."""
+    """Gives out a matrix [n, dim] by row chunks or by index, never as a whole."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -32,7 +32,7 @@ class Rows(Protocol):
 
 
 class GradientFeatures(Protocol):
-    """Sketched per-example gradients x[t, i] along a trajectory; `GradientStore` is the one on disk."""
+    """Gives out sketched per-example gradients x[t, i] along a trajectory; `GradientStore` does from disk."""
 
     @property
     def n(self) -> int:
@@ -61,7 +61,7 @@ class GradientFeatures(Protocol):
 
 @dataclass(frozen=True)
 class TensorRows:
-    """A matrix in memory; implements `Rows`."""
+    """Gives out the rows of a matrix in memory."""
 
     matrix: torch.Tensor
 
@@ -88,7 +88,7 @@ class TensorRows:
 
 @dataclass(frozen=True)
 class MemoryFeatures:
-    """Features held in memory: matrices[t][direction] is [n, dim]."""
+    """Holds features in memory: matrices[t][direction] is [n, dim]."""
 
     matrices: tuple[Mapping[str, torch.Tensor], ...]
     learning_rates: tuple[float, ...]

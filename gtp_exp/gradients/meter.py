@@ -16,7 +16,7 @@ class Meter:
     """Counts in tokens, for they and not the examples take the time; shows both rates."""
 
     def __init__(self, label: str, n_tokens: int) -> None:
-        """label: empty for no display. n_tokens: to be processed by this process and others together."""
+        """Start at zero. label: empty for no display. n_tokens: for this process and others together."""
         self._bar = tqdm(
             total=n_tokens,
             desc=label,

@@ -17,7 +17,7 @@ from gtp_exp.training.config import TrainConfig
 
 @dataclass(frozen=True)
 class GradientConfig:
-    """How a trajectory of checkpoints is made, and how the gradients along it are computed and stored."""
+    """Says how a trajectory of checkpoints is made, and how gradients along it are computed and stored."""
 
     seed: int = 0  # of the warm-up subset, the LoRA start and the sketches
     warmup_share: float = 0.05  # of the candidates

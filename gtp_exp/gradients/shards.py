@@ -1,4 +1,4 @@
-"""What a shard of a gradient store holds, and how the rows of several shards are read as one array.
+"""Define what a shard of a gradient store holds, and read the rows of several shards as one array.
 
 A shard is a safetensors file with, for each direction d, `d` [rows, dim] and `norm.d` [rows]; in int8 also
 `scale.d` [rows], what one step of a row's integers is worth.
@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 
 class StorageType(Enum):
-    """The number type in which features lie on disk."""
+    """Names the number type in which features lie on disk."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
@@ -75,7 +75,7 @@ def read_tensor(file: Path, key: str) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class ShardedRows:
-    """One array [n, dim] spread over shards; implements `features.Rows`."""
+    """Gives out one array [n, dim] that is spread over shards; implements `features.Rows`."""
 
     files: Sequence[Path]  # the shards, in order
     key: str  # of the array in each

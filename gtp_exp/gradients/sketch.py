@@ -18,7 +18,7 @@ from gtp_exp.errors import UserError
 
 
 class SketchKind(Enum):
-    """How the random map is drawn."""
+    """Says how the random map is drawn."""
 
     COUNTSKETCH = "countsketch"  # sparse Johnson-Lindenstrauss, `nonzeros` entries per input coordinate
     RADEMACHER = "rademacher"  # dense random signs
@@ -27,7 +27,7 @@ class SketchKind(Enum):
 
 @dataclass(frozen=True)
 class Sketch:
-    """The sketch node of the gradients group: which map, and into how many dimensions."""
+    """Holds the sketch node of the gradients group: which map, and into how many dimensions."""
 
     kind: SketchKind = SketchKind.COUNTSKETCH
     dim: int = 8192  # output dimension; not used by kind none
@@ -50,7 +50,7 @@ class Sketch:
 
 
 class Projection(Protocol):
-    """A linear map of the whole gradient, applied parameter by parameter."""
+    """Maps whole gradients linearly to fewer dimensions, parameter by parameter."""
 
     @property
     def dim(self) -> int:

@@ -1,4 +1,4 @@
-"""Sketched gradients on disk: one array per checkpoint and direction, in shards that are written once.
+"""Keep sketched gradients on disk: one array per checkpoint and direction, in shards written once.
 
     DIRECTORY/plan.json                    what is being computed; written first, checked by whoever goes on
     DIRECTORY/rows.json                    ids and token counts
@@ -45,7 +45,7 @@ class GradientStore:
     """Reads a finished store through memory maps: opening it costs nothing, rows are read when asked for."""
 
     def __init__(self, directory: Path, about: Mapping[str, Any]) -> None:
-        """about: the content of store.json."""
+        """Read nothing yet. about: the content of store.json."""
         self.directory = directory
         self.about = about
 

@@ -1,4 +1,4 @@
-"""The command gtp-exp-store: shows what gradient stores hold, and verifies every checksum."""
+"""Run the command gtp-exp-store: show what gradient stores hold, and verify every checksum."""
 
 from __future__ import annotations
 

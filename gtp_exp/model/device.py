@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class Precision(Enum):
-    """The number type that a model computes in."""
+    """Names the number type that a model computes in."""
 
     AUTO = "auto"  # bf16 where the hardware computes in it, else fp32
     BF16 = "bf16"

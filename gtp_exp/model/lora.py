@@ -1,4 +1,4 @@
-"""LoRA: its settings, which layers get one, and a fresh one on a model."""
+"""Check the settings of a LoRA, find the layers that get one, and put a fresh one on a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gtp_exp.errors import UserError
 
 @dataclass(frozen=True)
 class LoRA:
-    """The lora node of a model's config: rank, scale and the layers that are adapted."""
+    """Holds the lora node of a model's config: rank, scale and the layers that are adapted."""
 
     r: int = 8
     alpha: int = 16
@@ -72,7 +72,10 @@ def attach(model: Any, lora: LoRA, seed: int, name: str) -> Any:
 
 
 def _check_adapted(model: Any, lora: LoRA, wanted: list[int]) -> None:
-    """PEFT passes over layers without these modules, and takes a module's full name wherever it is."""
+    """Raise UserError unless exactly the wanted layers are adapted.
+
+    PEFT passes over layers without these modules, and takes a module's full name wherever it is.
+    """
     names = [name for name, module in model.named_modules() if hasattr(module, "lora_A")]
     layer = {name: next((int(part) for part in name.split(".") if part.isdigit()), None) for name in names}
     lacking = [n for n in wanted if n not in layer.values()]

@@ -1,4 +1,4 @@
-"""The one token loss: next-token cross-entropy where a label stands, for training, tests and gradients.
+"""Compute the one token loss, next-token cross-entropy at labels, for training, tests and gradients.
 
 `token_nll` is the loss; everything else here gathers the positions that it is computed at. The reference
 gradient at the end, by autograd at batch size 1, defines what exact means.
@@ -18,7 +18,7 @@ from gtp_exp.data.examples import IGNORE, TokenizedExample
 
 
 class Reduction(Enum):
-    """How an example's loss is made of its tokens' losses."""
+    """Says how an example's loss is made of its tokens' losses."""
 
     MEAN = "mean"  # over the example's completion tokens
     SUM = "sum"

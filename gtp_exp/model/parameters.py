@@ -1,4 +1,4 @@
-"""Which of a model's parameters are trained, and how a model that was worked with is put back as it was."""
+"""Find which of a model's parameters are trained, and put a model back as it was found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one training step sees: the order of the rows, what each row weighs, and the padded batch."""
+"""Make what one training step sees: the order of the rows, what each weighs, and the padded batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NO_ROW = -1  # stands for an empty row, which adds nothing to a batch
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """The rows to train on, and what each of them weighs."""
+    """Holds the rows to train on, and what each of them weighs."""
 
     examples: Sequence[TokenizedExample]
     weights: torch.Tensor | None = None  # [len(examples)], >= 0, of mean 1
@@ -41,7 +41,7 @@ class TrainingRows:
 
 
 class RowOrder(Sampler):
-    """A random order of n rows, anew in every epoch, the same for any number of processes.
+    """Draws a random order of n rows in every epoch, the same for any number of processes.
 
     With several it is filled up with NO_ROW to a multiple of what one pass of all of them takes, or they
     would repeat rows to come out even.

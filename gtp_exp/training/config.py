@@ -1,4 +1,4 @@
-"""The settings of a fine-tune, checked: epochs, learning rate, schedule, batch sizes."""
+"""Check the settings of a fine-tune: epochs, learning rate, schedule, batch sizes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gtp_exp.errors import UserError
 
 
 class Schedule(Enum):
-    """How the learning rate moves after the warm-up steps, by transformers' names."""
+    """Says how the learning rate moves after the warm-up steps, by transformers' names."""
 
     LINEAR = "linear"
     COSINE = "cosine"
@@ -18,7 +18,7 @@ class Schedule(Enum):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The train group of the config, checked: what a fine-tune does with its rows."""
+    """Holds the train group of the config: what a fine-tune does with its rows."""
 
     epochs: int = 4
     learning_rate: float = 0.001

@@ -1,4 +1,4 @@
-"""The checkpoints from which an interrupted fine-tune goes on: which are whole, which are to be removed."""
+"""Find the checkpoint from which an interrupted fine-tune goes on, and remove those of no more use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""transformers.Trainer with a completion-only, weighted loss, a progress bar, and whole checkpoints."""
+"""Extend transformers.Trainer by a weighted completion loss, a progress bar, and checked checkpoints."""
 
 from __future__ import annotations
 

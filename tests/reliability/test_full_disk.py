@@ -27,8 +27,8 @@ import json, sys
 from pathlib import Path
 import pyarrow as pa, pyarrow.parquet as pq, torch
 from safetensors.torch import save_file
-from gtp_exp.checksums import write_json
-from gtp_exp.storage import storage_fault
+from gtp_exp.files import write_json
+from gtp_exp.launch.faults import storage_fault
 folder, values = Path(sys.argv[1]), torch.zeros(1 << 20)
 for name, write in {
     "safetensors": lambda file: save_file({"a": values}, file),
@@ -136,8 +136,8 @@ import os, shutil, sys
 from dataclasses import replace
 from pathlib import Path
 from gtp_exp.cache import Cache
-from gtp_exp.results import read_record, write_record
-from gtp_exp.storage import storage_fault
+from gtp_exp.results.record import read_record, write_record
+from gtp_exp.launch.faults import storage_fault
 root = Path(sys.argv[1])
 
 def fill():

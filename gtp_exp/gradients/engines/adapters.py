@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # it takes seconds to import, and a job that finds its gradie
 
 @dataclass(frozen=True)
 class LoraLinear:
-    """One adapted linear layer, y = W x + scaling B A x. A matrix that is frozen has no name here."""
+    """Holds one adapted linear layer, y = W x + scaling B A x. A matrix that is frozen has no name here."""
 
     name: str
     module: lora.Linear
@@ -31,7 +31,7 @@ class LoraLinear:
 
 @dataclass(frozen=True)
 class Adapters:
-    """The LoRA layers of a model, and what stands in the way of the batched engines."""
+    """Holds the LoRA layers of a model, and what stands in the way of the batched engines."""
 
     layers: tuple[LoraLinear, ...]
     obstacles: tuple[str, ...]  # why the batched engines cannot be used, one sentence each, by module name

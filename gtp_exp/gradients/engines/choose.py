@@ -25,7 +25,7 @@ _CHECKED_IN_HALF = 3  # again in half precision, where only gross errors can sho
 
 
 class Engine(Enum):
-    """The engines that can be asked for."""
+    """Names the engines that can be asked for."""
 
     AUTO = "auto"  # the fastest one that passes the check
     PACKED = "packed"  # LoRA: sequences end to end, no padding, logits only where there is loss
@@ -53,7 +53,7 @@ def make_engine(
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """What the machine and the model decide, and a resumed run must repeat: part of a store's plan."""
+    """Holds what the machine and the model decide, and a resumed run must repeat."""
 
     engine: Engine
     kernel: LinearKernel

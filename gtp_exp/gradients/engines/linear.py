@@ -28,7 +28,7 @@ from gtp_exp.gradients.engines.rectangle import Rectangle
 
 
 class LinearKernel(Enum):
-    """How x W^T is computed: on AMD, torch's default for float32 (MKL) runs at half the speed of oneDNN."""
+    """Says how x W^T is computed. On AMD, torch's own choice for float32 (MKL) has half oneDNN's speed."""
 
     DEFAULT = "default"
     ONEDNN = "onednn"
@@ -66,7 +66,7 @@ def _seconds(run: Callable[[], object]) -> float:
 
 @dataclass(frozen=True)
 class _PackedPass:
-    """One forward and backward pass over packed sequences."""
+    """Holds what the layers need to know in one forward and backward pass over packed sequences."""
 
     bounds: Sequence[tuple[int, int]]
     rectangle: Rectangle | None

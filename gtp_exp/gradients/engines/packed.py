@@ -73,7 +73,7 @@ class PackedEngine:
 
 
 class Packing:
-    """A batch as one sequence [1, T]: tokens, positions that start anew, and where the labels are."""
+    """Lays a batch out as one sequence [1, T]: tokens, positions that start anew, places of the labels."""
 
     def __init__(self, batch: Sequence[TokenizedExample], reduction: Reduction, device: torch.device) -> None:
         self.bounds: list[tuple[int, int]] = []
