@@ -132,11 +132,11 @@ def make_trajectory(model, directory: Path, segments: int = 2) -> list[Checkpoin
 
 def packed(model) -> PackedEngine:
     parameters = trainable_parameters(model)
-    made = make_engine(
+    engine = make_engine(
         Engine.PACKED, model, parameters, reduction=Reduction.MEAN, kernel=LinearKernel.DEFAULT
     )
-    assert isinstance(made, PackedEngine)
-    return made
+    assert isinstance(engine, PackedEngine)
+    return engine
 
 
 def worst_error(

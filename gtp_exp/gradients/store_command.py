@@ -15,16 +15,21 @@ from gtp_exp.gradients.store import GradientStore
 def store_summary(store: GradientStore) -> str:
     """Return what a store holds, in lines for a terminal: sizes, settings, and norms per checkpoint."""
     about = store.about
-    sketch = about["sketch"]
     lines = [
         f"{store.directory}",
         f"rows         {store.n} ({int(store.n_tokens.sum())} completion tokens)",
-        f"dimension    {store.dim}, {about['storage']}, sketch {sketch['kind']}, seed {about['seed']}",
-        f"gradients    {about['reduction']} completion loss, {about['n_parameters']} parameters, "
-        f"engine {about['engine']}",
-        f"shards       {n_shards(store.n, about['shard_rows'])} of {about['shard_rows']} rows a checkpoint, "
-        f"{store.nbytes / 1e6:.1f} MB in all",
+        f"dimension    {store.dim}, {about['storage']}",
     ]
+    if "sketch" in about:  # else the rows were not computed here, but given
+        lines[-1] += f", sketch {about['sketch']['kind']}, seed {about['seed']}"
+        lines.append(
+            f"gradients    {about['reduction']} completion loss, {about['n_parameters']} parameters, "
+            f"engine {about['engine']}"
+        )
+    lines.append(
+        f"shards       {n_shards(store.n, about['shard_rows'])} of {about['shard_rows']} rows a checkpoint, "
+        f"{store.nbytes / 1e6:.1f} MB in all"
+    )
     if len(store.quarantined):
         ids = [store.ids[i] for i in store.quarantined[:5].tolist()]
         lines.append(f"quarantined  {len(store.quarantined)} rows, not finite: {', '.join(ids)}")

@@ -203,6 +203,17 @@ def test_a_row_that_is_not_finite_anywhere_is_quarantined(tmp_path):
     assert writer.finish().quarantined.tolist() == [2]
 
 
+def test_a_store_of_given_rows_is_shown_and_verified_too(tmp_path, capsys):
+    settings = {"rows": 2, "shard_rows": 2, "storage": "float16", "directions": ["sgd"], "dim": 2}
+    settings["checkpoints"] = [{"step": 0, "learning_rate": 1.0}]
+    writer = StoreWriter(tmp_path, settings, {"ids": ["a", "b"], "n_completion_tokens": [1, 2]}, lambda: {})
+    writer.write(0, 0, {"sgd": torch.ones(2, 2)}, {"sgd": torch.ones(2)})
+    writer.finish()
+    assert main([str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "rows         2 (3 completion tokens)" in shown and "every checksum is right" in shown
+
+
 WORKER = """
 import sys
 from pathlib import Path
