@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 from gtp_exp.data.batching import length_sorted_batches, pad_collate
@@ -20,7 +19,7 @@ from gtp_exp.data.tokenization import tokenize
 from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.errors import UserError, first_line
 from gtp_exp.model.loading import LoadedModel
-from gtp_exp.model.loss import labelled_logits
+from gtp_exp.model.loss import row_nats
 
 SEED = 1234  # of lm-eval's samplers: part of the task, the same in every run
 
@@ -79,17 +78,6 @@ def held_out_loss(
         "nats_per_answer": float(nats.mean()),
         "nats_per_answer_stderr": error,
     }
-
-
-def row_nats(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Negative log-likelihood of each row's labelled tokens together, float64 [rows] on the CPU.
-
-    inputs: what the model takes, and `labels` [rows, tokens] with IGNORE where there is no loss.
-    """
-    rest = {name: value for name, value in inputs.items() if name != "labels"}
-    logits, tokens, row = labelled_logits(model, rest, inputs["labels"])
-    losses = F.cross_entropy(logits.float(), tokens, reduction="none").double().cpu()
-    return torch.zeros(len(inputs["labels"]), dtype=torch.float64).index_add(0, row.cpu(), losses)
 
 
 def _lm_eval(

@@ -39,6 +39,7 @@ from gtp_exp.results.record import PoolSummary, RowCounts, RunRecord, SelectionS
 from gtp_exp.selection.base import Budget, Need, Selection, SelectionProblem, Selector
 from gtp_exp.selection.subset import select_outside_quarantine
 from gtp_exp.tracking import METRICS_NAME, Journal, NoTracker, RunInfo, Tracker
+from gtp_exp.training.batches import TrainingRows
 from gtp_exp.training.config import TrainConfig
 from gtp_exp.training.finetune import finetune, save_tuned
 from gtp_exp.training.resume import forget_epochs
@@ -333,14 +334,10 @@ def warm_up(c: Context, candidates: Rows) -> StageResult:
 
         finetune(
             loaded,
-            [candidates.tokenized[i] for i in subset],
-            None,
+            TrainingRows([candidates.tokenized[i] for i in subset]),
             g.warmup,
             directory,
-            reduction=g.reduction,
             seed=g.seed,
-            dtype=c.model.dtype,
-            device=c.model.device,
             label="warm-up",
             on_epoch_end=on_epoch_end,
             processes=c.processes,
@@ -373,15 +370,8 @@ def collect_gradients(c: Context, split: str, rows: Rows, trajectory: StageResul
             rows.tokenized,
             [load_checkpoint(trajectory.directory / name) for name in names],
             directory / "store",
-            directions=g.directions,
-            sketch=g.sketch,
-            seed=g.seed,
-            reduction=g.reduction,
-            storage=g.storage,
-            engine=g.engine,
-            shard_rows=g.shard_rows,
-            token_budget=g.token_budget,
-            progress=f"{split} gradients",
+            g,
+            label=f"{split} gradients",
         )
 
     reads = {"warmup": trajectory.key, "split": split, "rows": rows.key, "settings": g.reads()}
@@ -483,14 +473,14 @@ def tune(c: Context, candidates: Rows, chosen: StageResult, selection: Selection
         loaded = c.model.load_trainable(x.settings.seed)
         finetune(
             loaded,
-            [candidates.tokenized[i] for i in selection.indices.tolist()],
-            selection.weights if x.train.use_weights else None,
+            TrainingRows(
+                [candidates.tokenized[i] for i in selection.indices.tolist()],
+                selection.weights if x.train.use_weights else None,
+                x.gradients.reduction,
+            ),
             x.train,
             directory,
-            reduction=x.gradients.reduction,
             seed=x.settings.seed,
-            dtype=c.model.dtype,
-            device=c.model.device,
             label="fine-tune",
             processes=c.processes,
         )

@@ -26,12 +26,12 @@ def _what_is_imported_stays():
 @pytest.fixture(scope="session")
 def tiny_config():
     from gtp_exp.model.device import Precision
-    from gtp_exp.model.loading import ModelConfig, Source
+    from gtp_exp.model.loading import ModelConfig, ModelSource
     from gtp_exp.model.lora import LoRA
 
     targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
     lora = LoRA(r=4, alpha=8, dropout=0.0, target_modules=targets, last_layers=None)
-    return ModelConfig(Source.TINY, "tiny", None, Precision.FP32, 256, False, None, lora)
+    return ModelConfig(ModelSource.TINY, "tiny", None, Precision.FP32, 256, False, None, lora)
 
 
 @pytest.fixture(scope="session")

@@ -11,13 +11,14 @@ import transformers
 from peft import LoraConfig, get_peft_model
 
 from gtp_exp.data.examples import IGNORE, TokenizedExample
-from gtp_exp.gradients.checkpoints import Checkpoint, save_checkpoint, trainable_parameters
+from gtp_exp.gradients.checkpoints import Checkpoint, save_checkpoint
 from gtp_exp.gradients.engines.base import gradients_of
 from gtp_exp.gradients.engines.check import relative_error
 from gtp_exp.gradients.engines.choose import Engine, make_engine
 from gtp_exp.gradients.engines.linear import LinearKernel
 from gtp_exp.gradients.engines.packed import PackedEngine
 from gtp_exp.model.loss import Reduction, reference_gradients
+from gtp_exp.model.parameters import trainable_parameters
 
 VOCABULARY = 61
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -131,11 +132,11 @@ def make_trajectory(model, directory: Path, segments: int = 2) -> list[Checkpoin
 
 def packed(model) -> PackedEngine:
     parameters = trainable_parameters(model)
-    made = make_engine(
+    engine = make_engine(
         Engine.PACKED, model, parameters, reduction=Reduction.MEAN, kernel=LinearKernel.DEFAULT
     )
-    assert isinstance(made, PackedEngine)
-    return made
+    assert isinstance(engine, PackedEngine)
+    return engine
 
 
 def worst_error(

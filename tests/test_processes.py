@@ -21,7 +21,7 @@ from gtp_exp.distributed import ALONE, connect
 from gtp_exp.errors import UserError
 from gtp_exp.experiment import own_masks
 from gtp_exp.gradients.store import GradientStore
-from gtp_exp.training.batches import NO_ROW, Order
+from gtp_exp.training.batches import NO_ROW, RowOrder
 from gtp_exp.training.config import TrainConfig, micro_batch_size
 
 # Seven rows chosen: the last step of training is not full, and no share of it is.
@@ -203,12 +203,12 @@ def test_one_process_needs_no_group():
 def test_the_order_is_a_permutation_of_its_own_in_every_epoch_filled_up_to_the_multiple():
     orders = []
     for multiple in (1, 4):
-        order = Order(10, multiple, seed=5)
+        order = RowOrder(10, multiple, seed=5)
         for epoch in (0, 1):
             order.set_epoch(epoch)
             orders.append(list(order))
     assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1]) == list(range(10))
-    assert orders[2] == orders[0] + [NO_ROW] * 2 and len(Order(10, 4, 5)) == 12
+    assert orders[2] == orders[0] + [NO_ROW] * 2 and len(RowOrder(10, 4, 5)) == 12
 
 
 @pytest.mark.parametrize(

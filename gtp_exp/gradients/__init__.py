@@ -1,1 +1,1 @@
-"""Exact per-example gradients along a training trajectory, sketched and stored."""
+"""Compute exact per-example gradients along a training trajectory, sketch and store them."""

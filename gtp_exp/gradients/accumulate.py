@@ -1,4 +1,4 @@
-"""From per-example gradients, parameter by parameter, to the features of a batch."""
+"""Make the features of a batch from per-example gradients that arrive parameter by parameter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gtp_exp.gradients.sketch import Projection
 
 @dataclass(frozen=True)
 class Transform:
-    """What happens to a gradient at one checkpoint: x = S Gamma(g), for each direction Gamma."""
+    """Says what happens to a gradient at one checkpoint: x = S Gamma(g), for each direction Gamma."""
 
     directions: Sequence[Direction]
     projection: Projection
@@ -26,8 +26,8 @@ class Transform:
 
 
 class Accumulator:
-    """Features of a batch of b examples. Gradients are used up as they arrive, one parameter at a time, so
-    that the gradient of the whole model is never held for a whole batch.
+    """Sums up the features of a batch of b examples. Gradients are used up as they arrive, one parameter at a
+    time, so that the gradient of the whole model is never held for a whole batch.
     """
 
     def __init__(self, transform: Transform, rows: int) -> None:
@@ -37,8 +37,10 @@ class Accumulator:
         self._left = dict(transform.shapes)
 
     def add(self, name: str, gradients: torch.Tensor) -> None:
-        """gradients: [b, *shape] in any floating type; not modified and not kept. Every parameter comes once,
-        with its whole gradient: Adam's directions are not linear in it."""
+        """Take in the gradients of one parameter, [b, *shape] in any floating type; they are not kept.
+
+        Every parameter comes once, with its whole gradient: Adam's directions are not linear in it.
+        """
         shape = self._left.pop(name, None)
         if shape is None or gradients.shape != (self._rows, *shape):
             raise RuntimeError(
@@ -63,7 +65,7 @@ class Accumulator:
             transform.projection.add(name, value, self._sketches[direction])
 
     def finish(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """(features [b, dim], norms [b]) by direction, float32."""
+        """Return (features [b, dim], norms [b]) by direction, float32."""
         # A layer that the model did not run has gradient zero, which Adam still turns into a step.
         for name, shape in list(self._left.items()):
             device = next(iter(self._sketches.values())).device

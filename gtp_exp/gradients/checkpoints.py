@@ -1,4 +1,4 @@
-"""A checkpoint of the warm-up: trainable parameters and Adam moments, each by parameter name."""
+"""Write and read a checkpoint of the warm-up: trainable parameters and Adam moments, each by name."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from gtp_exp.errors import UserError
 from gtp_exp.files import write_json
+from gtp_exp.model.parameters import trainable_parameters
 
 TRAINABLE = "trainable.safetensors"
 MOMENTS = "moments.safetensors"
@@ -21,6 +22,8 @@ ABOUT = "checkpoint.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """Names a finished checkpoint on disk, and says where in the training it was taken."""
+
     directory: Path
     step: int  # optimizer steps taken so far
     learning_rate: float  # mean over the steps of the segment that ends here
@@ -28,15 +31,10 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Moments:
-    """Adam's running means of the gradient and of its square, fp32, in the parameter's shape."""
+    """Holds Adam's running means of the gradient and of its square, fp32, in the parameter's shape."""
 
     exp_avg: torch.Tensor
     exp_avg_sq: torch.Tensor
-
-
-def trainable_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """The parameters with requires_grad, in the order of named_parameters; a shared one appears once."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def save_checkpoint(
@@ -84,6 +82,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(directory: Path) -> Checkpoint:
+    """Return the checkpoint in a directory, its tensors unread. Raise UserError if it is unfinished."""
     about = directory / ABOUT
     if not about.is_file():
         raise UserError(f"{directory} is not a finished checkpoint: {ABOUT} is missing")
@@ -105,7 +104,7 @@ def load_trainable(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
 def load_moments(
     checkpoint: Checkpoint, names: Sequence[str], device: torch.device | str
 ) -> dict[str, Moments]:
-    """Moments of the named parameters, fp32 on the device. Shapes are checked by `check_moments`."""
+    """Return the moments of the named parameters, fp32 on the device. `check_moments` checks their shapes."""
     path = checkpoint.directory / MOMENTS
     moments = {}
     with safe_open(path, framework="pt") as file:
@@ -122,7 +121,10 @@ def load_moments(
 def check_moments(
     moments: Mapping[str, Moments], parameters: Mapping[str, torch.nn.Parameter], checkpoint: Checkpoint
 ) -> None:
-    """A transposed or re-numbered moment would go unnoticed: same count of values, wrong meaning."""
+    """Raise UserError for a moment that is not of its parameter's shape.
+
+    One transposed or numbered anew would go unnoticed: as many values, with another meaning.
+    """
     path = checkpoint.directory / MOMENTS
     for name, parameter in parameters.items():
         _check_shape(f"exp_avg.{name}", moments[name].exp_avg, parameter.shape, path)

@@ -1,10 +1,10 @@
-"""Per-example gradients of a trajectory: from a model, examples and checkpoints to a GradientStore."""
+"""Collect per-example gradients along a trajectory: of a model, at its checkpoints, into a GradientStore."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,17 @@ from gtp_exp.gradients.checkpoints import (
     load_moments,
     load_trainable,
 )
-from gtp_exp.gradients.directions import Direction
+from gtp_exp.gradients.directions import DEFAULT_ADAM, AdamConstants, Direction
 from gtp_exp.gradients.engines.adapters import check_differentiable, sizes
 from gtp_exp.gradients.engines.base import GradientEngine
 from gtp_exp.gradients.engines.choose import Engine, choose_engine, make_engine
 from gtp_exp.gradients.engines.linear import LinearKernel
-from gtp_exp.gradients.memory import halving
+from gtp_exp.gradients.engines.memory import halving
 from gtp_exp.gradients.meter import Meter
-from gtp_exp.gradients.sketch import Sketch, make_projection, output_dim
-from gtp_exp.gradients.store import GradientStore, StorageType, StoreWriter
-from gtp_exp.model.loss import Reduction
+from gtp_exp.gradients.settings import GradientConfig
+from gtp_exp.gradients.sketch import make_projection, output_dim
+from gtp_exp.gradients.store import GradientStore, StoreWriter
+from gtp_exp.model.parameters import left_as_found
 
 VERSION = 2  # raised when the same settings give other numbers
 
@@ -45,69 +46,98 @@ def collect(
     examples: Sequence[TokenizedExample],
     checkpoints: Sequence[Checkpoint],
     directory: Path,
+    settings: GradientConfig,
     *,
-    directions: Sequence[Direction],
-    sketch: Sketch,
-    seed: int,
-    reduction: Reduction,
-    storage: StorageType,
-    engine: Engine,
-    shard_rows: int,
-    token_budget: int | None,
-    progress: str,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
+    label: str = "",
+    adam: AdamConstants = DEFAULT_ADAM,
 ) -> GradientStore:
-    """Store x[t, i] = S_t Gamma_t(g[t, i]) for every checkpoint t and example i.
+    """Store x[t, i] = S_t Gamma_t(g[t, i]) for every checkpoint t and example i, and return the store.
 
     g[t, i] is the gradient of example i's completion loss with respect to the model's trainable parameters at
-    checkpoint t. All `directions` come from one backward pass. The model is a transformers causal LM with
-    LoRA, or with requires_grad set on the parameters to be tuned; it is left as it was found.
+    checkpoint t. All of `settings.directions` come from one backward pass; what `settings` says of the
+    warm-up is not read. The model is a transformers causal LM with LoRA, or with requires_grad set on the
+    parameters to be tuned; it is left as it was found.
 
     A directory that holds part of the same store is completed, shard by shard, to the same bytes; several
-    processes may work on one directory. `token_budget` is the number of tokens in a batch, None to choose it
-    from free memory, once for the store; another one given to a resumed run holds for the rest of it and
-    moves rounding only. `progress` labels the progress bar; an empty label shows none. betas and eps are
-    those of the Adam that made the checkpoints.
+    processes may work on one directory. `settings.token_budget` is the number of tokens in a batch, None to
+    choose it from free memory, once for the store; another one given to a resumed run holds for the rest of
+    it and moves rounding only. label: of the progress bar; an empty one shows none. adam: of the optimizer
+    that made the checkpoints.
 
-    A row whose gradient is not finite is quarantined in the store (zeros, and listed). Raises UserError for
-    examples without completion tokens, and for a model the engine cannot differentiate exactly."""
-    _check_arguments(examples, checkpoints, directions, shard_rows, token_budget)
+    A row whose gradient is not finite is quarantined in the store (zeros, and listed). Raise UserError for
+    examples without completion tokens, and for a model the engine cannot differentiate exactly.
+    """
+    _check_arguments(examples, checkpoints, settings)
     parameters = check_differentiable(model)
-    settings = {
-        "version": VERSION,
-        "libraries": {
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "peft": importlib.metadata.version("peft"),
-        },
-        "model_sha256": digest(str(model.config), {name: list(p.shape) for name, p in parameters.items()}),
-        "precision": sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()}),
-        "n_parameters": sum(p.numel() for p in parameters.values()),
-        "checkpoints": [_about(checkpoint) for checkpoint in checkpoints],
-        "rows": len(examples),
-        "rows_sha256": digest(*([e.id, e.input_ids, e.labels] for e in examples)),
-        "directions": [direction.value for direction in directions],
-        "adam": {"betas": betas, "eps": eps},
-        "sketch": {"kind": sketch.kind.value, "dim": sketch.dim, "nonzeros": sketch.nonzeros},
-        "dim": output_dim(sketch, sizes(parameters)),
-        "seed": seed,
-        "reduction": reduction.value,
-        "storage": storage.value,
-        "shard_rows": shard_rows,
-        "requested": {"engine": engine.value},
-    }
-    rows = {"ids": [e.id for e in examples], "n_completion_tokens": [e.n_completion_tokens for e in examples]}
+    job = _CollectionJob(model, parameters, examples, checkpoints, settings, adam)
+    with left_as_found(model, parameters):
+        writer = StoreWriter(directory, job.plan(), job.rows(), job.choose_engine)
+        engine = job.make_engine(writer.plan)
+        pending = writer.missing()
+        n_tokens = sum(examples[i].n_tokens for _, shard in pending for i in writer.span(shard))
+        with Meter(label, n_tokens) as meter:
+            # First what no other process is busy with; then wait for the others, and take over if they died.
+            for wait in (False, True):
+                pending = job.write_shards(pending, writer, engine, meter, wait=wait)
+    return writer.finish()
 
-    def resolve() -> dict[str, Any]:
-        load_trainable(model, checkpoints[0])
+
+@dataclass(frozen=True)
+class _CollectionJob:
+    """Holds what `collect` was asked for, and takes its steps."""
+
+    model: torch.nn.Module
+    parameters: Mapping[str, torch.nn.Parameter]
+    examples: Sequence[TokenizedExample]
+    checkpoints: Sequence[Checkpoint]
+    settings: GradientConfig
+    adam: AdamConstants
+
+    def plan(self) -> dict[str, Any]:
+        """Return everything that the stored numbers depend on, but for what `choose_engine` finds."""
+        settings, sketch = self.settings, self.settings.sketch
+        shapes = {name: list(parameter.shape) for name, parameter in self.parameters.items()}
+        return {
+            "version": VERSION,
+            "libraries": {
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "peft": importlib.metadata.version("peft"),
+            },
+            "model_sha256": digest(str(self.model.config), shapes),
+            "precision": sorted({str(p.dtype).removeprefix("torch.") for p in self.model.parameters()}),
+            "n_parameters": sum(p.numel() for p in self.parameters.values()),
+            "checkpoints": [_checkpoint_identity(checkpoint) for checkpoint in self.checkpoints],
+            "rows": len(self.examples),
+            "rows_sha256": digest(*([e.id, e.input_ids, e.labels] for e in self.examples)),
+            "directions": [direction.value for direction in settings.directions],
+            "adam": {"betas": self.adam.betas, "eps": self.adam.eps},
+            "sketch": {"kind": sketch.kind.value, "dim": sketch.dim, "nonzeros": sketch.nonzeros},
+            "dim": output_dim(sketch, sizes(self.parameters)),
+            "seed": settings.seed,
+            "reduction": settings.reduction.value,
+            "storage": settings.storage.value,
+            "shard_rows": settings.shard_rows,
+            "requested": {"engine": settings.engine.value},
+        }
+
+    def rows(self) -> dict[str, Any]:
+        """Return the ids and token counts, as the store keeps them."""
+        return {
+            "ids": [e.id for e in self.examples],
+            "n_completion_tokens": [e.n_completion_tokens for e in self.examples],
+        }
+
+    def choose_engine(self) -> dict[str, Any]:
+        """Return the part of the plan that the machine decides, found on the first shard."""
+        load_trainable(self.model, self.checkpoints[0])
         choice = choose_engine(
-            model,
-            parameters,
-            examples[:shard_rows],
-            requested=engine,
-            reduction=reduction,
-            token_budget=token_budget,
+            self.model,
+            self.parameters,
+            self.examples[: self.settings.shard_rows],
+            requested=self.settings.engine,
+            reduction=self.settings.reduction,
+            token_budget=self.settings.token_budget,
         )
         return {
             "engine": choice.engine.value,
@@ -115,47 +145,62 @@ def collect(
             "token_budget": choice.token_budget,
         }
 
-    with left_as_found(model, parameters):
-        writer = StoreWriter(directory, settings, rows, resolve)
-        worker = make_engine(
-            Engine(writer.plan["engine"]),
-            model,
-            parameters,
-            reduction=reduction,
-            kernel=LinearKernel(writer.plan["kernel"]),
+    def make_engine(self, plan: Mapping[str, Any]) -> GradientEngine:
+        """Return the engine that the store's plan names."""
+        return make_engine(
+            Engine(plan["engine"]),
+            self.model,
+            self.parameters,
+            reduction=self.settings.reduction,
+            kernel=LinearKernel(plan["kernel"]),
         )
-        budget = token_budget or writer.plan["token_budget"]
-        pending = writer.missing()
-        n_tokens = sum(examples[i].n_tokens for _, shard in pending for i in writer.span(shard))
-        with Meter(progress, n_tokens) as meter:
-            # First whatever no other process is busy with; then wait for the others, and take over if they
-            # died.
-            for wait in (False, True):
-                left = []
-                for t, shards in groupby(pending, key=lambda pair: pair[0]):
-                    load_trainable(model, checkpoints[t])
-                    transform = Transform(
-                        directions=directions,
-                        projection=make_projection(
-                            sketch, sizes(parameters), seed=seed, checkpoint=t, device=_device(parameters)
-                        ),
-                        moments=_moments(checkpoints[t], parameters, directions),
-                        step=checkpoints[t].step,
-                        betas=betas,
-                        eps=eps,
-                        shapes={name: p.shape for name, p in parameters.items()},
-                    )
-                    for _, shard in shards:
-                        with writer.claim(t, shard, wait=wait) as mine:
-                            if not mine:
-                                left.append((t, shard))
-                            elif not writer.intact(t, shard):
-                                part = [examples[i] for i in writer.span(shard)]
-                                writer.write(
-                                    t, shard, *shard_features(worker, transform, part, budget, meter.done)
-                                )
-                pending = left
-    return writer.finish()
+
+    def write_shards(
+        self,
+        pending: Sequence[tuple[int, int]],
+        writer: StoreWriter,
+        engine: GradientEngine,
+        meter: Meter,
+        *,
+        wait: bool,
+    ) -> list[tuple[int, int]]:
+        """Write the pending (checkpoint, shard), ordered by checkpoint; return those that others hold.
+
+        wait: for shards that another process holds, until it is through with them.
+        """
+        budget = self.settings.token_budget or writer.plan["token_budget"]
+        held = []
+        for t, shards in groupby(pending, key=lambda pair: pair[0]):
+            load_trainable(self.model, self.checkpoints[t])
+            transform = self.transform(t)
+            for _, shard in shards:
+                with writer.claim(t, shard, wait=wait) as mine:
+                    if not mine:
+                        held.append((t, shard))
+                    elif not writer.intact(t, shard):
+                        rows = [self.examples[i] for i in writer.span(shard)]
+                        writer.write(t, shard, *shard_features(engine, transform, rows, budget, meter.done))
+        return held
+
+    def transform(self, t: int) -> Transform:
+        """Return what happens to a gradient at checkpoint t."""
+        settings, checkpoint = self.settings, self.checkpoints[t]
+        device = next(iter(self.parameters.values())).device
+        moments: Mapping[str, Moments] = {}
+        if set(settings.directions) != {Direction.SGD}:
+            moments = load_moments(checkpoint, list(self.parameters), device)
+            check_moments(moments, self.parameters, checkpoint)
+        return Transform(
+            directions=settings.directions,
+            projection=make_projection(
+                settings.sketch, sizes(self.parameters), seed=settings.seed, checkpoint=t, device=device
+            ),
+            moments=moments,
+            step=checkpoint.step,
+            betas=self.adam.betas,
+            eps=self.adam.eps,
+            shapes={name: parameter.shape for name, parameter in self.parameters.items()},
+        )
 
 
 def shard_features(
@@ -165,10 +210,11 @@ def shard_features(
     token_budget: int,
     done: Callable[[Sequence[TokenizedExample]], None],
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """(features [rows, dim], norms [rows]) by direction, float32, rows in the order of `examples`;
-    zeros where the norm is not finite.
+    """Return (features [rows, dim], norms [rows]) by direction, float32, rows in the order of `examples`;
+    features are zeros where the norm is not finite.
 
-    Batches never cross a shard, so that a shard's bytes depend on its own rows only.
+    done: is told of every batch that is through. Batches never cross a shard, so that a shard's bytes depend
+    on its own rows only.
     """
     n, dim = len(examples), transform.projection.dim
     features = {d.value: torch.empty(n, dim) for d in transform.directions}
@@ -191,29 +237,10 @@ def shard_features(
     return features, norms
 
 
-@contextlib.contextmanager
-def left_as_found(model: torch.nn.Module, parameters: Mapping[str, torch.nn.Parameter]) -> Iterator[None]:
-    """Evaluation mode and gradients enabled inside; mode and trainable parameters restored on the way out."""
-    modes = {module: module.training for module in model.modules()}
-    values = {name: p.detach().clone() for name, p in parameters.items()}
-    model.eval()
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(values[name])
-
-
 def _check_arguments(
     examples: Sequence[TokenizedExample],
     checkpoints: Sequence[Checkpoint],
-    directions: Sequence[Direction],
-    shard_rows: int,
-    token_budget: int | None,
+    settings: GradientConfig,
 ) -> None:
     if not examples:
         raise UserError("there is no example to collect a gradient of; check the data set and its filters")
@@ -225,33 +252,18 @@ def _check_arguments(
         raise UserError("example ids are not unique")
     if not checkpoints:
         raise UserError("no checkpoint is given; the trajectory needs at least one")
-    if not directions or len(set(directions)) != len(directions):
+    directions = [direction.value for direction in settings.directions]
+    if len(set(directions)) != len(directions):
+        raise UserError(f"directions={directions} must name each of sgd, adam, less at most once")
+    if settings.shard_rows < 1:
+        raise UserError(f"shard_rows={settings.shard_rows} must be at least 1; 1024 is usual")
+    if settings.token_budget is not None and settings.token_budget < 1:
         raise UserError(
-            f"directions={[d.value for d in directions]} must name each of sgd, adam, less at most once"
-        )
-    if shard_rows < 1:
-        raise UserError(f"shard_rows={shard_rows} must be at least 1; 1024 is usual")
-    if token_budget is not None and token_budget < 1:
-        raise UserError(
-            f"token_budget={token_budget} must be positive, or null to choose it from free memory"
+            f"token_budget={settings.token_budget} must be positive, or null to choose it from free memory"
         )
 
 
-def _moments(
-    checkpoint: Checkpoint, parameters: Mapping[str, torch.nn.Parameter], directions: Sequence[Direction]
-) -> Mapping[str, Moments]:
-    if set(directions) == {Direction.SGD}:
-        return {}
-    moments = load_moments(checkpoint, list(parameters), _device(parameters))
-    check_moments(moments, parameters, checkpoint)
-    return moments
-
-
-def _device(parameters: Mapping[str, torch.nn.Parameter]) -> torch.device:
-    return next(iter(parameters.values())).device
-
-
-def _about(checkpoint: Checkpoint) -> dict[str, Any]:
+def _checkpoint_identity(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "step": checkpoint.step,
         "learning_rate": checkpoint.learning_rate,

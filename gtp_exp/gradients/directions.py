@@ -1,18 +1,31 @@
-"""Turns a gradient into the direction Adam would step in, example by example."""
+"""Turn a gradient into the direction Adam would step in, example by example."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 
 import torch
 
 
 class Direction(Enum):
+    """Says what is stored of a gradient: itself, or the step that Adam would take."""
+
     SGD = "sgd"  # the gradient itself
     ADAM = "adam"  # textbook Adam with bias correction (Kingma & Ba, arXiv 1412.6980)
-    LESS = (
-        "less"  # as published by LESS (Xia et al., arXiv 2402.04333): no bias correction, eps under the root
-    )
+    # As published by LESS (Xia et al., arXiv 2402.04333): no bias correction, eps under the root.
+    LESS = "less"
+
+
+@dataclass(frozen=True)
+class AdamConstants:
+    """Holds the constants of the Adam that made the checkpoints; the defaults are torch's."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+
+DEFAULT_ADAM = AdamConstants()
 
 
 def apply_direction(
@@ -25,7 +38,7 @@ def apply_direction(
     betas: tuple[float, float],
     eps: float,
 ) -> torch.Tensor:
-    """Gamma(g): the direction of the step Adam would take next if `gradient` were its gradient.
+    """Return Gamma(g), the direction of the step Adam would take next if `gradient` were its gradient.
 
     gradient: [b, p], one row per example, float32 and not modified. exp_avg, exp_avg_sq: [p], the state after
     `step` steps. Returns [b, p].

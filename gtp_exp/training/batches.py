@@ -1,9 +1,9 @@
-"""What one training step sees: the order of the rows, what each row weighs, and the padded batch."""
+"""Make what one training step sees: the order of the rows, what each weighs, and the padded batch."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.utils.data import Dataset, Sampler
@@ -12,32 +12,36 @@ from gtp_exp.data.batching import pad_collate
 from gtp_exp.data.examples import IGNORE, TokenizedExample
 from gtp_exp.model.loss import Reduction
 
-log = logging.getLogger(__name__)
+NO_ROW = -1  # stands for an empty row, which adds nothing to a batch
 
 
-def loss_terms(
-    examples: Sequence[TokenizedExample], weights: torch.Tensor | None, reduction: Reduction
-) -> list[tuple[float, float]]:
-    """(a_i, n_i) of each example, for the loss  sum_i a_i sum_t nll_it / sum_i n_i  of a batch.
+@dataclass(frozen=True)
+class TrainingRows:
+    """Holds the rows to train on, and what each of them weighs."""
 
-    Without weights it is the mean over the batch's completion tokens, as Trainer's own. With weights it is
-    sum_i w_i l_i over the batch, l_i being the mean (reduction mean) or the sum of example i's token losses,
-    over the batch's unweighted size: so its gradient is the combination of gradients that a selector's
-    weights were fitted for, and a batch of small weights takes a small step.
-    """
-    lengths = [float(e.n_completion_tokens) for e in examples]
-    if weights is None:
-        return [(1.0, n) for n in lengths]
-    if reduction is Reduction.SUM:
-        return list(zip(weights.tolist(), lengths, strict=True))
-    return [(w / n, 1.0) for w, n in zip(weights.tolist(), lengths, strict=True)]
+    examples: Sequence[TokenizedExample]
+    weights: torch.Tensor | None = None  # [len(examples)], >= 0, of mean 1
+    reduction: Reduction = Reduction.MEAN  # of the loss whose gradients the weights were fitted to
+
+    def loss_terms(self) -> list[tuple[float, float]]:
+        """Return (a_i, n_i) of each example, for a batch's loss  sum_i a_i sum_t nll_it / sum_i n_i.
+
+        Without weights it is the mean over the batch's completion tokens, as Trainer's own. With weights it
+        is sum_i w_i l_i over the batch, l_i being the mean (reduction mean) or the sum of example i's token
+        losses, over the batch's unweighted size: so its gradient is the combination of gradients that a
+        selector's weights were fitted for, and a batch of small weights takes a small step.
+        """
+        lengths = [float(e.n_completion_tokens) for e in self.examples]
+        if self.weights is None:
+            return [(1.0, n) for n in lengths]
+        weights = self.weights.tolist()
+        if self.reduction is Reduction.SUM:
+            return list(zip(weights, lengths, strict=True))
+        return [(w / n, 1.0) for w, n in zip(weights, lengths, strict=True)]
 
 
-NO_ROW = -1
-
-
-class Order(Sampler):
-    """A random order of n rows, anew in every epoch, the same for any number of processes.
+class RowOrder(Sampler):
+    """Draws a random order of n rows in every epoch, the same for any number of processes.
 
     With several it is filled up with NO_ROW to a multiple of what one pass of all of them takes, or they
     would repeat rows to come out even.
@@ -47,6 +51,7 @@ class Order(Sampler):
         self.n, self.multiple, self.seed, self.epoch = n, multiple, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Draw the order of this epoch next. Trainer calls it."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -58,11 +63,11 @@ class Order(Sampler):
         yield from [NO_ROW] * (len(self) - self.n)
 
 
-class Terms(Dataset):
-    def __init__(
-        self, examples: Sequence[TokenizedExample], terms: Sequence[tuple[float, float]], pad_id: int
-    ) -> None:
-        self.rows = list(zip(examples, terms, strict=True))
+class TermsDataset(Dataset):
+    """Serves each example with its loss terms, by its number in `rows` or NO_ROW."""
+
+    def __init__(self, rows: TrainingRows, pad_id: int) -> None:
+        self.rows = list(zip(rows.examples, rows.loss_terms(), strict=True))
         self.no_row = TokenizedExample("", (pad_id, pad_id), (IGNORE, IGNORE)), (0.0, 0.0)
 
     def __len__(self) -> int:
@@ -75,6 +80,7 @@ class Terms(Dataset):
 def collate(
     rows: Sequence[tuple[TokenizedExample, tuple[float, float]]], pad_id: int
 ) -> dict[str, torch.Tensor]:
+    """Return the padded batch of these rows, with their a_i as `token_weight` [b] and n_i as `size` [b]."""
     batch = pad_collate([example for example, _ in rows], pad_id)
     token_weight, size = torch.tensor([terms for _, terms in rows]).unbind(1)
     return {**batch, "token_weight": token_weight, "size": size}

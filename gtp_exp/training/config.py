@@ -1,17 +1,16 @@
-"""The settings of a fine-tune, checked: epochs, learning rate, schedule, batch sizes."""
+"""Check the settings of a fine-tune: epochs, learning rate, schedule, batch sizes."""
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from enum import Enum
 
 from gtp_exp.errors import UserError
 
-log = logging.getLogger(__name__)
-
 
 class Schedule(Enum):
+    """Says how the learning rate moves after the warm-up steps, by transformers' names."""
+
     LINEAR = "linear"
     COSINE = "cosine"
     CONSTANT = "constant_with_warmup"
@@ -19,6 +18,8 @@ class Schedule(Enum):
 
 @dataclass(frozen=True)
 class TrainConfig:
+    """Holds the train group of the config: what a fine-tune does with its rows."""
+
     epochs: int = 4
     learning_rate: float = 0.001
     schedule: Schedule = Schedule.LINEAR
@@ -47,7 +48,8 @@ class TrainConfig:
 
 
 def micro_batch_size(config: TrainConfig, processes: int) -> int:
-    """Examples per forward pass of one process: as configured, or fewer that divide its share of a batch."""
+    """Return the examples per forward pass of one process: as configured, or fewer that divide its share of a
+    batch."""
     share, rest = divmod(config.batch_size, processes)
     if rest or not share:
         raise UserError(

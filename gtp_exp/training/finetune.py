@@ -5,94 +5,59 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from gtp_exp.data.examples import TokenizedExample
 from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.model.loading import LoadedModel
-from gtp_exp.model.loss import Reduction
-from gtp_exp.training.batches import Order, Terms, collate, loss_terms
+from gtp_exp.training.batches import RowOrder, TermsDataset, TrainingRows, collate
 from gtp_exp.training.config import TrainConfig, micro_batch_size
 from gtp_exp.training.resume import SCRATCH, drop_unfinished, resumable
 
-if TYPE_CHECKING:  # it imports half of transformers, which a job that finds its stages cached does without
+if TYPE_CHECKING:  # they import half of transformers, which a job that finds its stages cached does without
+    from transformers import TrainingArguments
+
     from gtp_exp.training.trainer import EpochHook
 
 
 def finetune(
     loaded: LoadedModel,
-    examples: Sequence[TokenizedExample],
-    weights: torch.Tensor | None,
+    rows: TrainingRows,
     config: TrainConfig,
     directory: Path,
     *,
-    reduction: Reduction,
     seed: int,
-    dtype: torch.dtype,
-    device: torch.device,
     label: str,
     on_epoch_end: EpochHook | None = None,
     processes: Processes = ALONE,
 ) -> None:
-    """Trains `loaded` in place; writes the training curve to `history.jsonl` in `directory`.
+    """Train `loaded` in place; write the training curve to `history.jsonl` in `directory`.
 
-    weights: [len(examples)], >= 0, of mean 1, or None. reduction: of the loss whose gradients the weights
-    were fitted to; see `loss_terms`. Accumulation and several processes change nothing but rounding (and the
-    masks of dropout): every step sees the same rows. After a kill the run goes on from the last epoch, but
-    with an `on_epoch_end` hook it starts over. The hook is called in every process. What it goes on from
-    stays until `forget_epochs`.
+    label: for the progress bar. Accumulation and several processes change nothing but rounding (and the masks
+    of dropout): every step sees the same rows. After a kill the run goes on from the last epoch, but with an
+    `on_epoch_end` hook it starts over. The hook is called in every process. What it goes on from stays until
+    `forget_epochs`.
     """
     # Half of transformers comes along, for seconds that a job whose stages are in the cache need not spend.
-    from transformers import TrainingArguments
     from transformers.trainer_callback import PrinterCallback
 
-    from gtp_exp.training.trainer import Progress, Receipts, WeightedTrainer
+    from gtp_exp.training.trainer import Progress, SealCheckpoints, WeightedTrainer
 
     scratch = directory / SCRATCH
     if on_epoch_end is not None and processes.main:
         shutil.rmtree(scratch, ignore_errors=True)
+    n_rows, pad_id = len(rows.examples), loaded.tokenizer.pad_token_id
     micro_batch = micro_batch_size(config, processes.size)
-    arguments = TrainingArguments(
-        output_dir=str(scratch),
-        num_train_epochs=config.epochs,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.schedule.value,
-        warmup_steps=int(config.warmup_ratio * config.epochs * math.ceil(len(examples) / config.batch_size)),
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=config.batch_size // (micro_batch * processes.size),
-        bf16=dtype == torch.bfloat16,
-        use_cpu=device.type == "cpu",
-        seed=seed,
-        data_seed=seed,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="no" if on_epoch_end else "epoch",
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=device.type == "cuda",
-        ddp_find_unused_parameters=False,
-    )
-    # One device per process: with more, Trainer would multiply the batch size without a word.
-    arguments._n_gpu = min(1, arguments.n_gpu)
-    progress = Progress(label, on_epoch_end)
-    callbacks = [progress, Receipts(scratch, processes)]
     trainer = WeightedTrainer(
         model=loaded.model,
-        args=arguments,
-        train_dataset=Terms(
-            examples, loss_terms(examples, weights, reduction), loaded.tokenizer.pad_token_id
-        ),
-        data_collator=lambda rows: collate(rows, loaded.tokenizer.pad_token_id),
-        callbacks=callbacks,
+        args=_arguments(loaded, config, scratch, n_rows, seed, processes.size, save=on_epoch_end is None),
+        train_dataset=TermsDataset(rows, pad_id),
+        data_collator=lambda batch: collate(batch, pad_id),
+        callbacks=[Progress(label, on_epoch_end), SealCheckpoints(scratch, processes)],
     )
-    trainer.order = Order(len(examples), micro_batch * processes.size if processes.size > 1 else 1, seed)
+    trainer.order = RowOrder(n_rows, micro_batch * processes.size if processes.size > 1 else 1, seed)
     trainer.remove_callback(PrinterCallback)
     start = processes.broadcast(resumable(scratch) if processes.main else None)
     try:
@@ -102,12 +67,58 @@ def finetune(
             drop_unfinished(scratch)  # on a full disk it takes the room that the run's record needs
         raise
     loaded.model.eval()
-    history = [row for row in trainer.state.log_history if "loss" in row]
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
     if processes.main:
-        (directory / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))
+        (directory / "history.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in history))
+
+
+def _arguments(
+    loaded: LoadedModel,
+    config: TrainConfig,
+    scratch: Path,
+    n_rows: int,
+    seed: int,
+    processes: int,
+    *,
+    save: bool,
+) -> TrainingArguments:
+    """Return the settings of transformers.Trainer that mean what `config` says.
+
+    processes: their number. save: whether every epoch leaves a checkpoint to go on from.
+    """
+    from transformers import TrainingArguments
+
+    device = next(loaded.model.parameters()).device
+    micro_batch = micro_batch_size(config, processes)
+    arguments = TrainingArguments(
+        output_dir=str(scratch),
+        num_train_epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.schedule.value,
+        warmup_steps=int(config.warmup_ratio * config.epochs * math.ceil(n_rows / config.batch_size)),
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=config.batch_size // (micro_batch * processes),
+        bf16=loaded.dtype == torch.bfloat16,
+        use_cpu=device.type == "cpu",
+        seed=seed,
+        data_seed=seed,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="epoch" if save else "no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=device.type == "cuda",
+        ddp_find_unused_parameters=False,
+    )
+    # One device per process: with more, Trainer would multiply the batch size without a word.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
 
 
 def save_tuned(loaded: LoadedModel, directory: Path) -> None:
-    """The adapter (or the whole model), in the form `from_pretrained` reads."""
+    """Write the adapter (or the whole model) to `directory`, in the form that `from_pretrained` reads."""
     loaded.model.save_pretrained(directory, safe_serialization=True)
     (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty model card

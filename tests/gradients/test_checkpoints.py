@@ -13,8 +13,8 @@ from gtp_exp.gradients.checkpoints import (
     load_moments,
     load_trainable,
     save_checkpoint,
-    trainable_parameters,
 )
+from gtp_exp.model.parameters import trainable_parameters
 
 
 def test_moments_follow_the_name_not_the_optimizers_numbering(tmp_path):

@@ -10,25 +10,28 @@ from small_models import base, make_examples, make_trajectory, small
 
 from gtp_exp.data.examples import IGNORE, TokenizedExample
 from gtp_exp.errors import UserError
-from gtp_exp.gradients.checkpoints import load_moments, load_trainable, trainable_parameters
-from gtp_exp.gradients.collect import Engine, Reduction, collect
+from gtp_exp.gradients.checkpoints import load_moments, load_trainable
+from gtp_exp.gradients.collect import collect
 from gtp_exp.gradients.directions import Direction, apply_direction
 from gtp_exp.gradients.engines.adapters import base_model
+from gtp_exp.gradients.engines.choose import Engine
+from gtp_exp.gradients.settings import GradientConfig
 from gtp_exp.gradients.sketch import Sketch, SketchKind, make_projection
-from gtp_exp.gradients.store import StorageType, main
-from gtp_exp.model.loss import reference_gradients
+from gtp_exp.gradients.store import StorageType
+from gtp_exp.gradients.store_command import main
+from gtp_exp.model.loss import Reduction, reference_gradients
+from gtp_exp.model.parameters import trainable_parameters
 
-SETTINGS = {
-    "directions": [Direction.SGD, Direction.ADAM, Direction.LESS],
-    "sketch": Sketch(SketchKind.COUNTSKETCH, 128, 1),
-    "seed": 7,
-    "reduction": Reduction.MEAN,
-    "storage": StorageType.FLOAT32,
-    "engine": Engine.AUTO,
-    "shard_rows": 8,
-    "token_budget": 64,
-    "progress": "",
-}
+SETTINGS = GradientConfig(
+    directions=[Direction.SGD, Direction.ADAM, Direction.LESS],
+    sketch=Sketch(SketchKind.COUNTSKETCH, 128, 1),
+    seed=7,
+    reduction=Reduction.MEAN,
+    storage=StorageType.FLOAT32,
+    engine=Engine.AUTO,
+    shard_rows=8,
+    token_budget=64,
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +51,7 @@ def examples():
 
 @pytest.fixture(scope="module")
 def store(model, trajectory, examples, tmp_path_factory):
-    return collect(model, examples, trajectory, tmp_path_factory.mktemp("store"), **SETTINGS)
+    return collect(model, examples, trajectory, tmp_path_factory.mktemp("store"), SETTINGS)
 
 
 def expected_rows(model, checkpoint, examples, direction, sketch, index, seed=7):
@@ -85,7 +88,7 @@ def test_the_store_holds_what_the_definition_says(model, trajectory, examples, s
     assert store.learning_rates == (0.1, 0.05)
     assert (store.n, store.dim, store.directions) == (19, 128, ("sgd", "adam", "less"))
     for t, checkpoint in enumerate(trajectory):
-        expected, norms = expected_rows(model, checkpoint, examples, direction, SETTINGS["sketch"], t)
+        expected, norms = expected_rows(model, checkpoint, examples, direction, SETTINGS.sketch, t)
         found = store.features(t, direction.value).rows(torch.arange(19))
         scale = float(expected.abs().max())
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * scale)
@@ -102,7 +105,7 @@ def test_checkpoints_differ_in_gradients_and_in_sketch(store):
 def test_pool_and_target_share_the_sketch(model, trajectory, examples, store, tmp_path):
     """So the target, collected on its own with one direction, gives the very rows it has in the pool."""
     part = [examples[3], examples[11]]
-    target = collect(model, part, trajectory, tmp_path, **{**SETTINGS, "directions": [Direction.LESS]})
+    target = collect(model, part, trajectory, tmp_path, replace(SETTINGS, directions=[Direction.LESS]))
     for t in range(2):
         torch.testing.assert_close(
             target.features(t, "less").rows(torch.arange(2)),
@@ -129,7 +132,7 @@ def test_pool_and_target_share_the_sketch(model, trajectory, examples, store, tm
 def test_shards_batches_and_engine_do_not_enter_the_numbers(
     model, trajectory, examples, store, tmp_path, changed
 ):
-    other = collect(model, examples, trajectory, tmp_path, **{**SETTINGS, **changed})
+    other = collect(model, examples, trajectory, tmp_path, replace(SETTINGS, **changed))
     for t in range(2):
         for direction in ("sgd", "less"):
             mine, theirs = (s.features(t, direction).rows(torch.arange(19)) for s in (store, other))
@@ -137,8 +140,8 @@ def test_shards_batches_and_engine_do_not_enter_the_numbers(
 
 
 def test_without_a_sketch_the_rows_are_the_gradients(model, trajectory, examples, tmp_path):
-    settings = {**SETTINGS, "sketch": Sketch(SketchKind.NONE, 0, 0), "directions": [Direction.SGD]}
-    found = collect(model, examples[:5], trajectory[1:], tmp_path, **settings).features(0, "sgd")
+    settings = replace(SETTINGS, sketch=Sketch(SketchKind.NONE, 0, 0), directions=[Direction.SGD])
+    found = collect(model, examples[:5], trajectory[1:], tmp_path, settings).features(0, "sgd")
     load_trainable(model, trajectory[1])
     parameters = trainable_parameters(model)
     for row, example in zip(found.rows(torch.arange(5)), examples[:5], strict=True):
@@ -149,9 +152,9 @@ def test_without_a_sketch_the_rows_are_the_gradients(model, trajectory, examples
 def test_full_fine_tuning_has_the_same_interface(examples, tmp_path):
     model = base("llama").requires_grad_(True)
     trajectory = make_trajectory(model, tmp_path)
-    store = collect(model, examples[:4], trajectory, tmp_path / "store", **SETTINGS)
+    store = collect(model, examples[:4], trajectory, tmp_path / "store", SETTINGS)
     for direction in (Direction.SGD, Direction.ADAM):
-        expected, _ = expected_rows(model, trajectory[1], examples[:4], direction, SETTINGS["sketch"], 1)
+        expected, _ = expected_rows(model, trajectory[1], examples[:4], direction, SETTINGS.sketch, 1)
         found = store.features(1, direction.value).rows(torch.arange(4))
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
@@ -163,7 +166,7 @@ def test_the_model_is_left_as_it_was_found(model, trajectory, examples, tmp_path
     base_model(model).model.layers[0].eval()
     modes = [m.training for m in model.modules()]
     with torch.no_grad():
-        collect(model, examples[:3], trajectory[:1], tmp_path, **SETTINGS)
+        collect(model, examples[:3], trajectory[:1], tmp_path, SETTINGS)
     assert [m.training for m in model.modules()] == modes
     model.eval()
     for name, parameter in model.named_parameters():
@@ -174,14 +177,12 @@ def test_the_model_is_left_as_it_was_found(model, trajectory, examples, tmp_path
 def test_what_has_no_gradient_is_refused_by_id(model, trajectory, examples, tmp_path):
     empty = TokenizedExample("no-answer", (3, 4, 5), (3, IGNORE, IGNORE))
     with pytest.raises(UserError, match="no-answer"):
-        collect(model, [*examples, empty], trajectory, tmp_path, **SETTINGS)
+        collect(model, [*examples, empty], trajectory, tmp_path, SETTINGS)
     with pytest.raises(UserError, match="not unique"):
-        collect(
-            model, [examples[0], replace(examples[1], id=examples[0].id)], trajectory, tmp_path, **SETTINGS
-        )
+        collect(model, [examples[0], replace(examples[1], id=examples[0].id)], trajectory, tmp_path, SETTINGS)
     for wrong in ({"directions": []}, {"shard_rows": 0}, {"token_budget": 0}):
         with pytest.raises(UserError, match=next(iter(wrong))):
-            collect(model, examples, trajectory, tmp_path, **{**SETTINGS, **wrong})
+            collect(model, examples, trajectory, tmp_path, replace(SETTINGS, **wrong))
     assert not list(tmp_path.iterdir())
 
 
@@ -193,11 +194,11 @@ def test_a_row_that_is_not_finite_is_quarantined_and_moves_no_other_row(tmp_path
     with torch.no_grad():
         base_model(model).get_input_embeddings().weight[2] = float("nan")
     examples = make_examples(12)
-    settings = {**SETTINGS, "engine": engine, "shard_rows": 6, "token_budget": 1000}  # a batch is a shard
-    sound = collect(model, examples, trajectory, tmp_path / "sound", **settings)
+    settings = replace(SETTINGS, engine=engine, shard_rows=6, token_budget=1000)  # a batch is a shard
+    sound = collect(model, examples, trajectory, tmp_path / "sound", settings)
     poisoned = replace(examples[place], id="poisoned", input_ids=(2, *examples[place].input_ids[1:]))
     rows = [*examples[:place], poisoned, *examples[place + 1 :]]
-    store = collect(model, rows, trajectory, tmp_path / "store", **settings)
+    store = collect(model, rows, trajectory, tmp_path / "store", settings)
     assert sound.quarantined.tolist() == [] and store.quarantined.tolist() == [place]
     others = torch.tensor([i for i in range(12) if i != place])
     for t in range(2):
@@ -212,6 +213,6 @@ def test_a_row_that_is_not_finite_is_quarantined_and_moves_no_other_row(tmp_path
 
 
 def test_progress_shows_both_rates(model, trajectory, examples, tmp_path, capfd):
-    collect(model, examples, trajectory, tmp_path, **{**SETTINGS, "progress": "pool"})
+    collect(model, examples, trajectory, tmp_path, SETTINGS, label="pool")
     shown = capfd.readouterr().err
     assert "pool: 100%" in shown and "examples/s" in shown and "tok/s" in shown

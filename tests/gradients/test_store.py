@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,15 +24,16 @@ from gtp_exp.files import sha256_file
 from gtp_exp.gradients.collect import collect
 from gtp_exp.gradients.directions import Direction
 from gtp_exp.gradients.engines.choose import Engine
-from gtp_exp.gradients.store import GradientStore, StorageType, StoreWriter, main
+from gtp_exp.gradients.store import GradientStore, StorageType, StoreWriter
+from gtp_exp.gradients.store_command import main
 
 ROWS = 40
-ONE_BY_ONE = {
-    **SETTINGS,
-    "shard_rows": 1,
-    "directions": [Direction.SGD, Direction.LESS],
-    "engine": Engine.HOOKS,  # the packed one tries two kernels, and another run may find the other one faster
-}
+ONE_BY_ONE = replace(
+    SETTINGS,
+    shard_rows=1,
+    directions=[Direction.SGD, Direction.LESS],
+    engine=Engine.HOOKS,  # the packed one tries two kernels, and another run may find the other one faster
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +42,8 @@ def trajectory(tmp_path_factory):
 
 
 def write(directory: Path, trajectory, rows: int = 10, **changed):
-    return collect(
-        small(), make_examples(rows), trajectory, directory, **{**SETTINGS, "shard_rows": 4, **changed}
-    )
+    settings = replace(SETTINGS, **{"shard_rows": 4, **changed})
+    return collect(small(), make_examples(rows), trajectory, directory, settings)
 
 
 def shards(directory: Path) -> dict[str, str]:
@@ -202,6 +203,17 @@ def test_a_row_that_is_not_finite_anywhere_is_quarantined(tmp_path):
     assert writer.finish().quarantined.tolist() == [2]
 
 
+def test_a_store_of_given_rows_is_shown_and_verified_too(tmp_path, capsys):
+    settings = {"rows": 2, "shard_rows": 2, "storage": "float16", "directions": ["sgd"], "dim": 2}
+    settings["checkpoints"] = [{"step": 0, "learning_rate": 1.0}]
+    writer = StoreWriter(tmp_path, settings, {"ids": ["a", "b"], "n_completion_tokens": [1, 2]}, lambda: {})
+    writer.write(0, 0, {"sgd": torch.ones(2, 2)}, {"sgd": torch.ones(2)})
+    writer.finish()
+    assert main([str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "rows         2 (3 completion tokens)" in shown and "every checksum is right" in shown
+
+
 WORKER = """
 import sys
 from pathlib import Path
@@ -210,7 +222,7 @@ from test_store import ONE_BY_ONE, ROWS
 from gtp_exp.gradients.collect import collect
 from gtp_exp.gradients.checkpoints import load_checkpoint
 trajectory = [load_checkpoint(Path(p)) for p in sys.argv[2:]]
-collect(small(), make_examples(ROWS), trajectory, Path(sys.argv[1]), **ONE_BY_ONE)
+collect(small(), make_examples(ROWS), trajectory, Path(sys.argv[1]), ONE_BY_ONE)
 """
 
 
@@ -229,7 +241,7 @@ def start(directory: Path, trajectory) -> subprocess.Popen:
 
 def test_a_killed_run_and_its_helper_write_the_bytes_of_an_undisturbed_one(tmp_path, trajectory):
     """Two processes share the shards; one is killed at work, the other finishes alone what both began."""
-    expected = collect(small(), make_examples(ROWS), trajectory, tmp_path / "calm", **ONE_BY_ONE)
+    expected = collect(small(), make_examples(ROWS), trajectory, tmp_path / "calm", ONE_BY_ONE)
     directory = tmp_path / "shared"
     workers = [start(directory, trajectory) for _ in range(2)]
     try:
@@ -253,7 +265,7 @@ def test_a_killed_run_and_its_helper_write_the_bytes_of_an_undisturbed_one(tmp_p
 
 
 def test_a_run_killed_alone_goes_on_at_the_first_missing_shard(tmp_path, trajectory):
-    collect(small(), make_examples(ROWS), trajectory, tmp_path / "calm", **ONE_BY_ONE)
+    collect(small(), make_examples(ROWS), trajectory, tmp_path / "calm", ONE_BY_ONE)
     directory = tmp_path / "killed"
     worker = start(directory, trajectory)
     deadline = time.monotonic() + 120
@@ -268,6 +280,6 @@ def test_a_run_killed_alone_goes_on_at_the_first_missing_shard(tmp_path, traject
     assert 4 <= len(finished) < 2 * ROWS
     with pytest.raises(UserError, match="not finished"):
         GradientStore.open(directory)
-    collect(small(), make_examples(ROWS), trajectory, directory, **ONE_BY_ONE)
+    collect(small(), make_examples(ROWS), trajectory, directory, ONE_BY_ONE)
     assert shards(directory) == shards(tmp_path / "calm")
     assert {p: p.stat().st_mtime_ns for p in finished} == finished

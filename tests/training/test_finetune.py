@@ -15,6 +15,7 @@ from reliability.damage import Way, damage
 from gtp_exp.data.examples import IGNORE
 from gtp_exp.errors import UserError
 from gtp_exp.model.loss import Reduction, reference_gradients
+from gtp_exp.training.batches import TrainingRows
 from gtp_exp.training.config import Schedule, TrainConfig
 from gtp_exp.training.finetune import finetune
 from gtp_exp.training.resume import resumable
@@ -32,18 +33,11 @@ CONFIG = TrainConfig(
 )
 
 
-def tune(tiny, rows, directory, config=CONFIG, weights=None, seed=0, **kwargs):
+def tune(tiny, rows, directory, config=CONFIG, weights=None, seed=0, reduction=Reduction.MEAN, **kwargs):
     directory.mkdir(exist_ok=True)
     loaded = tiny.load_trainable(seed)
-    settings = {
-        "seed": seed,
-        "dtype": torch.float32,
-        "device": torch.device("cpu"),
-        "label": "test",
-        "reduction": Reduction.MEAN,
-        **kwargs,
-    }
-    finetune(loaded, rows, weights, config, directory, **settings)
+    rows = TrainingRows(rows, weights, reduction)
+    finetune(loaded, rows, config, directory, **{"seed": seed, "label": "test", **kwargs})
     return {name: p.detach().clone() for name, p in loaded.model.named_parameters() if p.requires_grad}
 
 
@@ -225,7 +219,7 @@ def test_damage_in_any_file_of_a_checkpoint_is_named_and_the_checkpoint_passed_o
             caplog.clear()
             damage(file, way, rng)
             assert resumable(scratch) is None
-            stopped_in_writing = file.name == "receipt.json" and way is Way.DELETE
+            stopped_in_writing = file.name == "manifest.json" and way is Way.DELETE
             assert stopped_in_writing or file.name in caplog.text and str(checkpoint) in caplog.text
             file.write_bytes(content)
     assert resumable(scratch) == str(checkpoint)

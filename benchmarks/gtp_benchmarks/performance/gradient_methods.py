@@ -21,12 +21,12 @@ from gtp_exp.gradients.collect import shard_features
 from gtp_exp.gradients.directions import Direction
 from gtp_exp.gradients.engines.adapters import check_differentiable, sizes
 from gtp_exp.gradients.engines.base import GradientEngine, gradients_of
-from gtp_exp.gradients.engines.choose import Choice, Engine, choose_engine, make_engine
+from gtp_exp.gradients.engines.choose import Engine, EngineChoice, choose_engine, make_engine
 from gtp_exp.gradients.engines.linear import LinearKernel
-from gtp_exp.gradients.memory import halving
+from gtp_exp.gradients.engines.memory import halving
 from gtp_exp.gradients.sketch import Sketch, SketchKind, make_projection
 from gtp_exp.model.device import Precision
-from gtp_exp.model.loading import ModelConfig, Source, prepare
+from gtp_exp.model.loading import ModelConfig, ModelSource, prepare
 from gtp_exp.model.lora import LoRA
 from gtp_exp.model.loss import Reduction
 
@@ -52,7 +52,7 @@ class Weights:
         node = OmegaConf.to_container(OmegaConf.load(Path(conf_dir()) / "model" / f"{self.model}.yaml"))
         config: ModelConfig = build(node, "model")  # type: ignore[arg-type]
         if self.path is not None:
-            config = replace(config, source=Source.HUB, name_or_path=self.path)
+            config = replace(config, source=ModelSource.HUB, name_or_path=self.path)
         targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
         lora = LoRA(r=r, alpha=2 * r, dropout=0.0, target_modules=targets, last_layers=None)
         config = replace(config, precision=precision, lora=lora)
@@ -122,7 +122,7 @@ class Ours:
 
     model: torch.nn.Module
     parameters: Mapping[str, torch.nn.Parameter]
-    choice: Choice
+    choice: EngineChoice
     engine: GradientEngine
 
     @classmethod
@@ -192,7 +192,7 @@ class Ours:
 
 
 def _engine(
-    model: torch.nn.Module, parameters: Mapping[str, torch.nn.Parameter], choice: Choice
+    model: torch.nn.Module, parameters: Mapping[str, torch.nn.Parameter], choice: EngineChoice
 ) -> GradientEngine:
     return make_engine(choice.engine, model, parameters, reduction=Reduction.MEAN, kernel=choice.kernel)
 

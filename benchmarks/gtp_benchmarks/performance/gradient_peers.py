@@ -18,7 +18,8 @@ import torch
 
 from gtp_exp.data.batching import pad_collate
 from gtp_exp.data.examples import TokenizedExample
-from gtp_exp.gradients.checkpoints import Moments, trainable_parameters
+from gtp_exp.gradients.checkpoints import Moments
+from gtp_exp.model.parameters import trainable_parameters
 
 INSTALL = {
     "trak": "pip install --no-deps traker==0.3.2",

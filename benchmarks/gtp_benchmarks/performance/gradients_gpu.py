@@ -25,7 +25,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from gtp_benchmarks.performance.gradient_methods import random_moments
 from gtp_exp.data.examples import IGNORE, TokenizedExample
 from gtp_exp.gradients.accumulate import Transform
-from gtp_exp.gradients.checkpoints import trainable_parameters
 from gtp_exp.gradients.collect import shard_features
 from gtp_exp.gradients.directions import Direction
 from gtp_exp.gradients.engines.adapters import sizes
@@ -35,6 +34,7 @@ from gtp_exp.gradients.engines.packed import PackedEngine
 from gtp_exp.gradients.sketch import Sketch, SketchKind, make_projection
 from gtp_exp.model.device import be_deterministic
 from gtp_exp.model.loss import Reduction
+from gtp_exp.model.parameters import trainable_parameters
 
 LONGEST = 512
 VOCABULARY = 49152

@@ -15,7 +15,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from gtp_benchmarks.performance.measuring import process_memory
-from gtp_exp.gradients.store import GradientStore, ShardedRows
+from gtp_exp.gradients.shards import ShardedRows
+from gtp_exp.gradients.store import GradientStore
 
 
 class MappedStore(GradientStore):

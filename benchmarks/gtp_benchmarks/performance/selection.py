@@ -40,7 +40,8 @@ from gtp_benchmarks.performance.one_atom_omp import Matched, StepCost, fit_step_
 from gtp_exp.config import build
 from gtp_exp.data.examples import Example
 from gtp_exp.gradients.features import GradientFeatures, MemoryFeatures
-from gtp_exp.gradients.store import GradientStore, from_int8, to_int8
+from gtp_exp.gradients.shards import from_int8, to_int8
+from gtp_exp.gradients.store import GradientStore
 from gtp_exp.selection.atoms import fused
 from gtp_exp.selection.atoms.duplicates import row_hash
 from gtp_exp.selection.atoms.matrix import tensor_atoms

@@ -1,1 +1,1 @@
-"""The ways to differentiate: packed, padded with hooks, or one example at a time."""
+"""Compute exact per-example gradients: packed, padded with hooks, or one example at a time."""

@@ -1,4 +1,4 @@
-"""Which trainable parameters a model has, and whether the batched engines know how to differentiate them."""
+"""Find a model's LoRA layers, and what of the model the batched engines cannot differentiate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gtp_exp.errors import UserError
-from gtp_exp.gradients.checkpoints import trainable_parameters
+from gtp_exp.model.parameters import trainable_parameters
 
 if TYPE_CHECKING:  # it takes seconds to import, and a job that finds its gradients in the cache does without
     from peft.tuners import lora
@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # it takes seconds to import, and a job that finds its gradie
 
 @dataclass(frozen=True)
 class LoraLinear:
-    """One adapted linear layer, y = W x + scaling B A x. A parameter that is frozen has no name."""
+    """Holds one adapted linear layer, y = W x + scaling B A x. A matrix that is frozen has no name here."""
 
     name: str
     module: lora.Linear
@@ -31,25 +31,28 @@ class LoraLinear:
 
 @dataclass(frozen=True)
 class Adapters:
+    """Holds the LoRA layers of a model, and what stands in the way of the batched engines."""
+
     layers: tuple[LoraLinear, ...]
     obstacles: tuple[str, ...]  # why the batched engines cannot be used, one sentence each, by module name
 
 
 def base_model(model: torch.nn.Module) -> Any:
-    """The transformers model with its adapters in place, without PEFT's wrapper."""
+    """Return the transformers model with its adapters in place, without PEFT's wrapper."""
     from peft import PeftModel
 
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def has_adapters(model: torch.nn.Module) -> bool:
+    """Say whether PEFT has adapted any module of the model."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return any(isinstance(module, BaseTunerLayer) for module in model.modules())
 
 
 def find_adapters(model: torch.nn.Module) -> Adapters:
-    """All LoRA layers, and everything about the model that is not plain LoRA on linear layers."""
+    """Find all LoRA layers, and everything about the model that is not plain LoRA on linear layers."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     trainable = trainable_parameters(model)
@@ -60,9 +63,9 @@ def find_adapters(model: torch.nn.Module) -> Adapters:
     ]
     for name, module in adapted:
         # A module explained once explains its parameters too: one sentence per cause.
-        problem = _problem(module)
-        if problem:
-            obstacles.append(f"{name}: {problem}")
+        obstacle = _lora_obstacle(module)
+        if obstacle:
+            obstacles.append(f"{name}: {obstacle}")
             explained.update(id(p) for p in module.parameters())
             continue
         adapter = module.active_adapters[0]
@@ -88,7 +91,7 @@ def find_adapters(model: torch.nn.Module) -> Adapters:
     return Adapters(layers=tuple(layers), obstacles=tuple(obstacles))
 
 
-def _problem(module: Any) -> str | None:
+def _lora_obstacle(module: Any) -> str | None:
     from peft.tuners import lora
 
     kind = type(module).__module__.removeprefix("peft.tuners.") + "." + type(module).__name__
@@ -117,7 +120,7 @@ def _problem(module: Any) -> str | None:
 
 
 def check_differentiable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """The trainable parameters; refuses what has no per-example gradient in the sense of this package."""
+    """Return the trainable parameters. Raise UserError for a model without any, and for learned prompts."""
     for name, config in getattr(model, "peft_config", {}).items():
         if config.is_prompt_learning:
             raise UserError(
@@ -131,6 +134,7 @@ def check_differentiable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter
 
 
 def refuse(adapters: Adapters, engine: str) -> UserError:
+    """Return the error that names the obstacles to an engine, and the way round them."""
     shown = "; ".join(adapters.obstacles[:3])
     more = len(adapters.obstacles) - 3
     return UserError(
@@ -141,4 +145,5 @@ def refuse(adapters: Adapters, engine: str) -> UserError:
 
 
 def sizes(parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, int]:
+    """Return the number of values of each parameter."""
     return {name: p.numel() for name, p in parameters.items()}

@@ -1,4 +1,4 @@
-"""Attention over packed sequences: each sequence by itself, through transformers' AttentionInterface."""
+"""Let packed sequences attend each to itself alone, through transformers' AttentionInterface."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _WRITTEN_OUT_UP_TO = 512
 def attention_per_sequence(
     model: Any, bounds: Sequence[tuple[int, int]], rectangle: Rectangle | None
 ) -> Iterator[dict[str, Any]]:
-    """Inside, the model's attention treats the sequences apart: all at once in a rectangle, or one by one.
-    Yields extra inputs for the model's forward.
+    """Keep the sequences apart in the model's attention: all at once in a rectangle, or one by one.
+    Yield extra inputs for the model's forward.
 
     Pass no attention mask and use_cache=False, or transformers makes the sequences see each other.
     """
@@ -48,7 +48,7 @@ def attention_per_sequence(
 
 
 def flash_attention(model: Any) -> str | None:
-    """The installed flash attention that can stand in for the fused one: on CUDA, in half precision."""
+    """Return the installed flash attention that can replace the fused one: on CUDA, in half precision."""
     weight = next(model.parameters())
     fits = weight.device.type == "cuda" and weight.dtype in (torch.float16, torch.bfloat16)
     own = model.config.get_text_config()._attn_implementation
@@ -98,7 +98,7 @@ def _attend(
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The function the model was loaded with, on each sequence.
+    """Apply the attention function that the model was loaded with to each sequence.
 
     query, key, value: [1, heads, T, d]; returns [1, T, heads, d].
     """
@@ -131,7 +131,7 @@ def _attend(
 
 
 def _is_plain(module: torch.nn.Module, kwargs: dict[str, Any]) -> bool:
-    """Softmax of scaled products and nothing else (no bias, sink, cap or dropout)."""
+    """Say whether it is a softmax of scaled products and nothing else (no bias, sink, cap or dropout)."""
     known = {"scaling", "sliding_window", "dropout", "position_ids", "use_cache"}
     extra = [name for name, value in kwargs.items() if name not in known and value is not None]
     return not extra and not kwargs.get("dropout") and getattr(module, "is_causal", True)
@@ -139,7 +139,7 @@ def _is_plain(module: torch.nn.Module, kwargs: dict[str, Any]) -> bool:
 
 @lru_cache(maxsize=64)
 def _visible(n: int, window: int, device: torch.device) -> torch.Tensor:
-    """bool [1, 1, n, n]: a query sees itself and the window - 1 positions before it."""
+    """Return bool [1, 1, n, n]: a query sees itself and the window - 1 positions before it."""
     distance = torch.arange(n, device=device).unsqueeze(1) - torch.arange(n, device=device)
     return ((distance >= 0) & (distance < window)).view(1, 1, n, n)
 
@@ -151,7 +151,8 @@ def _additive_mask(n: int, window: int, dtype: torch.dtype, device: torch.device
 
 
 class _WrittenOut(torch.autograd.Function):
-    """O = P V, P = softmax(scaling Q K^T + mask), per sequence and head; P is kept for the backward pass."""
+    """Computes O = P V, P = softmax(scaling Q K^T + mask), per sequence and head; keeps P for the backward
+    pass."""
 
     @staticmethod
     def forward(
@@ -163,6 +164,7 @@ class _WrittenOut(torch.autograd.Function):
         scaling: float,
         window: int,
     ) -> torch.Tensor:
+        """Return the attention [1, T, heads, d] of query, key and value [1, heads, T, d]."""
         repeats = query.shape[1] // key.shape[1]
         out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
         probabilities = []
@@ -178,6 +180,7 @@ class _WrittenOut(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients of query, key and value."""
         query, key, value, *probabilities = ctx.saved_tensors
         d_query, d_key, d_value = (torch.empty_like(t) for t in (query, key, value))
         for (start, end), p in zip(ctx.bounds, probabilities, strict=True):
@@ -197,6 +200,7 @@ class _WrittenOut(torch.autograd.Function):
 def _of_sequence(
     start: int, end: int, repeats: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """[heads, n, d] each; grouped keys and values repeated for their query heads."""
+    """Return one sequence's query, key and value, [heads, n, d]; grouped keys and values are repeated for
+    their query heads."""
     k, v = (t[0, :, start:end].repeat_interleave(repeats, dim=0) for t in (key, value))
     return query[0, :, start:end], k, v

@@ -1,4 +1,4 @@
-"""What the engines share: the contract, and how examples are put into batches."""
+"""Define what a gradient engine is, and how examples are put into batches."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ Consume = Callable[[str, torch.Tensor], None]
 
 
 class GradientEngine(Protocol):
+    """Computes the gradient of each example of a batch, exactly as if it were alone."""
+
     name: str
 
     def batches(self, lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-        """Indices into `lengths`, each once. A function of the arguments alone, so that a resumed run repeats
-        it.
+        """Return batches of indices into `lengths`, each index once.
+
+        It is a function of the arguments alone, so that a resumed run repeats it.
         """
         ...
 
@@ -29,11 +32,11 @@ class GradientEngine(Protocol):
 
 
 class NotPerExample(Exception):
-    """A module saw the tokens in a form in which examples cannot be told apart."""
+    """Raised where a module sees the tokens in a form in which examples cannot be told apart."""
 
 
 class AutogradEngine:
-    """One example at a time through the untouched model: exact for any model and any trainable parameter."""
+    """Runs one example at a time through the untouched model: exact for any model and trainable parameter."""
 
     name = "autograd"
 
@@ -43,45 +46,50 @@ class AutogradEngine:
         self._model, self._parameters, self._reduction = model, parameters, reduction
 
     def batches(self, lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+        """Return one batch per example."""
         return [[i] for i in range(len(lengths))]
 
     def run(self, batch: Sequence[TokenizedExample], consume: Consume) -> None:
+        """Hand over the gradients of every trainable parameter."""
         gradients = [reference_gradients(self._model, self._parameters, e, self._reduction) for e in batch]
         for name in self._parameters:
-            consume(name, torch.stack([g[name] for g in gradients]))
+            consume(name, torch.stack([by_name[name] for by_name in gradients]))
 
 
 def gradients_of(
     engine: GradientEngine, batch: Sequence[TokenizedExample]
 ) -> list[tuple[TokenizedExample, dict[str, torch.Tensor]]]:
-    """Each example with its whole gradient by parameter name, in memory: for checks and small models."""
-    found: list[dict[str, torch.Tensor]] = [{} for _ in batch]
+    """Return each example with its whole gradient by parameter name: for checks and small models."""
+    by_name: list[dict[str, torch.Tensor]] = [{} for _ in batch]
 
     def keep(name: str, gradients: torch.Tensor) -> None:
-        for row, gradient in zip(found, gradients, strict=True):
+        for row, gradient in zip(by_name, gradients, strict=True):
             row[name] = gradient.clone()
 
     engine.run(batch, keep)
-    return list(zip(batch, found, strict=True))
+    return list(zip(batch, by_name, strict=True))
 
 
 def pack(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Sequences end to end: first fit by decreasing length. One longer than the budget goes alone."""
+    """Return batches for sequences laid end to end: first fit by decreasing length.
+
+    A sequence longer than the budget goes alone.
+    """
     batches: list[list[int]] = []
     room: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        k = next((k for k, left in enumerate(room) if lengths[i] <= left), None)
-        if k is None:
+        batch = next((b for b, left in enumerate(room) if lengths[i] <= left), None)
+        if batch is None:
             batches.append([i])
             room.append(token_budget - lengths[i])
         else:
-            batches[k].append(i)
-            room[k] -= lengths[i]
+            batches[batch].append(i)
+            room[batch] -= lengths[i]
     return batches
 
 
 def pad(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Neighbours in length, as many as fit the budget with padding counted."""
+    """Return batches of neighbours in length, as many as fit the budget with padding counted."""
     batches: list[list[int]] = []
     longest = 0
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):

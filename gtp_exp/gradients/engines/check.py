@@ -1,4 +1,4 @@
-"""Compares an engine with batch-size-1 autograd on real examples, before it is trusted with the rest."""
+"""Compare an engine with batch-size-1 autograd on real examples, before it is trusted with the rest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from gtp_exp.data.examples import TokenizedExample
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.engines.base import GradientEngine, gradients_of
-from gtp_exp.gradients.memory import halving
+from gtp_exp.gradients.engines.memory import halving
 from gtp_exp.model.loss import Reduction, reference_gradients
 
 # Largest relative error by the precision of the model's weights. In float32 batch-size-1 autograd is itself
@@ -30,7 +30,7 @@ def check_engine(
     *,
     at_most: int,
 ) -> str | None:
-    """Why the engine must not be used, or None. Compares `at_most` examples spread over the batch.
+    """Return why the engine must not be used, or None. Compare `at_most` examples spread over the batch.
 
     In half precision the best of them counts: a wrong engine errs on every example, rounding on some.
     An example whose own gradient is not finite tells nothing of the engine.
@@ -41,11 +41,11 @@ def check_engine(
     half = half_precision(model)
     tolerance = _HALF_TOLERANCE if half else max(_TOLERANCE[p.dtype] for p in model.parameters())
     errors = []
-    for example, found in (pair for part in parts for pair in part):
+    for example, gradients in (pair for part in parts for pair in part):
         expected = reference_gradients(model, parameters, example, reduction)
         if not all(torch.isfinite(g).all() for g in expected.values()):
             continue
-        error = relative_error(found, expected, order=2 if half else float("inf"))
+        error = relative_error(gradients, expected, order=2 if half else float("inf"))
         errors.append((error if error == error else float("inf"), example.id))  # NaN has no order
     if not errors:
         raise not_finite([e.id for e in compared])
@@ -59,12 +59,13 @@ def check_engine(
 
 
 def half_precision(model: torch.nn.Module) -> bool:
+    """Say whether any parameter is in float16 or bfloat16."""
     return any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
 
 
 @contextlib.contextmanager
 def in_float32(model: torch.nn.Module) -> Iterator[None]:
-    """The same weights in float32 inside; the half-precision tensors themselves come back afterwards."""
+    """Widen the weights to float32 inside; put the half-precision tensors themselves back afterwards."""
     tensors = [t for t in itertools.chain(model.parameters(), model.buffers()) if t.is_floating_point()]
     originals = [t.data for t in tensors]
     try:
@@ -77,6 +78,7 @@ def in_float32(model: torch.nn.Module) -> Iterator[None]:
 
 
 def not_finite(ids: Sequence[str]) -> UserError:
+    """Return the error for examples none of whose gradients is finite."""
     return UserError(
         f"the gradient of example {', '.join(ids[:5])} is not finite; check its text and the warm-up's "
         "rate, or compute in float32"
@@ -84,17 +86,18 @@ def not_finite(ids: Sequence[str]) -> UserError:
 
 
 def relative_error(
-    found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], *, order: float
+    gradients: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], *, order: float
 ) -> float:
-    """|found - expected| / |expected| over all parameters together, in the l2 or the largest-value norm.
+    """Return |gradients - expected| / |expected| over all parameters together, in the norm of this order.
 
-    A parameter that is not found has gradient zero: its layer took no part.
+    order: 2, or infinity for the largest value. A parameter that is missing from `gradients` has gradient
+    zero: its layer took no part.
     """
 
     def norm(tensors: list[torch.Tensor]) -> float:
         return float(torch.cat([t.flatten() for t in tensors]).norm(order))
 
     zero = torch.zeros(())
-    difference = norm([found.get(name, zero).double() - g.double() for name, g in expected.items()])
+    difference = norm([gradients.get(name, zero).double() - g.double() for name, g in expected.items()])
     scale = norm([g.double() for g in expected.values()])
     return difference / scale if scale else difference

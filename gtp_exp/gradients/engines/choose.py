@@ -1,6 +1,4 @@
-"""Chooses the engine: the fastest one whose gradients equal those of batch-size-1 autograd on the first
-batch.
-"""
+"""Choose the engine: the fastest whose gradients equal those of batch-size-1 autograd on the first batch."""
 
 from __future__ import annotations
 
@@ -18,8 +16,8 @@ from gtp_exp.gradients.engines.base import AutogradEngine, GradientEngine
 from gtp_exp.gradients.engines.check import check_engine, half_precision, in_float32
 from gtp_exp.gradients.engines.hooks import HooksEngine
 from gtp_exp.gradients.engines.linear import LinearKernel, fastest_kernel
+from gtp_exp.gradients.engines.memory import choose_token_budget, out_of_memory
 from gtp_exp.gradients.engines.packed import PackedEngine, packed_obstacle
-from gtp_exp.gradients.memory import choose_token_budget, out_of_memory
 from gtp_exp.model.loss import Reduction
 
 _CHECKED = 8  # examples of the first batch that are compared
@@ -27,6 +25,8 @@ _CHECKED_IN_HALF = 3  # again in half precision, where only gross errors can sho
 
 
 class Engine(Enum):
+    """Names the engines that can be asked for."""
+
     AUTO = "auto"  # the fastest one that passes the check
     PACKED = "packed"  # LoRA: sequences end to end, no padding, logits only where there is loss
     COMPILED = "compiled"  # packed with torch.compile for the norms: some percent faster, after 20 s
@@ -42,7 +42,7 @@ def make_engine(
     reduction: Reduction,
     kernel: LinearKernel,
 ) -> GradientEngine:
-    """Without the check. Raises UserError, by module name, for what it cannot differentiate exactly."""
+    """Return an engine, unchecked. Raise UserError for modules that it cannot differentiate exactly."""
     if kind is Engine.AUTOGRAD:
         return AutogradEngine(model, parameters, reduction)
     adapters = _lora(model, kind)
@@ -52,8 +52,8 @@ def make_engine(
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What the machine and the model decide, and a resumed run must repeat."""
+class EngineChoice:
+    """Holds what the machine and the model decide, and a resumed run must repeat."""
 
     engine: Engine
     kernel: LinearKernel
@@ -68,10 +68,10 @@ def choose_engine(
     requested: Engine,
     reduction: Reduction,
     token_budget: int | None,
-) -> Choice:
-    """The fastest engine allowed that passes the check. examples: those of the first shard.
+) -> EngineChoice:
+    """Return the fastest allowed engine that passes the check. examples: those of the first shard.
 
-    Falls back from packed to padded, and from padded to one by one, with a warning that says why.
+    It falls back from packed to padded, and from padded to one by one, with a warning that says why.
     """
     kinds = [Engine.PACKED, Engine.HOOKS, Engine.AUTOGRAD]
     if requested is Engine.AUTOGRAD or (requested is Engine.AUTO and not has_adapters(model)):
@@ -103,11 +103,11 @@ def choose_engine(
                 reason = f"{type(error).__name__}: {error}"
             else:
                 if reason is None:
-                    return Choice(kind, kernel, budget)
+                    return EngineChoice(kind, kernel, budget)
         warnings.warn(
             f"engine {kind.value} does not fit this model, a slower one is used: {reason}", stacklevel=3
         )
-    return Choice(kinds[-1], kernel, token_budget or longest.n_tokens)
+    return EngineChoice(kinds[-1], kernel, token_budget or longest.n_tokens)
 
 
 def _check_in_float32(
@@ -117,7 +117,8 @@ def _check_in_float32(
     batch: Sequence[TokenizedExample],
     reduction: Reduction,
 ) -> str | None:
-    """The check where rounding cannot hide an error: on the same weights, widened for the time being."""
+    """Return why the engine must not be used, or None, where rounding cannot hide an error: on the same
+    weights, widened for the time being."""
     try:
         with in_float32(model):
             engine = make_engine(kind, model, parameters, reduction=reduction, kernel=LinearKernel.DEFAULT)

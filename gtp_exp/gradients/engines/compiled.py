@@ -1,4 +1,4 @@
-"""Norm layers as one kernel each, made by torch.compile: step by step they read the activations six times."""
+"""Run each norm layer as one kernel, by torch.compile: step by step they read the activations six times."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 
 @contextlib.contextmanager
 def compiled_norms(model: torch.nn.Module) -> Iterator[None]:
-    """Inside, every norm layer of the model runs compiled. The kernels stay for the next time."""
+    """Run every norm layer of the model compiled inside. The kernels stay for the next time."""
     norms = [m for m in model.modules() if type(m).__name__.endswith("Norm") and "forward" not in vars(m)]
     try:
         for norm in norms:
-            norm.forward = types.MethodType(_compiled(type(norm)), norm)
+            norm.forward = types.MethodType(_compiled_forward(type(norm)), norm)
         yield
     finally:
         for norm in norms:
@@ -25,7 +25,7 @@ def compiled_norms(model: torch.nn.Module) -> Iterator[None]:
 _KERNELS: dict[type, types.FunctionType] = {}
 
 
-def _compiled(kind: type[torch.nn.Module]) -> types.FunctionType:
+def _compiled_forward(kind: type[torch.nn.Module]) -> types.FunctionType:
     if kind not in _KERNELS:
         _KERNELS[kind] = torch.compile(kind.forward, dynamic=True)  # pyright: ignore[reportArgumentType]
     return _KERNELS[kind]

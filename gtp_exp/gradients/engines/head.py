@@ -1,4 +1,4 @@
-"""The output head at label positions only: the loss gradient with respect to the final hidden states.
+"""Differentiate the output head at label positions only: the loss by the final hidden states.
 
 Logits are the widest tensors of a language model. They are needed only where there is a label, only a few
 positions at a time, and their gradient is known: softmax minus one-hot. So autograd never sees them.
@@ -19,7 +19,7 @@ _CHUNK_VALUES = 1 << 24  # logits held at a time: 64 MiB in float32
 
 @dataclass(frozen=True)
 class LabelHead:
-    """logits = cap(scale * (W h + bias)), cap(z) = softcap * tanh(z / softcap)."""
+    """Computes logits = cap(scale * (W h + bias)), cap(z) = softcap * tanh(z / softcap)."""
 
     weight: torch.Tensor  # [V, H]
     bias: torch.Tensor | None  # [V]
@@ -28,7 +28,7 @@ class LabelHead:
     kernel: LinearKernel
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden: [n, H]; returns [n, V]."""
+        """Return the logits [n, V] of hidden states [n, H]."""
         z = self.kernel.apply(hidden, self.weight, self.bias)
         if self.scale != 1:
             z = z * self.scale
@@ -37,7 +37,7 @@ class LabelHead:
         return z
 
     def gradient(self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """Gradient of sum_k weights[k] * cross_entropy(logits(hidden[k]), targets[k]): [n, H], as hidden.
+        """Return the gradient of sum_k weights[k] * token_nll(logits(hidden[k]), targets[k]): [n, H].
 
         hidden: [n, H] without graph; targets: int64 [n]; weights: float [n].
         """
@@ -60,10 +60,11 @@ class LabelHead:
 
 
 def label_head(model: Any, kernel: LinearKernel) -> LabelHead | None:
-    """The head of a transformers causal LM, or None when it computes something else than `LabelHead` can.
+    """Return the head of a transformers causal LM, or None when it computes what `LabelHead` cannot.
 
     What the configuration says about scaling and capping is believed only after the logits of a few tokens
-    have been compared with the model's own."""
+    have been compared with the model's own.
+    """
     linear = model.get_output_embeddings()
     backbone = getattr(model, model.base_model_prefix, None)
     if type(linear) is not torch.nn.Linear or backbone is None or linear.weight.requires_grad:

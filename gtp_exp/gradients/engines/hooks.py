@@ -1,4 +1,4 @@
-"""Exact per-example LoRA gradients from a padded batch, through the model's own forward and head.
+"""Compute exact per-example LoRA gradients from a padded batch, through the model's own forward and head.
 
 Slower than the packed engine and without assumptions about how the model mixes tokens, beyond causality:
 padding on the right then cannot reach a token before it, so no attention mask is needed.
@@ -15,19 +15,23 @@ from gtp_exp.data.batching import pad_collate
 from gtp_exp.data.examples import TokenizedExample
 from gtp_exp.gradients.engines.adapters import Adapters, base_model
 from gtp_exp.gradients.engines.base import Consume, NotPerExample, pad
-from gtp_exp.model.loss import Reduction, labelled_logits, weighted_loss
+from gtp_exp.model.loss import Reduction, labelled_nll
 
 
 class HooksEngine:
+    """Notes the LoRA matrices' inputs and differentiates by their outputs, a padded batch at a time."""
+
     name = "hooks"
 
     def __init__(self, model: torch.nn.Module, adapters: Adapters, reduction: Reduction) -> None:
         self._model, self._layers, self._reduction = base_model(model), adapters.layers, reduction
 
     def batches(self, lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+        """Return batches of neighbours in length."""
         return pad(lengths, token_budget)
 
     def run(self, batch: Sequence[TokenizedExample], consume: Consume) -> None:
+        """Hand over the gradients of every trained LoRA matrix that takes part."""
         # Per LoRA matrix M with y = M x and output gradient dL/dy:  dL_i/dM = sum_t dL/dy[i,t] x[i,t]^T
         matrices = [
             (module, name)
@@ -61,15 +65,15 @@ class HooksEngine:
                 consume(name, total)
 
     def _loss(self, batch: Sequence[TokenizedExample]) -> torch.Tensor:
-        """Sum of the examples' losses: their gradients do not mix, for no example sees another."""
+        """Return the sum of the examples' losses: their gradients do not mix, for no example sees another."""
         device = self._layers[0].a.weight.device
         padded = {name: part.to(device) for name, part in pad_collate(batch, pad_id=0).items()}
         inputs = {"input_ids": padded["input_ids"], "use_cache": False}
-        logits, tokens, row = labelled_logits(self._model, inputs, padded["labels"])
+        nll, row = labelled_nll(self._model, inputs, padded["labels"])
         weights = torch.ones(len(row), dtype=torch.float64, device=device)
         if self._reduction is Reduction.MEAN:
             weights /= row.bincount(minlength=len(batch))[row]
-        return weighted_loss(logits, tokens, weights)
+        return (nll * weights.to(nll)).sum()
 
 
 def _noting(calls: list[tuple[torch.Tensor, torch.Tensor]]) -> Any:

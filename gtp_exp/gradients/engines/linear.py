@@ -1,4 +1,4 @@
-"""Linear layers in a packed pass: frozen ones, and LoRA ones that hand over per-example gradients.
+"""Run linear layers in a packed pass: frozen ones, and LoRA ones that hand over per-example gradients.
 
 For a LoRA layer
 
@@ -28,13 +28,13 @@ from gtp_exp.gradients.engines.rectangle import Rectangle
 
 
 class LinearKernel(Enum):
-    """How x W^T is computed. On AMD, torch's default for float32 (MKL) runs at half the speed of oneDNN."""
+    """Says how x W^T is computed. On AMD, torch's own choice for float32 (MKL) has half oneDNN's speed."""
 
     DEFAULT = "default"
     ONEDNN = "onednn"
 
     def apply(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """x: [n, in], weight: [out, in] in any strides; returns [n, out]."""
+        """Return x W^T + bias, [n, out]. x: [n, in], weight: [out, in] in any strides."""
         if self is LinearKernel.ONEDNN:
             # The operation that torch.compile puts in the place of linear layers on a CPU.
             return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
@@ -42,7 +42,7 @@ class LinearKernel(Enum):
 
 
 def fastest_kernel(model: torch.nn.Module) -> LinearKernel:
-    """Times both on this machine, in a few milliseconds; oneDNN only where it is clearly ahead."""
+    """Time both on this machine, in a few milliseconds; return oneDNN only where it is clearly ahead."""
     kinds = {(p.dtype, p.device.type) for p in model.parameters() if not p.requires_grad}
     if kinds != {(torch.float32, "cpu")} or not torch.backends.mkldnn.is_available():
         return LinearKernel.DEFAULT
@@ -55,7 +55,7 @@ def fastest_kernel(model: torch.nn.Module) -> LinearKernel:
             except (AttributeError, RuntimeError):
                 return LinearKernel.DEFAULT
             seconds[kernel] = min(seconds[kernel], taken)
-    return min(seconds, key=lambda k: seconds[k] * (1 if k is LinearKernel.DEFAULT else 1.3))
+    return min(seconds, key=lambda kernel: seconds[kernel] * (1 if kernel is LinearKernel.DEFAULT else 1.3))
 
 
 def _seconds(run: Callable[[], object]) -> float:
@@ -65,8 +65,8 @@ def _seconds(run: Callable[[], object]) -> float:
 
 
 @dataclass(frozen=True)
-class _Pass:
-    """One forward and backward pass over packed sequences."""
+class _PackedPass:
+    """Holds what the layers need to know in one forward and backward pass over packed sequences."""
 
     bounds: Sequence[tuple[int, int]]
     rectangle: Rectangle | None
@@ -74,30 +74,33 @@ class _Pass:
     kernel: LinearKernel
 
 
-class _Frozen(torch.autograd.Function):
-    """y = W x + bias, keeping nothing: the weight needs no gradient, so x is not needed again."""
+class _FrozenFunction(torch.autograd.Function):
+    """Computes y = W x + bias, keeping nothing: the weight needs no gradient, so x is not needed again."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: torch.nn.Linear, kernel: LinearKernel) -> torch.Tensor:
+        """Return the layer's output."""
         ctx.layer, ctx.kernel = layer, kernel
         return kernel.apply(x.reshape(-1, x.shape[-1]), layer.weight, layer.bias).view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        """Return the gradient of x."""
         g = gradients[0]
         weight = ctx.layer.weight.t()
         return ctx.kernel.apply(g.reshape(-1, g.shape[-1]), weight).view(*g.shape[:-1], -1), None, None
 
 
-class _Lora(torch.autograd.Function):
-    """y = W x + bias + s B A x, whose backward hands per-example gradients of A and B to the consumer and
-    returns none for them: their .grad stays untouched. They are inputs only so that autograd comes here.
+class _LoraFunction(torch.autograd.Function):
+    """Computes y = W x + bias + s B A x; its backward hands per-example gradients of A and B to the consumer
+    and returns none for them: their .grad stays untouched. They are inputs only so that autograd comes here.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, layer: LoraLinear, run: _Pass
+        ctx: Any, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, layer: LoraLinear, run: _PackedPass
     ) -> torch.Tensor:
+        """Return the layer's output."""
         flat = x.reshape(-1, x.shape[-1])
         a, b = a.to(x.dtype), b.to(x.dtype)
         u = (flat @ a.t()).mul_(layer.scaling)
@@ -108,9 +111,10 @@ class _Lora(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None, None]:
+        """Hand over the gradients of A and B; return the gradient of x."""
         x, u, a, b = ctx.saved_tensors
         layer: LoraLinear = ctx.layer
-        run: _Pass = ctx.run
+        run: _PackedPass = ctx.run
         g = gradients[0].reshape(len(x), -1)
         v = (g @ b).mul_(layer.scaling)
         if layer.b_name is not None:
@@ -129,7 +133,7 @@ def contract(
     bounds: Sequence[tuple[int, int]],
     rectangle: Rectangle | None,
 ) -> torch.Tensor:
-    """sum_t left[t] right[t]^T over each example's tokens. left: [T, p], right: [T, q]; returns [b, p, q]."""
+    """Return sum_t left[t] right[t]^T over each example's tokens, [b, p, q]. left: [T, p], right: [T, q]."""
     if rectangle is not None:
         return torch.bmm(rectangle.spread(left).transpose(1, 2), rectangle.spread(right))
     out = left.new_empty(len(bounds), left.shape[1], right.shape[1])
@@ -147,8 +151,8 @@ def packed_linears(
     consume: Consume,
     kernel: LinearKernel,
 ) -> Iterator[None]:
-    """Replaces the forward of every LoRA and frozen linear layer; modules and weights are not touched."""
-    run = _Pass(bounds, rectangle, consume, kernel)
+    """Replace the forward of every LoRA and frozen linear layer inside; touch no module and no weight."""
+    run = _PackedPass(bounds, rectangle, consume, kernel)
     n_tokens = bounds[-1][1]
     seen: set[str] = set()
 
@@ -158,12 +162,12 @@ def packed_linears(
         if layer.name in seen:
             raise NotPerExample(f"{layer.name} was called twice in one pass")
         seen.add(layer.name)
-        return _Lora.apply(x, layer.a.weight, layer.b.weight, layer, run)  # pyright: ignore
+        return _LoraFunction.apply(x, layer.a.weight, layer.b.weight, layer, run)  # pyright: ignore
 
     replaced: dict[torch.nn.Module, Callable[..., torch.Tensor]] = {}
     for module in model.modules():
         if type(module) is torch.nn.Linear and not module.weight.requires_grad:
-            replaced[module] = lambda x, module=module: _Frozen.apply(x, module, kernel)
+            replaced[module] = lambda x, module=module: _FrozenFunction.apply(x, module, kernel)
     for layer in layers:
         replaced[layer.module] = lambda x, *args, layer=layer, **kwargs: lora(layer, x)
     try:

@@ -1,4 +1,4 @@
-"""Exact per-example LoRA gradients from one padding-free pass over sequences laid end to end.
+"""Compute exact per-example LoRA gradients from one padding-free pass over sequences laid end to end.
 
 What is not computed is what makes it fast: no padding, no logits without a label (head.py), no gradient of a
 frozen weight, and no sum over examples that would have to be taken apart again (linear.py).
@@ -20,12 +20,14 @@ from gtp_exp.gradients.engines.compiled import compiled_norms
 from gtp_exp.gradients.engines.head import label_head
 from gtp_exp.gradients.engines.linear import LinearKernel, packed_linears
 from gtp_exp.gradients.engines.rectangle import Rectangle
-from gtp_exp.model.loss import Reduction, label_positions, weighted_loss
+from gtp_exp.model.loss import Reduction, label_positions, token_nll
 
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
 class PackedEngine:
+    """Lays the sequences of a batch end to end, and computes logits only where there is loss."""
+
     name = "packed"
 
     def __init__(
@@ -47,9 +49,11 @@ class PackedEngine:
         self._at_once = self._device.type != "cpu"
 
     def batches(self, lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+        """Return batches that fill the budget, counted as this device computes them."""
         return (pad if self._at_once else pack)(lengths, token_budget)
 
     def run(self, batch: Sequence[TokenizedExample], consume: Consume) -> None:
+        """Hand over the gradients of every trained LoRA matrix."""
         packing = Packing(batch, self._reduction, self._device)
         rectangle = Rectangle(packing.bounds, self._device) if self._at_once else None
         with (
@@ -64,11 +68,12 @@ class PackedEngine:
                 hidden.backward(self._head.gradient(hidden.detach(), packing.targets, packing.weights))
             else:
                 logits = self._model(**packing.inputs, **extra, logits_to_keep=packing.labelled).logits[0]
-                weighted_loss(logits, packing.targets, packing.weights).backward()
+                nll = token_nll(logits, packing.targets)
+                (nll * packing.weights.to(nll)).sum().backward()
 
 
 class Packing:
-    """A batch as one sequence [1, T]: tokens, positions that start anew, and where the labels are."""
+    """Lays a batch out as one sequence [1, T]: tokens, positions that start anew, places of the labels."""
 
     def __init__(self, batch: Sequence[TokenizedExample], reduction: Reduction, device: torch.device) -> None:
         self.bounds: list[tuple[int, int]] = []
@@ -93,7 +98,7 @@ class Packing:
 
 
 def packed_obstacle(model: torch.nn.Module, adapters: Adapters) -> str | None:
-    """Why these LoRA layers cannot be run by the packed engine though the padded one can, or None."""
+    """Return why the packed engine cannot run these LoRA layers though the padded one can, or None."""
     base = base_model(model)
     for layer in adapters.layers:
         if type(layer.base) is not torch.nn.Linear:

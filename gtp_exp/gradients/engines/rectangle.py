@@ -1,4 +1,4 @@
-"""Sequences laid end to end as one rectangle, and back: a GPU does at once what a CPU does one by one."""
+"""Pad sequences that are laid end to end into one rectangle, and back: a GPU does them all at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ _Move = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Rectangle:
-    """Between [T, ...] and [b, longest, ...]; zeros, or what is not looked at, where there is no token."""
+    """Maps b sequences of T tokens in all between [T, ...] and the padded [b, longest, ...].
+
+    Padding is zero when it is made here, and ignored when a rectangle is mapped back.
+    """
 
     def __init__(self, bounds: Sequence[tuple[int, int]], device: torch.device) -> None:
         lengths = torch.tensor([end - start for start, end in bounds])
@@ -21,13 +24,13 @@ class Rectangle:
         self._slots = (row * self.longest + torch.arange(len(row)) - first[row]).to(device)
 
     def spread(self, tokens: torch.Tensor) -> torch.Tensor:
-        """tokens: [T, ...]; returns [b, longest, ...]. Differentiable."""
+        """Return tokens [T, ...] as [b, longest, ...]. Differentiable."""
         if tokens.requires_grad:
             return _Moved.apply(tokens, self._spread, self._gather)  # pyright: ignore[reportReturnType]
         return self._spread(tokens)
 
     def gather(self, full: torch.Tensor) -> torch.Tensor:
-        """full: [b, longest, ...]; returns [T, ...]. Differentiable."""
+        """Return the tokens [T, ...] of a rectangle [b, longest, ...]. Differentiable."""
         if full.requires_grad:
             return _Moved.apply(full, self._gather, self._spread)  # pyright: ignore[reportReturnType]
         return self._gather(full)
@@ -41,13 +44,15 @@ class Rectangle:
 
 
 class _Moved(torch.autograd.Function):
-    """there(values), whose gradient is back(gradient): each is the other's adjoint."""
+    """Computes there(values), whose gradient is back(gradient): each is the other's adjoint."""
 
     @staticmethod
     def forward(ctx: Any, values: torch.Tensor, there: _Move, back: _Move) -> torch.Tensor:
+        """Return there(values)."""
         ctx.back = back
         return there(values)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        """Return back(gradient)."""
         return ctx.back(gradients[0]), None, None

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from small_models import make_examples, packed, small
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from gtp_exp.gradients.checkpoints import trainable_parameters
 from gtp_exp.gradients.engines import attention
 from gtp_exp.gradients.engines.adapters import base_model
 from gtp_exp.gradients.engines.attention import _WrittenOut
 from gtp_exp.gradients.engines.base import gradients_of
 from gtp_exp.gradients.engines.check import relative_error
 from gtp_exp.model.loss import Reduction, reference_gradients
+from gtp_exp.model.parameters import trainable_parameters
 
 
 @pytest.mark.parametrize("window", [3, 100])

@@ -1,4 +1,4 @@
-"""How many tokens fit into a batch, and what running out of memory looks like."""
+"""Find how many tokens fit into a batch, and go on with less when memory runs out."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from gtp_exp.gradients.engines.base import GradientEngine
 # with many more, where a small model's products are over before the next ones are asked for.
 _ENOUGH_TOKENS = {"cpu": 1024}
 _ENOUGH_TOKENS_ELSEWHERE = 65536
-_SHARE = (
-    0.5  # of the free memory; the rest is for what the probe does not see: fragmentation, logits, sketches
-)
+# Of the free memory; the rest is for what the probe does not see: fragmentation, logits, sketches.
+_SHARE = 0.5
 
 Result = TypeVar("Result")
 
 
 def choose_token_budget(engine: GradientEngine, model: torch.nn.Module, probe: TokenizedExample) -> int:
-    """Tokens per batch that fit in half of the free memory, up to the point where more brings nothing.
+    """Return the tokens per batch that fit in half of the free memory, or fewer where more brings nothing.
 
     probe: the longest example, for attention may need memory by the square of the length.
     """
@@ -37,7 +36,7 @@ def choose_token_budget(engine: GradientEngine, model: torch.nn.Module, probe: T
 
 
 def saved_bytes(engine: GradientEngine, model: torch.nn.Module, example: TokenizedExample) -> int:
-    """Bytes of activations that autograd keeps for one example, each storage counted once."""
+    """Return the bytes of activations that autograd keeps for one example, each storage counted once."""
     weights = {t.untyped_storage().data_ptr() for t in itertools.chain(model.parameters(), model.buffers())}
     saved: dict[int, int] = {}
 
@@ -53,7 +52,7 @@ def saved_bytes(engine: GradientEngine, model: torch.nn.Module, example: Tokeniz
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be taken on the device."""
+    """Return the bytes that can still be taken on the device."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -69,7 +68,10 @@ def free_memory(device: torch.device) -> int:
 def halving(
     batch: Sequence[TokenizedExample], run: Callable[[Sequence[TokenizedExample]], Result]
 ) -> list[Result]:
-    """run(batch), or its results on the halves of the batch when memory runs out, in order."""
+    """Return [run(batch)], or the results on halves of the batch when memory runs out, in order.
+
+    Raise UserError when a single example does not fit.
+    """
     try:
         return [run(batch)]
     except (MemoryError, RuntimeError) as error:
@@ -89,5 +91,6 @@ def halving(
 
 
 def out_of_memory(error: BaseException) -> bool:
+    """Say whether an error means that memory ran out."""
     # The CPU allocator has no exception class of its own.
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,30 @@
+"""Find which of a model's parameters are trained, and put a model back as it was found."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import torch
+
+
+def trainable_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Return the parameters with requires_grad, in the order of named_parameters; a shared one once."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+@contextlib.contextmanager
+def left_as_found(model: torch.nn.Module, parameters: Mapping[str, torch.nn.Parameter]) -> Iterator[None]:
+    """Set evaluation mode and enable gradients inside; restore mode and trained parameters afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    values = {name: p.detach().clone() for name, p in parameters.items()}
+    model.eval()
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(values[name])
