@@ -105,7 +105,14 @@ def _construct(cls: type, values: Mapping[str, Any], key: str) -> Any:
     nested, plain = {}, {}
     for name, value in values.items():
         part = _dataclass_in(hints.get(name))
-        if part is not None and isinstance(value, Mapping):
+        if name in hints and isinstance(value, Mapping) and "_target_" in value:
+            nested[name] = build(value, f"{key}.{name}")  # one of several classes, and it says which
+        elif name in hints and _is_protocol(hints[name]):
+            raise UserError(
+                f"config '{key}.{name}': {value!r} names no class; choose an option of its group with "
+                f"{key}/{name}=OPTION"
+            )
+        elif part is not None and isinstance(value, Mapping):
             nested[name] = _construct(part, value, f"{key}.{name}")
         elif part is not None and isinstance(value, list) and typing.get_origin(hints[name]) is list:
             keys = [f"{key}.{name}[{i}]" for i in range(len(value))]
@@ -123,6 +130,9 @@ def _construct(cls: type, values: Mapping[str, Any], key: str) -> Any:
                         raise UserError(f"config '{key}.{name}.{k}': {v!r} is not a single value")
             plain[name] = _enum_names(hints[name], value, f"{key}.{name}") if name in hints else value
     # A class of the plain fields alone, under the same name: a frozen one would come out of merge read-only.
+    absent = [name for name, hint in hints.items() if _is_protocol(hint) and name not in nested]
+    if absent:
+        raise UserError(f"config '{key}' lacks {', '.join(absent)}: {cls.__name__} needs every key")
     fields = [(name, hint) for name, hint in hints.items() if name not in nested]
     schema = dataclasses.make_dataclass(cls.__name__, fields)
     try:
@@ -142,6 +152,10 @@ def _mapping(value: Any, cls: type, key: str) -> Mapping[str, Any]:
         keys = ", ".join(f.name for f in dataclasses.fields(cls))
         raise UserError(f"config '{key}': {value!r} cannot stand for the keys {keys}")
     return value
+
+
+def _is_protocol(hint: Any) -> bool:
+    return bool(getattr(hint, "_is_protocol", False))
 
 
 def _dataclass_in(hint: Any) -> type | None:

@@ -9,6 +9,8 @@ import torch
 
 @dataclass(frozen=True)
 class Clusters:
+    """Hold atoms around centres, and a target that is a sum of some of the centres."""
+
     atoms: torch.Tensor  # float32 [n, m], unit rows scattered around centres
     cluster: torch.Tensor  # int64 [n]
     clean: torch.Tensor  # float64 [m], the sum of `wanted` centres
@@ -18,7 +20,9 @@ class Clusters:
 def clusters(
     n: int, m: int, seed: int, *, count: int = 50, wanted: int = 5, target_rows: int = 16, noise: float = 0.3
 ) -> Clusters:
-    """noise: norm of (mean of target rows - clean) over the norm of clean, in expectation."""
+    """Draw n atoms in m dimensions.
+
+    noise: norm of (mean of target rows - clean) over the norm of clean, in expectation."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.nn.functional.normalize(torch.randn(count, m, generator=generator), dim=1)
     cluster = torch.randint(count, (n,), generator=generator)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from gtp_exp.config import build
 from gtp_exp.data.examples import Example
@@ -18,13 +21,27 @@ from gtp_exp.selection.gtp import GTP
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
-def gtp(**settings) -> GTP:
-    """The shipped configuration with some settings replaced."""
-    node = yaml.safe_load((CONF / "selector" / "gtp.yaml").read_text())
-    return build({**node, **settings}, "selector")
+@functools.cache
+def shipped(selector: str = "gtp") -> dict[str, Any]:
+    """Return the config node of a selector, with what its defaults list adds."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        node = OmegaConf.to_container(compose(f"selector/{selector}").selector, resolve=True)
+    assert isinstance(node, dict)
+    return {str(key): value for key, value in node.items()}
+
+
+def gtp(**settings: Any) -> GTP:
+    """Return the shipped configuration with some settings replaced, given as YAML gives them.
+
+    Only a solver is given as the object that it is.
+    """
+    solver = settings.pop("solver", None)
+    built = build({**shipped(), **settings}, "selector")
+    return built if solver is None else replace(built, solver=solver)
 
 
 def features(matrices: Sequence[torch.Tensor], rates=None, directions=("sgd", "adam")) -> MemoryFeatures:
+    """Return gradients that hold one matrix [n, d] per checkpoint, the same in every direction."""
     rates = [1e-4 / (t + 1) for t in range(len(matrices))] if rates is None else rates
     return MemoryFeatures(tuple({d: x for d in directions} for x in matrices), tuple(rates))
 
@@ -39,7 +56,10 @@ def problem(
     seed: int = 0,
     rates=None,
 ) -> SelectionProblem:
-    """Sketches per checkpoint of pool [N, d] and target rows [n, d]; every row has 10 to 59 tokens."""
+    """Return the problem of sketches per checkpoint, of the pool [N, d] and of target rows [n, d].
+
+    Every row has 10 to 59 tokens.
+    """
     n = len(pool[0])
     n_tokens = torch.randint(10, 60, (n,), generator=torch.Generator().manual_seed(99))
     budget = Budget(Unit.ROWS, rows) if tokens is None else Budget(Unit.TOKENS, tokens)
@@ -59,7 +79,8 @@ def problem(
     )
 
 
-def with_features(made: SelectionProblem, pool, target="keep") -> SelectionProblem:
+def with_features(posed: SelectionProblem, pool, target="keep") -> SelectionProblem:
+    """Return a problem with other gradients."""
     return replace(
-        made, pool_gradients=pool, target_gradients=made.target_gradients if target == "keep" else target
+        posed, pool_gradients=pool, target_gradients=posed.target_gradients if target == "keep" else target
     )

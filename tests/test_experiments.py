@@ -211,17 +211,18 @@ def test_every_option_of_a_factor_is_swept():
     from gtp_exp.gradients.directions import Direction
     from gtp_exp.selection.atoms.sketches import Normalise
     from gtp_exp.selection.atoms.subspace import Subspace
-    from gtp_exp.selection.gtp import Regularisation, Solver, TargetColumns
+    from gtp_exp.selection.gtp import Regularisation, TargetColumns
 
     for name, key, kind in [
         ("ablation_subspace", "subspace", Subspace),
         ("ablation_direction", "direction", Direction),
         ("ablation_normalise", "normalise", Normalise),
         ("ablation_ridge", "regularisation", Regularisation),
-        ("ablation_solver", "solver", Solver),
         ("ablation_target_columns", "target_columns", TargetColumns),
     ]:
         assert values(name, f"selector.{key}") == {member.value for member in kind}, name
+    solvers = [yaml.safe_load(path.read_text()) for path in (CONF / "selector" / "solver").glob("*.yaml")]
+    assert values("ablation_solver", "selector.solver._target_") == {node["_target_"] for node in solvers}
 
 
 def test_the_weights_ablation_trains_with_the_solutions_weights():

@@ -24,15 +24,24 @@ from typing import Any, ClassVar
 import torch
 
 from gtp_exp.errors import UserError
-from gtp_exp.selection.atoms.sketches import CheckpointWeights, Normalise, require_directions, trajectory
+from gtp_exp.selection.atoms.sketches import (
+    AtomSettings,
+    CheckpointWeights,
+    Normalise,
+    build_atoms,
+    require_directions,
+)
 from gtp_exp.selection.atoms.subspace import Subspace
 from gtp_exp.selection.base import Need, Selection, SelectionProblem
 from gtp_exp.selection.rounds import fill_budget
-from gtp_exp.selection.solvers.omp import omp
+from gtp_exp.selection.solvers.omp import OMP
+from gtp_exp.selection.solvers.pursuit import PursuitProblem
 
 
 @dataclass(frozen=True)
 class GradMatchOMP:
+    """Choose rows one at a time by orthogonal matching pursuit of the target's gradient."""
+
     direction: str = "sgd"  # of the candidates
     target_direction: str = "sgd"
     normalise: Normalise = Normalise.NONE
@@ -55,53 +64,55 @@ class GradMatchOMP:
             )
 
     def select(self, problem: SelectionProblem) -> Selection:
+        """Return the rows of one pursuit, then, up to the budget, those that correlate most with b."""
         pool, target = problem.pool_gradients, problem.target_gradients
         require_directions(pool, [self.direction], "GradMatch")
         assert pool is not None
         if problem.target is not None:
             require_directions(target, [self.target_direction], "GradMatch's target side")
-        made = trajectory(
+        data = build_atoms(
             pool,
             None if problem.target is None else target,
-            problem.candidates,
-            problem.target,
-            checkpoints=None,
-            direction=self.direction,
-            target_direction=self.target_direction,
-            normalise=self.normalise,
-            checkpoint_weights=CheckpointWeights.LEARNING_RATE,
-            subspace=Subspace.NONE,
-            subspace_dim=pool.dim,
-            subspace_rows=1,
-            collapse_copies=False,
-            chunk_rows=self.chunk_rows,
-            memory_gib=self.memory_gib,
+            AtomSettings(
+                checkpoints=None,
+                direction=self.direction,
+                target_direction=self.target_direction,
+                normalise=self.normalise,
+                checkpoint_weights=CheckpointWeights.LEARNING_RATE,
+                subspace=Subspace.NONE,
+                subspace_dim=pool.dim,
+                subspace_rows=1,
+                collapse_copies=False,
+                chunk_rows=self.chunk_rows,
+                memory_gib=self.memory_gib,
+            ),
+            candidates=len(problem.candidates),
             seed=problem.seed,
         )
-        atoms, n = made.atoms, pool.n
-        if made.target_rows is None:
+        atoms, n = data.atoms, pool.n
+        if data.target_rows is None:
             b = atoms.combine(torch.full((n, 1), 1 / n))
         else:
-            b = made.target_rows.double().mean(0)[:, None]
+            b = data.target_rows.double().mean(0)[:, None]
         if not float(b.square().sum()) > 0:
             raise UserError("the target gradient is zero, so no row can match it; check the target rows")
         scores = atoms.correlate(b.float())[:, 0]
-        lam = self.ridge * float(made.atom_norms[made.atom_norms > 0].square().mean())
+        lam = self.ridge * float(data.atom_norms[data.atom_norms > 0].square().mean())
 
         rows = problem.budget.rows(n)
         cost = problem.n_tokens if rows is None else None
         filled = fill_budget(
-            lambda available, size, capacity: omp(
-                atoms, b, size=size, ridge=lam, available=available, cost=cost, capacity=capacity
+            lambda available, size, capacity: OMP().pursue(
+                PursuitProblem(atoms, b, size, lam, available=available, cost=cost, capacity=capacity)
             ),
             correlation=scores,
-            copies=made.copies,
+            copies=data.copies,
             rows=rows,
             tokens=int(problem.budget.amount) if rows is None else 0,
             cost=cost,
             round_rows=n,
             max_rounds=1,
         )
-        weights = made.training_weights(filled.indices, filled.weights[:, 0])
-        diagnostics: dict[str, Any] = {**made.report, **filled.report()}
+        weights = data.training_weights(filled.indices, filled.weights[:, 0])
+        diagnostics: dict[str, Any] = {**data.report, **filled.report()}
         return Selection(filled.indices, weights, scores, diagnostics)

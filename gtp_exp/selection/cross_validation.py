@@ -1,4 +1,4 @@
-"""How strongly to regularise a pursuit, and at how many rows to stop it, by cross-validation over the target.
+"""Choose how strongly to regularise a pursuit, and at how many rows to stop it, by cross-validation.
 
 The observed target is a mean over few rows, and a pursuit with thousands of candidates drives the residual to
 it far below its distance to the mean of all rows it was sampled from. So the target rows are split into
@@ -25,6 +25,8 @@ from gtp_exp.selection.solvers.pursuit import Pursuit
 
 @dataclass(frozen=True)
 class Fold:
+    """Hold the target columns that a pursuit is fitted to, and those that it is judged by."""
+
     train: torch.Tensor  # float64 [m, S], mean of the rows outside the fold
     held_out: torch.Tensor  # float64 [m, S], mean of the fold's rows
     judged: torch.Tensor  # bool [S], columns with held-out rows
@@ -32,20 +34,25 @@ class Fold:
 
 
 @dataclass(frozen=True)
-class Point:
+class CrossValidationPoint:
+    """Hold the held-out errors of one setting."""
+
     rows: int
     ridge: float
     errors: tuple[float, ...]  # one per fold
 
     @property
     def error(self) -> float:
+        """The mean over folds."""
         return statistics.fmean(self.errors)
 
     @property
     def standard_error(self) -> float:
+        """The standard error of that mean."""
         return statistics.stdev(self.errors) / len(self.errors) ** 0.5
 
     def report(self) -> dict[str, float]:
+        """Return the setting and its error as JSON values."""
         return {
             "rows": self.rows,
             "ridge": self.ridge,
@@ -55,32 +62,41 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Choice:
+class RegularisationChoice:
+    """Hold the setting that was chosen, and all that were tried."""
+
     rows: int  # where a pursuit stops
     ridge: float
-    curve: tuple[Point, ...]  # every setting that was tried, in order
+    curve: tuple[CrossValidationPoint, ...]  # every setting that was tried, in order
 
 
 class FoldSolve(Protocol):
-    def __call__(self, fold: Fold, rows: int, ridge: float) -> Pursuit: ...
+    """Pursue the training columns of a fold."""
+
+    def __call__(self, fold: Fold, rows: int, ridge: float) -> Pursuit:
+        """Return a pursuit of at most `rows` rows at the ridge."""
+        ...
 
 
-def choose(solve: FoldSolve, folds: Sequence[Fold], rows: int, ridges: Sequence[float]) -> Choice:
-    """The ridge, then the number of rows at that ridge.
+def choose(
+    solve: FoldSolve, folds: Sequence[Fold], rows: int, ridges: Sequence[float]
+) -> RegularisationChoice:
+    """Choose the ridge, then the number of rows at that ridge.
 
     ridges: ascending. The search starts in their middle and walks downhill, as the error has one valley in
     all that was measured. rows: the size wanted; a half and a quarter of it are tried too, and the largest
     whose error is within one standard error (of the paired differences) of the best is taken.
     """
-    curve: list[Point] = []
-    tried: dict[int, Point] = {}
+    curve: list[CrossValidationPoint] = []
+    tried: dict[int, CrossValidationPoint] = {}
 
-    def judge(size: int, ridge: float) -> Point:
-        point = Point(size, ridge, tuple(held_out_error(solve(fold, size, ridge), fold) for fold in folds))
+    def judge(size: int, ridge: float) -> CrossValidationPoint:
+        errors = tuple(held_out_error(solve(fold, size, ridge), fold) for fold in folds)
+        point = CrossValidationPoint(size, ridge, errors)
         curve.append(point)
         return point
 
-    def at(position: int) -> Point:
+    def at(position: int) -> CrossValidationPoint:
         if position not in tried:
             tried[position] = judge(rows, ridges[position])
         return tried[position]
@@ -101,11 +117,12 @@ def choose(solve: FoldSolve, folds: Sequence[Fold], rows: int, ridges: Sequence[
     best = min(sizes, key=lambda point: point.error)
     for point in sizes:  # largest first
         if _excess(point, best) <= 0:
-            return Choice(point.rows, ridges[here], tuple(curve))
+            return RegularisationChoice(point.rows, ridges[here], tuple(curve))
     raise AssertionError("the best point is within one standard error of itself")
 
 
 def held_out_error(pursuit: Pursuit, fold: Fold) -> float:
+    """Return the squared distance of a fit, at its best scale, to the held-out columns, over their energy."""
     fitted = pursuit.fitted
     energy = float(fitted.square().sum())
     scale = float((fitted * fold.train).sum()) / energy if energy > 0 else 0.0
@@ -113,15 +130,15 @@ def held_out_error(pursuit: Pursuit, fold: Fold) -> float:
     return float((held_out - scale * fitted).square().sum() / held_out.square().sum())
 
 
-def _excess(point: Point, best: Point) -> float:
-    """By how much a point's error exceeds the best one's, less one standard error of the difference."""
+def _excess(point: CrossValidationPoint, best: CrossValidationPoint) -> float:
+    """Return by how much a point's error exceeds the best one's, less a standard error of the difference."""
     differences = [a - b for a, b in zip(point.errors, best.errors, strict=True)]
     return statistics.fmean(differences) - statistics.stdev(differences) / len(differences) ** 0.5
 
 
 def target_folds(rows: torch.Tensor, groups: Sequence[str], count: int, seed: int) -> list[Fold] | str:
-    """Folds over target rows [n, m], dealt within each group (one target column per group), or why there are
-    none.
+    """Deal target rows [n, m] to folds within each group (one target column per group), or say why there
+    are none.
 
     Needs two rows a fold in all and two rows in every group, so that no training mean is empty.
     """
@@ -149,7 +166,10 @@ def target_folds(rows: torch.Tensor, groups: Sequence[str], count: int, seed: in
 
 
 def pool_folds(atoms: Atoms, count: int, seed: int) -> list[Fold] | str:
-    """Folds over the pool's own rows, whose mean is the target in-domain: one pass over the pool."""
+    """Deal the pool's own rows, whose mean is the target in-domain, to folds, or say why there are none.
+
+    Takes one pass over the pool.
+    """
     n = atoms.shape[0]
     if n < 2 * count:
         return f"{n} pool rows are too few for {count} folds of at least 2 rows"
@@ -173,7 +193,7 @@ def pool_folds(atoms: Atoms, count: int, seed: int) -> list[Fold] | str:
 def group_means(
     rows: torch.Tensor, groups: Sequence[str], names: Sequence[str], index: Sequence[int] | None = None
 ) -> torch.Tensor:
-    """Mean of the indexed rows of each group: float64 [m, S], NaN for a group without any."""
+    """Return the mean of the indexed rows of each group: float64 [m, S], NaN for a group without any."""
     index = range(len(rows)) if index is None else index
     number = {name: s for s, name in enumerate(names)}
     of = torch.tensor([number[groups[i]] for i in index], dtype=torch.long)

@@ -1,5 +1,5 @@
-"""Gradient Trajectory Pursuit (Deng, Li, Li, arXiv 2410.16710): choose the rows that jointly reproduce the
-target's gradient trajectory.
+"""Choose the rows that jointly reproduce the target's gradients along a training trajectory: Gradient
+Trajectory Pursuit (Deng, Li, Li, arXiv 2410.16710).
 
     min over w >= 0, ||w||_0 <= M of  1/2 ||A^T w - b||^2 + lam/2 ||w||^2
 
@@ -21,47 +21,54 @@ from tqdm import tqdm
 from gtp_exp.errors import UserError
 from gtp_exp.selection.atoms.sketches import (
     GIB,
+    AtomSettings,
     CheckpointWeights,
     Normalise,
-    Trajectory,
+    PursuitData,
+    build_atoms,
     require_directions,
-    trajectory,
 )
 from gtp_exp.selection.atoms.subspace import Subspace
 from gtp_exp.selection.base import Need, Selection, SelectionProblem
-from gtp_exp.selection.cross_validation import Choice, Fold, choose, group_means, pool_folds, target_folds
+from gtp_exp.selection.cross_validation import (
+    Fold,
+    RegularisationChoice,
+    choose,
+    group_means,
+    pool_folds,
+    target_folds,
+)
 from gtp_exp.selection.partitioned import select_in_parts
 from gtp_exp.selection.rounds import Filled, fill_budget, refit
-from gtp_exp.selection.solvers.cosamp import cosamp
-from gtp_exp.selection.solvers.elastic_net import elastic_net
-from gtp_exp.selection.solvers.omp import block_omp, omp
-from gtp_exp.selection.solvers.pursuit import Pursuit
-
-
-class Solver(Enum):
-    COSAMP = "cosamp"  # the paper's
-    OMP = "omp"  # one atom per pass: the classical baseline
-    BLOCK_OMP = "block_omp"
-    ELASTIC_NET = "elastic_net"
+from gtp_exp.selection.solvers.cosamp import CoSaMP
+from gtp_exp.selection.solvers.pursuit import Pursuit, PursuitProblem, Solver
 
 
 class TargetColumns(Enum):
+    """Say which target columns the chosen rows reproduce."""
+
     MEAN = "mean"  # one column: the mean of all target rows
     SUBTASKS = "subtasks"  # one column per Example.subtask; the columns share the chosen rows
 
 
 class Regularisation(Enum):
+    """Say where the ridge and the rows per round come from."""
+
     FIXED = "fixed"  # the ridge and the rows per round as given
     CROSS_VALIDATION = "cross_validation"  # chosen; as given where there are too few target rows
 
 
 class Weighting(Enum):
+    """Say how much each chosen row counts in training."""
+
     SOLUTION = "solution"  # the fit's weights for the gradients themselves
     UNIFORM = "uniform"  # every chosen row counts the same
 
 
 @dataclass(frozen=True)
 class GTP:
+    """Choose rows whose weighted gradients reproduce the target's, at every checkpoint of the warm-up."""
+
     checkpoints: Optional[list[int]] = None  # along the trajectory from 0, -1 the last; null takes all
     direction: str = "sgd"  # of the candidates' gradients: sgd, adam or less
     target_direction: str = "sgd"
@@ -71,24 +78,15 @@ class GTP:
     subspace_dim: int = 512  # per checkpoint
     subspace_rows: int = 8192  # pool rows that estimate the principal components, at most
     target_columns: TargetColumns = TargetColumns.MEAN
-    solver: Solver = Solver.COSAMP
-    candidates: float = (
-        2.0  # cosamp: rows looked at per iteration, elastic_net: on the path; over the rows wanted
-    )
-    prune_stages: int = 4  # cosamp, elastic_net: 1 prunes at once
-    steps: int = 50  # block_omp: passes that a round takes
-    max_iterations: int = 30  # cosamp, elastic_net: per round
-    tolerance: float = 0.02  # cosamp: relative fall of the objective below which a round stops
+    solver: Solver = field(default_factory=CoSaMP)  # of one round; see selection/solvers
     regularisation: Regularisation = Regularisation.CROSS_VALIDATION
     ridge: float = 1.0  # lam over the mean squared norm of the atoms
-    ridges: list[float] = field(
-        default_factory=lambda: [0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
-    )  # those that cross-validation may choose, ascending
+    # Those that cross-validation may choose, ascending.
+    ridges: list[float] = field(default_factory=lambda: [0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0])
     folds: int = 4
     collapse_copies: bool = True  # of rows with equal gradients only the first is a candidate
-    near_copy_cosine: float | None = (
-        0.98  # candidates closer than this to another one are passed over; null: off
-    )
+    # Candidates closer than this to another one are passed over; null: off.
+    near_copy_cosine: Optional[float] = 0.98
     round_rows: int = 256  # rows per round at most; never more than half the atoms' dimension
     max_rounds: int = 256
     weighting: Weighting = Weighting.SOLUTION
@@ -108,17 +106,12 @@ class GTP:
         for key in (
             "subspace_dim",
             "subspace_rows",
-            "prune_stages",
-            "steps",
-            "max_iterations",
             "round_rows",
             "max_rounds",
             "partitions",
             "chunk_rows",
         ):
             need(getattr(self, key) >= 1, key, "at least 1")
-        need(self.candidates >= 1, "candidates", "at least 1 (the paper's CoSaMP takes 2)")
-        need(0 <= self.tolerance < 1, "tolerance", "a share from 0 to below 1")
         need(self.ridge >= 0, "ridge", "0 or more")
         ascending = all(a < b for a, b in zip(self.ridges, self.ridges[1:], strict=False))
         need(
@@ -136,170 +129,144 @@ class GTP:
         )
 
     def select(self, problem: SelectionProblem) -> Selection:
+        """Return exactly the budget's rows, those of the first round first, and their weights."""
         if self.partitions > 1:
             within = replace(self, partitions=1)
             return select_in_parts(within, problem, self.partitions, self.direction)
         began = time.perf_counter()
         rows, n = problem.budget.rows(len(problem.candidates)), len(problem.candidates)
-        made = self._trajectory(problem)  # A and the target rows
-        target, names = self._target(problem, made)  # B
-        scores = made.atoms.correlate(target.float()).mean(1)
-        scale = float(made.atom_norms[made.atom_norms > 0].square().mean())  # of the ridge
+        data = self.pursuit_data(problem)  # A and the target rows
+        target, names = self.target(problem, data)  # B
+        scores = data.atoms.correlate(target.float()).mean(1)
+        scale = float(data.atom_norms[data.atom_norms > 0].square().mean())  # of the ridge
 
         # How much to regularise, and where one round stops.
-        round_rows = min(self.round_rows, n if rows is None else rows, max(1, made.atoms.shape[1] // 2))
-        choice, why_not = self._cross_validate(problem, made, round_rows, scale)
+        round_rows = min(self.round_rows, n if rows is None else rows, max(1, data.atoms.shape[1] // 2))
+        choice, why_not = self._cross_validate(problem, data, round_rows, scale)
         ridge, round_rows = (choice.ridge, choice.rows) if choice else (self.ridge, round_rows)
 
         # Pursue in rounds, fill what is left, fit the weights of all chosen rows together.
         cost = problem.n_tokens if rows is None else None
+        whole = PursuitProblem(
+            data.atoms, target, round_rows, ridge * scale, near_copy_cosine=self.near_copy_cosine, cost=cost
+        )
         filled = fill_budget(
-            lambda available, size, capacity: self._pursue(
-                made, target, ridge * scale, available, size, cost, capacity
+            lambda available, size, capacity: self.solver.pursue(
+                replace(whole, available=available, size=size, capacity=capacity)
             ),
             correlation=scores,
-            copies=made.copies,
+            copies=data.copies,
             rows=rows,
             tokens=int(problem.budget.amount) if rows is None else 0,
             cost=cost,
             round_rows=round_rows,
             max_rounds=self.max_rounds,
         )
-        fits = len(filled.indices) * made.atoms.shape[1] * 12 <= max(1.0, self.memory_gib) * GIB
-        final = refit(made.atoms, target, filled, ridge * scale) if fits else None
-        weights = self._weights(made, filled, filled.weights if final is None else final.weights)
+        fits = len(filled.indices) * data.atoms.shape[1] * 12 <= max(1.0, self.memory_gib) * GIB
+        final = refit(data.atoms, target, filled, ridge * scale) if fits else None
+        weights = self._weights(data, filled, filled.weights if final is None else final.weights)
 
         diagnostics: dict[str, Any] = {
-            "solver": self.solver.value,
+            "solver": self.solver.name,
             "rows": len(filled.indices),
             "tokens": int(problem.n_tokens[filled.indices].sum()),
-            **made.report,
+            **data.report,
             "target_columns": names,
             "ridge": ridge,
             "round_rows": round_rows,
             "cross_validation": None if choice is None else [point.report() for point in choice.curve],
             "cross_validation_skipped": why_not,
             **filled.report(),
-            "exact_copies_collapsed": made.copies.collapsed,
+            "exact_copies_collapsed": data.copies.collapsed,
             "refit": None if final is None else final.report(),
             "effective_rows": float(weights.sum().square() / weights.square().sum()),
             "seconds": time.perf_counter() - began,
         }
         return Selection(filled.indices, weights, scores, diagnostics)
 
-    def _trajectory(self, problem: SelectionProblem) -> Trajectory:
+    def pursuit_data(self, problem: SelectionProblem) -> PursuitData:
+        """Return the atoms of the problem's candidates and its target rows."""
         pool, target = problem.pool_gradients, problem.target_gradients
         require_directions(pool, [self.direction], "GTP")
         assert pool is not None
         if problem.target is not None:
             require_directions(target, [self.target_direction], "GTP's target side")
-        return trajectory(
+        return build_atoms(
             pool,
             None if problem.target is None else target,
-            problem.candidates,
-            problem.target,
-            checkpoints=self.checkpoints,
-            direction=self.direction,
-            target_direction=self.target_direction,
-            normalise=self.normalise,
-            checkpoint_weights=self.checkpoint_weights,
-            subspace=self.subspace,
-            subspace_dim=self.subspace_dim,
-            subspace_rows=self.subspace_rows,
-            collapse_copies=self.collapse_copies,
-            chunk_rows=self.chunk_rows,
-            memory_gib=self.memory_gib,
+            AtomSettings(
+                checkpoints=self.checkpoints,
+                direction=self.direction,
+                target_direction=self.target_direction,
+                normalise=self.normalise,
+                checkpoint_weights=self.checkpoint_weights,
+                subspace=self.subspace,
+                subspace_dim=self.subspace_dim,
+                subspace_rows=self.subspace_rows,
+                collapse_copies=self.collapse_copies,
+                chunk_rows=self.chunk_rows,
+                memory_gib=self.memory_gib,
+            ),
+            candidates=len(problem.candidates),
             seed=problem.seed,
             processes=problem.processes,
         )
 
-    def _target(self, problem: SelectionProblem, made: Trajectory) -> tuple[torch.Tensor, list[str]]:
-        """Target columns B float64 [m, S] and their names: always means, never sums."""
+    def target(self, problem: SelectionProblem, data: PursuitData) -> tuple[torch.Tensor, list[str]]:
+        """Return the target columns B float64 [m, S] and their names: always means, never sums."""
         if problem.target is None:
-            n = made.atoms.shape[0]
-            columns, names = made.atoms.combine(torch.full((n, 1), 1 / n)), ["pool"]
+            n = data.atoms.shape[0]
+            columns, names = data.atoms.combine(torch.full((n, 1), 1 / n)), ["pool"]
         else:
-            assert made.target_rows is not None
+            assert data.target_rows is not None
             names = sorted(set(self._groups(problem)))
-            columns = group_means(made.target_rows, self._groups(problem), names)
+            columns = group_means(data.target_rows, self._groups(problem), names)
         if not float(columns.square().sum()) > 0:
             raise UserError("the target gradient is zero, so no row can reproduce it; check the target rows")
         return columns, names
 
     def _groups(self, problem: SelectionProblem) -> list[str]:
-        """The target column that each target row belongs to."""
+        """Return the name of the target column that each target row belongs to."""
         assert problem.target is not None
         if self.target_columns is TargetColumns.MEAN:
             return ["target"] * len(problem.target)
         return [example.subtask for example in problem.target]
 
     def _cross_validate(
-        self, problem: SelectionProblem, made: Trajectory, round_rows: int, scale: float
-    ) -> tuple[Choice | None, str | None]:
-        """The choice, or None and the reason why the ridge is the configured one."""
+        self, problem: SelectionProblem, data: PursuitData, round_rows: int, scale: float
+    ) -> tuple[RegularisationChoice | None, str | None]:
+        """Return the choice, or None and the reason why the ridge is the configured one."""
         if self.regularisation is Regularisation.FIXED:
             return None, "selector.regularisation=fixed"
         if problem.target is None:
-            folds = pool_folds(made.atoms, self.folds, problem.seed)
+            folds = pool_folds(data.atoms, self.folds, problem.seed)
         else:
-            assert made.target_rows is not None
-            folds = target_folds(made.target_rows, self._groups(problem), self.folds, problem.seed)
+            assert data.target_rows is not None
+            folds = target_folds(data.target_rows, self._groups(problem), self.folds, problem.seed)
         if isinstance(folds, str):
             return None, folds
-        originals = made.copies.multiplicity > 0
+        originals = data.copies.multiplicity > 0
 
         with tqdm(desc="GTP: choosing the ridge", unit="pursuit", delay=2.0) as progress:
 
             def solve(fold: Fold, rows: int, ridge: float) -> Pursuit:
-                available = originals if fold.available is None else originals & fold.available
-                pursuit = self._pursue(made, fold.train, ridge * scale, available, rows, None, 0)
+                pursuit = self.solver.pursue(
+                    PursuitProblem(
+                        data.atoms,
+                        fold.train,
+                        rows,
+                        ridge * scale,
+                        available=originals if fold.available is None else originals & fold.available,
+                        near_copy_cosine=self.near_copy_cosine,
+                    )
+                )
                 progress.update()
                 return pursuit
 
             return choose(solve, folds, round_rows, self.ridges), None
 
-    def _pursue(
-        self,
-        made: Trajectory,
-        target: torch.Tensor,
-        ridge: float,
-        available: torch.Tensor,
-        size: int,
-        cost: torch.Tensor | None,
-        capacity: int,
-    ) -> Pursuit:
-        common = {
-            "size": size,
-            "ridge": ridge,
-            "available": available,
-            "near_copy_cosine": self.near_copy_cosine,
-            "cost": cost,
-            "capacity": capacity,
-        }
-        if self.solver is Solver.OMP:
-            return omp(made.atoms, target, **common)
-        if self.solver is Solver.BLOCK_OMP:
-            return block_omp(made.atoms, target, **common, steps=self.steps)
-        if self.solver is Solver.ELASTIC_NET:
-            return elastic_net(
-                made.atoms,
-                target,
-                **common,
-                surplus=self.candidates,
-                prune_stages=self.prune_stages,
-                max_iterations=self.max_iterations,
-            )
-        return cosamp(
-            made.atoms,
-            target,
-            **common,
-            candidates=self.candidates,
-            prune_stages=self.prune_stages,
-            max_iterations=self.max_iterations,
-            tolerance=self.tolerance,
-        )
-
-    def _weights(self, made: Trajectory, filled: Filled, solution: torch.Tensor) -> torch.Tensor:
+    def _weights(self, data: PursuitData, filled: Filled, solution: torch.Tensor) -> torch.Tensor:
+        """Return the training weights float32 [M], mean 1, from those of the fit float64 [M, S]."""
         if self.weighting is Weighting.UNIFORM:
             return torch.ones(len(solution))
-        return made.training_weights(filled.indices, solution.sum(1))
+        return data.training_weights(filled.indices, solution.sum(1))

@@ -1,4 +1,4 @@
-"""Selection within parts of the pool, then among what was chosen there: for pools beyond one node.
+"""Select within parts of the pool, then among what was chosen there: for pools beyond one node.
 
 Each part is a problem of its own with the same target and the same budget, so the parts need no word from
 each other; the last step reads the union of their choices alone, and what a part has passed over is lost. A
@@ -23,7 +23,7 @@ from gtp_exp.selection.subset import SomeFeatures, some_candidates
 
 
 def select_in_parts(selector: Selector, problem: SelectionProblem, parts: int, direction: str) -> Selection:
-    """What the selector chooses among its choices within the parts, which the processes divide among them.
+    """Return what the selector chooses among its choices within the parts, which the processes divide.
 
     direction: of the candidates' gradients, the only one that the last step is given.
     """
@@ -36,7 +36,7 @@ def select_in_parts(selector: Selector, problem: SelectionProblem, parts: int, d
     assert problem.pool_gradients is not None
     if not 1 <= parts <= n:
         raise UserError(f"selector.partitions={parts} must lie between 1 and the {n} candidates")
-    alone, found = replace(problem, processes=ALONE), {}
+    alone, own = replace(problem, processes=ALONE), {}
     for p in range(processes.rank, parts, processes.size):
         span = share_of(n, p, parts)
         index = torch.arange(span.start, span.stop)
@@ -44,12 +44,12 @@ def select_in_parts(selector: Selector, problem: SelectionProblem, parts: int, d
         try:
             chosen = selector.select(some_candidates(alone, index, part))
         except NothingToChoose as error:
-            found[p] = (index[:0], torch.zeros(len(index)), str(error))
+            own[p] = (index[:0], torch.zeros(len(index)), str(error))
         else:
-            found[p] = (chosen.indices + span.start, chosen.scores, chosen.diagnostics.get("refit"))
+            own[p] = (chosen.indices + span.start, chosen.scores, chosen.diagnostics.get("refit"))
     by_part: dict[int, Any] = {}
-    for one in processes.all_gather(found):
-        by_part |= one
+    for of_process in processes.all_gather(own):
+        by_part |= of_process
     union = torch.cat([by_part[p][0] for p in range(parts)]).sort().values
     if not len(union):
         raise NothingToChoose(by_part[0][2])

@@ -1,4 +1,4 @@
-"""Filling a budget exactly, whatever a single pursuit can give.
+"""Fill a budget exactly, whatever a single pursuit can give.
 
 Non-negative least squares supports at most m columns, and a pursuit ends when no row correlates with what is
 left, so one pursuit often chooses fewer rows than the budget. The rule, ours:
@@ -31,13 +31,17 @@ from gtp_exp.selection.solvers.pursuit import Pursuit
 
 
 class Solve(Protocol):
+    """Pursue the whole target once."""
+
     def __call__(self, *, available: torch.Tensor, size: int, capacity: int) -> Pursuit:
-        """A pursuit of at most `size` available rows that together cost at most `capacity`."""
+        """Return a pursuit of at most `size` available rows that together cost at most `capacity`."""
         ...
 
 
 @dataclass(frozen=True)
 class Filled:
+    """Hold the chosen rows, and which of them come from pursuits."""
+
     indices: torch.Tensor  # int64 [M], round by round, largest contribution first, then the fill
     weights: torch.Tensor  # float64 [M, S] for the atoms as given, the rounds' average; 0 for fill rows
     from_pursuit: int  # the first so many rows come from pursuits
@@ -46,18 +50,21 @@ class Filled:
     shortfalls: tuple[str, ...]
 
     def report(self) -> dict[str, Any]:
+        """Return what happened in the rounds and in the fill as JSON values."""
         return {
-            "rounds": [one.summary() for one in self.rounds],
-            "rows_by_round": [len(one.support) for one in self.rounds],
+            "rounds": [pursuit.summary() for pursuit in self.rounds],
+            "rows_by_round": [len(pursuit.support) for pursuit in self.rounds],
             "rows_by_fill": len(self.indices) - self.from_pursuit,
             "fill": self.fill,
             "shortfalls": list(self.shortfalls),
-            "near_copies_suppressed": sum(len(one.near_copies) for one in self.rounds),
+            "near_copies_suppressed": sum(len(pursuit.near_copies) for pursuit in self.rounds),
         }
 
 
 @dataclass(frozen=True)
 class Refit:
+    """Hold the weights of all chosen rows, fitted together."""
+
     weights: torch.Tensor  # float64 [M, S]
     residual: float  # ||B - A^T W|| / ||B||
     cosine: float  # between A^T W and B: the residual without the ridge's shrinkage
@@ -67,6 +74,7 @@ class Refit:
     rows_without_weight: int
 
     def report(self) -> dict[str, float]:
+        """Return the figures of the fit as JSON values."""
         return {
             "residual": self.residual,
             "cosine": self.cosine,
@@ -78,7 +86,7 @@ class Refit:
 
 
 def refit(atoms: Atoms, target: torch.Tensor, filled: Filled, ridge: float) -> Refit:
-    """Non-negative ridge least squares of all chosen rows, ridge times the number of rounds.
+    """Fit all chosen rows by non-negative least squares, with the ridge times the number of rounds.
 
     Holds the chosen rows in memory in float64.
     """
@@ -112,7 +120,7 @@ def fill_budget(
     round_rows: int,
     max_rounds: int,
 ) -> Filled:
-    """Exactly `rows` rows, or, with cost int64 [N] (tokens of each row), rows until none fits into `tokens`.
+    """Choose exactly `rows` rows, or, with cost int64 [N] (tokens per row), until none fits into `tokens`.
 
     correlation float32 [N] with the target orders the fill.
     """
@@ -123,26 +131,26 @@ def fill_budget(
     chosen = torch.zeros(n, dtype=torch.bool)
     rounds, shortfalls = [], []
     count, left = 0, tokens
-    of, unit = (tokens, "tok") if rows is None else (rows, "row")
-    progress = tqdm(total=of, desc="GTP", unit=unit, delay=2.0)
+    wanted, unit = (tokens, "tok") if rows is None else (rows, "row")
+    progress = tqdm(total=wanted, desc="GTP", unit=unit, delay=2.0)
     while count < total and len(rounds) < max_rounds:
         fits = available & ~chosen if cost is None else available & ~chosen & (cost <= left)
         if not fits.any():
             break
-        found = solve(available=fits, size=min(round_rows, total - count), capacity=left)
-        near[found.near_copies] = True
-        available[found.near_copies] = False
-        if not len(found.support):
+        pursuit = solve(available=fits, size=min(round_rows, total - count), capacity=left)
+        near[pursuit.near_copies] = True
+        available[pursuit.near_copies] = False
+        if not len(pursuit.support):
             shortfalls.append(
                 f"round {len(rounds) + 1} found no row with a positive correlation to the target"
             )
             break
-        rounds.append(found)
-        chosen[found.support] = True
-        count += len(found.support)
-        spent = len(found.support)
+        rounds.append(pursuit)
+        chosen[pursuit.support] = True
+        count += len(pursuit.support)
+        spent = len(pursuit.support)
         if cost is not None:
-            spent = int(cost[found.support].sum())
+            spent = int(cost[pursuit.support].sum())
             left -= spent
         progress.update(spent)
     progress.close()
@@ -173,6 +181,7 @@ def _fill(
     cost: torch.Tensor | None,
     left: int,
 ) -> tuple[torch.Tensor, dict[str, int]]:
+    """Return the rows int64 [k] that fill what the rounds left, and how many of each class they are."""
     copy = copies.multiplicity == 0
     groups = {"distinct": ~near & ~copy, "near_copies": near & ~copy, "exact_copies": copy}
     value = correlation.double() if cost is None else correlation.double() / cost.clamp(min=1)

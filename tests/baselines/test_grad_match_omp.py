@@ -57,9 +57,9 @@ def test_rows_and_weights_are_those_of_the_slow_pursuit(rows, targets):
     from_pursuit = len(expected)
     assert set(selection.indices[:from_pursuit].tolist()) == set(expected)
     assert selection.diagnostics["rows_by_fill"] == rows - from_pursuit
-    found = selection.weights[:from_pursuit].double().numpy()
+    ours = selection.weights[:from_pursuit].double().numpy()
     wanted = np.array([expected[i] for i in selection.indices[:from_pursuit].tolist()])
-    assert np.allclose(found / found.sum(), wanted / wanted.sum(), atol=1e-5)
+    assert np.allclose(ours / ours.sum(), wanted / wanted.sum(), atol=1e-5)
 
 
 def test_a_planted_combination_is_found_as_scikit_learn_finds_it():
@@ -77,9 +77,9 @@ def test_a_planted_combination_is_found_as_scikit_learn_finds_it():
     weights = orthogonal_mp(rows.double().numpy().T, target[0].double().numpy(), n_nonzero_coefs=4)
     selection = selector(ridge=1e-9).select(given)
     assert sorted(selection.indices.tolist()) == np.flatnonzero(weights).tolist() == planted.tolist()
-    found = selection.weights.double().numpy()
+    ours = selection.weights.double().numpy()
     wanted = weights[selection.indices.numpy()]
-    assert np.allclose(found, wanted / wanted.mean(), atol=1e-4)
+    assert np.allclose(ours, wanted / wanted.mean(), atol=1e-4)
 
 
 def test_the_fill_is_by_correlation_with_the_target():

@@ -1,6 +1,6 @@
 """One process of several that select together: `python one_of_several.py FOLDER`, RANK and the like set.
 
-Runs every case of CASES and writes what it found to FOLDER/<rank>.json.
+Runs every case of CASES and writes what it chose to FOLDER/<rank>.json.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from problems import gtp, problem
 
 from gtp_exp.distributed import ALONE, SENT, Processes, connect
 from gtp_exp.errors import UserError
+from gtp_exp.selection.solvers.elastic_net import ElasticNet
+from gtp_exp.selection.solvers.omp import OMP, BlockOMP
 
 N = 2500  # shares end inside a block of 1024 rows
 FIXED = {"regularisation": "fixed"}
@@ -30,10 +32,7 @@ CASES = {
     "half precision": ({"memory_gib": 0.0, **FIXED}, {"dtype": torch.float16}),
     "tokens": (FIXED, {"rows": None, "tokens": 900}),
     "every row": ({"max_rounds": 2, **FIXED}, {"rows": N}),
-    **{
-        solver: ({"solver": solver, "steps": 5, **FIXED}, {})
-        for solver in ("omp", "block_omp", "elastic_net")
-    },
+    **{solver.name: ({"solver": solver, **FIXED}, {}) for solver in (OMP(), BlockOMP(steps=5), ElasticNet())},
     "in parts": ({"partitions": 4, **FIXED}, {}),
     "not finite": (FIXED, {"spoiled": N - 3}),
 }
@@ -60,13 +59,13 @@ def solve(name: str, processes: Processes) -> dict:
     settings, how = CASES[name]
     SENT.clear()
     try:
-        found = gtp(**settings).select(replace(pose(**how), processes=processes))
-    except UserError as error:
+        selection = gtp(**settings).select(replace(pose(**how), processes=processes))
+    except (UserError, ValueError) as error:
         return {"error": str(error)}
-    rounds = found.diagnostics.get("rounds", [])
+    rounds = selection.diagnostics.get("rounds", [])
     return {
-        "indices": found.indices.tolist(),
-        "weights": found.weights.tolist(),
+        "indices": selection.indices.tolist(),
+        "weights": selection.weights.tolist(),
         "passes": sum(one["iterations"] for one in rounds),
         "sent": SENT["numbers"],
     }
@@ -76,8 +75,8 @@ def main() -> None:
     torch.set_num_threads(1)
     size = int(os.environ.get("WORLD_SIZE", "1"))
     processes = connect(size, torch.device("cpu")) if size > 1 else ALONE
-    found = {name: solve(name, processes) for name in (CASES if size < 3 else OF_THREE)}
-    (Path(sys.argv[1]) / f"{size}-{processes.rank}.json").write_text(json.dumps(found))
+    by_case = {name: solve(name, processes) for name in (CASES if size < 3 else OF_THREE)}
+    (Path(sys.argv[1]) / f"{size}-{processes.rank}.json").write_text(json.dumps(by_case))
     processes.barrier()
     os._exit(0)  # as the worker ends: an interpreter that shuts down may find gloo's threads at work
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,9 +21,9 @@ HERE = Path(__file__).resolve().parent
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    """size -> what each rank found, by case."""
-    folder = tmp_path_factory.mktemp("found")
+def chosen_by(tmp_path_factory):
+    """Return by number of processes what each rank chose, by case."""
+    folder = tmp_path_factory.mktemp("chosen")
     for size in (1, 2, 3):
         launch = Launch(
             device=Device.CPU,
@@ -33,7 +34,7 @@ def found(tmp_path_factory):
             time_limit_minutes=None,
             stall_limit_minutes=None,
         )
-        path = {"PYTHONPATH": f"{HERE.parent}:{HERE.parent.parent}"}
+        path = {"PYTHONPATH": os.pathsep.join(sys.path)}
         line = [sys.executable, str(HERE / "one_of_several.py"), str(folder)]
         running = [
             subprocess.Popen(line, env={**environment, **path}, stderr=subprocess.PIPE, text=True)
@@ -51,9 +52,9 @@ def found(tmp_path_factory):
 @pytest.mark.parametrize(
     ("size", "name"), [*((2, name) for name in CASES), *((3, name) for name in OF_THREE)]
 )
-def test_the_choice_is_that_of_one_process(found, name, size):
-    (alone,) = found[1]
-    for rank in found[size]:
+def test_the_choice_is_that_of_one_process(chosen_by, name, size):
+    (alone,) = chosen_by[1]
+    for rank in chosen_by[size]:
         assert rank[name].get("error") == alone[name].get("error")
         if "indices" in alone[name]:
             assert rank[name]["indices"] == alone[name]["indices"]
@@ -61,25 +62,25 @@ def test_the_choice_is_that_of_one_process(found, name, size):
             torch.testing.assert_close(*weights, rtol=1e-6, atol=1e-6)
 
 
-def test_a_row_that_is_not_finite_is_named_by_every_process(found):
-    assert {rank["not finite"]["error"] for ranks in found.values() for rank in ranks} == {
-        found[1][0]["not finite"]["error"]
+def test_a_row_that_is_not_finite_is_named_by_every_process(chosen_by):
+    assert {rank["not finite"]["error"] for ranks in chosen_by.values() for rank in ranks} == {
+        chosen_by[1][0]["not finite"]["error"]
     }
-    assert "is not finite" in found[1][0]["not finite"]["error"]
+    assert "is not finite" in chosen_by[1][0]["not finite"]["error"]
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_what_is_sent_are_the_rows_looked_at(found, size):
+def test_what_is_sent_are_the_rows_looked_at(chosen_by, size):
     """A pass sends 2 M candidates and some slack, m numbers each, and every process's offer of as many.
 
     Only to begin and to end, numbers are sent for each of the N rows."""
     m, wanted = 2 * 64, 90
     looked_at = 2 * wanted + SLACK
-    for rank in found[size]:
+    for rank in chosen_by[size]:
         passes = rank["one round"]["passes"]
         assert passes > 3
         assert 0 < rank["one round"]["sent"] <= (passes + 1) * looked_at * (m + 2 * size) + 8 * N
-    assert found[1][0]["one round"]["sent"] == 0
+    assert chosen_by[1][0]["one round"]["sent"] == 0
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 1023, 2048, 5000, 100_000])

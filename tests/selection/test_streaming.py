@@ -25,8 +25,8 @@ SIZES = (1, 2, 4)  # of the stores, over the limit
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory):
-    """size -> the store, and its target rows by checkpoint."""
-    folder, made = tmp_path_factory.mktemp("stores"), {}
+    """Return by size the store and its target rows by checkpoint."""
+    folder, written = tmp_path_factory.mktemp("stores"), {}
     for size in SIZES:
         rows = size * LIMIT // (2 * DIM * torch.bfloat16.itemsize)
         checkpoints = [Clustered(rows, DIM, seed=0, checkpoint=t) for t in range(2)]
@@ -34,16 +34,16 @@ def stores(tmp_path_factory):
         store = write_clustered(folder / str(size), checkpoints, progress=False)
         assert store.nbytes >= size * LIMIT
         save_file(target, folder / f"{size}.target")
-        made[size] = store, target
-    return made
+        written[size] = store, target
+    return written
 
 
 @pytest.fixture(scope="module")
 def limited(stores):
-    """size -> what a process under the limit found."""
+    """Return by size of the store what a process under the limit reported."""
     environment = {
         **os.environ,
-        "PYTHONPATH": f"{HERE.parent}:{HERE.parent.parent}",
+        "PYTHONPATH": os.pathsep.join(sys.path),
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",  # each thread's stack counts
     }
@@ -64,8 +64,8 @@ def test_a_store_as_large_as_the_limit_and_larger_is_selected_from_correctly(sto
 
 
 def test_the_limit_is_one_that_a_store_held_in_memory_exceeds(limited):
-    for found in limited.values():
-        assert "can't allocate memory" in found["held"]
+    for report in limited.values():
+        assert "can't allocate memory" in report["held"]
 
 
 def test_memory_does_not_grow_with_the_pool(stores, limited):

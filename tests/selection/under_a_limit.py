@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from problems import gtp
@@ -37,13 +38,13 @@ def main() -> None:
     release_free_memory()
     with PeakMemory() as memory:  # begun before the limit: its thread has a stack
         limit_memory(int(limit))
-        found = {"indices": select(asked, memory_gib=0.0)}
-    found["peak"] = int(memory.peak_gib * 2**30)
+        report: dict[str, Any] = {"indices": select(asked, memory_gib=0.0)}
+    report["peak"] = int(memory.peak_gib * 2**30)
     try:
         select(asked, memory_gib=4.0)
     except (MemoryError, RuntimeError) as error:
-        found["held"] = str(error)
-    Path(result).write_text(json.dumps(found))
+        report["held"] = str(error)
+    Path(result).write_text(json.dumps(report))
 
 
 if __name__ == "__main__":

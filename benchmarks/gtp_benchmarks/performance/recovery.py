@@ -11,7 +11,6 @@ version is known (clustered.py); the distance of the fit to the clean target, at
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -28,9 +27,11 @@ from gtp_benchmarks.performance.measuring import in_words, machine
 from gtp_benchmarks.performance.selection import in_memory, judge, problem, selector
 from gtp_benchmarks.performance.sparse import sparse
 from gtp_exp.selection.atoms.matrix import tensor_atoms
-from gtp_exp.selection.solvers.cosamp import cosamp
-from gtp_exp.selection.solvers.elastic_net import elastic_net
-from gtp_exp.selection.solvers.omp import block_omp, omp
+from gtp_exp.selection.gtp import Regularisation
+from gtp_exp.selection.solvers.cosamp import CoSaMP
+from gtp_exp.selection.solvers.elastic_net import ElasticNet
+from gtp_exp.selection.solvers.omp import OMP, BlockOMP
+from gtp_exp.selection.solvers.pursuit import PursuitProblem, Solver
 
 Find = Callable[[torch.Tensor, torch.Tensor, int], set[int]]  # (atoms, target, M) -> rows
 SHARES = (1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8)  # M / m
@@ -38,9 +39,9 @@ NOISES = (0.0, 0.3)  # norm of what is added, over that of the combination
 RIDGE = 1e-3
 
 FITS = {
-    "no ridge to speak of": {"regularisation": "fixed", "ridge": 1e-3},
-    "fixed ridge 1": {"regularisation": "fixed", "ridge": 1.0},
-    "cross-validated (as shipped)": {"regularisation": "cross_validation"},
+    "no ridge to speak of": {"regularisation": Regularisation.FIXED, "ridge": 1e-3},
+    "fixed ridge 1": {"regularisation": Regularisation.FIXED, "ridge": 1.0},
+    "cross-validated (as shipped)": {"regularisation": Regularisation.CROSS_VALIDATION},
 }
 
 
@@ -61,10 +62,10 @@ class Truth:
     residual: tuple[float, ...]
 
 
-def _pursuit(solve: Callable[..., object]) -> Find:
+def _pursuit(solver: Solver) -> Find:
     def find(atoms: torch.Tensor, target: torch.Tensor, size: int) -> set[int]:
-        found = solve(tensor_atoms(atoms), target[:, None], size=size, ridge=RIDGE)
-        return set(found.support.tolist())  # pyright: ignore
+        pursuit = solver.pursue(PursuitProblem(tensor_atoms(atoms), target[:, None], size, RIDGE))
+        return set(pursuit.support.tolist())
 
     return find
 
@@ -77,11 +78,11 @@ def _sklearn_omp(atoms: torch.Tensor, target: torch.Tensor, size: int) -> set[in
 
 
 SOLVERS: Mapping[str, Find] = {
-    "cosamp (as shipped)": _pursuit(cosamp),
-    "cosamp, one prune (the paper's)": _pursuit(functools.partial(cosamp, prune_stages=1)),
-    "elastic_net": _pursuit(elastic_net),
-    "omp": _pursuit(omp),
-    "block_omp": _pursuit(functools.partial(block_omp, steps=8)),
+    "cosamp (as shipped)": _pursuit(CoSaMP()),
+    "cosamp, one prune (the paper's)": _pursuit(CoSaMP(prune_stages=1)),
+    "elastic_net": _pursuit(ElasticNet()),
+    "omp": _pursuit(OMP()),
+    "block_omp": _pursuit(BlockOMP(steps=8)),
     "scikit-learn's OMP": _sklearn_omp,
     "top-M by correlation": lambda atoms, target, size: set(
         (atoms.double() @ target).topk(size).indices.tolist()

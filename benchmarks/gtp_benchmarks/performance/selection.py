@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from tqdm import tqdm
 
 from gtp_benchmarks.performance.clustered import Clustered
@@ -37,7 +36,6 @@ from gtp_benchmarks.performance.measuring import (
     write_report,
 )
 from gtp_benchmarks.performance.one_atom_omp import Matched, StepCost, fit_step_cost, one_atom_omp
-from gtp_exp.config import build
 from gtp_exp.data.examples import Example
 from gtp_exp.gradients.features import GradientFeatures, MemoryFeatures
 from gtp_exp.gradients.shards import from_int8, to_int8
@@ -46,10 +44,10 @@ from gtp_exp.selection.atoms import fused
 from gtp_exp.selection.atoms.duplicates import row_hash
 from gtp_exp.selection.atoms.matrix import tensor_atoms
 from gtp_exp.selection.base import Budget, SelectionProblem, Unit
-from gtp_exp.selection.gtp import GTP
-from gtp_exp.selection.solvers.omp import omp
+from gtp_exp.selection.gtp import GTP, Regularisation
+from gtp_exp.selection.solvers.omp import OMP
+from gtp_exp.selection.solvers.pursuit import PursuitProblem
 
-GTP_YAML = Path(__file__).parents[3] / "conf" / "selector" / "gtp.yaml"
 RIDGE = 1e-3  # of the comparisons at equal regularisation
 PARTS = ("pass", "inside", "beyond", "storage", "disk")
 CHECKPOINTS = 4
@@ -88,8 +86,8 @@ class Report:
 
 
 def selector(**settings: Any) -> GTP:
-    """The shipped GTP with some settings replaced."""
-    return build({**yaml.safe_load(GTP_YAML.read_text()), **settings}, "selector")
+    """Return GTP as shipped, with some settings replaced."""
+    return GTP(**settings)
 
 
 def problem(pool: GradientFeatures, target: Sequence[torch.Tensor], rows: int) -> SelectionProblem:
@@ -185,7 +183,7 @@ def measure_inside(pool: Clustered, sizes: Sequence[int], repeats: int, report: 
         # OMP is one pursuit of M rows, so GTP is too; as shipped it pursues in several smaller rounds.
         gtp = timed_gtp(pool, atoms, size, repeats, report, f"inside, M={size}", round_rows=size)
         slow = add("OMP as published, full refit at every step", there.seconds, there.indices, there.weights)
-        found = omp(tensor_atoms(atoms), observed[:, None], size=size, ridge=RIDGE)
+        found = OMP().pursue(PursuitProblem(tensor_atoms(atoms), observed[:, None], size, RIDGE))
         quick = add("non-negative OMP, incremental", found.seconds, found.support, found.weights[:, 0])
         first = size == min(sizes)  # the bars are for this one
         report.figures.append(
@@ -254,7 +252,7 @@ def timed_gtp(
     asked = problem(in_memory(atoms), [pool.target_rows()], size)
     add = adder(pool, atoms, size, report)
     name = f"GTP, ridge {RIDGE:g} as OMP's"
-    fixed = selector(regularisation="fixed", ridge=RIDGE, near_copy_cosine=None, **settings)
+    fixed = selector(regularisation=Regularisation.FIXED, ridge=RIDGE, near_copy_cosine=None, **settings)
     found = fixed.select(asked)
     timing = run_interleaved(section, {name: lambda: fixed.select(asked)}, repeats, report, amount=1)[name]
     row = add(name, timing.median, found.indices, found.weights)
@@ -294,7 +292,7 @@ def measure_storage(pool: Clustered, size: int, report: Report) -> None:
         "float16": wide.half(),
         "int8": from_int8(*to_int8(wide)),
     }.items():
-        gtp = selector(regularisation="fixed", ridge=RIDGE)
+        gtp = selector(regularisation=Regularisation.FIXED, ridge=RIDGE)
         found = gtp.select(problem(in_memory(stored), [pool.target_rows()], size))
         chosen[name] = set(found.indices.tolist())
         residual, distance, _ = judge(lambda i: wide[i], found.indices, found.weights, observed, clean)
@@ -355,7 +353,7 @@ def select_from_store(rows: int, dim: int, size: int, scratch: Path) -> dict[str
     made = checkpoints(rows, dim)
     target = [one.target_rows() for one in made]
     asked = problem(store, target, size)
-    gtp = selector(regularisation="fixed", ridge=RIDGE)
+    gtp = selector(regularisation=Regularisation.FIXED, ridge=RIDGE)
     with PeakMemory() as memory:
         began = time.perf_counter()
         found = gtp.select(asked)
@@ -381,12 +379,12 @@ def select_from_store(rows: int, dim: int, size: int, scratch: Path) -> dict[str
 
 def incremental_step_cost(gtp: GTP, asked: SelectionProblem, steps: int) -> StepCost:
     """The first steps of incremental OMP on the same store; only the passes count so early."""
-    made = gtp._trajectory(asked)
-    target, _ = gtp._target(asked, made)
+    data = gtp.pursuit_data(asked)
+    target, _ = gtp.target(asked, data)
     seconds = []
     for size in (1, steps):
         began = time.perf_counter()
-        omp(made.atoms, target, size=size, ridge=RIDGE)
+        OMP().pursue(PursuitProblem(data.atoms, target, size, RIDGE))
         seconds.append(time.perf_counter() - began)
     step = (seconds[1] - seconds[0]) / max(1, steps - 1)
     return StepCost((step,), steps, 1.0)

@@ -24,9 +24,9 @@ from gtp_exp.launch.launcher import Device, Launch
 from gtp_exp.selection import gtp as gtp_module
 from gtp_exp.selection.atoms.matrix import BlockAtoms
 from gtp_exp.selection.base import Selection, SelectionProblem
-from gtp_exp.selection.gtp import GTP
+from gtp_exp.selection.gtp import GTP, Regularisation
 
-STREAMED = {"memory_gib": 0.0, "regularisation": "fixed", "ridge": RIDGE}
+STREAMED = {"memory_gib": 0.0, "regularisation": Regularisation.FIXED, "ridge": RIDGE}
 
 
 def pool_of(point: Point) -> list[Clustered]:
@@ -95,7 +95,7 @@ def measured(
             processes.barrier()
             wall, cpu = time.perf_counter(), time.process_time()
             with Stopwatch(
-                correlate_own=BlockAtoms, rows=BlockAtoms, trajectory=gtp_module, refit=gtp_module
+                correlate_own=BlockAtoms, rows=BlockAtoms, build_atoms=gtp_module, refit=gtp_module
             ) as watch:
                 found = gtp.select(asked)
             trials.append((time.process_time() - cpu, time.perf_counter() - wall, watch))
@@ -105,7 +105,7 @@ def measured(
         point=point,
         cpu=cpu,
         wall=wall,
-        scanning=watch.seconds["trajectory"],
+        scanning=watch.seconds["build_atoms"],
         passing=watch.seconds["correlate_own"],
         fetching=watch.seconds["rows"],
         refitting=watch.seconds["refit"],

@@ -1,4 +1,4 @@
-"""Exact copies are found once, before any pursuit; near copies are found among the rows a pursuit looks at.
+"""Find exact copies once, before any pursuit, and near copies among the rows that a pursuit looks at.
 
 Identical columns tie in every correlation, and a ridge gives them exactly equal weights, so a pursuit that
 sees both keeps both. Near copies among all N rows would take N^2 products; a pursuit only ever holds a few
@@ -20,16 +20,19 @@ COMPARE_BLOCK = 1024
 
 @dataclass(frozen=True)
 class Copies:
+    """Hold which rows are exact copies of which."""
+
     representative: torch.Tensor  # int64 [N], the lowest index among the exact copies of a row
     multiplicity: torch.Tensor  # int64 [N], how many copies a representative stands for; 0 for the others
 
     @property
     def collapsed(self) -> int:
+        """How many rows a representative stands for, itself not counted."""
         return int((self.multiplicity == 0).sum())
 
 
 def row_hash(rows: torch.Tensor, seed: int) -> torch.Tensor:
-    """64-bit multilinear hash of each row's bits, int64 [n]; equal rows hash equal, -0 counts as 0."""
+    """Return a 64-bit multilinear hash of each row's bits, int64 [n]; equal rows hash equal, -0 as 0."""
     generator = torch.Generator().manual_seed(seed)
     hashes = torch.empty(len(rows), dtype=torch.int64)
     multipliers = None
@@ -69,12 +72,12 @@ def exact_copies(features: Sequence[Rows], hashes: torch.Tensor) -> Copies:
 
 
 def no_copies(n: int) -> Copies:
-    """Every row stands for itself, whatever it equals."""
+    """Let each of n rows stand for itself, whatever it equals."""
     return Copies(torch.arange(n), torch.ones(n, dtype=torch.int64))
 
 
 def near_copies(gram: torch.Tensor, threshold: float, kept: int) -> torch.Tensor:
-    """Which of the candidates repeat an earlier one: bool [k].
+    """Tell which of the candidates repeat an earlier one: bool [k].
 
     gram [k, k] holds cosines. In order, a candidate whose cosine to a candidate kept before it is above the
     threshold is a near copy. The first `kept` are kept whatever their cosines.

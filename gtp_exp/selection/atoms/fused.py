@@ -1,4 +1,4 @@
-"""Half-width rows times one float32 column in a single read, by a kernel that torch.compile makes.
+"""Multiply half-width rows with one float32 column in a single read, by a kernel that torch.compile makes.
 
 Widening a block of rows and multiplying it afterwards moves every number through the cache twice, and costs
 more than reading half the bytes saves. The fused kernel reads each row once, widens in registers and is twice
@@ -24,9 +24,10 @@ Kernel = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def widen_and_dot(dim: int, dtype: torch.dtype) -> Kernel | None:
-    """rows [c, dim] of `dtype` times column float32 [dim]: float32 [c]. None where it cannot be made here.
+    """Return a kernel that multiplies rows [c, dim] of `dtype` with a column float32 [dim] to float32 [c].
 
-    A row's result depends neither on the rows beside it nor on the number of threads.
+    Returns None where it cannot be made here. A row's result depends neither on the rows beside it nor on
+    the number of threads.
     """
     kernel = _compiled(dim, dtype, torch.get_num_threads())
     if kernel is None:
@@ -44,6 +45,7 @@ def widen_and_dot(dim: int, dtype: torch.dtype) -> Kernel | None:
 
 @functools.cache
 def _compiled(dim: int, dtype: torch.dtype, threads: int) -> Kernel | None:
+    """Return the kernel for many rows, once its result has been compared with a plain product."""
     from torch._inductor import config as inductor
 
     def formula(rows: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
@@ -55,12 +57,12 @@ def _compiled(dim: int, dtype: torch.dtype, threads: int) -> Kernel | None:
     try:
         with inductor.patch(compile_threads=1):  # in this process: no helpers that could outlive it
             kernel = torch.compile(formula, dynamic=True, fullgraph=True)
-            found = kernel(rows, column)
+            product = kernel(rows, column)
     except Exception as error:  # no compiler, no Python headers, no writable folder for its cache ...
         log.info("no fused kernel for %s rows (%s); widening them block by block", dtype, first_line(error))
         return None
     expected = rows.float() @ column
-    if (found - expected).abs().max() > 1e-5 * expected.abs().max():
+    if (product - expected).abs().max() > 1e-5 * expected.abs().max():
         log.warning("torch.compile's kernel for %s rows is wrong here; widening them block by block", dtype)
         return None
     return kernel

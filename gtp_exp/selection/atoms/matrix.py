@@ -1,4 +1,4 @@
-"""The matrix of atoms: one row per candidate, read by whole passes or by a few rows, never held when large.
+"""Read the matrix of atoms, one row per candidate, by whole passes or by a few rows; never hold a large one.
 
     a_i = concat over checkpoints t of  s[t, i] P_t x[t, i]
 
@@ -30,36 +30,38 @@ WIDEN = 512  # the same for each of several threads
 
 
 class Atoms(Protocol):
+    """Give products with the matrix A [N, m] of atoms, and some of its rows."""
+
     @property
     def shape(self) -> tuple[int, int]:
-        """(N candidates, m dimensions)."""
+        """The numbers of candidates N and of dimensions m."""
         ...
 
     @property
     def processes(self) -> Processes:
-        """They pass over the pool together, each over its own rows."""
+        """The processes that pass over the pool together, each over its own rows."""
         ...
 
     def correlate(self, residual: torch.Tensor) -> torch.Tensor:
-        """A R for residual columns R [m, S]: float32 [N, S], one pass whatever S."""
+        """Return A R for residual columns R [m, S]: float32 [N, S], in one pass whatever S."""
         ...
 
     def correlate_own(self, residual: torch.Tensor) -> torch.Tensor:
-        """The same for this process's rows, with zeros for the others: nothing is sent."""
+        """Return the same for this process's rows, with zeros for the others: nothing is sent."""
         ...
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
-        """Atoms by int64 index [k]: float32 [k, m]."""
+        """Return atoms by int64 index [k]: float32 [k, m]."""
         ...
 
     def combine(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """A^T C for coefficient columns C [N, S]: float64 [m, S], one pass."""
+        """Return A^T C for coefficient columns C [N, S]: float64 [m, S], in one pass."""
         ...
 
 
 @dataclass(frozen=True)
 class Block:
-    """The atoms' share of one checkpoint: scale_i * basis @ rows_i."""
+    """Hold the atoms' share of one checkpoint: scale_i * basis @ rows_i."""
 
     rows: Rows  # [N, d]
     scale: torch.Tensor  # float32 [N]
@@ -67,16 +69,18 @@ class Block:
 
     @property
     def dim(self) -> int:
+        """The numbers per atom."""
         return self.rows.shape[1] if self.basis is None else self.basis.shape[0]
 
     def project(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return rows [k, d] in the basis, float32 [k, dim], not scaled."""
         rows = rows.float()
         return rows if self.basis is None else rows @ self.basis.T
 
 
 @dataclass(frozen=True)
 class BlockAtoms:
-    """Atoms made of one block per checkpoint; `chunk_rows` is how many rows a pass asks for at a time."""
+    """Join one block per checkpoint to atoms; a pass asks for `chunk_rows` rows at a time."""
 
     blocks: tuple[Block, ...]
     chunk_rows: int
@@ -84,15 +88,18 @@ class BlockAtoms:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """The numbers of candidates N and of dimensions m."""
         return self.blocks[0].rows.shape[0], sum(block.dim for block in self.blocks)
 
     def _split(self, columns: torch.Tensor) -> Sequence[torch.Tensor]:
         return columns.split([block.dim for block in self.blocks])
 
     def correlate(self, residual: torch.Tensor) -> torch.Tensor:
+        """Return A R for residual columns R [m, S]: float32 [N, S], in one pass whatever S."""
         return self.processes.all_reduce(self.correlate_own(residual))
 
     def correlate_own(self, residual: torch.Tensor) -> torch.Tensor:
+        """Return the same for this process's rows, with zeros for the others: nothing is sent."""
         total = torch.zeros(self.shape[0], residual.shape[1])
         for block, part in zip(self.blocks, self._split(residual.float()), strict=True):
             lifted = part if block.basis is None else block.basis.T @ part  # [d, S]
@@ -108,18 +115,20 @@ class BlockAtoms:
         return total
 
     def _fused(self, block: Block) -> Kernel | None:
-        """A compiled kernel for half-width rows, where the pass is large enough to be worth making one."""
+        """Return a compiled kernel for half-width rows, where the pass is large enough to be worth one."""
         n, dim = block.rows.shape
         if block.rows.dtype == torch.float32 or n * dim * len(self.blocks) < fused.WORTH:
             return None
         return fused.widen_and_dot(dim, block.rows.dtype)
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
+        """Return atoms by int64 index [k]: float32 [k, m]."""
         return torch.cat(
             [block.project(block.rows.rows(index)) * block.scale[index, None] for block in self.blocks], dim=1
         )
 
     def combine(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """Return A^T C for coefficient columns C [N, S]: float64 [m, S], in one pass."""
         parts = []
         for block in self.blocks:
             scaled = coefficients.float() * block.scale[:, None]
@@ -133,12 +142,12 @@ class BlockAtoms:
 
 
 def tensor_atoms(matrix: torch.Tensor, chunk_rows: int = 1 << 20) -> BlockAtoms:
-    """Atoms that are the rows of a matrix in memory, taken as they are."""
+    """Return atoms that are the rows of a matrix in memory, taken as they are."""
     return BlockAtoms((Block(TensorRows(matrix), torch.ones(len(matrix)), None),), chunk_rows)
 
 
 def dot(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """rows [c, d] of any floating type times columns float32 [d, S]: float32 [c, S], accumulated in float32.
+    """Multiply rows [c, d] of any floating type with columns float32 [d, S] to float32 [c, S].
 
     Half-width rows are widened a block at a time inside the cache, which costs less than it saves in reads.
     """
@@ -155,8 +164,8 @@ def dot(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
 
 
 def _dot_one(rows: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
-    """One dot product per row: reads at memory bandwidth, twice as fast as torch.mv, and the result of a row
-    depends neither on the chunk it is in nor on the number of threads.
+    """Return one dot product per row, float32 [c]: it reads at memory bandwidth, twice as fast as torch.mv,
+    and the result of a row depends neither on the chunk it is in nor on the number of threads.
 
     The threads are Python's: a BLAS with a pool of its own would fight for the cores with torch's.
     """
@@ -185,8 +194,8 @@ def _dot_one(rows: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
 
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads whose own torch operations are serial: a team of OpenMP threads for each would spin on the same
-    cores.
+    """Return threads whose own torch operations are serial: a team of OpenMP threads for each would spin on
+    the same cores.
     """
     pool = ThreadPoolExecutor(threads, "correlate", initializer=torch.set_num_threads, initargs=(1,))
     started = threading.Barrier(threads + 1)

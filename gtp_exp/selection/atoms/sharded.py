@@ -1,4 +1,4 @@
-"""The pool's rows divided among processes: each reads its own share, and a row travels when it is asked for.
+"""Divide the pool's rows among processes: each reads its own share, and a row travels when it is asked for.
 
 A pass over the pool is one pass of every process over its own rows. What is sent per iteration is each one's
 best 2M rows by index and correlation, and the atoms of the best 2M of all, m numbers each: never the store,
@@ -19,7 +19,7 @@ ALIGNED = 1024  # shares begin at multiples of it, so that sums over blocks of r
 
 
 def share_of(n: int, part: int, parts: int) -> range:
-    """Part 0, 1, ... of n rows: contiguous, disjoint, all of them together."""
+    """Return part 0, 1, ... of n rows: parts are contiguous and disjoint, and together all rows."""
     unit = ALIGNED if n >= ALIGNED * parts else 1
     units = -(-n // unit)
     return range(*(min(n, units * p // parts * unit) for p in (part, part + 1)))
@@ -27,31 +27,35 @@ def share_of(n: int, part: int, parts: int) -> range:
 
 @dataclass(frozen=True)
 class Slice:
-    """Consecutive rows of a larger matrix, counted from 0."""
+    """Give consecutive rows of a larger matrix, counted from 0."""
 
     of: Rows
     span: range
 
     @property
     def shape(self) -> tuple[int, int]:
+        """The numbers of rows and of columns."""
         return len(self.span), self.of.shape[1]
 
     @property
     def dtype(self) -> torch.dtype:
+        """The type in which rows are read."""
         return self.of.dtype
 
     def chunks(self, size: int, span: range | None = None) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield (first row, rows) in order; a chunk has at most `size` rows."""
         part = self.span if span is None else self.span[span.start : span.stop]
         for start, chunk in self.of.chunks(size, part):
             yield start - self.span.start, chunk
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
+        """Return rows by int64 index [k], in that order: [k, d]."""
         return self.of.rows(index + self.span.start)
 
 
 @dataclass(frozen=True)
 class SharedRows:
-    """All N rows, of which this process holds its own. All processes ask for the same rows at a time."""
+    """Give all N rows, of which this process holds its own. All processes ask for the same rows at a time."""
 
     own: Rows
     span: range  # of the own rows among the N
@@ -60,20 +64,23 @@ class SharedRows:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """The numbers of rows and of columns."""
         return self.n, self.own.shape[1]
 
     @property
     def dtype(self) -> torch.dtype:
+        """The type in which rows are read."""
         return self.own.dtype
 
     def chunks(self, size: int, span: range | None = None) -> Iterator[tuple[int, torch.Tensor]]:
-        """Of the own rows only."""
+        """Yield (first row, rows) of the own rows only, in order."""
         if span is not None:
             raise ValueError("a process passes over all of its rows")
         for start, chunk in self.own.chunks(size):
             yield self.span.start + start, chunk
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
+        """Return rows by int64 index [k], in that order: [k, d]."""
         mine = (index >= self.span.start) & (index < self.span.stop)
         out = torch.zeros(len(index), self.shape[1])
         out[mine] = self.own.rows(index[mine] - self.span.start).float()
@@ -81,4 +88,5 @@ class SharedRows:
 
 
 def in_memory(rows: Rows) -> bool:
+    """Tell whether this process holds its rows in memory."""
     return isinstance(rows, TensorRows) or (isinstance(rows, SharedRows) and in_memory(rows.own))

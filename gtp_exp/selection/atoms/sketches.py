@@ -1,8 +1,8 @@
-"""From stored sketches to the atoms and the target rows of a pursuit.
+"""Make the atoms and the target rows of a pursuit from stored sketches.
 
     a_i = concat_t sqrt(eta_t / sum eta) P_t x[t, i]            (options: see Normalise, CheckpointWeights)
 
-One pass over the pool's sketches measures the norms, hashes the rows and refuses what is not finite.
+One pass over the pool's sketches measures the norms and hashes the rows.
 """
 
 from __future__ import annotations
@@ -10,11 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import NoReturn
 
 import torch
 
-from gtp_exp.data.examples import Example
 from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.errors import NothingToChoose, UserError
 from gtp_exp.gradients.features import GradientFeatures, Rows, TensorRows
@@ -27,18 +25,41 @@ GIB = 1 << 30
 
 
 class Normalise(Enum):
+    """Say what is scaled to equal norms before rows are compared."""
+
     NONE = "none"  # dot products: large gradients (often short completions) weigh more
     ATOM = "atom"  # every atom has unit norm
     CHECKPOINT = "checkpoint"  # every checkpoint's part has norm sqrt(eta_t / sum eta), as in LESS
 
 
 class CheckpointWeights(Enum):
+    """Say by what the checkpoints of the warm-up are weighted."""
+
     LEARNING_RATE = "learning_rate"
     UNIFORM = "uniform"
 
 
 @dataclass(frozen=True)
-class Trajectory:
+class AtomSettings:
+    """Say how atoms are made of stored sketches; `GTP` documents each option."""
+
+    checkpoints: Sequence[int] | None
+    direction: str
+    target_direction: str
+    normalise: Normalise
+    checkpoint_weights: CheckpointWeights
+    subspace: Subspace
+    subspace_dim: int
+    subspace_rows: int
+    collapse_copies: bool
+    chunk_rows: int
+    memory_gib: float
+
+
+@dataclass(frozen=True)
+class PursuitData:
+    """Hold the atoms of all candidates, the target rows, and what was measured on the way."""
+
     atoms: BlockAtoms  # N x m, normalised as asked
     gradient_norms: torch.Tensor  # float64 [N], norm of the atom before normalisation
     atom_norms: torch.Tensor  # float64 [N], after
@@ -47,7 +68,7 @@ class Trajectory:
     report: dict[str, object]  # JSON values: dimensions, explained energy, what is held in memory
 
     def training_weights(self, indices: torch.Tensor, fitted: torch.Tensor) -> torch.Tensor:
-        """Weights of the gradients float32 [M], mean 1, from those of the normalised atoms, float64 [M].
+        """Return the gradients' weights float32 [M], mean 1, from those of the normalised atoms float64 [M].
 
         A row without weight in the fit (most fill rows) gets the smallest positive one, so that every row of
         the budget takes part in training.
@@ -61,7 +82,7 @@ class Trajectory:
 
 
 def require_directions(features: GradientFeatures | None, directions: Sequence[str], selector: str) -> None:
-    """Refuse a store that lacks a direction, naming the remedy."""
+    """Raise UserError for gradients that lack a direction, naming the remedy."""
     if features is None:
         raise UserError(f"{selector} needs gradients of the pool; give a gradients config")
     for direction in directions:
@@ -73,7 +94,7 @@ def require_directions(features: GradientFeatures | None, directions: Sequence[s
 
 
 def checkpoint_shares(rates: Sequence[float], weights: CheckpointWeights) -> list[float]:
-    """eta_t / sum eta, or 1/T."""
+    """Return eta_t / sum eta per checkpoint, or 1/T. Raises UserError for rates that give no weights."""
     if weights is CheckpointWeights.UNIFORM:
         return [1 / len(rates)] * len(rates)
     if min(rates) < 0 or not sum(rates) > 0:
@@ -85,7 +106,10 @@ def checkpoint_shares(rates: Sequence[float], weights: CheckpointWeights) -> lis
 
 
 def taken_checkpoints(length: int, checkpoints: Sequence[int] | None) -> list[int]:
-    """Positions from 0 of the checkpoints asked for, in the order of training."""
+    """Return the positions from 0 of the checkpoints asked for, in the order of training.
+
+    Raises UserError for a position that the warm-up does not have.
+    """
     asked = range(length) if checkpoints is None else checkpoints
     if outside := [t for t in asked if not -length <= t < length]:
         raise UserError(
@@ -95,118 +119,145 @@ def taken_checkpoints(length: int, checkpoints: Sequence[int] | None) -> list[in
     return sorted({t % length for t in asked})
 
 
-def trajectory(
+def build_atoms(
     pool: GradientFeatures,
     target: GradientFeatures | None,
-    candidates: Sequence[Example],
-    target_examples: Sequence[Example] | None,
+    settings: AtomSettings,
     *,
-    checkpoints: Sequence[int] | None,
-    direction: str,
-    target_direction: str,
-    normalise: Normalise,
-    checkpoint_weights: CheckpointWeights,
-    subspace: Subspace,
-    subspace_dim: int,
-    subspace_rows: int,
-    collapse_copies: bool,
-    chunk_rows: int,
-    memory_gib: float,
+    candidates: int,
     seed: int,
     processes: Processes = ALONE,
-) -> Trajectory:
-    """Atoms of the pool and, with a target, its rows in the same space.
+) -> PursuitData:
+    """Make the atoms of the pool's rows, of which there must be as many as candidates, and of the target's.
 
-    checkpoints: positions along the trajectory, -1 the last; None takes all. subspace_dim per checkpoint;
-    subspace_rows: at most so many pool rows estimate the principal components.
+    target: None in-domain. seed: of the principal components' randomised estimate. Numbers that are not
+    finite raise ValueError: whoever hands in gradients leaves such rows out before.
+
     Sketches that fit memory_gib together as float32 are held in memory, where a pass over half-width numbers
     would be the slower one; others are read from the store at every pass. With several processes each reads
     its own share of the pool, and all of them must call this together.
     """
-    if pool.n != len(candidates):
-        raise ValueError(f"{pool.n} gradient rows for {len(candidates)} candidates")
-    if target is not None and (target.dim, len(target.learning_rates)) != (
-        pool.dim,
-        len(pool.learning_rates),
-    ):
-        raise ValueError("pool and target gradients come from different trajectories or sketches")
-    if target is None and target_direction != direction:
-        raise UserError(
-            f"selector.target_direction={target_direction} has no use in-domain: the target is the pool's "
-            f"own mean; set it to {direction}, as selector.direction is"
-        )
-    if subspace is Subspace.SVD and target is None:
-        raise UserError("selector.subspace=svd is the span of the target rows; in-domain use pca or none")
-    taken = taken_checkpoints(len(pool.learning_rates), checkpoints)
-    shares = checkpoint_shares([pool.learning_rates[t] for t in taken], checkpoint_weights)
-    n, stored = pool.n, [pool.features(t, direction) for t in taken]
-    share = share_of(n, processes.rank, processes.size)
-    if processes.size > 1:
-        stored = [SharedRows(Slice(rows, share), share, n, processes) for rows in stored]
-
-    blocks, target_parts, norms, explained, target_explained = [], [], [], [], []
-    hashes = torch.zeros(n, dtype=torch.int64)
-    dims = [min(subspace_dim, pool.dim) if subspace is not Subspace.NONE else pool.dim] * len(shares)
-    held = len(share) * sum(dims) * torch.float32.itemsize <= memory_gib * GIB
+    _check(pool, target, settings, candidates)
+    taken = taken_checkpoints(len(pool.learning_rates), settings.checkpoints)
+    shares = checkpoint_shares([pool.learning_rates[t] for t in taken], settings.checkpoint_weights)
+    stored = [_shared(pool.features(t, settings.direction), processes) for t in taken]
+    held = _fits_memory(pool, settings, len(taken), processes)
+    hashes = torch.zeros(pool.n, dtype=torch.int64)
+    parts = []
     for t, rows in zip(taken, stored, strict=True):
-        of_target = None
-        if target is not None:
-            assert target_examples is not None
-            of_target = _all(target.features(t, target_direction), chunk_rows)
-            if not torch.isfinite(of_target).all():
-                _refuse_non_finite(TensorRows(of_target), target_examples, torch.arange(len(of_target)))
-        basis = None
-        if subspace is not Subspace.NONE:
-            sample = evenly_spaced(rows, subspace_rows) if subspace is Subspace.PCA else of_target
-            assert sample is not None
-            if not torch.isfinite(sample).all():
-                _refuse_non_finite(rows, candidates, torch.arange(n))
-            found = principal_rows(sample, subspace_dim, seed + t)
-            if not len(found.vectors):
-                raise NothingToChoose("the gradients are all zero, so they span no subspace")
-            basis = found.vectors
-            explained.append(found.explained)
-            if of_target is not None:
-                total = float(of_target.mean(0).square().sum())
-                kept = float((basis @ of_target.mean(0)).square().sum())
-                target_explained.append(kept / total if total else 0.0)
-        norm, kept_rows = _scan(rows, basis, t, hashes, held, candidates, chunk_rows, processes)
-        norms.append(norm)
-        blocks.append((kept_rows, basis if not held else None))
-        if of_target is not None:
-            target_parts.append(of_target if basis is None else of_target @ basis.T)
+        of_target = None if target is None else target.features(t, settings.target_direction)
+        parts.append(_checkpoint_part(rows, of_target, settings, t, seed, held, hashes, processes))
 
-    scales, gradient_norms, atom_norms = _scales(norms, shares, normalise)
+    scales, gradient_norms, atom_norms = _scales([part.norms for part in parts], shares, settings.normalise)
     if not (gradient_norms > 0).any():
         raise NothingToChoose(
             "every candidate's gradient is zero, so none can be preferred; check the gradients config"
         )
-    atoms = BlockAtoms(
-        tuple(Block(rows, s, b) for (rows, b), s in zip(blocks, scales, strict=True)), chunk_rows, processes
-    )
-    target_rows = None
-    if target_parts:
-        part_norms = [torch.linalg.vector_norm(part.double(), dim=1) for part in target_parts]
-        target_scales, _, _ = _scales(part_norms, shares, normalise)
-        target_rows = torch.cat([p * s[:, None] for p, s in zip(target_parts, target_scales, strict=True)], 1)
-    return Trajectory(
+    blocks = tuple(Block(part.rows, s, part.basis) for part, s in zip(parts, scales, strict=True))
+    copies = no_copies(pool.n)
+    if settings.collapse_copies:
+        copies = exact_copies(stored, processes.all_reduce(hashes))
+    atoms = BlockAtoms(blocks, settings.chunk_rows, processes)
+    return PursuitData(
         atoms=atoms,
         gradient_norms=gradient_norms,
         atom_norms=atom_norms,
-        copies=exact_copies(stored, processes.all_reduce(hashes)) if collapse_copies else no_copies(n),
-        target_rows=target_rows,
+        copies=copies,
+        target_rows=_target_rows([p.target for p in parts if p.target is not None], shares, settings),
         report={
             "checkpoints": taken,
             "checkpoint_shares": shares,
             "dim": atoms.shape[1],
             "held_in_memory": held,
             "processes": processes.size,
-            "subspace_dims": [block.dim for block in atoms.blocks],
-            "subspace_explained": explained,
-            "subspace_explained_of_target": target_explained,
+            "subspace_dims": [block.dim for block in blocks],
+            "subspace_explained": [p.explained for p in parts if p.explained is not None],
+            "subspace_explained_of_target": [
+                p.target_explained for p in parts if p.target_explained is not None
+            ],
             "zero_gradients": int((gradient_norms == 0).sum()),
         },
     )
+
+
+def _check(
+    pool: GradientFeatures, target: GradientFeatures | None, settings: AtomSettings, candidates: int
+) -> None:
+    """Raise for gradients that do not belong together, and for settings that have no use with them."""
+    if pool.n != candidates:
+        raise ValueError(f"{pool.n} gradient rows for {candidates} candidates")
+    if target is None:
+        if settings.target_direction != settings.direction:
+            raise UserError(
+                f"selector.target_direction={settings.target_direction} has no use in-domain: the target is "
+                f"the pool's own mean; set it to {settings.direction}, as selector.direction is"
+            )
+        if settings.subspace is Subspace.SVD:
+            raise UserError("selector.subspace=svd is the span of the target rows; in-domain use pca or none")
+    elif (target.dim, len(target.learning_rates)) != (pool.dim, len(pool.learning_rates)):
+        raise ValueError("pool and target gradients come from different trajectories or sketches")
+
+
+def _shared(rows: Rows, processes: Processes) -> Rows:
+    """Return the pool's rows, of which each of several processes reads its own share."""
+    if processes.size == 1:
+        return rows
+    share = share_of(rows.shape[0], processes.rank, processes.size)
+    return SharedRows(Slice(rows, share), share, rows.shape[0], processes)
+
+
+def _fits_memory(
+    pool: GradientFeatures, settings: AtomSettings, checkpoints: int, processes: Processes
+) -> bool:
+    """Tell whether this process's share of the pool, in its subspaces, fits into memory_gib as float32."""
+    share = len(share_of(pool.n, processes.rank, processes.size))
+    dim = pool.dim if settings.subspace is Subspace.NONE else min(settings.subspace_dim, pool.dim)
+    return share * checkpoints * dim * torch.float32.itemsize <= settings.memory_gib * GIB
+
+
+@dataclass(frozen=True)
+class _CheckpointPart:
+    """Hold what one checkpoint adds to the atoms and to the target rows."""
+
+    rows: Rows  # of the pool, for the passes to come
+    basis: torch.Tensor | None  # that those passes project on; None where rows are projected already
+    norms: torch.Tensor  # float64 [N], of the projected rows
+    target: torch.Tensor | None  # float32 [n, k], projected target rows
+    explained: float | None  # share of the squared norm of the sampled rows that lies in the subspace
+    target_explained: float | None  # the same of the target's mean
+
+
+def _checkpoint_part(
+    rows: Rows,
+    of_target: Rows | None,
+    settings: AtomSettings,
+    checkpoint: int,
+    seed: int,
+    held: bool,
+    hashes: torch.Tensor,
+    processes: Processes,
+) -> _CheckpointPart:
+    """Return one checkpoint's share of the atoms; the own rows' hashes are added to `hashes` int64 [N]."""
+    target = None
+    if of_target is not None:
+        target = torch.cat([chunk.float() for _, chunk in of_target.chunks(settings.chunk_rows)])
+    basis = explained = target_explained = None
+    if settings.subspace is not Subspace.NONE:
+        sample = target
+        if settings.subspace is Subspace.PCA:
+            sample = evenly_spaced(rows, settings.subspace_rows)
+        assert sample is not None
+        components = principal_rows(sample, settings.subspace_dim, seed + checkpoint)
+        if not len(components.vectors):
+            raise NothingToChoose("the gradients are all zero, so they span no subspace")
+        basis, explained = components.vectors, components.explained
+        if target is not None:
+            total = float(target.mean(0).square().sum())
+            inside = float((basis @ target.mean(0)).square().sum())
+            target_explained = inside / total if total else 0.0
+            target = target @ basis.T
+    norms, kept = _scan(rows, basis, checkpoint, hashes, held, settings.chunk_rows, processes)
+    return _CheckpointPart(kept, None if held else basis, norms, target, explained, target_explained)
 
 
 def _scan(
@@ -215,12 +266,12 @@ def _scan(
     checkpoint: int,
     hashes: torch.Tensor,
     held: bool,
-    candidates: Sequence[Example],
     chunk_rows: int,
     processes: Processes,
 ) -> tuple[torch.Tensor, Rows]:
-    """Norms float64 [N] of the (projected) rows, the hashes of the own ones added in place, and the rows to
-    pass over later.
+    """Return the norms float64 [N] of the (projected) rows, and the rows that later passes read.
+
+    Adds the hashes of the own rows to `hashes` int64 [N].
     """
     n = rows.shape[0]
     norms, kept = torch.zeros(n, dtype=torch.float64), []
@@ -235,8 +286,6 @@ def _scan(
             if copy:
                 kept.append(wide.clone() if wide.data_ptr() == part.data_ptr() else wide)
     norms = processes.all_reduce(norms)
-    if not torch.isfinite(norms).all():
-        _refuse_non_finite(rows, candidates, (~torch.isfinite(norms)).nonzero().flatten())
     if not copy:
         return norms, rows
     width = rows.shape[1] if basis is None else len(basis)
@@ -246,26 +295,30 @@ def _scan(
     return norms, SharedRows(own, rows.span, n, processes)
 
 
-def _refuse_non_finite(rows: Rows, candidates: Sequence[Example], suspects: torch.Tensor) -> NoReturn:
-    """Names the first of the suspects, int64 [k], that is not finite."""
-    for suspect in suspects.split(BLOCK):
-        bad = ~torch.isfinite(rows.rows(suspect)).all(1)
-        if bad.any():
-            name = candidates[int(suspect[bad][0])].id
-            raise UserError(
-                f"the gradient of example '{name}' is not finite; remove the row or set model.precision=fp32"
-            )
-    name = candidates[int(suspects[0])].id
-    raise UserError(f"the gradient of example '{name}' is too large for float32; rescale the store")
+def _target_rows(
+    parts: list[torch.Tensor], shares: list[float], settings: AtomSettings
+) -> torch.Tensor | None:
+    """Return the target rows float32 [n, m], normalised as the atoms are; None without parts: in-domain."""
+    if not parts:
+        return None
+    norms = [torch.linalg.vector_norm(part.double(), dim=1) for part in parts]
+    scales, _, _ = _scales(norms, shares, settings.normalise)
+    return torch.cat([part * scale[:, None] for part, scale in zip(parts, scales, strict=True)], 1)
 
 
 def _scales(
     norms: list[torch.Tensor], shares: list[float], normalise: Normalise
 ) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
-    """Row scales float32 per checkpoint, and float64 norms of the rows before and after normalisation."""
+    """Return the rows' scales float32 [n] per checkpoint, and their norms float64 [n] before and after.
+
+    Raises ValueError where a norm is not finite: such a row would get no scale and pass for a zero gradient.
+    """
     roots = [share**0.5 for share in shares]
     weighted = torch.stack([root * norm for root, norm in zip(roots, norms, strict=True)])  # [T, n]
     before = torch.linalg.vector_norm(weighted, dim=0)
+    if not torch.isfinite(before).all():
+        row = int((~torch.isfinite(before)).nonzero()[0])
+        raise ValueError(f"gradient row {row} is not finite, or too large for float32; leave it out")
     if normalise is Normalise.NONE:
         per_checkpoint = [torch.full_like(norm, root) for root, norm in zip(roots, norms, strict=True)]
     elif normalise is Normalise.ATOM:
@@ -279,8 +332,5 @@ def _scales(
 
 
 def _inverse(norm: torch.Tensor) -> torch.Tensor:
+    """Return 1 / norm."""
     return torch.where(norm > 0, 1 / norm, 0.0)  # a zero gradient stays a zero atom
-
-
-def _all(rows: Rows, chunk_rows: int) -> torch.Tensor:
-    return torch.cat([chunk.float() for _, chunk in rows.chunks(chunk_rows)])

@@ -1,5 +1,5 @@
-"""The low-dimensional subspace of a checkpoint, from stored sketches: principal components of the pool, or
-the span of the target. Estimated anew at every checkpoint, so it evolves along the trajectory.
+"""Estimate the low-dimensional subspace of a checkpoint from stored sketches: principal components of the
+pool, or the span of the target. Every checkpoint has its own, so the subspace evolves along the trajectory.
 
 Components are uncentred: the mean direction is what the pursuit must match, so it is not taken out.
 """
@@ -19,6 +19,8 @@ EXACT = 1024  # up to this many rows or columns the factorisation is exact
 
 
 class Subspace(Enum):
+    """Say on what a checkpoint's sketches are projected."""
+
     NONE = "none"
     PCA = "pca"  # of the pool
     SVD = "svd"  # of the target rows
@@ -26,12 +28,14 @@ class Subspace(Enum):
 
 @dataclass(frozen=True)
 class Basis:
+    """Hold a subspace."""
+
     vectors: torch.Tensor  # float32 [k, d], orthonormal rows, largest component first
     explained: float  # share of the rows' squared norm that lies in the subspace
 
 
 def principal_rows(rows: torch.Tensor, dim: int, seed: int) -> Basis:
-    """Top right-singular vectors of rows [n, d]; fewer than `dim` when the rows span less.
+    """Return the top right-singular vectors of rows [n, d]; fewer than `dim` when the rows span less.
 
     Small matrices are factorised exactly through the smaller Gram matrix in float64, large ones by randomised
     subspace iteration (Halko, Martinsson and Tropp, 2011, algorithm 4.4).
@@ -57,7 +61,7 @@ def principal_rows(rows: torch.Tensor, dim: int, seed: int) -> Basis:
 
 
 def evenly_spaced(rows: Rows, at_most: int) -> torch.Tensor:
-    """A deterministic sample of the rows, float32 [<= at_most, d]: every (n / at_most)-th one."""
+    """Return a deterministic sample of the rows, float32 [<= at_most, d]: every (n / at_most)-th one."""
     n = rows.shape[0]
     index = torch.arange(n) if n <= at_most else (torch.arange(at_most) * n) // at_most
     return rows.rows(index).float()

@@ -1,4 +1,4 @@
-"""Non-negative elastic net, its path walked to a given number of rows. Ours.
+"""Pursue by the path of the non-negative elastic net, walked to a given number of rows. Ours.
 
     min over w >= 0 of  1/2 ||A^T w - b||^2 + lam/2 ||w||^2 + l1 sum w
 
@@ -14,141 +14,94 @@ solution on all N rows.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
-from gtp_exp.errors import UserError
-from gtp_exp.selection.atoms.duplicates import near_copies
-from gtp_exp.selection.atoms.matrix import Atoms
-from gtp_exp.selection.solvers.nnls import NNLS, Columns, GramCache, columns_of, fit
-from gtp_exp.selection.solvers.pruning import contributions, keep_largest, prune
-from gtp_exp.selection.solvers.pursuit import Pursuit, strongest
+from gtp_exp.selection.solvers.nnls import NNLS, Columns, fit
+from gtp_exp.selection.solvers.pruning import contributions, prune
+from gtp_exp.selection.solvers.pursuit import Pursuit, PursuitProblem, Search, require, require_one_column
 
 TRIALS = 25  # values of l1 tried on one working set
 FLOOR = 1e-6  # smallest l1, over the largest correlation: below it the path has ended
 
 
 @dataclass(frozen=True)
-class Point:
-    """The solution on the working set at one l1."""
+class PathPoint:
+    """Hold the solution on the working set at one l1."""
 
     l1: float
     fit: NNLS
 
     @property
     def rows(self) -> int:
+        """How many rows have weight."""
         return int((self.fit.weights > 0).sum())
 
 
-def elastic_net(
-    atoms: Atoms,
-    target: torch.Tensor,
-    *,
-    size: int,
-    ridge: float,
-    available: torch.Tensor | None = None,
-    near_copy_cosine: float | None = None,
-    surplus: float = 2.0,
-    prune_stages: int = 4,
-    max_iterations: int = 30,
-    cost: torch.Tensor | None = None,
-    capacity: int = 0,
-) -> Pursuit:
-    """At most `size` rows, fewer only where the path ends before; target [m, 1], ridge the lam above.
+@dataclass(frozen=True)
+class ElasticNet:
+    """Walk the path of the elastic net until a surplus of rows has weight, and prune those."""
 
-    surplus: rows on the path, as a multiple of size. prune_stages: see `prune`.
-    `kkt` is that of the final fit; `curve` the residual of the elastic net after each pass over the pool.
-    With cost int64 [N] (tokens) the path's rows of the largest weights per token that fit into capacity are
-    kept.
-    """
-    began = time.perf_counter()
-    if target.shape[1] != 1:
-        raise UserError(
-            f"the elastic net follows one target, not {target.shape[1]} columns; "
-            "set selector.target_columns=mean or selector.solver=cosamp"
-        )
-    b = target.double()[:, 0]
-    energy = float(b.square().sum())
-    n, m = atoms.shape
-    available = torch.ones(n, dtype=torch.bool) if available is None else available.clone()
-    columns = columns_of(torch.empty(0, m), torch.empty(0, dtype=torch.long), GramCache())
-    wanted = max(1, round(surplus * size))
-    weights, residual, l1 = torch.empty(0, dtype=torch.float64), b, 0.0
-    curve, suppressed = [], []
-    for _ in range(max_iterations):
-        eligible = available.clone()
-        eligible[columns.ids] = False
-        if cost is not None:
-            eligible &= cost <= capacity
-        violating = l1 * (1 + 1e-5)
-        found, rows = strongest(
-            atoms, residual[:, None], eligible, 2 * size if not curve else size, above=violating
-        )
-        outside = rows.double() @ residual > l1 * (1 + 1e-6)
-        found, rows = found[outside], rows[outside]
-        if not len(found):
-            break
-        before = len(columns.ids)
-        columns = columns.join(columns_of(rows, found, columns.cache))
-        weights = torch.cat([weights, weights.new_zeros(len(found))])
-        if near_copy_cosine is not None:
-            near = near_copies(columns.unit.float() @ columns.unit.float().T, near_copy_cosine, kept=before)
-            suppressed.append(columns.ids[near])
-            available[columns.ids[near]] = False
-            columns, weights = columns.select(~near), weights[~near]
-        largest = float((columns.unit * columns.norms[:, None] @ b).max())
-        point = _path_point(columns, b, ridge, wanted, weights, l1, largest)
-        weights, residual, l1 = point.fit.weights, point.fit.residual, point.l1
-        curve.append(float(residual.norm()) / energy**0.5)
+    candidates: float = 2.0  # rows on the path, over the rows wanted
+    prune_stages: int = 4  # 1 prunes at once; see `prune`
+    max_iterations: int = 30  # passes over the pool
 
-    chosen, fitted, left, kkt = prune(
-        columns,
-        weights[:, None],
-        b[:, None],
-        ridge,
-        size=size,
-        cost=cost,
-        capacity=capacity,
-        stages=prune_stages,
-    )
-    contribution = contributions(fitted, chosen)
-    order = keep_largest(contribution, None, 0, len(contribution))
-    energy_left = float(left.square().sum())
-    return Pursuit(
-        support=chosen.ids[order],
-        weights=fitted[order],
-        contributions=contribution[order],
-        objective=0.5 * energy_left + 0.5 * ridge * float(fitted.square().sum()),
-        residual=(energy_left / energy) ** 0.5 if energy else 0.0,
-        kkt=kkt,
-        iterations=len(curve),
-        seconds=time.perf_counter() - began,
-        curve=tuple(curve),
-        near_copies=torch.cat(suppressed) if suppressed else torch.empty(0, dtype=torch.long),
-        fitted=b[:, None] - left,
-    )
+    name: ClassVar[str] = "elastic_net"
+
+    def __post_init__(self) -> None:
+        require(self.candidates >= 1, "candidates", self.candidates, "at least 1")
+        require(self.prune_stages >= 1, "prune_stages", self.prune_stages, "at least 1")
+        require(self.max_iterations >= 1, "max_iterations", self.max_iterations, "at least 1")
+
+    def pursue(self, problem: PursuitProblem) -> Pursuit:
+        """Return at most `size` rows, fewer only where the path ends before; the target has one column.
+
+        `kkt` is that of the final fit; `curve` the residual of the elastic net after each pass over the pool.
+        Where rows cost, the path's rows of the largest weights per token that fit into the capacity are kept.
+        """
+        require_one_column(problem.target, "the elastic net follows")
+        search = Search(problem)
+        b = search.target[:, 0]
+        wanted = max(1, round(self.candidates * problem.size))
+        columns = search.no_columns()
+        weights, residual, l1 = torch.empty(0, dtype=torch.float64), b, 0.0
+        for _ in range(self.max_iterations):
+            count = problem.size if search.curve else 2 * problem.size
+            index, rows = search.strongest(columns, residual[:, None], count, above=l1 * (1 + 1e-5))
+            outside = rows.double() @ residual > l1 * (1 + 1e-6)
+            if not outside.any():
+                break
+            columns = search.join(columns, index[outside], rows[outside])
+            weights = torch.cat([weights, weights.new_zeros(len(columns.ids) - len(weights))])
+            largest = float((columns.unit * columns.norms[:, None] @ b).max())
+            point = _path_point(columns, b, problem.ridge, wanted, weights, l1, largest)
+            weights, residual, l1 = point.fit.weights, point.fit.residual, point.l1
+            search.curve.append(search.relative(residual))
+
+        chosen, fitted, left, kkt = prune(columns, weights[:, None], problem, self.prune_stages)
+        return search.finish(chosen, fitted, left, kkt, contributions(fitted, chosen))
 
 
 def _path_point(
     columns: Columns, b: torch.Tensor, ridge: float, size: int, start: torch.Tensor, l1: float, largest: float
-) -> Point:
-    """The l1 at which `size` of the working set's rows have weight, by a bracketed search on log l1.
+) -> PathPoint:
+    """Return the point at which `size` rows of the working set have weight, by a bracketed search on log l1.
 
     The number of rows falls with l1, almost everywhere; when no tried l1 gives exactly `size`, the largest
     one that gives more is returned and the caller keeps the `size` largest contributions.
     """
 
-    def at(value: float, warm: torch.Tensor, guess: bool) -> Point:
-        return Point(value, fit(columns, b, ridge=ridge, l1=value, start=warm, guess=guess))
+    def at(value: float, warm: torch.Tensor, guess: bool) -> PathPoint:
+        return PathPoint(value, fit(columns, b, ridge=ridge, l1=value, start=warm, guess=guess))
 
     if l1 > 0:
         point = at(l1, start, guess=True)
     else:
         point = at(0.5 * largest, start, guess=True)
-    few: Point | None = None  # l1 too large
-    many: Point | None = None  # l1 too small
+    few: PathPoint | None = None  # l1 too large
+    many: PathPoint | None = None  # l1 too small
     for _ in range(TRIALS):
         if point.rows == size:
             return point

@@ -1,4 +1,4 @@
-"""Non-negative least squares on the columns a pursuit looks at, exact to its optimality conditions.
+"""Solve non-negative least squares on the columns a pursuit looks at, exactly to its optimality conditions.
 
     min over w >= 0 of  1/2 ||A^T w - b||^2 + lam/2 ||w||^2 + l1 sum w,     A [n, m] holds one atom per row
 
@@ -16,6 +16,7 @@ The ridge enters the true problem: its gradient is A (A^T w - b) + lam w. Solvin
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,6 +35,8 @@ Solution = tuple[torch.Tensor, torch.Tensor]  # passive columns int64 [p] and th
 
 @dataclass(frozen=True)
 class NNLS:
+    """Hold a solution of non-negative least squares."""
+
     weights: torch.Tensor  # float64 [n], >= 0
     residual: torch.Tensor  # float64 [m], b - A^T w
     kkt: float  # largest violation of the optimality conditions, relative; see `kkt_residual`
@@ -42,7 +45,7 @@ class NNLS:
 
 
 class GramCache:
-    """Unit rows that were passive and their Gram matrix, by atom id; shared by a pursuit's solves."""
+    """Keep the unit rows that were passive and their Gram matrix by atom id, for all solves of a pursuit."""
 
     def __init__(self) -> None:
         self._slot: dict[int, int] = {}
@@ -50,7 +53,7 @@ class GramCache:
         self._gram = torch.empty(0, 0, dtype=torch.float64)
 
     def gram(self, ids: torch.Tensor, rows: Callable[[list[int]], torch.Tensor]) -> torch.Tensor:
-        """Gram matrix [k, k] of the unit rows known as ids [k].
+        """Return the Gram matrix [k, k] of the unit rows known as ids [k].
 
         rows(positions) gives rows [., m] float64 for positions in ids; only new ones are asked for.
         """
@@ -70,7 +73,7 @@ class GramCache:
         return self._gram[slots[:, None], slots]
 
     def keep(self, ids: torch.Tensor) -> None:
-        """Forget all others: a row new to the cache is multiplied with every row in it."""
+        """Forget all rows but these: a row new to the cache is multiplied with every row in it."""
         known = [key for key in ids.tolist() if key in self._slot]
         slots = torch.tensor([self._slot[key] for key in known], dtype=torch.long)
         if len(known) < len(self._slot):
@@ -92,7 +95,7 @@ class GramCache:
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of one or several solves, scaled to unit norm: u_i = ||a_i|| w_i is what is solved for."""
+    """Hold the columns of one or several solves, at unit norm: u_i = ||a_i|| w_i is what is solved for."""
 
     unit: torch.Tensor  # float64 [n, m]; a zero row stays zero
     norms: torch.Tensor  # float64 [n]
@@ -100,9 +103,11 @@ class Columns:
     cache: GramCache
 
     def select(self, keep: torch.Tensor) -> Columns:
+        """Return the columns at the positions int64, or where bool [n] is true."""
         return Columns(self.unit[keep], self.norms[keep], self.ids[keep], self.cache)
 
     def join(self, other: Columns) -> Columns:
+        """Return these columns followed by others."""
         return Columns(
             torch.cat([self.unit, other.unit]),
             torch.cat([self.norms, other.norms]),
@@ -112,7 +117,7 @@ class Columns:
 
 
 def columns_of(rows: torch.Tensor, ids: torch.Tensor, cache: GramCache) -> Columns:
-    """rows [n, m] of any floating type, known in `cache` by ids int64 [n]."""
+    """Scale rows [n, m] of any floating type to unit norm; `cache` knows them by ids int64 [n]."""
     unit = rows.double()
     norms = torch.linalg.vector_norm(unit, dim=1)
     return Columns(unit / norms.clamp(min=1e-300)[:, None], norms, ids, cache)
@@ -121,7 +126,7 @@ def columns_of(rows: torch.Tensor, ids: torch.Tensor, cache: GramCache) -> Colum
 def kkt_residual(
     rows: torch.Tensor, target: torch.Tensor, weights: torch.Tensor, ridge: float = 0.0, l1: float = 0.0
 ) -> float:
-    """Largest violation of the optimality conditions, independent of the scale of any column and of b.
+    """Return the largest violation of the optimality conditions, whatever the scale of a column or of b.
 
     With g = A (A^T w - b) + lam w + l1: |g_i| / ||a_i|| where w_i > 0, max(0, -g_i) / ||a_i|| where w_i = 0,
     over the largest positive correlation max_i a_i.b / ||a_i||. Computed in float64, from the rows alone.
@@ -165,119 +170,169 @@ def fit(
     guess: bool = True,
     max_iterations: int = 1000,
 ) -> NNLS:
-    """`nnls` on prepared columns, so that a pursuit's many solves share their Gram matrix.
+    """Solve as `nnls` does, on prepared columns, so that a pursuit's many solves share their Gram matrix.
 
     guess: refine the start by projected gradient; leave it out when the start is close to the solution.
     """
-    unit, target = columns.unit, target.double()
-    m = unit.shape[1]
-    live = columns.norms > 0
-    scale = torch.where(live, columns.norms, 1.0)
-    rho = ridge / scale.square()  # the ridge of w in the units of u
-    pull = unit @ target  # a_i.b of the unit columns
-    largest = float(pull.max()) if len(pull) else 0.0
-    correlation = torch.where(live, pull - l1 / scale, 0.0)
-    zero = torch.zeros(len(unit), dtype=torch.float64)
-    if not len(pull) or not float(correlation.max()) > 0:
-        return NNLS(zero, target.clone(), 0.0, 0, True)
-    tolerance = TOLERANCE * largest
-    held_apart = float(rho[live].min()) > 1e-2  # a ridge this large makes any passive set well conditioned
-    iterations = 0
+    active = _ActiveSet(columns, target.double(), ridge, l1)
+    if active.nothing_to_fit():
+        return NNLS(active.zero, active.target.clone(), 0.0, 0, True)
+    current = active.feasible(active.first_passive(start, guess))
+    value, block, converged, newton = active.objective(current), len(active.unit), False, False
+    while active.iterations < max_iterations and not converged:
+        if ridge > 0 and not newton and active.iterations > PATIENCE:
+            # Many more columns than m and a small ridge: exchanges of a few columns creep, the dual does not.
+            newton = True
+            trial = active.feasible(active.passive_by_dual(current))
+            if active.objective(trial) < value:
+                current, value, block = trial, active.objective(trial), len(active.unit)
+                continue
+        better, block = active.descend(current, value, block)
+        if better is None or not active.objective(better) < value * FALL:
+            converged = True  # no violation, or no descent left in float64
+        else:
+            current, value = better, active.objective(better)
+    return active.answer(current, converged)
 
-    def solve(passive: torch.Tensor) -> Solution:
-        """Unconstrained u on the passive set, after leaving out columns in the span of those before them."""
-        nonlocal iterations
-        if ridge > 0 and len(passive) > m:
-            iterations += 1
-            return passive, _solve_wide(unit[passive], rho[passive], correlation[passive])
+
+class _ActiveSet:
+    """Hold one problem in the units of its unit columns, and count the factorisations spent on it."""
+
+    def __init__(self, columns: Columns, target: torch.Tensor, ridge: float, l1: float) -> None:
+        self.columns, self.unit, self.target, self.ridge, self.l1 = columns, columns.unit, target, ridge, l1
+        self.live = columns.norms > 0
+        self.scale = torch.where(self.live, columns.norms, 1.0)
+        self.rho = ridge / self.scale.square()  # the ridge of w in the units of u
+        self.pull = self.unit @ target  # a_i.b of the unit columns
+        self.largest = float(self.pull.max()) if len(self.pull) else 0.0
+        self.correlation = torch.where(self.live, self.pull - l1 / self.scale, 0.0)
+        self.zero = torch.zeros(len(self.unit), dtype=torch.float64)
+        self.iterations = 0
+
+    def nothing_to_fit(self) -> bool:
+        """Tell whether w = 0 is the solution."""
+        return not len(self.pull) or not float(self.correlation.max()) > 0
+
+    @functools.cached_property
+    def held_apart(self) -> bool:
+        """Whether the ridge is so large that any passive set is well conditioned."""
+        return float(self.rho[self.live].min()) > 1e-2
+
+    def first_passive(self, start: torch.Tensor | None, guess: bool) -> torch.Tensor:
+        """Return the passive columns int64 to begin with: those with weight at the start or in a guess."""
+        first = self.zero if start is None else start.double() * self.scale
+        if guess:
+            first = _projected_gradient(
+                self.unit.float(), self.correlation.float(), self.rho.float(), first.float()
+            )
+        passive, half = ((first > 0) & self.live).nonzero().flatten(), self.unit.shape[1] // 2
+        if not self.held_apart and len(passive) > half:
+            # Near m columns most are dependent: begin with the largest.
+            passive = passive[first[passive].sort(descending=True, stable=True).indices[:half].sort().values]
+        return passive
+
+    def solve(self, passive: torch.Tensor) -> Solution:
+        """Return the unconstrained u on the passive set, less columns in the span of those before them."""
+        if self.ridge > 0 and len(passive) > self.unit.shape[1]:
+            self.iterations += 1
+            return passive, _solve_wide(self.unit[passive], self.rho[passive], self.correlation[passive])
         while len(passive):
-            iterations += 1
-            gram = columns.cache.gram(columns.ids[passive], lambda new, of=passive: unit[of[new]])
-            gram.diagonal().add_(rho[passive])
+            self.iterations += 1
+            gram = self.columns.cache.gram(
+                self.columns.ids[passive], lambda new, of=passive: self.unit[of[new]]
+            )
+            gram.diagonal().add_(self.rho[passive])
             factor, info = torch.linalg.cholesky_ex(gram)
-            failed = int(info)  # 1-based position of the first column without a positive pivot, or 0
-            pivots = factor.diagonal()[: failed - 1 if failed else None].square()
-            bad = (pivots < DEPENDENT).nonzero().flatten().tolist() + ([failed - 1] if failed else [])
+            bad = dependent(factor, int(info))
             if not bad:
-                return passive, torch.cholesky_solve(correlation[passive, None], factor)[:, 0]
+                return passive, torch.cholesky_solve(self.correlation[passive, None], factor)[:, 0]
             keep = torch.ones(len(passive), dtype=torch.bool)
             keep[bad] = False
             passive = passive[keep]
-        return passive, zero[:0]
+        return passive, self.zero[:0]
 
-    def feasible(passive: torch.Tensor) -> Solution:
-        """Solve, drop everything that is not positive, repeat until all of it is."""
+    def feasible(self, passive: torch.Tensor) -> Solution:
+        """Solve, drop everything that is not positive, and repeat until all of it is."""
         while True:
-            passive, u = solve(passive)
+            passive, u = self.solve(passive)
             positive = u > 0
             if positive.all():
                 return passive, u
             passive = passive[positive]
 
-    def combined(solution: Solution) -> torch.Tensor:
-        """U^T u: reading all rows is quicker than copying the passive ones out."""
+    def combined(self, solution: Solution) -> torch.Tensor:
+        """Return U^T u float64 [m]: reading all rows is quicker than copying many passive ones out."""
         passive, u = solution
-        if 4 * len(passive) < len(unit):
-            return unit[passive].T @ u
-        return unit.T @ zero.index_copy(0, passive, u)
+        if 4 * len(passive) < len(self.unit):
+            return self.unit[passive].T @ u
+        return self.unit.T @ self.zero.index_copy(0, passive, u)
 
-    def objective(solution: Solution) -> float:
-        """From the residual: half c.u, its fall from w = 0, would drown a small objective in rounding."""
+    def objective(self, solution: Solution) -> float:
+        """Return the objective, from the residual: half c.u, its fall from w = 0, would drown a small one in
+        rounding.
+        """
         passive, u = solution
-        left = target - combined(solution)
-        penalty = 0.5 * float(rho[passive] @ u.square()) + l1 * float((u / scale[passive]).sum())
+        left = self.target - self.combined(solution)
+        penalty = 0.5 * float(self.rho[passive] @ u.square()) + self.l1 * float(
+            (u / self.scale[passive]).sum()
+        )
         return 0.5 * float(left @ left) + penalty
 
-    first = zero if start is None else start.double() * scale
-    if guess:
-        first = _projected_gradient(unit.float(), correlation.float(), rho.float(), first.float())
-    seed = ((first > 0) & live).nonzero().flatten()
-    if not held_apart and len(seed) > m // 2:  # near m columns most are dependent: start from the largest
-        seed = seed[first[seed].sort(descending=True, stable=True).indices[: m // 2].sort().values]
-    current = feasible(seed)
-    value, block, converged, newton = objective(current), len(unit), False, False
-    while iterations < max_iterations and not converged:
-        passive, u = current
-        if ridge > 0 and not newton and iterations > PATIENCE:
-            # Many more columns than m and a small ridge: exchanges of a few columns creep, the dual does not.
-            newton = True
-            trial = feasible(_dual_newton(unit, target, l1 / scale, rho, target - combined(current)))
-            if objective(trial) < value:
-                current, value, block = trial, objective(trial), len(unit)
-                continue
-        gradient = unit @ combined(current) - correlation  # the ridge adds nothing where u = 0
-        gradient[passive] = 0.0
-        violating = (live & (gradient < -tolerance)).nonzero().flatten()
-        violating = violating[gradient[violating].sort(stable=True).indices]  # worst first, then lowest index
-        roomy = held_apart or (ridge > 0 and len(passive) >= m)
-        block = min(block, len(unit) if roomy else max(1, (m - len(passive)) // 2, m // 8), len(violating))
-        found = None
-        while block >= 1 and found is None:
-            trial = feasible(torch.cat([passive, violating[:block]]))
-            if objective(trial) < value * FALL:
-                found, block = trial, 2 * block
-            else:
-                block //= 2
-        if found is None and len(violating):
-            found, block = _exchange_one(current, violating, solve), 1
-        if found is None or not objective(found) < value * FALL:
-            converged = True  # no violation, or no descent left in float64
-        else:
-            current, value = found, objective(found)
+    def passive_by_dual(self, current: Solution) -> torch.Tensor:
+        """Return the columns int64 that have weight where Newton's method on the dual ends."""
+        residual = self.target - self.combined(current)
+        return _dual_newton(self.unit, self.target, self.l1 / self.scale, self.rho, residual)
 
-    passive, u = current
-    weights = zero.clone()
-    weights[passive] = u / scale[passive]
-    fitted = combined(current)
-    gradient = unit @ fitted - correlation
-    gradient[passive] += rho[passive] * u
-    violation = torch.where(live, (-gradient).clamp(min=0), 0.0)
-    violation[passive] = gradient[passive].abs()
-    return NNLS(weights, target - fitted, float(violation.max()) / largest, iterations, converged)
+    def violating(self, current: Solution) -> torch.Tensor:
+        """Return the columns int64 whose weight should leave zero, worst first, then the lowest index."""
+        gradient = self.unit @ self.combined(current) - self.correlation  # no ridge in it where u = 0
+        gradient[current[0]] = 0.0
+        violating = (self.live & (gradient < -TOLERANCE * self.largest)).nonzero().flatten()
+        return violating[gradient[violating].sort(stable=True).indices]
+
+    def descend(self, current: Solution, value: float, block: int) -> tuple[Solution | None, int]:
+        """Return a solution of lower objective with a block of the worst columns added, or with one column
+        exchanged, and the size of the next block. None where nothing violates the conditions.
+        """
+        passive, m = current[0], self.unit.shape[1]
+        violating = self.violating(current)
+        roomy = self.held_apart or (self.ridge > 0 and len(passive) >= m)
+        widest = len(self.unit) if roomy else max(1, (m - len(passive)) // 2, m // 8)
+        block = min(block, widest, len(violating))
+        while block >= 1:
+            trial = self.feasible(torch.cat([passive, violating[:block]]))
+            if self.objective(trial) < value * FALL:
+                return trial, 2 * block
+            block //= 2
+        if len(violating):
+            return _exchange_one(current, violating, self.solve), 1
+        return None, block
+
+    def answer(self, current: Solution, converged: bool) -> NNLS:
+        """Return a solution in the units of the columns as given, and how far it is from optimal."""
+        passive, u = current
+        weights = self.zero.clone()
+        weights[passive] = u / self.scale[passive]
+        fitted = self.combined(current)
+        gradient = self.unit @ fitted - self.correlation
+        gradient[passive] += self.rho[passive] * u
+        violation = torch.where(self.live, (-gradient).clamp(min=0), 0.0)
+        violation[passive] = gradient[passive].abs()
+        kkt = float(violation.max()) / self.largest
+        return NNLS(weights, self.target - fitted, kkt, self.iterations, converged)
+
+
+def dependent(factor: torch.Tensor, failed: int) -> list[int]:
+    """Return the positions of columns in the span of those before them, from their Cholesky factor.
+
+    failed: the 1-based position of the first column without a positive pivot, or 0, as `cholesky_ex` says.
+    """
+    pivots = factor.diagonal()[: failed - 1 if failed else None].square()
+    return (pivots < DEPENDENT).nonzero().flatten().tolist() + ([failed - 1] if failed else [])
 
 
 def _solve_wide(unit: torch.Tensor, rho: torch.Tensor, correlation: torch.Tensor) -> torch.Tensor:
-    """(U U^T + diag(rho))^-1 c for more rows than columns, through an m x m system (Woodbury)."""
+    """Return (U U^T + diag(rho))^-1 c for more rows than columns, through an m x m system (Woodbury)."""
     inner = unit.T @ (unit / rho[:, None])
     inner.diagonal().add_(1.0)
     factor = torch.linalg.cholesky(inner)
@@ -292,7 +347,7 @@ def _solve_wide(unit: torch.Tensor, rho: torch.Tensor, correlation: torch.Tensor
 def _dual_newton(
     unit: torch.Tensor, target: torch.Tensor, l1: torch.Tensor, rho: torch.Tensor, residual: torch.Tensor
 ) -> torch.Tensor:
-    """The columns with weight in the ridge problem, by Newton's method on its dual, from a first residual.
+    """Return the columns with weight in the ridge problem, by Newton's method on its dual from a residual.
 
         min over r of  1/2 ||r||^2 - b.r + sum_i (a_i.r - l1_i)_+^2 / (2 rho_i)
 
@@ -326,7 +381,7 @@ def _dual_newton(
 def _line_search(
     correlation: torch.Tensor, change: torch.Tensor, rho: torch.Tensor, flat: float, step: torch.Tensor
 ) -> float:
-    """Length in (0, 1] at which the dual's slope along a step vanishes; the slope only rises, so bisect."""
+    """Return the length in (0, 1] at which the dual's slope along a step vanishes, by bisection: it rises."""
     curved = float(step @ step)
 
     def slope(t: float) -> float:
@@ -344,15 +399,15 @@ def _line_search(
 def _projected_gradient(
     unit: torch.Tensor, correlation: torch.Tensor, rho: torch.Tensor, u: torch.Tensor
 ) -> torch.Tensor:
-    """A rough solution whose support is close to the right one: accelerated projected gradient in float32.
+    """Return a rough solution whose support is close to the right one, by projected gradient in float32.
 
     FISTA (Beck and Teboulle, 2009) with the adaptive restart of O'Donoghue and Candes (2015).
     """
-    x = unit.T @ correlation.clamp(min=0)
+    dominant = unit.T @ correlation.clamp(min=0)  # direction of the largest curvature
     for _ in range(POWER_STEPS):
-        x = x / torch.linalg.vector_norm(x).clamp(min=1e-30)
-        x = unit.T @ (unit @ x)
-    step = 1 / (1.1 * float(torch.linalg.vector_norm(x)) + float(rho.max()))
+        dominant = dominant / torch.linalg.vector_norm(dominant).clamp(min=1e-30)
+        dominant = unit.T @ (unit @ dominant)
+    step = 1 / (1.1 * float(torch.linalg.vector_norm(dominant)) + float(rho.max()))
     ahead, momentum = u, 1.0
     for _ in range(WARM_STEPS):
         gradient = unit @ (unit.T @ ahead) - correlation + rho * ahead
@@ -368,7 +423,7 @@ def _projected_gradient(
 def _exchange_one(
     current: Solution, violating: torch.Tensor, solve: Callable[[torch.Tensor], Solution]
 ) -> Solution | None:
-    """One step of Lawson and Hanson: add the worst column that can be added, walk to the boundary."""
+    """Take one step of Lawson and Hanson: add the worst column that can be added, walk to the boundary."""
     for column in violating:
         passive, u = torch.cat([current[0], column[None]]), torch.cat([current[1], current[1].new_zeros(1)])
         solved, z = solve(passive)

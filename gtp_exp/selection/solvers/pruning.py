@@ -1,19 +1,19 @@
-"""Fitting the rows of a pursuit together, and cutting them down to the budget."""
+"""Fit the rows of a pursuit together, and cut them down to the budget."""
 
 from __future__ import annotations
 
 import torch
 
 from gtp_exp.selection.solvers.nnls import Columns, fit
-from gtp_exp.selection.solvers.pursuit import top
+from gtp_exp.selection.solvers.pursuit import PursuitProblem, top
 
 
 def keep_largest(
     contribution: torch.Tensor, cost: torch.Tensor | None, capacity: int, size: int
 ) -> torch.Tensor:
-    """Positions to keep, best first: the `size` largest contributions, or, when rows cost (tokens), the
-    largest contributions per token that together cost at most `capacity`; a row that does not fit is passed
-    over.
+    """Return the positions to keep, best first: the `size` largest contributions, or, when rows cost
+    (tokens), the largest contributions per token that together cost at most `capacity`; a row that does not
+    fit is passed over.
     """
     if cost is None:
         return top(contribution, size)
@@ -27,21 +27,16 @@ def keep_largest(
 
 
 def prune(
-    columns: Columns,
-    weights: torch.Tensor,
-    target: torch.Tensor,
-    ridge: float,
-    *,
-    size: int,
-    cost: torch.Tensor | None,
-    capacity: int,
-    stages: int,
+    columns: Columns, weights: torch.Tensor, problem: PursuitProblem, stages: int
 ) -> tuple[Columns, torch.Tensor, torch.Tensor, float]:
-    """Down to `size` rows (and `capacity`), fitting again after each stage; every stage halves the excess.
+    """Cut weighted columns down to the problem's size and capacity, and fit again after each stage.
 
-    A ridge spreads weight over many alike rows, so the largest weights of the merged fit are a poor guess of
-    the rows that do best alone. Backward elimination in stages corrects it, at the price of small solves.
+    Every stage halves the excess. A ridge spreads weight over many alike rows, so the largest weights of the
+    merged fit are a poor guess of the rows that do best alone. Backward elimination in stages corrects it, at
+    the price of small solves. Returns the columns kept, their weights [k, S], the residual [m, S] and the
+    largest KKT residual of the last fit.
     """
+    target, cost, size, capacity = problem.target.double(), problem.cost, problem.size, problem.capacity
     for stage in range(stages, 0, -1):
         contribution = contributions(weights, columns)
         rows = int((contribution > 0).sum())
@@ -54,7 +49,7 @@ def prune(
             size if last else max(size, (rows + size) // 2),
         )
         columns = columns.select(kept)
-        weights, residual, kkt = fit_columns(columns, target, ridge, weights[kept], guess=False)
+        weights, residual, kkt = fit_columns(columns, target, problem.ridge, weights[kept], guess=False)
         if last or (len(kept) <= size and price <= capacity):
             break
     return columns, weights, residual, kkt
@@ -63,7 +58,7 @@ def prune(
 def fit_columns(
     columns: Columns, target: torch.Tensor, ridge: float, start: torch.Tensor, guess: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """NNLS of every target column on the same rows: weights [k, S], residual [m, S], worst KKT residual."""
+    """Fit every target column [m, S] on the same rows: weights [k, S], residual [m, S], largest KKT."""
     fits = [
         fit(columns, target[:, s], ridge=ridge, start=start[:, s], guess=guess)
         for s in range(target.shape[1])
@@ -73,5 +68,5 @@ def fit_columns(
 
 
 def contributions(weights: torch.Tensor, columns: Columns) -> torch.Tensor:
-    """||W_i|| ||a_i||: how much of the combination a row makes up, whatever the scale of its atom."""
+    """Return ||W_i|| ||a_i||: how much of the combination a row makes up, whatever the scale of its atom."""
     return torch.linalg.vector_norm(weights, dim=1) * columns.norms

@@ -1,20 +1,42 @@
-"""What every pursuit solver returns, and the decisions they share: which rows to look at, which to keep."""
+"""Hold what all solvers share: the problem, the result, and the steps that are the same for all."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import torch
 
 from gtp_exp.distributed import Processes
+from gtp_exp.errors import UserError
+from gtp_exp.selection.atoms.duplicates import near_copies
 from gtp_exp.selection.atoms.matrix import Atoms
+from gtp_exp.selection.solvers.nnls import Columns, GramCache, columns_of
 
 SLACK = 64  # rows fetched beyond those asked for, so that float32 rounding cannot decide who is in
 
 
 @dataclass(frozen=True)
+class PursuitProblem:
+    """Ask for at most `size` rows whose non-negative combination is closest to the target:
+
+    min over W >= 0, at most `size` rows of which are not zero, of  1/2 ||A^T W - B||^2 + ridge/2 ||W||^2
+    """
+
+    atoms: Atoms  # A, N x m
+    target: torch.Tensor  # B, float64 [m, S]
+    size: int
+    ridge: float
+    available: torch.Tensor | None = None  # bool [N], rows that may be chosen; None: all
+    near_copy_cosine: float | None = None  # rows closer than this to another candidate are passed over
+    cost: torch.Tensor | None = None  # int64 [N], tokens of each row
+    capacity: int = 0  # where rows cost, the chosen ones cost no more than this together
+
+
+@dataclass(frozen=True)
 class Pursuit:
-    """min over w >= 0 with few rows of 1/2 ||A^T W - B||^2 + lam/2 ||W||^2, as one solver left it."""
+    """Hold the rows and weights at which one solver ended."""
 
     support: torch.Tensor  # int64 [k], largest contribution first
     weights: torch.Tensor  # float64 [k, S], >= 0, for the atoms as given
@@ -29,6 +51,7 @@ class Pursuit:
     fitted: torch.Tensor  # float64 [m, S], A^T W
 
     def summary(self) -> dict[str, float | int | list[float]]:
+        """Return the figures of the pursuit as JSON values."""
         return {
             "rows": len(self.support),
             "objective": self.objective,
@@ -41,9 +64,120 @@ class Pursuit:
         }
 
 
+class Solver(Protocol):
+    """Solve a pursuit. A solver is a frozen dataclass that holds the options which it reads."""
+
+    name: ClassVar[str]  # of its YAML in conf/selector/solver, for diagnostics
+
+    def pursue(self, problem: PursuitProblem) -> Pursuit:
+        """Return at most `problem.size` rows, fewer where no further row would help."""
+        ...
+
+
+class Search:
+    """Keep the state of one pursuit while a solver works on it: the rows that it may still take, and what is
+    reported of it at the end.
+    """
+
+    def __init__(self, problem: PursuitProblem) -> None:
+        self._began = time.perf_counter()
+        self.problem = problem
+        self.target = problem.target.double()
+        self.energy = float(self.target.square().sum())
+        self.curve: list[float] = []  # relative residual after each iteration
+        self._suppressed: list[torch.Tensor] = []
+        n = problem.atoms.shape[0]
+        if problem.available is None:
+            self._available = torch.ones(n, dtype=torch.bool)
+        else:
+            self._available = problem.available.clone()
+
+    def no_columns(self) -> Columns:
+        """Return an empty support."""
+        m = self.problem.atoms.shape[1]
+        return columns_of(torch.empty(0, m), torch.empty(0, dtype=torch.long), GramCache())
+
+    def strongest(
+        self, support: Columns, residual: torch.Tensor, count: int, *, above: float = 0.0, spent: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the rows outside the support that correlate most with the residual [m, S]; see `strongest`.
+
+        Rows that cost more than the capacity less what is spent are passed over.
+        """
+        eligible = self._available.clone()
+        eligible[support.ids] = False
+        if self.problem.cost is not None:
+            eligible &= self.problem.cost <= self.problem.capacity - spent
+        return strongest(self.problem.atoms, residual, eligible, count, above)
+
+    def join(self, support: Columns, index: torch.Tensor, rows: torch.Tensor) -> Columns:
+        """Return the support followed by further rows, without those that nearly repeat a row before them."""
+        joined = support.join(columns_of(rows, index, support.cache))
+        threshold = self.problem.near_copy_cosine
+        if threshold is None:
+            return joined
+        near = near_copies(joined.unit.float() @ joined.unit.float().T, threshold, kept=len(support.ids))
+        self.suppress(joined.ids[near])
+        return joined.select(~near)
+
+    def suppress(self, near: torch.Tensor) -> None:
+        """Take rows int64 [k] for near copies, which no later iteration may choose."""
+        self._suppressed.append(near)
+        self._available[near] = False
+
+    def objective(self, weights: torch.Tensor, residual: torch.Tensor) -> float:
+        """Return 1/2 ||residual||^2 + ridge/2 ||weights||^2."""
+        ridge = self.problem.ridge
+        return 0.5 * float(residual.square().sum()) + 0.5 * ridge * float(weights.square().sum())
+
+    def relative(self, residual: torch.Tensor) -> float:
+        """Return the norm of a residual [m, S] over that of the target."""
+        return (float(residual.square().sum()) / self.energy) ** 0.5 if self.energy else 0.0
+
+    def finish(
+        self,
+        support: Columns,
+        weights: torch.Tensor,
+        residual: torch.Tensor,
+        kkt: float,
+        contributions: torch.Tensor,
+    ) -> Pursuit:
+        """Return the pursuit that ends with these weights [k, S]; rows without a contribution leave."""
+        order = top(contributions, len(contributions))
+        none = torch.empty(0, dtype=torch.long)
+        return Pursuit(
+            support=support.ids[order],
+            weights=weights[order],
+            contributions=contributions[order],
+            objective=self.objective(weights, residual),
+            residual=self.relative(residual),
+            kkt=kkt,
+            iterations=len(self.curve),
+            seconds=time.perf_counter() - self._began,
+            curve=tuple(self.curve),
+            near_copies=torch.cat(self._suppressed) if self._suppressed else none,
+            fitted=self.target - residual,
+        )
+
+
+def require_one_column(target: torch.Tensor, solver: str) -> None:
+    """Raise UserError for a target [m, S] of several columns, which only CoSaMP can pursue."""
+    if target.shape[1] != 1:
+        raise UserError(
+            f"{solver} one target, not {target.shape[1]} columns; "
+            "set selector.target_columns=mean or selector/solver=cosamp"
+        )
+
+
+def require(ok: bool, key: str, value: object, remedy: str) -> None:
+    """Raise UserError for an option of the solver that cannot be used, naming its key and the remedy."""
+    if not ok:
+        raise UserError(f"selector.solver.{key}={value} cannot be used; give {remedy}")
+
+
 def alignment(correlation: torch.Tensor) -> torch.Tensor:
-    """One figure per row from its correlations [k, S] with the residual columns: the norm of the positive
-    part.
+    """Return one figure per row from its correlations [k, S] with the residual columns: the norm of the
+    positive part, float [k].
 
     It is the fall of the objective that a small non-negative step along the row buys, per unit of step.
     """
@@ -53,7 +187,9 @@ def alignment(correlation: torch.Tensor) -> torch.Tensor:
 
 
 def top(values: torch.Tensor, k: int) -> torch.Tensor:
-    """Indices of the k largest positive values, largest first, equal values in order of their indices."""
+    """Return the indices of the k largest positive values, largest first, equal values in order of their
+    indices.
+    """
     k = min(k, int((values > 0).sum()))
     if k == 0:
         return torch.empty(0, dtype=torch.long)
@@ -63,7 +199,8 @@ def top(values: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def _top_of_all(values: torch.Tensor, k: int, processes: Processes) -> torch.Tensor:
-    """`top` of the values of all processes, each of which holds those of its own rows and zeros elsewhere.
+    """Return `top` of the values of all processes, each of which holds those of its own rows and zeros
+    elsewhere.
 
     Only the best of every process are sent, 2 k numbers each: who is among the best of all is among its own.
     """
@@ -81,8 +218,8 @@ def _top_of_all(values: torch.Tensor, k: int, processes: Processes) -> torch.Ten
 def strongest(
     atoms: Atoms, residual: torch.Tensor, available: torch.Tensor, k: int, above: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k available rows that correlate most with the residual [m, S], and more than `above`: index int64
-    [<= k] and their atoms. One pass over the pool.
+    """Return the k available rows that correlate most with the residual [m, S], and more than `above`: index
+    int64 [<= k] and their atoms float32 [<= k, m]. Takes one pass over the pool.
 
     The float32 pass proposes k and some more, float64 products of those rows decide: chunking, threads and
     the storage's product kernel change the last bits of the pass, but not the answer.

@@ -23,19 +23,19 @@ def test_copies_stand_for_their_lowest_index(dtype, d):
     n = len(rows)
     original, copy = n // 3, [n // 2, n - 1]
     rows[copy] = rows[original].clone()
-    found = exact_copies([TensorRows(rows)], row_hash(rows, 0))
-    assert found.collapsed == 2
-    assert (found.representative[copy] == original).all()
-    assert int(found.multiplicity[original]) == 3 and int(found.multiplicity.sum()) == n
+    copies = exact_copies([TensorRows(rows)], row_hash(rows, 0))
+    assert copies.collapsed == 2
+    assert (copies.representative[copy] == original).all()
+    assert int(copies.multiplicity[original]) == 3 and int(copies.multiplicity.sum()) == n
     others = torch.ones(n, dtype=torch.bool)
     others[copy] = False
-    assert torch.equal(found.representative[others], torch.arange(n)[others])
+    assert torch.equal(copies.representative[others], torch.arange(n)[others])
 
 
 def test_all_rows_equal():
     rows = torch.ones(500, 8)
-    found = exact_copies([TensorRows(rows)], row_hash(rows, 0))
-    assert found.collapsed == 499 and int(found.multiplicity[0]) == 500
+    copies = exact_copies([TensorRows(rows)], row_hash(rows, 0))
+    assert copies.collapsed == 499 and int(copies.multiplicity[0]) == 500
 
 
 def test_minus_zero_is_zero():
@@ -48,14 +48,14 @@ def test_a_difference_at_one_checkpoint_tells_rows_apart():
     second = torch.ones(4, 6)
     second[2, 3] = 2.0
     hashes = row_hash(first, 0) + row_hash(second, 1)
-    found = exact_copies([TensorRows(first), TensorRows(second)], hashes)
-    assert found.representative.tolist() == [0, 0, 2, 0]
+    copies = exact_copies([TensorRows(first), TensorRows(second)], hashes)
+    assert copies.representative.tolist() == [0, 0, 2, 0]
 
 
 def test_a_hash_collision_does_not_collapse():
     rows = random_rows(50, 8)
-    found = exact_copies([TensorRows(rows)], torch.zeros(50, dtype=torch.int64))
-    assert found.collapsed == 0
+    copies = exact_copies([TensorRows(rows)], torch.zeros(50, dtype=torch.int64))
+    assert copies.collapsed == 0
 
 
 def test_hashes_do_not_depend_on_the_chunk():

@@ -11,14 +11,14 @@ from gtp_exp.selection.atoms.matrix import Block, BlockAtoms, dot, tensor_atoms
 
 def blocks(n=300, d=24, dtype=torch.float32, k=None, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    made = []
+    blocks = []
     for _ in range(3):
         rows = torch.randn(n, d, generator=generator).to(dtype)
         basis = None
         if k is not None:
             basis = torch.linalg.qr(torch.randn(d, k, generator=generator)).Q.T.contiguous()
-        made.append(Block(TensorRows(rows), torch.rand(n, generator=generator), basis))
-    return tuple(made)
+        blocks.append(Block(TensorRows(rows), torch.rand(n, generator=generator), basis))
+    return tuple(blocks)
 
 
 def dense(parts):

@@ -19,12 +19,12 @@ def low_rank(n, d, rank, noise, seed=0):
 @pytest.mark.parametrize("n, d", [(40, 100), (100, 40)])
 def test_small_matrices_are_factorised_exactly(n, d):
     rows = low_rank(n, d, 10, 0.1)
-    found = principal_rows(rows, 6, seed=0)
-    assert torch.allclose(found.vectors @ found.vectors.T, torch.eye(6), atol=1e-5)
+    basis = principal_rows(rows, 6, seed=0)
+    assert torch.allclose(basis.vectors @ basis.vectors.T, torch.eye(6), atol=1e-5)
     _, values, vectors = torch.linalg.svd(rows.double(), full_matrices=False)
     projector = vectors[:6].T @ vectors[:6]
-    assert torch.allclose((found.vectors.T @ found.vectors).double(), projector, atol=1e-5)
-    assert found.explained == pytest.approx(
+    assert torch.allclose((basis.vectors.T @ basis.vectors).double(), projector, atol=1e-5)
+    assert basis.explained == pytest.approx(
         float(values[:6].square().sum() / values.square().sum()), abs=1e-6
     )
 

@@ -89,24 +89,24 @@ def test_agrees_with_scipy(family, shape, ridge):
 @pytest.mark.parametrize("ridge", [0.0, 1e-3, 3.0])
 def test_optimality_conditions_hold(family, shape, ridge, dtype):
     rows, target = family(*shape, dtype=dtype)
-    found = nnls(rows, target, ridge=ridge)
-    assert (found.weights >= 0).all() and torch.isfinite(found.weights).all()
-    assert kkt_residual(rows, target, found.weights, ridge) <= 1e-6
-    assert torch.allclose(found.residual, target.double() - rows.double().T @ found.weights, atol=1e-8)
+    solution = nnls(rows, target, ridge=ridge)
+    assert (solution.weights >= 0).all() and torch.isfinite(solution.weights).all()
+    assert kkt_residual(rows, target, solution.weights, ridge) <= 1e-6
+    assert torch.allclose(solution.residual, target.double() - rows.double().T @ solution.weights, atol=1e-8)
 
 
 @pytest.mark.parametrize("n, m, ridge", [(4000, 256, 0.0), (4000, 256, 1e-3), (12000, 64, 1e-4)])
 def test_many_more_columns_than_dimensions(n, m, ridge):
     """Where block principal pivoting cycles."""
     rows, target = clustered(n, m, dtype=torch.float32)
-    found = nnls(rows, target, ridge=ridge)
-    assert kkt_residual(rows, target, found.weights, ridge) <= 1e-6
+    solution = nnls(rows, target, ridge=ridge)
+    assert kkt_residual(rows, target, solution.weights, ridge) <= 1e-6
 
 
 def test_no_positive_correlation_gives_zero():
     rows, _ = gaussian(50, 20)
-    found = nnls(-rows.abs(), torch.ones(20, dtype=torch.float64), ridge=0.1)
-    assert (found.weights == 0).all() and found.kkt == 0 and found.converged
+    solution = nnls(-rows.abs(), torch.ones(20, dtype=torch.float64), ridge=0.1)
+    assert (solution.weights == 0).all() and solution.kkt == 0 and solution.converged
 
 
 def test_zero_target_and_no_columns_give_zero():
@@ -128,9 +128,9 @@ def test_a_warm_start_changes_the_path_but_not_the_solution(ridge):
 @pytest.mark.parametrize("l1", [0.01, 0.3, 2.0])
 def test_the_l1_term_enters_the_optimality_conditions(l1):
     rows, target = clustered(400, 100)
-    found = nnls(rows, target, ridge=0.1, l1=l1)
-    assert kkt_residual(rows, target, found.weights, 0.1, l1) <= 1e-8
-    assert int((found.weights > 0).sum()) <= int((nnls(rows, target, ridge=0.1).weights > 0).sum())
+    solution = nnls(rows, target, ridge=0.1, l1=l1)
+    assert kkt_residual(rows, target, solution.weights, 0.1, l1) <= 1e-8
+    assert int((solution.weights > 0).sum()) <= int((nnls(rows, target, ridge=0.1).weights > 0).sum())
 
 
 def test_a_ridge_gives_exact_copies_equal_weights():

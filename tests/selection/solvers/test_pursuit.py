@@ -55,5 +55,5 @@ def test_the_best_of_all_processes_are_those_of_one(size, k, ties):
         return _top_of_all(own, k, Member(meeting, rank))
 
     with ThreadPoolExecutor(size) as threads:
-        for found in threads.map(of_one, range(size)):
-            assert found.tolist() == top(values, k).tolist()
+        for strongest in threads.map(of_one, range(size)):
+            assert strongest.tolist() == top(values, k).tolist()

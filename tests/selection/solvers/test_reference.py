@@ -9,8 +9,9 @@ import torch
 from planted import clusters
 
 from gtp_exp.selection.atoms.matrix import tensor_atoms
-from gtp_exp.selection.solvers.cosamp import cosamp
-from gtp_exp.selection.solvers.omp import omp
+from gtp_exp.selection.solvers.cosamp import CoSaMP
+from gtp_exp.selection.solvers.omp import OMP
+from gtp_exp.selection.solvers.pursuit import PursuitProblem
 
 
 def fit(a, b, ridge):
@@ -25,8 +26,8 @@ def dense_cosamp(a, b, size, ridge, stages, iterations=30, tolerance=1e-3):
     for _ in range(iterations):
         correlation = a @ residual
         correlation[support] = 0
-        found = [i for i in np.argsort(-correlation, kind="stable")[: 2 * size] if correlation[i] > 0]
-        merged = np.concatenate([support, np.array(found, dtype=int)])
+        strongest = [i for i in np.argsort(-correlation, kind="stable")[: 2 * size] if correlation[i] > 0]
+        merged = np.concatenate([support, np.array(strongest, dtype=int)])
         w = fit(a[merged], b, ridge)
         for stage in range(stages, 0, -1):
             positive = int((w > 0).sum())
@@ -66,11 +67,11 @@ def problem(n, m, seed, noise):
     return data.atoms, data.target_rows.double().mean(0)
 
 
-def same(found, support, weights):
-    assert set(found.support.tolist()) == set(np.asarray(support).tolist())
+def same(pursuit, support, weights):
+    assert set(pursuit.support.tolist()) == set(np.asarray(support).tolist())
     order = {int(i): x for i, x in zip(support, weights, strict=True)}
-    expected = torch.tensor([order[i] for i in found.support.tolist()], dtype=torch.float64)
-    assert torch.allclose(found.weights[:, 0], expected, rtol=1e-5, atol=1e-8)
+    expected = torch.tensor([order[i] for i in pursuit.support.tolist()], dtype=torch.float64)
+    assert torch.allclose(pursuit.weights[:, 0], expected, rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -81,15 +82,9 @@ def test_cosamp(n, m, size, ridge, seed):
         pytest.skip("more rows than dimensions and no ridge: the solution is not unique")
     atoms, target = problem(n, m, seed, noise=0.4)
     for stages in (1, 8):
-        found = cosamp(
-            tensor_atoms(atoms),
-            target[:, None],
-            size=size,
-            ridge=ridge,
-            prune_stages=stages,
-            tolerance=1e-3,
-        )
-        same(found, *dense_cosamp(atoms.double().numpy(), target.numpy(), size, ridge, stages))
+        solver = CoSaMP(prune_stages=stages, tolerance=1e-3)
+        pursuit = solver.pursue(PursuitProblem(tensor_atoms(atoms), target[:, None], size, ridge))
+        same(pursuit, *dense_cosamp(atoms.double().numpy(), target.numpy(), size, ridge, stages))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -97,5 +92,5 @@ def test_cosamp(n, m, size, ridge, seed):
 @pytest.mark.parametrize("n, m, size", [(60, 30, 5), (150, 40, 12)])
 def test_omp(n, m, size, ridge, seed):
     atoms, target = problem(n, m, seed, noise=0.4)
-    found = omp(tensor_atoms(atoms), target[:, None], size=size, ridge=ridge)
-    same(found, *dense_omp(atoms.double().numpy(), target.numpy(), size, ridge))
+    pursuit = OMP().pursue(PursuitProblem(tensor_atoms(atoms), target[:, None], size, ridge))
+    same(pursuit, *dense_omp(atoms.double().numpy(), target.numpy(), size, ridge))
