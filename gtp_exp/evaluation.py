@@ -1,4 +1,4 @@
-"""Evaluation of one task: lm-eval's metrics, and the held-out loss of the test answers beside them."""
+"""Evaluate a model on one task: lm-eval's metrics, and the held-out loss of the test answers beside them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from tqdm import tqdm
 
 from gtp_exp.data.batching import length_sorted_batches, pad_collate
 from gtp_exp.data.benchmark import HELD_OUT_LOSS, EvalTask
-from gtp_exp.data.examples import Example
-from gtp_exp.data.tokenization import tokenize
+from gtp_exp.data.examples import TokenizedExample
 from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.errors import UserError, first_line
 from gtp_exp.model.loading import LoadedModel
@@ -28,14 +27,15 @@ def evaluate(
     task: EvalTask,
     loaded: LoadedModel,
     *,
+    held_out: Sequence[TokenizedExample],
     batch_size: int,
     directory: Path,
     processes: Processes = ALONE,
 ) -> dict[str, float | str]:
-    """Metrics of one task, in every process; each takes part of the documents. Writes per-document results to
-    `samples.jsonl` in `directory`.
+    """Return the metrics of one task, in every process; each takes part of the documents. Write per-document
+    results to `samples.jsonl` in `directory`.
 
-    The result holds lm-eval's numbers ("acc", "exact_match", ..., with "<name>_stderr"), nats_per_token and
+    held_out: `task.held_out` as the model reads it, without rows that do not fit. The result holds lm-eval's numbers ("acc", "exact_match", ..., with "<name>_stderr"), nats_per_token and
     nats_per_answer of the held-out answers, and "headline", the name of the metric that counts.
     """
     loss_only: dict[str, float | str] = {"headline": HELD_OUT_LOSS}
@@ -43,35 +43,37 @@ def evaluate(
     metrics = loss_only if only else _lm_eval(task, loaded, batch_size, directory, processes)
     if task.held_out:
         metrics |= held_out_loss(
-            task.held_out, loaded, batch_size=batch_size, label=task.name, processes=processes
+            held_out, loaded, batch_size=batch_size, label=task.name, processes=processes
         )
     return metrics
 
 
 def held_out_loss(
-    examples: Sequence[Example],
+    rows: Sequence[TokenizedExample],
     loaded: LoadedModel,
     *,
     batch_size: int,
     label: str,
     processes: Processes = ALONE,
 ) -> dict[str, float]:
-    """Negative log-likelihood of the completions, in nats per token and per answer."""
-    tokenized = tokenize(examples, loaded.tokenizer, max_length=loaded.max_length).examples
-    if not tokenized:
+    """Return the negative log-likelihood of the completions, in nats per token and per answer.
+
+    label: the task's name, for messages. Raises UserError without a row, and for a loss that is not finite.
+    """
+    if not rows:
         raise UserError(f"task '{label}': no test answer fits model.max_length={loaded.max_length}; raise it")
     device = next(loaded.model.parameters()).device
-    nats = torch.zeros(len(tokenized), dtype=torch.float64)
+    nats = torch.zeros(len(rows), dtype=torch.float64)
     with torch.inference_mode():
-        batches = length_sorted_batches([e.n_tokens for e in tokenized], batch_size)
+        batches = length_sorted_batches([row.n_tokens for row in rows], batch_size)
         own = batches[processes.rank :: processes.size]
         for batch in tqdm(own, desc=f"{label}: held-out loss", unit="batch"):
-            inputs = pad_collate([tokenized[i] for i in batch], loaded.tokenizer.pad_token_id)
+            inputs = pad_collate([rows[i] for i in batch], loaded.tokenizer.pad_token_id)
             nats[torch.tensor(batch)] = row_nats(loaded.model, {k: v.to(device) for k, v in inputs.items()})
     nats = processes.all_reduce(nats)  # a row is in the batch of one process, and zero elsewhere
     if not torch.isfinite(nats).all():
         raise UserError(f"task '{label}': the held-out loss is not finite; the tuned model has diverged")
-    n_tokens = sum(e.n_completion_tokens for e in tokenized)
+    n_tokens = sum(row.n_completion_tokens for row in rows)
     error = float(nats.std() / math.sqrt(len(nats))) if len(nats) > 1 else 0.0
     return {
         "nats_per_token": float(nats.sum()) / n_tokens,

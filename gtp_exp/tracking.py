@@ -1,13 +1,14 @@
-"""Where a run's events go: always to metrics.jsonl, and on to a tracker that may fail without harm."""
+"""Write a run's events to metrics.jsonl, and on to a tracker that may fail without harm."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -22,6 +23,8 @@ METRICS_NAME = "metrics.jsonl"
 
 @dataclass(frozen=True)
 class RunInfo:
+    """Tells a tracker which run it follows."""
+
     name: str
     group: str  # jobs of one multirun share it
     directory: Path
@@ -29,18 +32,28 @@ class RunInfo:
 
 
 class Tracker(Protocol):
-    """A mirror of metrics.jsonl. Nothing is ever read back from it."""
+    """Mirrors metrics.jsonl. Nothing is ever read back from it."""
 
-    def start(self, run: RunInfo) -> None: ...
+    def start(self, run: RunInfo) -> None:
+        """Begin to follow a run."""
+        ...
 
-    def event(self, kind: str, values: Mapping[str, Any]) -> None: ...
+    def event(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Take what `Journal.event` has written."""
+        ...
 
-    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None: ...
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Take a table of the run; `columns` names the values of each row."""
+        ...
 
-    def finish(self, summary: Mapping[str, Any], exit_code: int) -> None: ...
+    def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
+        """End with the run's final numbers; exit_code: 0 for a complete run."""
+        ...
 
 
 class NoTracker:
+    """Mirrors nothing."""
+
     def start(self, run: RunInfo) -> None: ...
 
     def event(self, kind: str, values: Mapping[str, Any]) -> None: ...
@@ -52,11 +65,15 @@ class NoTracker:
 
 @dataclass(frozen=True)
 class NoTracking:
+    """Keeps metrics.jsonl alone: the option `tracking=none`."""
+
     def tracker(self) -> Tracker:
         return NoTracker()
 
 
 class WandbMode(Enum):
+    """Says whether W&B is told at once, keeps what it is told for later, or is told nothing."""
+
     OFFLINE = "offline"
     ONLINE = "online"
     DISABLED = "disabled"
@@ -64,6 +81,8 @@ class WandbMode(Enum):
 
 @dataclass(frozen=True)
 class WandbTracking:
+    """Mirrors the event log to Weights & Biases: the option `tracking=wandb`."""
+
     project: str = "gtp-exp"
     entity: Optional[str] = None
     mode: WandbMode = WandbMode.OFFLINE
@@ -74,6 +93,8 @@ class WandbTracking:
 
 
 class _WandbTracker:
+    """Follows one run in W&B; the first thing that goes wrong ends the mirroring, with a warning."""
+
     def __init__(self, settings: WandbTracking) -> None:
         self.settings = settings
         self.run: Any = None
@@ -148,12 +169,14 @@ class _WandbTracker:
 
 
 class Journal:
-    """metrics.jsonl, and its mirror; without a path it keeps nothing."""
+    """Writes the event log metrics.jsonl, and mirrors it to a tracker; without a path it keeps nothing."""
 
     def __init__(self, path: Path | None, tracker: Tracker) -> None:
         self.path, self.tracker = path, tracker
+        self.summary: dict[str, Any] = {}  # of the whole run, for the tracker
 
     def event(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Append one event. kind: "stage", "selection", "finetune", ..."""
         if self.path is None:
             return
         with self.path.open("a", encoding="utf-8") as file:
@@ -161,7 +184,20 @@ class Journal:
         self.tracker.event(kind, values)
 
 
+@contextlib.contextmanager
+def tracked(journal: Journal, run: RunInfo) -> Iterator[None]:
+    """Start the journal's tracker for a run, and end it with the journal's summary, or as failed."""
+    journal.tracker.start(run)
+    try:
+        yield
+    except BaseException:
+        journal.tracker.finish({}, exit_code=1)
+        raise
+    journal.tracker.finish(journal.summary, exit_code=0)
+
+
 def _has_key() -> bool:
+    """Return whether W&B could log in."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:

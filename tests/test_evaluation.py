@@ -43,7 +43,8 @@ def task(**change):
 
 
 def test_a_task_gives_its_headline_metric_and_the_loss_beside_it(tiny, tmp_path):
-    metrics = evaluate(task(), tiny.load(), batch_size=4, directory=tmp_path)
+    held_out = tokenize(HELD_OUT, tiny.tokenizer, max_length=256).examples
+    metrics = evaluate(task(), tiny.load(), held_out=held_out, batch_size=4, directory=tmp_path)
     assert metrics["headline"] == "acc" and 0 <= metrics["acc"] <= 1
     assert metrics["nats_per_token"] > 0 and metrics["acc_stderr"] >= 0
     samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
@@ -61,20 +62,20 @@ def test_it_starts_no_program(tiny, tmp_path, monkeypatch):
         raise OSError
 
     monkeypatch.setattr(subprocess, "Popen", refuse)
-    evaluate(task(held_out=()), tiny.load(), batch_size=4, directory=tmp_path)
+    evaluate(task(held_out=()), tiny.load(), held_out=(), batch_size=4, directory=tmp_path)
     assert started == []
 
 
 def test_the_rows_stay_out_of_the_users_cache(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "theirs")
-    evaluate(task(held_out=()), tiny.load(), batch_size=4, directory=tmp_path)
+    evaluate(task(held_out=()), tiny.load(), held_out=(), batch_size=4, directory=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["samples.jsonl"]
 
 
 def test_accuracy_is_whether_the_gold_choice_is_likelier(tiny, tmp_path):
     """lm-eval's answer for each document equals ours from the model's own log-probabilities."""
     loaded = tiny.load()
-    evaluate(task(held_out=()), loaded, batch_size=4, directory=tmp_path)
+    evaluate(task(held_out=()), loaded, held_out=(), batch_size=4, directory=tmp_path)
     samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     for doc, sample in zip(DOCS, samples, strict=True):
         scores = []
@@ -101,7 +102,7 @@ def test_held_out_loss_equals_a_plain_loop_for_any_batch_size(tiny, examples):
             if row.labels[t] != IGNORE:
                 total, count = total - float(log_p[t - 1, row.labels[t]]), count + 1
     for batch_size in (1, 5, 64):
-        found = held_out_loss(examples, loaded, batch_size=batch_size, label="x")
+        found = held_out_loss(tokens, loaded, batch_size=batch_size, label="x")
         assert found["nats_per_token"] == pytest.approx(total / count, rel=1e-5)
         assert found["nats_per_answer"] == pytest.approx(total / len(examples), rel=1e-5)
 
@@ -119,6 +120,7 @@ def test_generation_tasks_are_scored_by_exact_match(tiny, tmp_path):
     metrics = evaluate(
         task(config=config, metric="exact_match,none", held_out=()),
         tiny.load(),
+        held_out=(),
         batch_size=4,
         directory=tmp_path,
     )
@@ -128,7 +130,7 @@ def test_generation_tasks_are_scored_by_exact_match(tiny, tmp_path):
 def test_evaluation_leaves_the_random_state_and_no_machine_path(tiny, tmp_path):
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    evaluate(task(held_out=()), tiny.load(), batch_size=4, directory=tmp_path)
+    evaluate(task(held_out=()), tiny.load(), held_out=(), batch_size=4, directory=tmp_path)
     assert torch.equal(before, torch.get_rng_state())
     assert all(
         str(tmp_path) not in p.read_text() and "/tmp" not in p.read_text() for p in tmp_path.glob("*.json*")
@@ -137,10 +139,17 @@ def test_evaluation_leaves_the_random_state_and_no_machine_path(tiny, tmp_path):
 
 def test_a_missing_metric_names_the_ones_there_are(tiny, tmp_path):
     with pytest.raises(UserError, match=r"f1,none.*acc,none"):
-        evaluate(task(metric="f1,none", held_out=()), tiny.load(), batch_size=4, directory=tmp_path)
+        evaluate(
+            task(metric="f1,none", held_out=()), tiny.load(), held_out=(), batch_size=4, directory=tmp_path
+        )
 
 
 def test_a_bundled_task_offline_says_how_to_get_its_data(tiny, tmp_path):
     bundled = task(name="arc_easy", metric="acc,none", config={}, docs=None, held_out=())
     with pytest.raises(UserError, match=r"arc_easy.*dataset_path"):
-        evaluate(bundled, tiny.load(), batch_size=4, directory=tmp_path)
+        evaluate(bundled, tiny.load(), held_out=(), batch_size=4, directory=tmp_path)
+
+
+def test_a_task_whose_answers_do_not_fit_the_model_is_refused(tiny, tmp_path):
+    with pytest.raises(UserError, match="'even': no test answer fits model.max_length=256"):
+        evaluate(task(metric="nats_per_token"), tiny.load(), held_out=(), batch_size=4, directory=tmp_path)

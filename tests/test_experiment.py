@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gtp_baselines.bm25 import BM25
 from gtp_exp import experiment
-from gtp_exp.cache import Cache
+from gtp_exp.data import tokenization
 from gtp_exp.errors import UserError
-from gtp_exp.experiment import Passes
 from gtp_exp.results.record import State
+from gtp_exp.stages import KeptPasses
 from gtp_exp.worker import _begin, assemble
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,6 +82,44 @@ def test_the_same_run_again_computes_nothing_and_finds_the_same(first, outputs):
 @pytest.mark.parametrize(("override", "expected"), CHANGES)
 def test_a_change_recomputes_what_depends_on_it_and_nothing_else(first, outputs, override, expected):
     assert computed(run(outputs, "selector=less", override)) == expected
+
+
+# What each stage's key is made of. A name more, or less, and no earlier entry is found again.
+READS = {
+    "warmup": {"model", "pool", "share", "train", "seed"},
+    "gradients: pool": {"warmup", "split", "rows", "settings"},
+    "gradients: target": {"warmup", "split", "rows", "settings"},
+    "selection": {"selector", "version", "budget", "seed", "model", "pool", "target", "gradients"},
+    "finetune": {"selection", "model", "train", "reduction", "seed"},
+    "evaluation": {"tuned", "model", "task"},
+    "evaluation of the untuned model": {"tuned", "model", "task"},
+}
+
+
+def test_a_stages_key_is_made_of_what_it_reads_and_nothing_else(outputs, first):
+    reads = {}
+    for stage, cost in first.stages.items():
+        (manifest,) = (outputs / "cache").glob(f"*/{cost.key}/manifest.json")
+        reads[stage] = json.loads(manifest.read_text())["reads"]
+    assert {stage: set(names) - {"libraries"} for stage, names in reads.items()} == READS
+    keys = {stage: cost.key for stage, cost in first.stages.items()}
+    stores = [keys["gradients: pool"], keys["gradients: target"]]
+    assert reads["gradients: pool"]["warmup"] == reads["gradients: target"]["warmup"] == keys["warmup"]
+    assert reads["selection"]["gradients"] == stores and reads["selection"]["pool"] == first.pool.content
+    assert reads["finetune"]["selection"] == keys["selection"] and reads["finetune"]["reduction"] is None
+    assert reads["evaluation"]["tuned"] == keys["finetune"]
+    assert reads["evaluation of the untuned model"]["tuned"] is None
+
+
+def test_a_row_is_tokenised_once_for_a_model(tmp_path, monkeypatch):
+    rendered = Counter()
+    render = tokenization._render
+    monkeypatch.setattr(
+        tokenization, "_render", lambda row, tokenizer: rendered.update([row]) or render(row, tokenizer)
+    )
+    record = run(tmp_path, "selector=less")
+    assert rendered.total() == 41 + record.rows["target"].used + record.rows["toy_sums"].used
+    assert set(rendered.values()) == {1}
 
 
 def test_a_selector_that_needs_no_gradients_computes_none(outputs, first):
@@ -249,12 +287,11 @@ def test_a_pass_of_the_model_is_shared_by_budgets_and_selectors(outputs, first):
 
 
 def test_a_pass_made_before_an_interruption_is_counted_once(tmp_path):
-    context = SimpleNamespace(cache=Cache(tmp_path), model=SimpleNamespace(identity={}))
     interrupted, other = tmp_path / "interrupted", tmp_path / "other"
     for folder in (interrupted, other):
         folder.mkdir()
     for folder, counted in ((interrupted, False), (interrupted, False), (other, True)):
-        passes = Passes(context, folder)
+        passes = KeptPasses(tmp_path, {}, folder)
         passes("mean", {}, lambda: torch.zeros(3))
         assert (passes.saved_seconds > 0) == counted
 

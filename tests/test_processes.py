@@ -19,8 +19,8 @@ from test_command_line import ENVIRONMENT, command
 
 from gtp_exp.distributed import ALONE, connect
 from gtp_exp.errors import UserError
-from gtp_exp.experiment import own_masks
 from gtp_exp.gradients.store import GradientStore
+from gtp_exp.stages import dropout_reads
 from gtp_exp.training.batches import NO_ROW, RowOrder
 from gtp_exp.training.config import TrainConfig, micro_batch_size
 
@@ -191,8 +191,7 @@ def test_processes_that_do_not_find_each_other_are_refused():
 @pytest.mark.parametrize(("dropout", "expected"), [(0.0, {}), (0.1, {"processes": 2})])
 def test_with_dropout_training_by_another_number_of_processes_is_another_stage(dropout, expected):
     config = SimpleNamespace(lora=SimpleNamespace(dropout=dropout))
-    context = SimpleNamespace(model=SimpleNamespace(config=config), processes=SimpleNamespace(size=2))
-    assert own_masks(context) == expected
+    assert dropout_reads(SimpleNamespace(config=config), SimpleNamespace(size=2)) == expected
 
 
 def test_one_process_needs_no_group():

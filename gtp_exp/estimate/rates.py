@@ -145,7 +145,7 @@ def _units(run: Earlier, stage: str, facts: Facts) -> tuple[float | None, tuple[
 
 def finished(runs: Iterable[Earlier], facts: Facts, cache: Path) -> set[str]:
     """Keys of the stages that the cache holds, as far as the records of runs name its entries."""
-    from gtp_exp.experiment import LIBRARIES, VERSIONS
+    from gtp_exp.stages import LIBRARIES, VERSIONS
 
     there: set[str] = set()
     for run in runs:

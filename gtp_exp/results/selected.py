@@ -1,4 +1,4 @@
-"""The chosen rows for people: selected.jsonl, a data set others can load, and what the hidden labels say."""
+"""Write the chosen rows for people, as a data set others can load, and say what the hidden labels tell."""
 
 from __future__ import annotations
 
@@ -17,23 +17,25 @@ LENGTH = "length in tokens"  # the one label that every pool has
 MANY_VALUES = 50  # a label with more values (an id, say) is reported as present or absent
 
 
-def rows(
+def selected_rows(
     candidates: Sequence[Example], selection: Selection, hidden: Mapping[str, Mapping[str, Any]]
 ) -> list[SelectedRow]:
-    """Most important first."""
-    out = []
+    """Return the chosen rows, most important first, each with what `hidden` says of it by id."""
+    chosen = []
     for rank, (i, weight) in enumerate(
         zip(selection.indices.tolist(), selection.weights.tolist(), strict=True), 1
     ):
         example = candidates[i]
         messages = tuple({"role": m.role, "content": m.content} for m in example.messages)
         score = float(selection.scores[i])
-        out.append(SelectedRow(rank, example.id, weight, score, messages, dict(hidden.get(example.id, {}))))
-    return out
+        chosen.append(
+            SelectedRow(rank, example.id, weight, score, messages, dict(hidden.get(example.id, {})))
+        )
+    return chosen
 
 
 def export(chosen: Sequence[SelectedRow], directory: Path, title: str) -> None:
-    """selected.jsonl with the hidden labels, for reports; selected/ without, as `load_dataset` reads it."""
+    """Write selected.jsonl with the hidden labels, for reports, and selected/ without, for `load_dataset`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -55,7 +57,7 @@ def export(chosen: Sequence[SelectedRow], directory: Path, title: str) -> None:
 def summarise(
     chosen: Sequence[SelectedRow], pool: Pool, n_tokens: Sequence[int], selection: Selection
 ) -> SelectionSummary:
-    """n_tokens: of every candidate."""
+    """Compare the chosen rows with the pool, and count duplicates. n_tokens: of every candidate."""
     own_tokens = [n_tokens[i] for i in selection.indices.tolist()]
     texts = [json.dumps(r.messages, sort_keys=True, ensure_ascii=False) for r in chosen]
     everything = [pool.hidden.get(e.id, {}) for e in pool.examples]
@@ -77,7 +79,7 @@ def summarise(
 
 
 def _mix(rows: Sequence[Mapping[str, Any]], label: str, grouped: bool) -> dict[str, float]:
-    """Share of each value, most frequent first."""
+    """Return the share of each value, most frequent first."""
     values = [
         str(row.get(label)) if grouped else ("absent" if row.get(label) is None else "present")
         for row in rows
@@ -86,7 +88,7 @@ def _mix(rows: Sequence[Mapping[str, Any]], label: str, grouped: bool) -> dict[s
 
 
 def _lengths(n_tokens: Sequence[int]) -> dict[str, float]:
-    """Share of each length class, shortest first; a class spans a factor of two from 32 tokens on."""
+    """Return the share of each length class, shortest first; a class spans a factor of two."""
     lower = Counter(0 if n < 32 else 1 << (n.bit_length() - 1) for n in n_tokens)
     return {
         f"{start or 1}-{2 * start - 1 if start else 31}": n / len(n_tokens)

@@ -17,6 +17,7 @@ from gtp_baselines.model_passes import Pooling, embed, labelled_loss, tokens_of
 from gtp_baselines.perplexity import Part, Perplexity
 from gtp_baselines.rds_plus import RDSPlus
 from gtp_exp.data.examples import IGNORE, Example, Message, TokenizedExample
+from gtp_exp.data.tokenization import tokenize
 from gtp_exp.errors import UserError
 from gtp_exp.evaluation import held_out_loss
 
@@ -82,7 +83,8 @@ def test_the_order_of_the_rows_changes_no_bit_and_copies_are_equal(model, tokens
 def test_the_loss_is_that_of_the_evaluation(given, model, tokens):
     found = labelled_loss(tokens, model, batch_size=4, label="test")
     for example, nats in list(zip(given.candidates, found.tolist(), strict=True))[:5]:
-        expected = held_out_loss([example], model, batch_size=1, label="test")["nats_per_token"]
+        (row,) = tokenize([example], model.tokenizer, max_length=model.max_length).examples
+        expected = held_out_loss([row], model, batch_size=1, label="test")["nats_per_token"]
         assert nats == pytest.approx(expected, abs=1e-5)
 
 

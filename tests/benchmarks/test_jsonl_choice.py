@@ -11,6 +11,7 @@ import pytest
 
 from gtp_benchmarks.choice_task import ChoiceMetric
 from gtp_benchmarks.jsonl_choice import JsonlChoice
+from gtp_exp.data.tokenization import tokenize
 from gtp_exp.errors import UserError
 
 DATA = Path(os.environ.get("GTP_EXP_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
@@ -188,7 +189,8 @@ def test_a_real_model_runs_through_it(benchmark, tiny, tmp_path, chat, num_fewsh
     from gtp_exp.evaluation import evaluate
 
     (task,) = replace(benchmark, test_rows=4, chat=chat, num_fewshot=num_fewshot).tasks()
-    metrics = evaluate(task, tiny.load(), batch_size=8, directory=tmp_path)
+    held_out = tokenize(task.held_out, tiny.tokenizer, max_length=tiny.config.max_length).examples
+    metrics = evaluate(task, tiny.load(), held_out=held_out, batch_size=8, directory=tmp_path)
     assert metrics["headline"] == "acc" and metrics["nats_per_token"] > 0
     prompts = [
         json.loads(line)["arguments"][0][0] for line in (tmp_path / "samples.jsonl").read_text().splitlines()

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gtp_benchmarks.lm_eval_suite import LmEvalSuite
+from gtp_exp.data.tokenization import tokenize
 from gtp_exp.errors import UserError
 
 
@@ -144,7 +145,8 @@ def test_a_model_is_evaluated_with_the_bundled_prompts_and_metric(suite, request
         task = replace(
             task, config={**task.config, "generation_kwargs": {"until": ["\n"], "max_gen_toks": 2}}
         )
-    metrics = evaluate(task, tiny.load(), batch_size=4, directory=tmp_path)
+    held_out = tokenize(task.held_out, tiny.tokenizer, max_length=tiny.config.max_length).examples
+    metrics = evaluate(task, tiny.load(), held_out=held_out, batch_size=4, directory=tmp_path)
     assert metrics["headline"] == settings.metric.split(",")[0]
     assert 0 <= metrics[metrics["headline"]] <= 1 and metrics["nats_per_token"] > 0
     rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]

@@ -12,6 +12,7 @@ import pytest
 from gtp_benchmarks.skills import SkillsBenchmark, SkillsPool
 from gtp_benchmarks.skills.question import CLOSERS, OPENERS, Question, Split
 from gtp_benchmarks.skills.registry import SKILLS
+from gtp_exp.data.tokenization import tokenize
 from gtp_exp.errors import UserError
 
 SETTINGS = SkillsBenchmark(
@@ -193,6 +194,7 @@ def test_a_real_model_runs_through_every_kind_of_task(tiny, tmp_path):
     )
     loaded = tiny.load()
     for task in small.tasks():
-        metrics = evaluate(task, loaded, batch_size=4, directory=tmp_path)
+        held_out = tokenize(task.held_out, tiny.tokenizer, max_length=tiny.config.max_length).examples
+        metrics = evaluate(task, loaded, held_out=held_out, batch_size=4, directory=tmp_path)
         assert 0 <= metrics[metrics["headline"]] <= 1
         assert ("nats_per_token" in metrics) == bool(task.held_out)

@@ -32,7 +32,7 @@ CHOSEN = Selection(torch.tensor([2, 0, 1]), torch.tensor([1.5, 1.0, 0.5]), torch
 
 
 def rows():
-    return selected.rows(POOL.examples, CHOSEN, POOL.hidden)
+    return selected.selected_rows(POOL.examples, CHOSEN, POOL.hidden)
 
 
 def test_rows_come_most_important_first_with_score_and_weight():
@@ -106,6 +106,6 @@ def test_texts_that_share_only_what_all_share_are_not_compared(monkeypatch):
 def test_rows_without_labels_count_in_the_pool_as_in_the_choice():
     half = Pool(POOL.examples, {"row-0": {"source": "A"}, "row-2": {"source": "A"}})
     everything = Selection(torch.arange(4), torch.ones(4), torch.ones(4))
-    chosen = selected.rows(half.examples, everything, half.hidden)
+    chosen = selected.selected_rows(half.examples, everything, half.hidden)
     summary = selected.summarise(chosen, half, [5, 6, 70, 700], everything)
     assert summary.label_mix["source"] == summary.pool_mix["source"] == {"A": 0.5, "None": 0.5}

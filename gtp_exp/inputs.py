@@ -1,0 +1,180 @@
+"""Load the pool, the target and the test rows of a job, tokenise each row once per model, and check them.
+
+Everything that can be wrong with the data shows here, before the long work.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from gtp_exp.data.benchmark import Benchmark, EvalTask, SplitsPool
+from gtp_exp.data.examples import Example, Pool, TokenizedExample
+from gtp_exp.data.hashing import content_hash
+from gtp_exp.data.leakage import TestRows, flagged, leakage
+from gtp_exp.data.tokenization import tokenize
+from gtp_exp.distributed import Processes
+from gtp_exp.errors import UserError
+from gtp_exp.model.loading import Model
+from gtp_exp.results.record import PoolSummary, RowCounts
+
+log = logging.getLogger(__name__)
+
+
+class DatasetSource(Protocol):
+    """Say what an option of the group `dataset` has to offer."""
+
+    def load(self) -> Pool:
+        """Read the whole pool. Raises UserError where it cannot be read."""
+        ...
+
+
+@dataclass(frozen=True)
+class PreparedRows:
+    """Hold examples that carry loss, with their token ids as one model reads them."""
+
+    examples: tuple[Example, ...]
+    tokenized: tuple[TokenizedExample, ...]  # in the same order
+    positions: tuple[int, ...]  # among the examples that were given to be prepared
+    excluded: Mapping[str, int]  # reason -> rows left out
+    cut: int  # rows shortened to the model's context
+    key: str  # content hash of the examples
+
+    def counts(self) -> RowCounts:
+        """Return what became of the rows, as results.json tells it."""
+        return RowCounts(len(self.examples), self.excluded, self.cut, self.key)
+
+
+@dataclass(frozen=True)
+class PreparedTask:
+    """Hold a test task with its answers as the tuned model reads them; None for a task without any."""
+
+    task: EvalTask
+    held_out: PreparedRows | None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Hold all the data of a job, read and tokenised.
+
+    `candidates` and `candidates_to_select` are the same rows in the same order, tokenised for the model that
+    is tuned and for the one that chooses; where that is one model they are one object.
+    """
+
+    pool: Pool
+    candidates: PreparedRows
+    candidates_to_select: PreparedRows
+    target: PreparedRows | None  # as the model that chooses reads it; None in-domain
+    tasks: tuple[PreparedTask, ...]
+
+    def named_rows(self) -> dict[str, PreparedRows]:
+        """Return the target and the test rows of each task, as far as there are any, by name."""
+        rows = {"target": self.target, **{test.task.name: test.held_out for test in self.tasks}}
+        return {name: part for name, part in rows.items() if part is not None}
+
+    def pool_summary(self) -> PoolSummary:
+        """Return what became of the pool's rows, as results.json tells it."""
+        return PoolSummary(
+            rows=len(self.pool.examples) + sum(self.pool.skipped.values()),
+            candidates=len(self.candidates.examples),
+            excluded={**self.pool.skipped, **self.candidates.excluded},
+            cut=self.candidates.cut,
+            content=self.candidates.key,
+        )
+
+
+def load_inputs(dataset: DatasetSource, benchmark: Benchmark, tuned: Model, chooser: Model) -> Inputs:
+    """Read and tokenise all rows of a job. chooser: the model that chooses; may be the `tuned` one itself.
+
+    Raises UserError for data that cannot be read, and for a part without a row that carries loss.
+    """
+    pool = dataset.load()
+    if isinstance(benchmark, SplitsPool):
+        pool, benchmark = benchmark.split(pool)
+    candidates = prepare_rows("pool", pool.examples, tuned)
+    target = benchmark.target()
+    to_select, candidates = _as_both_read(candidates, tuned, chooser)
+    prepared_target = None if target is None else prepare_rows("target", target, chooser)
+    tasks = tuple(
+        PreparedTask(
+            task, prepare_rows(f"test of {task.name}", task.held_out, tuned) if task.held_out else None
+        )
+        for task in benchmark.tasks()
+    )
+    return Inputs(pool, candidates, to_select, prepared_target, tasks)
+
+
+def prepare_rows(name: str, examples: Sequence[Example], model: Model) -> PreparedRows:
+    """Tokenise examples; leave out those without a completion token, count and log them.
+
+    name: of the rows, for messages. Raises UserError if none is left.
+    """
+    tokens = tokenize(examples, model.tokenizer, max_length=model.config.max_length)
+    excluded = {reason: len(ids) for reason, ids in tokens.excluded.items() if ids}
+    for reason, count in excluded.items():
+        log.warning("%s: left out %d of %d rows (%s)", name, count, len(examples), reason)
+    if tokens.truncated:
+        limit = f"model.max_length={model.config.max_length}"
+        log.warning("%s: cut %d of %d rows to %s", name, len(tokens.truncated), len(examples), limit)
+    if not tokens.examples:
+        raise UserError(
+            f"the {name} has no row with a completion; {len(examples)} rows read, excluded: {excluded}"
+        )
+    kept = tuple(examples[i] for i in tokens.kept)
+    cut = len(tokens.truncated)
+    return PreparedRows(kept, tokens.examples, tokens.kept, excluded, cut, content_hash(kept))
+
+
+def _as_both_read(
+    candidates: PreparedRows, tuned: Model, chooser: Model
+) -> tuple[PreparedRows, PreparedRows]:
+    """Return the rows that both models can read: as the one that chooses reads them, and as the tuned one."""
+    if chooser is tuned:
+        return candidates, candidates
+    to_select = prepare_rows("pool of the selection model", candidates.examples, chooser)
+    if len(to_select.examples) == len(candidates.examples):
+        return to_select, candidates
+    lost = {
+        reason: to_select.excluded.get(reason, 0) + candidates.excluded.get(reason, 0)
+        for reason in {**to_select.excluded, **candidates.excluded}
+    }
+    return to_select, replace(
+        candidates,
+        examples=to_select.examples,
+        tokenized=tuple(candidates.tokenized[i] for i in to_select.positions),
+        positions=tuple(candidates.positions[i] for i in to_select.positions),
+        excluded=lost,
+        key=to_select.key,
+    )
+
+
+def check_agreement(inputs: Inputs, processes: Processes) -> None:
+    """Raise UserError where the processes of a job have read different rows: they would divide different
+    work."""
+    for name, rows in {"pool": inputs.candidates, **inputs.named_rows()}.items():
+        if len(set(processes.all_gather(rows.key))) > 1:
+            raise UserError(f"the {name} changed while the job's processes read it; start the job again")
+
+
+class Overlap:
+    """Counts how much of the test rows stands in the target, in the pool and among the chosen rows.
+
+    `report` is what results.json tells. Raises UserError for a target row that is a test row.
+    """
+
+    def __init__(self, inputs: Inputs) -> None:
+        """Count target and pool at once."""
+        self._tests = TestRows([test.task for test in inputs.tasks])
+        self.report: dict[str, dict[str, int]] = {}
+        if inputs.target is not None:
+            self.count("target", inputs.target.examples)
+        self.count("pool", inputs.candidates.examples)
+
+    def count(self, part: str, examples: Sequence[Example]) -> None:
+        """Count one part of the data (target, pool or selected), and log an overlap."""
+        counts = leakage(self._tests, {part: examples})
+        for line in flagged(counts):
+            log.warning("overlap with the test: %s", line)
+        self.report |= counts

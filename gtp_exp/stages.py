@@ -1,0 +1,421 @@
+"""The cached stages of a job: warm-up, gradients, selection, fine-tuning, evaluation.
+
+Each function names what its stage reads, which is the key of the cache entry, and how the entry is made; it
+returns where the entry lies and opens none of its files, so that a cache that makes nothing can be asked the
+same questions. What stands in an entry is read by `read_...` and `check_...`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from gtp_exp.cache import Cache, StageResult
+from gtp_exp.config import describe
+from gtp_exp.distributed import ALONE, Processes
+from gtp_exp.errors import UserError
+from gtp_exp.evaluation import evaluate
+from gtp_exp.files import read_json, write_json
+from gtp_exp.gradients.checkpoints import load_checkpoint, save_checkpoint
+from gtp_exp.gradients.collect import VERSION as GRADIENTS_VERSION
+from gtp_exp.gradients.collect import collect
+from gtp_exp.gradients.settings import GradientConfig
+from gtp_exp.gradients.store import GradientStore
+from gtp_exp.inputs import Inputs, PreparedRows, PreparedTask
+from gtp_exp.model.loading import LoadedModel, Model
+from gtp_exp.model.loss import Reduction
+from gtp_exp.results.record import StageCost
+from gtp_exp.selection.base import Budget, Need, Selection, SelectionProblem, Selector
+from gtp_exp.selection.subset import select_outside_quarantine
+from gtp_exp.tracking import Journal
+from gtp_exp.training.batches import TrainingRows
+from gtp_exp.training.config import TrainConfig
+from gtp_exp.training.finetune import finetune, save_tuned
+from gtp_exp.training.resume import forget_epochs
+
+log = logging.getLogger(__name__)
+
+# Raise a stage's version when the same inputs give another result: old cache entries are then passed over.
+VERSIONS = {
+    "warmup": 4,
+    "gradients": GRADIENTS_VERSION,
+    "pass": 2,
+    "selection": 2,
+    "finetune": 4,
+    "evaluation": 2,
+}
+# Another release of these may give other numbers too.
+LIBRARIES = {
+    name: importlib.metadata.version(name)
+    for name in ("torch", "transformers", "peft", "accelerate", "lm-eval", "numpy")
+}
+# Names under which results.json tells the costs of stages that occur more than once in a job.
+POOL, TARGET = "gradients: pool", "gradients: target"
+EVALUATION, UNTUNED = "evaluation", "evaluation of the untuned model"
+HISTORY = ("step", "epoch", "loss", "learning_rate", "grad_norm")  # of a training step, in the event log
+
+
+@dataclass
+class StageRunner:
+    """Finds or makes cached stages, and keeps account of what they cost."""
+
+    cache: Cache
+    journal: Journal
+    costs: dict[str, StageCost] = field(default_factory=dict)  # by the stage's name in results.json
+
+    @property
+    def processes(self) -> Processes:
+        """Return the processes that run the job together."""
+        return self.cache.processes
+
+    def run_stage(
+        self,
+        stage: str,
+        reads: Mapping[str, Any],
+        produce: Callable[[Path], None],
+        cost: str = "",
+        together: bool = True,
+    ) -> StageResult:
+        """Return a stage's cache entry; `produce(directory)` makes it where there is none.
+
+        cost: the name under which its seconds are added up, by default the stage's own. together: whether
+        every process takes part in `produce`; else the main one does it alone.
+        """
+        cost = cost or stage
+        reads = {**reads, "libraries": LIBRARIES}
+        result = self.cache.stage(stage, VERSIONS[stage], reads, produce, label=cost, together=together)
+        before = self.costs.get(cost, StageCost("", 0.0, True))
+        keys = f"{before.key} {result.key}".strip()
+        self.costs[cost] = StageCost(keys, before.seconds + result.seconds, before.cached and result.cached)
+        self.journal.event("stage", {"stage": cost, "seconds": result.seconds, "cached": result.cached})
+        return result
+
+    def add_seconds(self, cost: str, seconds: float) -> None:
+        """Count further seconds as part of a stage's cost."""
+        self.costs[cost] = replace(self.costs[cost], seconds=self.costs[cost].seconds + seconds)
+
+
+def warm_up(
+    runner: StageRunner, model: Model, candidates: PreparedRows, gradients: GradientConfig
+) -> StageResult:
+    """Fine-tune briefly on a random subset of the candidates; the epochs' ends are the trajectory's
+    checkpoints."""
+    processes = runner.processes
+
+    def produce(directory: Path) -> None:
+        loaded = model.load_trainable(gradients.seed)
+        generator = torch.Generator().manual_seed(gradients.seed)
+        n = max(1, round(gradients.warmup_share * len(candidates.examples)))
+        subset = torch.randperm(len(candidates.examples), generator=generator)[:n].tolist()
+        checkpoints = []
+
+        def on_epoch_end(
+            trained: Any, optimizer: torch.optim.Optimizer, step: int, learning_rate: float
+        ) -> None:
+            name = f"checkpoint-{len(checkpoints)}"
+            if processes.main:
+                save_checkpoint(directory / name, trained, optimizer, step=step, learning_rate=learning_rate)
+            checkpoints.append(name)
+
+        finetune(
+            loaded,
+            TrainingRows([candidates.tokenized[i] for i in subset]),
+            gradients.warmup,
+            directory,
+            seed=gradients.seed,
+            label="warm-up",
+            on_epoch_end=on_epoch_end,
+            processes=processes,
+        )
+        if processes.main:
+            (directory / "trajectory.json").write_text(json.dumps(checkpoints))
+            forget_epochs(directory)
+
+    reads = {
+        "model": model.identity,
+        "pool": candidates.key,
+        "share": gradients.warmup_share,
+        "train": describe(gradients.warmup),
+        "seed": gradients.seed,
+        **dropout_reads(model, processes),
+    }
+    return runner.run_stage("warmup", reads, produce)
+
+
+def dropout_reads(model: Model, processes: Processes) -> dict[str, int]:
+    """Return what training reads besides its settings where LoRA has dropout: the number of processes, for
+    each of them draws the masks of its own rows."""
+    lora = model.config.lora
+    return {"processes": processes.size} if lora is not None and lora.dropout > 0 else {}
+
+
+def collect_gradients(
+    runner: StageRunner,
+    model: Model,
+    split: str,
+    rows: PreparedRows,
+    trajectory: StageResult,
+    gradients: GradientConfig,
+) -> StageResult:
+    """Sketch the gradient of every row at every checkpoint of the trajectory. split: "pool" or "target"."""
+
+    def produce(directory: Path) -> None:
+        names = json.loads((trajectory.directory / "trajectory.json").read_text())
+        collect(
+            model.load_trainable(gradients.seed).model,
+            rows.tokenized,
+            [load_checkpoint(trajectory.directory / name) for name in names],
+            directory / "store",
+            gradients,
+            label=f"{split} gradients",
+        )
+
+    reads = {"warmup": trajectory.key, "split": split, "rows": rows.key, "settings": gradients.reads()}
+    return runner.run_stage("gradients", reads, produce, cost=f"gradients: {split}")
+
+
+def check_quarantine(split: str, rows: PreparedRows, store: StageResult, gradients: GradientConfig) -> None:
+    """Warn of rows whose gradient is not finite; raise UserError above the share that is tolerated."""
+    ids = [rows.examples[i].id for i in read_quarantined(store).tolist()]
+    if not ids:
+        return
+    n = len(rows.examples)
+    named = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
+    message = f"the gradient of {len(ids)} of {n} {split} rows is not finite: {named}"
+    if len(ids) > gradients.max_quarantined_share * n:
+        raise UserError(
+            f"{message}; gradients.max_quarantined_share={gradients.max_quarantined_share} allows fewer. "
+            "Check their text, lower gradients.warmup.learning_rate, or set model.precision=fp32"
+        )
+    log.warning("%s; they are neither chosen nor aimed at", message)
+
+
+def read_store(result: StageResult) -> GradientStore:
+    """Open the gradients that `collect_gradients` has stored."""
+    return GradientStore.open(result.directory / "store")
+
+
+def read_quarantined(result: StageResult | None) -> torch.Tensor:
+    """Return the rows of a store whose gradient is not finite, int64; none where there is no store."""
+    return torch.tensor([], dtype=torch.long) if result is None else read_store(result).quarantined
+
+
+@dataclass(frozen=True)
+class GradientStores:
+    """Names the cache entries with the gradients of pool and target; None where there are none to read."""
+
+    pool: StageResult | None = None
+    target: StageResult | None = None
+
+
+@dataclass(frozen=True)
+class SelectionSources:
+    """Holds what a selection is made from."""
+
+    chooser: Model
+    tuned: Model  # whose tokens a budget counts
+    inputs: Inputs
+    gradients: GradientStores
+
+
+def select(
+    runner: StageRunner, sources: SelectionSources, selector: Selector, budget: Budget, seed: int
+) -> StageResult:
+    """Choose rows among the candidates within the budget."""
+    distributed = getattr(selector, "distributed", False)
+    chooser, inputs, gradients = sources.chooser, sources.inputs, sources.gradients
+
+    def produce(directory: Path) -> None:
+        passes = KeptPasses(runner.cache.root, chooser.identity, directory)
+        loaded = replace(chooser.load(), keep=passes) if Need.MODEL in selector.needs else None
+        tokenized = inputs.candidates.tokenized
+        # The token ids, as the model that chooses reads them, are those of
+        # inputs.candidates_to_select.tokenized and inputs.target.tokenized.
+        problem = SelectionProblem(
+            candidates=inputs.candidates.examples,
+            n_tokens=torch.tensor([row.n_tokens for row in tokenized]),
+            n_completion_tokens=torch.tensor([row.n_completion_tokens for row in tokenized]),
+            target=None if inputs.target is None else inputs.target.examples,
+            budget=budget,
+            seed=seed,
+            pool_gradients=gradients.pool and read_store(gradients.pool),
+            target_gradients=gradients.target and read_store(gradients.target),
+            model=loaded,
+            processes=runner.processes if distributed else ALONE,
+        )
+        selection = select_outside_quarantine(
+            selector, problem, read_quarantined(gradients.pool), read_quarantined(gradients.target)
+        )
+        if runner.processes.main:
+            _write_selection(selection, directory)
+            passes.finish()
+
+    reads = {
+        "selector": describe(selector),
+        "version": selector.version,
+        # A selector that takes the same rows at every budget is computed, trained and tested once.
+        "budget": None if getattr(selector, "ignores_budget", False) else describe(budget),
+        "seed": seed,
+        "model": chooser.identity,
+        "pool": inputs.candidates.key,
+        "target": None if inputs.target is None else inputs.target.key,
+        "gradients": [store and store.key for store in (gradients.pool, gradients.target)],
+    }
+    if more := getattr(selector, "reads", None):
+        reads["more"] = more()
+    if sources.tuned is not chooser:
+        reads["tokens counted for"] = sources.tuned.identity
+    return runner.run_stage("selection", reads, produce, together=distributed)
+
+
+def _write_selection(selection: Selection, directory: Path) -> None:
+    """Write a selection as `read_selection` reads it."""
+    arrays = {"indices": selection.indices, "weights": selection.weights, "scores": selection.scores}
+    arrays = {name: array.contiguous() for name, array in arrays.items()}
+    save_file(arrays, directory / "selection.safetensors")
+    (directory / "diagnostics.json").write_text(json.dumps(dict(selection.diagnostics), allow_nan=False))
+
+
+def read_selection(result: StageResult) -> Selection:
+    """Return the choice that `select` has made."""
+    arrays = load_file(result.directory / "selection.safetensors")
+    diagnostics = json.loads((result.directory / "diagnostics.json").read_text())
+    return Selection(**arrays, diagnostics=diagnostics)
+
+
+class KeptPasses:
+    """Keeps a selector's passes of the model over the pool, which other budgets and selectors read too."""
+
+    def __init__(self, cache_root: Path, model_identity: Mapping[str, Any], directory: Path) -> None:
+        """Keep the passes of one model in the cache.
+
+        directory: of the selection that makes them; an interrupted one notes there what it has made.
+        """
+        self.cache = Cache(cache_root)  # of one process: only the main one selects
+        self.model_identity, self.directory = model_identity, directory
+        self.saved_seconds = 0.0  # what the passes have cost that another selection made
+        self._notes = directory / "passes_made.json"
+
+    def __call__(
+        self, what: str, reads: Mapping[str, Any], compute: Callable[[], torch.Tensor]
+    ) -> torch.Tensor:
+        """Return what `compute` returns, or what it returned earlier for the same model and reads."""
+
+        def produce(directory: Path) -> None:
+            save_file({"values": compute().contiguous()}, directory / "values.safetensors")
+
+        reads = {"what": what, "model": self.model_identity, "libraries": LIBRARIES, **reads}
+        result = self.cache.stage("pass", VERSIONS["pass"], reads, produce, label=f"{what} pass")
+        made_here = read_json(self._notes) or []
+        if not result.cached:
+            write_json(self._notes, [*made_here, result.key])
+        elif result.key not in made_here:  # else its seconds are among those that the selection has spent
+            self.saved_seconds += result.seconds
+        return load_file(result.directory / "values.safetensors")["values"]
+
+    def finish(self) -> None:
+        """Write the saved seconds beside the selection, and remove the notes on what it made."""
+        self._notes.unlink(missing_ok=True)
+        (self.directory / "passes.json").write_text(json.dumps({"saved_seconds": self.saved_seconds}))
+
+
+def read_saved_seconds(selected: StageResult) -> float:
+    """Return what the selection would have cost more without passes of the model that others had made."""
+    return json.loads((selected.directory / "passes.json").read_text())["saved_seconds"]
+
+
+def tune(
+    runner: StageRunner,
+    model: Model,
+    candidates: PreparedRows,
+    selected: StageResult,
+    train: TrainConfig,
+    reduction: Reduction,
+    seed: int,
+) -> StageResult:
+    """Fine-tune the untuned model on the chosen rows. reduction: of the loss that their weights are for."""
+    processes = runner.processes
+
+    def produce(directory: Path) -> None:
+        selection = read_selection(selected)
+        loaded = model.load_trainable(seed)
+        rows = TrainingRows(
+            [candidates.tokenized[i] for i in selection.indices.tolist()],
+            selection.weights if train.use_weights else None,
+            reduction,
+        )
+        finetune(loaded, rows, train, directory, seed=seed, label="fine-tune", processes=processes)
+        if processes.main:
+            save_tuned(loaded, directory / "model")
+            forget_epochs(directory)
+
+    reads = {
+        "selection": selected.key,
+        "model": model.identity,
+        "train": describe(train),
+        "reduction": reduction.value if train.use_weights else None,
+        "seed": seed,
+        **dropout_reads(model, processes),
+    }
+    return runner.run_stage("finetune", reads, produce)
+
+
+def mirror_history(journal: Journal, kind: str, trained: StageResult) -> None:
+    """Put the training curve of a warm-up or a fine-tune into the event log."""
+    for line in (trained.directory / "history.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        journal.event(kind, {name: row[name] for name in HISTORY if name in row})
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """Names the model to test: a tuned one, or with `tuned=None` the untuned one. It is loaded once, and
+    only if a task is new."""
+
+    model: Model
+    tuned: StageResult | None
+
+    @functools.cached_property
+    def loaded(self) -> LoadedModel:
+        """Return the model in memory."""
+        return self.model.load_tuned(self.tuned.directory / "model") if self.tuned else self.model.load()
+
+
+def evaluate_task(
+    runner: StageRunner, evaluated: EvaluatedModel, test: PreparedTask, batch_size: int
+) -> StageResult:
+    """Test a model on one task."""
+
+    def produce(directory: Path) -> None:
+        metrics = evaluate(
+            test.task,
+            evaluated.loaded,
+            held_out=() if test.held_out is None else test.held_out.tokenized,
+            batch_size=batch_size,
+            directory=directory,
+            processes=runner.processes,
+        )
+        if runner.processes.main:
+            (directory / "metrics.json").write_text(json.dumps(metrics, allow_nan=False))
+
+    tuned = evaluated.tuned
+    reads = {
+        "tuned": tuned and tuned.key,
+        "model": evaluated.model.identity,
+        "task": describe(test.task),
+    }
+    return runner.run_stage("evaluation", reads, produce, cost=EVALUATION if tuned else UNTUNED)
+
+
+def read_metrics(result: StageResult) -> dict[str, float | str]:
+    """Return the metrics that `evaluate_task` has written."""
+    return json.loads((result.directory / "metrics.json").read_text())
