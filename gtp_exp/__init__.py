@@ -1,6 +1,7 @@
-"""Select instruction data by Gradient Trajectory Pursuit, fine-tune, evaluate and rank; docs/python.md shows how.
+"""Select instruction data by Gradient Trajectory Pursuit, fine-tune, evaluate, rank: the Python API.
 
-Each public name is imported when it is first used, so that `import gtp_exp` brings neither torch nor Hydra.
+docs/python.md shows each function in use. Each public name is imported when it is first used, so that
+`import gtp_exp` brings neither torch nor Hydra.
 """
 
 from __future__ import annotations

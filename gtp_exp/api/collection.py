@@ -42,8 +42,8 @@ def collect(
 ) -> GradientStore:
     """Store the sketched gradient of each row's mean completion loss, and return the store.
 
-    model: a transformers causal language model on any device, with LoRA or with requires_grad set on what is to
-    be tuned; it is left as it was found. tokenizer: its own, a fast one; it is not changed.
+    model: a transformers causal language model on any device, with LoRA or with requires_grad set on what
+    is to be tuned; it is left as it was found. tokenizer: its own, a fast one; it is not changed.
     rows: dicts with `messages` (a list of {role, content}), or `prompt` and `completion`, or alpaca's
     `instruction`, `input` and `output`; an `id` each, or they are numbered. Row i of the store is rows[i].
     path: the store's folder; an interrupted call goes on there. None: a temporary one, until Python ends.
@@ -60,8 +60,8 @@ def collect(
         settings = GradientConfig(directions=[Direction.SGD])
     if checkpoints is None and set(settings.directions) != {Direction.SGD}:
         raise UserError(
-            f"settings.directions={[d.value for d in settings.directions]}: adam and less read the moments of "
-            "a warm-up; give its checkpoints, or set directions=[Direction.SGD]"
+            f"settings.directions={[d.value for d in settings.directions]}: adam and less read the moments "
+            "of a warm-up; give its checkpoints, or set directions=[Direction.SGD]"
         )
     examples = _tokenized(_examples(rows), tokenizer, _max_length(model, max_length))
     folder = _temporary("store") if path is None else Path(path)

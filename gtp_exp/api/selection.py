@@ -14,6 +14,7 @@ import torch
 from gtp_exp.data.examples import Example
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.arrays import (
+    DIRECTIONS,
     ArrayFeatures,
     ArrayRows,
     as_matrices,
@@ -41,9 +42,9 @@ def select(
 ) -> Selection:
     """Choose the rows of the pool whose gradients together reproduce the target's mean gradient.
 
-    pool, target: arrays [N, d] and [n, d] (numpy, torch, memory map), a list of one of each per checkpoint, or
-    a GradientStore. target=None aims at the pool's own mean. An array stands for every direction (sgd, adam,
-    less) that the selector reads; a memory map is read in chunks, never as a whole.
+    pool, target: arrays [N, d] and [n, d] (numpy, torch, memory map), a list of one of each per checkpoint,
+    or a GradientStore. target=None aims at the pool's own mean. An array stands for every direction (sgd,
+    adam, less) that the selector reads; a memory map is read in chunks, never as a whole.
     budget: a number of rows (int), or the share of the pool (float in (0, 1]).
     selector: GTP() for None; any selector that reads gradients and neither texts nor a model.
     learning_rates: one per checkpoint of the arrays, equal for None; a store has its own.
@@ -110,6 +111,10 @@ def _checked_selector(selector: Selector | None) -> Selector:
             f"{name} does not choose by gradients alone, and arrays hold neither texts nor a model; "
             "use it in a job: gtp_exp.run(['selector=...'])"
         )
+    for key in ("direction", "target_direction"):
+        asked = getattr(selector, key, None)
+        if asked is not None and asked not in DIRECTIONS:
+            raise UserError(f"selector.{key}={asked} is not one of {', '.join(DIRECTIONS)}")
     return _with_enums(selector)
 
 
@@ -151,7 +156,8 @@ def _check_fit(pool: Parts, target: Parts) -> None:
     (pool_count, pool_dim), (count, dim) = _extent(pool), _extent(target)
     if pool_count != count:
         raise UserError(
-            f"the pool has {pool_count} checkpoints and the target {count}; give one array of each per checkpoint"
+            f"the pool has {pool_count} checkpoints and the target {count}; "
+            "give one array of each per checkpoint"
         )
     if pool_dim != dim:
         raise UserError(

@@ -22,7 +22,7 @@ DIRECTIONS = tuple(direction.value for direction in Direction)
 
 @dataclass(frozen=True)
 class ArrayRows:
-    """Read an array [n, dim] by chunks or by index; a memory map is never read as a whole. Implements `Rows`."""
+    """Read an array [n, dim] by chunks or by index, a memory map never as a whole. Implements `Rows`."""
 
     array: np.ndarray | torch.Tensor
 
@@ -83,7 +83,7 @@ class ArrayFeatures:
 
 
 def as_matrices(arrays: Any, name: str) -> tuple[ArrayRows, ...]:
-    """Return one matrix per checkpoint, of equal shapes; raise UserError, which calls them `name`, otherwise."""
+    """Return one matrix per checkpoint, of equal shapes; raise UserError that calls them `name` otherwise."""
     if not isinstance(arrays, (list, tuple)):
         return (_matrix(arrays, name),)
     if not arrays:
@@ -125,7 +125,7 @@ def _matrix(value: Any, name: str) -> ArrayRows:
         raise UserError(f"{name} has the shape {list(value.shape)}; {remedy}")
     if 0 in value.shape:
         raise UserError(
-            f"the {name} has the shape {list(value.shape)}, so it holds no number; give at least one row"
+            f"the {name} has the shape {list(value.shape)}, so it is empty; give at least one row"
         )
     return ArrayRows(value)
 
@@ -164,7 +164,7 @@ def checked_rates(rates: Any, checkpoints: int) -> tuple[float, ...]:
 
 
 def checked_ids(ids: Any, n: int, what: str = "row", prefix: str = "row-") -> tuple[str, ...]:
-    """Return n unique ids as texts, made of the row's number for None; raise UserError where they do not fit."""
+    """Return n unique ids as texts, the rows' numbers for None; raise UserError where they do not fit."""
     if ids is None:
         return tuple(f"{prefix}{i}" for i in range(n))
     names = () if isinstance(ids, (str, bytes)) else tuple(str(each) for each in ids)

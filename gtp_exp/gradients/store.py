@@ -93,8 +93,8 @@ class GradientStore:
 
         ids: one text per row, `row-0`, ... for None. learning_rates: one per checkpoint, all 1 for None.
         direction: what the numbers are, sgd (plain gradients), adam or less. Float16 and bfloat16 are kept,
-        all else becomes float32. A folder that holds the same store is left as it is; raises UserError for one
-        that holds another, and for arrays that do not fit, repeated ids or a row that is not finite.
+        all else becomes float32. A folder that holds the same store is left as it is; raises UserError for
+        one that holds another, and for arrays that do not fit, repeated ids or a row that is not finite.
         """
         source = imported_arrays(arrays, ids, learning_rates, direction)
         writer = StoreWriter(Path(path), source.plan, source.rows, dict)
