@@ -35,8 +35,9 @@ def evaluate(
     """Return the metrics of one task, in every process; each takes part of the documents. Write per-document
     results to `samples.jsonl` in `directory`.
 
-    held_out: `task.held_out` as the model reads it, without rows that do not fit. The result holds lm-eval's numbers ("acc", "exact_match", ..., with "<name>_stderr"), nats_per_token and
-    nats_per_answer of the held-out answers, and "headline", the name of the metric that counts.
+    held_out: `task.held_out` as the model reads it, without rows that do not fit. The result holds lm-eval's
+    numbers ("acc", "exact_match", ..., with "<name>_stderr"), nats_per_token and nats_per_answer of the
+    held-out answers, and "headline", the name of the metric that counts.
     """
     loss_only: dict[str, float | str] = {"headline": HELD_OUT_LOSS}
     only = task.metric == HELD_OUT_LOSS
