@@ -1,6 +1,6 @@
 """Damages every file of a finished job's cache; the next run has to notice it and to give the same result.
 
-    python -m reliability.damage --seed 0
+    PYTHONPATH=tests python -m reliability.damage --seed 0   # from the repository root
 
 One file of every entry at a time: a bit is flipped, the end is cut off, the file is deleted. Status 1 if any
 damage went unnoticed or a result changed.

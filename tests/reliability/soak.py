@@ -1,6 +1,6 @@
 """Kills a small real job again and again, at random moments, and holds what is left to what was promised.
 
-    python -m reliability.soak --kills 30 --seed 0
+    PYTHONPATH=tests python -m reliability.soak --kills 30 --seed 0   # from the repository root
 
 A job is killed several times in a row, then run to its end and compared with one that nobody touched. After
 every kill no process of it may be left, no lock held, no finished entry touched, no half entry taken for a
