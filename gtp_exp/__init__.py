@@ -26,6 +26,7 @@ _HOMES = {
     "GradientStore": "gtp_exp.gradients.store",
     "UserError": "gtp_exp.errors",
     "collect": "gtp_exp.api.collection",
+    "results": "gtp_exp.api.table",
     "run": "gtp_exp.api.jobs",
     "select": "gtp_exp.api.selection",
 }
@@ -33,8 +34,6 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import a public name at its first use (PEP 562)."""
-    if name == "results":  # the folder of this name can be called: importing it anywhere puts it here
-        return importlib.import_module("gtp_exp.results")
     if name not in _HOMES:
         raise AttributeError(f"module 'gtp_exp' has no attribute '{name}'")
     value = getattr(importlib.import_module(_HOMES[name]), name)

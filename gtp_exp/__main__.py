@@ -31,7 +31,7 @@ from gtp_exp.errors import UserError, first_line
 from gtp_exp.launch.faults import check_room, storage_fault
 from gtp_exp.launch.launcher import Ended, run_worker
 from gtp_exp.launch.secrets import check_no_secrets
-from gtp_exp.results.record import RECORD_NAME, SELECTED_NAME, Names, State, read_record, write_record
+from gtp_exp.records.record import RECORD_NAME, SELECTED_NAME, Names, State, read_record, write_record
 
 _failed: list[str] = []  # jobs of this multirun that did not complete
 

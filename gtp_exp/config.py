@@ -7,11 +7,14 @@ A wrong type, an unknown key and a missing key are `UserError`s that name the ke
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
+import inspect
 import math
 import typing
 from collections.abc import Iterator, Mapping
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -83,9 +86,23 @@ def describe(value: Any) -> Any:
 
 
 def _class_name(cls: type) -> str:
-    """Name a class in a cache key. One of ours may move to another file without being another class."""
-    ours = cls.__module__.partition(".")[0] in ("gtp_exp", "gtp_baselines", "gtp_benchmarks")
-    return cls.__qualname__ if ours else f"{cls.__module__}.{cls.__qualname__}"
+    """Name a class in a cache key.
+
+    One of ours may move to another file without being another class. One of a user's own is told by its name
+    and the hash of its source file, so that an edit is never answered from the cache.
+    """
+    if cls.__module__.partition(".")[0] in ("gtp_exp", "gtp_baselines", "gtp_benchmarks"):
+        return cls.__qualname__
+    return f"{cls.__module__}.{cls.__qualname__} {_source_hash(cls)}".rstrip()
+
+
+def _source_hash(cls: type) -> str:
+    """Return the SHA-256 (hex) of the file that defines a class; empty where there is none."""
+    try:
+        source = inspect.getsourcefile(cls)
+        return "" if source is None else hashlib.sha256(Path(source).read_bytes()).hexdigest()
+    except (OSError, TypeError):
+        return ""
 
 
 def _locate(target: Any, key: str) -> type:

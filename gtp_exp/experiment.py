@@ -20,8 +20,8 @@ from gtp_exp.inputs import DatasetSource, Inputs, Overlap, PreparedTask, check_a
 from gtp_exp.launch.launcher import Launch
 from gtp_exp.model.device import be_deterministic, choose_device
 from gtp_exp.model.loading import Model, ModelConfig, prepare
-from gtp_exp.results.record import RunRecord, SelectionSummary
-from gtp_exp.results.selected import export, selected_rows, summarise
+from gtp_exp.records.record import RunRecord, SelectionSummary
+from gtp_exp.records.selected import export, selected_rows, summarise
 from gtp_exp.selection.base import Budget, Need, Selection, Selector
 from gtp_exp.stages import (
     EvaluatedModel,
@@ -91,6 +91,11 @@ class Experiment:
     settings: Settings
 
     def __post_init__(self) -> None:
+        if not isinstance(self.selector, Selector):
+            raise UserError(
+                f"selector._target_: {type(self.selector).__name__} is no selector; let its class inherit "
+                "gtp_exp.selection.base.Selector and return a Selection from `select`"
+            )
         stored = [direction.value for direction in self.gradients.directions]
         for key in ("direction", "target_direction"):
             asked = getattr(self.selector, key, None)

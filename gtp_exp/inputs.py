@@ -18,7 +18,7 @@ from gtp_exp.data.tokenization import tokenize
 from gtp_exp.distributed import Processes
 from gtp_exp.errors import UserError
 from gtp_exp.model.loading import Model
-from gtp_exp.results.record import PoolSummary, RowCounts
+from gtp_exp.records.record import PoolSummary, RowCounts
 
 log = logging.getLogger(__name__)
 

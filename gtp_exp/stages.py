@@ -33,7 +33,7 @@ from gtp_exp.gradients.store import GradientStore
 from gtp_exp.inputs import Inputs, PreparedRows, PreparedTask
 from gtp_exp.model.loading import LoadedModel, Model
 from gtp_exp.model.loss import Reduction
-from gtp_exp.results.record import StageCost
+from gtp_exp.records.record import StageCost
 from gtp_exp.selection.base import Budget, Need, Selection, SelectionProblem, Selector
 from gtp_exp.selection.subset import select_outside_quarantine
 from gtp_exp.tracking import Journal
@@ -231,15 +231,12 @@ def select(
     runner: StageRunner, sources: SelectionSources, selector: Selector, budget: Budget, seed: int
 ) -> StageResult:
     """Choose rows among the candidates within the budget."""
-    distributed = getattr(selector, "distributed", False)
     chooser, inputs, gradients = sources.chooser, sources.inputs, sources.gradients
 
     def produce(directory: Path) -> None:
         passes = KeptPasses(runner.cache.root, chooser.identity, directory)
         loaded = replace(chooser.load(), keep=passes) if Need.MODEL in selector.needs else None
         tokenized = inputs.candidates.tokenized
-        # The token ids, as the model that chooses reads them, are those of
-        # inputs.candidates_to_select.tokenized and inputs.target.tokenized.
         problem = SelectionProblem(
             candidates=inputs.candidates.examples,
             n_tokens=torch.tensor([row.n_tokens for row in tokenized]),
@@ -250,7 +247,9 @@ def select(
             pool_gradients=gradients.pool and read_store(gradients.pool),
             target_gradients=gradients.target and read_store(gradients.target),
             model=loaded,
-            processes=runner.processes if distributed else ALONE,
+            candidate_tokens=inputs.candidates_to_select.tokenized,
+            target_tokens=() if inputs.target is None else inputs.target.tokenized,
+            processes=runner.processes if selector.distributed else ALONE,
         )
         selection = select_outside_quarantine(
             selector, problem, read_quarantined(gradients.pool), read_quarantined(gradients.target)
@@ -263,18 +262,18 @@ def select(
         "selector": describe(selector),
         "version": selector.version,
         # A selector that takes the same rows at every budget is computed, trained and tested once.
-        "budget": None if getattr(selector, "ignores_budget", False) else describe(budget),
+        "budget": None if selector.ignores_budget else describe(budget),
         "seed": seed,
         "model": chooser.identity,
         "pool": inputs.candidates.key,
         "target": None if inputs.target is None else inputs.target.key,
         "gradients": [store and store.key for store in (gradients.pool, gradients.target)],
     }
-    if more := getattr(selector, "reads", None):
-        reads["more"] = more()
+    if more := selector.reads():
+        reads["more"] = more
     if sources.tuned is not chooser:
         reads["tokens counted for"] = sources.tuned.identity
-    return runner.run_stage("selection", reads, produce, together=distributed)
+    return runner.run_stage("selection", reads, produce, together=selector.distributed)
 
 
 def _write_selection(selection: Selection, directory: Path) -> None:

@@ -29,7 +29,7 @@ from gtp_exp.errors import UserError
 from gtp_exp.launch import heartbeat
 from gtp_exp.launch.faults import storage_fault
 from gtp_exp.launch.launcher import GRACE_S, die_with_parent, not_deterministic
-from gtp_exp.results.record import Names, RunRecord, State, write_record
+from gtp_exp.records.record import Names, RunRecord, State, write_record
 from gtp_exp.tracking import METRICS_NAME
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "lm-eval", "numpy")

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gtp_exp.results.record import (
+from gtp_exp.records.record import (
     Names,
     PoolSummary,
     RowCounts,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import subprocess
@@ -20,7 +19,7 @@ from small_models import make_trajectory
 
 import gtp_exp
 from gtp_baselines.bm25 import BM25
-from gtp_baselines.craig import Craig
+from gtp_baselines.craig import CRAIG
 from gtp_baselines.gist import GIST
 from gtp_baselines.grad_match_omp import GradMatchOMP
 from gtp_baselines.less import LESS
@@ -30,8 +29,8 @@ from gtp_exp.gradients.directions import Direction
 from gtp_exp.gradients.settings import GradientConfig
 from gtp_exp.gradients.sketch import Sketch, SketchKind
 from gtp_exp.gradients.store import GradientStore, StoreWriter
-from gtp_exp.gradients.store import main as store_command
-from gtp_exp.results.record import RunRecord, State
+from gtp_exp.gradients.store_command import main as store_command
+from gtp_exp.records.record import RunRecord, State
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -137,8 +136,6 @@ def test_neither_jobs_nor_results_need_torch_in_this_process():
 def test_an_unknown_name_is_told():
     with pytest.raises(AttributeError, match="no attribute 'selekt'"):
         _ = gtp_exp.selekt
-    importlib.import_module("gtp_exp.results.record")  # binds the package of records to the function's name
-
     with pytest.raises(gtp_exp.UserError, match="does not exist"):
         gtp_exp.results("no/such/folder")
 
@@ -186,7 +183,7 @@ def test_a_memory_map_is_never_read_as_a_whole(tmp_path, monkeypatch):
     assert same(streamed, gtp_exp.select(pool, target, 20, gtp_exp.GTP(memory_gib=0, chunk_rows=512)))
 
 
-@pytest.mark.parametrize("selector", [TopK(), LESS(), GIST(rank=4), GradMatchOMP(), Craig()])
+@pytest.mark.parametrize("selector", [TopK(), LESS(), GIST(rank=4), GradMatchOMP(), CRAIG()])
 def test_any_selector_that_reads_gradients_will_do(selector):
     pool, target = arrays(checkpoints=2)
     chosen = gtp_exp.select(pool, target, budget=10, selector=selector)

@@ -29,7 +29,8 @@ TOY = [
     "launch=cpu",
 ]
 # This checkout's code, also where another one is installed.
-ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+PATHS = [ROOT / "tests", ROOT, ROOT / "baselines", ROOT / "benchmarks"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, PATHS)), "OMP_NUM_THREADS": "1"}
 
 
 def command(*overrides):

@@ -19,7 +19,7 @@ from gtp_baselines.bm25 import BM25
 from gtp_exp import experiment
 from gtp_exp.data import tokenization
 from gtp_exp.errors import UserError
-from gtp_exp.results.record import State
+from gtp_exp.records.record import State
 from gtp_exp.stages import KeptPasses
 from gtp_exp.worker import _begin, assemble
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Optional
+from typing import Optional
 
 import bm25s
 import numpy as np
@@ -24,18 +24,15 @@ from bm25s.tokenization import Tokenized
 from gtp_baselines.aggregation import Aggregation, Groups, choose, group_target
 from gtp_baselines.ranking import text
 from gtp_exp.errors import UserError
-from gtp_exp.selection.base import Need, Selection, SelectionProblem, unit_weights
+from gtp_exp.selection.base import Selection, SelectionProblem, Selector, unit_weights
 
 
 @dataclass(frozen=True)
-class BM25:
+class BM25(Selector):
     k1: float = 1.5  # saturation of repeated words
     b: float = 0.75  # how much long documents are held back
     stopwords: Optional[str] = "en"  # a language that bm25s knows, such as en; null keeps all words
     aggregation: Aggregation = Aggregation.MAX_SUBTASK
-
-    needs: ClassVar[frozenset[Need]] = frozenset()
-    version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if self.k1 < 0 or not 0 <= self.b <= 1:

@@ -31,7 +31,7 @@ from gtp_baselines.ranking import tie_order
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.features import GradientFeatures
 from gtp_exp.selection.atoms.sketches import CheckpointWeights, checkpoint_shares, require_directions
-from gtp_exp.selection.base import Need, Selection, SelectionProblem
+from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector
 
 BLOCK = 64  # gains brought up to date at a time
 CLOSE = 1e-3  # squared distance over squared norms below which float32 products are too coarse
@@ -44,13 +44,12 @@ class Similarity(Enum):
 
 
 @dataclass(frozen=True)
-class CRAIG:
+class CRAIG(Selector):
     direction: str = "sgd"
     similarity: Similarity = Similarity.EUCLIDEAN
     part_rows: int = 8192  # rows solved together; memory grows with the square
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
-    version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if self.part_rows < 2:
@@ -120,13 +119,6 @@ class CRAIG:
         blocks = []
         for t, share in enumerate(checkpoint_shares(pool.learning_rates, CheckpointWeights.LEARNING_RATE)):
             rows = pool.features(t, self.direction).rows(index).float()
-            finite = torch.isfinite(rows).all(1)
-            if not finite.all():
-                bad = problem.candidates[int(index[(~finite).nonzero()[0]])].id
-                raise UserError(
-                    f"the gradient of example '{bad}' is not finite; "
-                    "remove the row or set model.precision=fp32"
-                )
             if self.similarity is Similarity.COSINE:
                 rows = F.normalize(rows, dim=1)
             blocks.append(math.sqrt(share) * rows)

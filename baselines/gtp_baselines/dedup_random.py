@@ -15,7 +15,6 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from datasketch import MinHash, MinHashLSH
@@ -23,7 +22,7 @@ from tqdm import tqdm
 
 from gtp_baselines.ranking import text
 from gtp_exp.errors import UserError
-from gtp_exp.selection.base import Need, Selection, SelectionProblem, unit_weights
+from gtp_exp.selection.base import Selection, SelectionProblem, Selector, unit_weights
 
 HASH_SEED = 1  # of MinHash; the choice is random by the problem's seed, the filter is always the same
 LSH_WEIGHTS = (0.1, 0.9)  # a false proposal costs a comparison, a missed one a near copy
@@ -31,13 +30,10 @@ BATCH = 1024  # texts hashed at a time
 
 
 @dataclass(frozen=True)
-class DedupRandom:
+class DedupRandom(Selector):
     threshold: float = 0.8  # Jaccard similarity of word n-grams from which a row is a near copy
     ngram: int = 3
     hashes: int = 128
-
-    needs: ClassVar[frozenset[Need]] = frozenset()
-    version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold < 1:

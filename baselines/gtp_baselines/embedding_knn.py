@@ -16,16 +16,15 @@ from gtp_baselines.aggregation import Aggregation
 from gtp_baselines.model_passes import Pooling
 from gtp_baselines.neighbours import nearest
 from gtp_exp.errors import UserError
-from gtp_exp.selection.base import Need, Selection, SelectionProblem
+from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector
 
 
 @dataclass(frozen=True)
-class EmbeddingKNN:
+class EmbeddingKNN(Selector):
     aggregation: Aggregation = Aggregation.ROUND_ROBIN
     batch_size: int = 16  # of the forward pass; no part of the result
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.MODEL})
-    version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

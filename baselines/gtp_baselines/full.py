@@ -7,13 +7,11 @@ from typing import ClassVar
 
 import torch
 
-from gtp_exp.selection.base import Need, Selection, SelectionProblem, unit_weights
+from gtp_exp.selection.base import Selection, SelectionProblem, Selector, unit_weights
 
 
 @dataclass(frozen=True)
-class Full:
-    needs: ClassVar[frozenset[Need]] = frozenset()
-    version: ClassVar[int] = 1
+class Full(Selector):
     ignores_budget: ClassVar[bool] = True
 
     def select(self, problem: SelectionProblem) -> Selection:

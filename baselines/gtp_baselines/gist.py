@@ -21,14 +21,14 @@ import torch
 import torch.nn.functional as F
 
 from gtp_baselines.aggregation import Aggregation, choose, group_target
-from gtp_baselines.gradient_rows import finite_chunks, pool_and_target
+from gtp_baselines.gradient_rows import chunks_of, pool_and_target
 from gtp_exp.errors import UserError
 from gtp_exp.selection.atoms.subspace import evenly_spaced, principal_rows
-from gtp_exp.selection.base import Need, Selection, SelectionProblem, unit_weights
+from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector, unit_weights
 
 
 @dataclass(frozen=True)
-class GIST:
+class GIST(Selector):
     direction: str = "sgd"  # of candidates and target alike
     checkpoint: int = -1  # along the trajectory from 0; -1 is the last
     rank: int = 150
@@ -36,7 +36,6 @@ class GIST:
     aggregation: Aggregation = Aggregation.MAX_SUBTASK
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
-    version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         for name in ("rank", "subspace_rows"):
@@ -54,7 +53,7 @@ class GIST:
         t = self.checkpoint % checkpoints
         groups = group_target(problem, self.aggregation)
         sums = torch.zeros(len(groups.names), target.dim, dtype=torch.float64)
-        for start, chunk in finite_chunks(target.features(t, self.direction), target_rows):
+        for start, chunk in chunks_of(target.features(t, self.direction)):
             groups.sums(chunk, start, sums)
 
         sample = evenly_spaced(target.features(t, self.direction), self.subspace_rows)
@@ -63,7 +62,7 @@ class GIST:
             raise UserError("the target's gradients are all zero, so they span no subspace")
         means = F.normalize(groups.means(sums).float() @ basis.vectors.T, dim=1)  # [G, rank]
         alignment = torch.empty(len(means), pool.n)
-        for start, chunk in finite_chunks(pool.features(t, self.direction), problem.candidates):
+        for start, chunk in chunks_of(pool.features(t, self.direction)):
             alignment[:, start : start + len(chunk)] = means @ F.normalize(chunk @ basis.vectors.T, dim=1).T
         chosen, scores = choose(alignment, problem, self.aggregation)
         diagnostics = {

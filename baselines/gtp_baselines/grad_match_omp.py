@@ -32,14 +32,14 @@ from gtp_exp.selection.atoms.sketches import (
     require_directions,
 )
 from gtp_exp.selection.atoms.subspace import Subspace
-from gtp_exp.selection.base import Need, Selection, SelectionProblem
+from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector
 from gtp_exp.selection.rounds import fill_budget
 from gtp_exp.selection.solvers.omp import OMP
 from gtp_exp.selection.solvers.pursuit import PursuitProblem
 
 
 @dataclass(frozen=True)
-class GradMatchOMP:
+class GradMatchOMP(Selector):
     """Choose rows one at a time by orthogonal matching pursuit of the target's gradient."""
 
     direction: str = "sgd"  # of the candidates
@@ -50,7 +50,6 @@ class GradMatchOMP:
     memory_gib: float = 4.0  # sketches that take no more than this as float32 are held in memory
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
-    version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if not self.ridge > 0:

@@ -1,4 +1,4 @@
-"""Stored gradients, read in chunks and refused where they are not finite."""
+"""Stored gradients of pool and target, read in chunks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from gtp_exp.data.examples import Example
-from gtp_exp.errors import UserError
 from gtp_exp.gradients.features import GradientFeatures, Rows
 from gtp_exp.selection.atoms.sketches import require_directions
 from gtp_exp.selection.base import SelectionProblem
@@ -31,14 +30,7 @@ def pool_and_target(
     return pool, target, problem.target
 
 
-def finite_chunks(rows: Rows, examples: Sequence[Example]) -> Iterator[tuple[int, torch.Tensor]]:
-    """(first row, rows as float32 [c, dim]) in order; UserError with the id of a row that is not finite."""
+def chunks_of(rows: Rows) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield (first row, rows as float32 [c, dim]) in order."""
     for start, chunk in rows.chunks(CHUNK):
-        chunk = chunk.float()
-        finite = torch.isfinite(chunk).all(1)
-        if not finite.all():
-            bad = examples[start + int((~finite).nonzero()[0])].id
-            raise UserError(
-                f"the gradient of example '{bad}' is not finite; remove the row or set model.precision=fp32"
-            )
-        yield start, chunk
+        yield start, chunk.float()

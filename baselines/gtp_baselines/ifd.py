@@ -24,11 +24,11 @@ from gtp_baselines.model_passes import labelled_loss, to_last_label, tokens_of
 from gtp_baselines.ranking import rank
 from gtp_exp.data.examples import IGNORE, TokenizedExample
 from gtp_exp.errors import UserError
-from gtp_exp.selection.base import Need, Selection, SelectionProblem, unit_weights
+from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector, unit_weights
 
 
 @dataclass(frozen=True)
-class IFD:
+class IFD(Selector):
     batch_size: int = 16  # of the forward pass; no part of the result
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.MODEL})
@@ -41,7 +41,7 @@ class IFD:
     def select(self, problem: SelectionProblem) -> Selection:
         model = problem.model
         assert model is not None
-        rows = [last_answer(row) for row in tokens_of(problem.candidates, model)]
+        rows = [last_answer(row) for row in tokens_of(problem.candidates, model, problem.candidate_tokens)]
         header = answer_header(model.tokenizer)
         alone = [without_prompt(row, header, model.tokenizer) for row in rows]
         given = labelled_loss(rows, model, batch_size=self.batch_size, label="answers given the prompt")

@@ -9,17 +9,13 @@ equal lengths fall by the seed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from gtp_baselines.ranking import rank
-from gtp_exp.selection.base import Need, Selection, SelectionProblem, unit_weights
+from gtp_exp.selection.base import Selection, SelectionProblem, Selector, unit_weights
 
 
 @dataclass(frozen=True)
-class Length:
-    needs: ClassVar[frozenset[Need]] = frozenset()
-    version: ClassVar[int] = 1
-
+class Length(Selector):
     def select(self, problem: SelectionProblem) -> Selection:
         scores = problem.n_completion_tokens.float()
         chosen = problem.budget.take(rank(scores, problem), problem.n_tokens)

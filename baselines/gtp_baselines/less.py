@@ -23,13 +23,13 @@ import torch
 import torch.nn.functional as F
 
 from gtp_baselines.aggregation import Aggregation, choose, group_target
-from gtp_baselines.gradient_rows import finite_chunks, pool_and_target
+from gtp_baselines.gradient_rows import chunks_of, pool_and_target
 from gtp_exp.selection.atoms.sketches import CheckpointWeights, checkpoint_shares
-from gtp_exp.selection.base import Need, Selection, SelectionProblem, unit_weights
+from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector, unit_weights
 
 
 @dataclass(frozen=True)
-class LESS:
+class LESS(Selector):
     direction: str = "less"  # of the candidates
     target_direction: str = "sgd"
     aggregation: Aggregation = Aggregation.MAX_SUBTASK
@@ -43,10 +43,10 @@ class LESS:
         influence = torch.zeros(len(groups.names), pool.n)
         for t, share in enumerate(checkpoint_shares(pool.learning_rates, CheckpointWeights.LEARNING_RATE)):
             sums = torch.zeros(len(groups.names), target.dim, dtype=torch.float64)
-            for start, chunk in finite_chunks(target.features(t, self.target_direction), target_rows):
+            for start, chunk in chunks_of(target.features(t, self.target_direction)):
                 groups.sums(F.normalize(chunk, dim=1), start, sums)
             means = groups.means(sums).float()  # [G, dim]
-            for start, chunk in finite_chunks(pool.features(t, self.direction), problem.candidates):
+            for start, chunk in chunks_of(pool.features(t, self.direction)):
                 influence[:, start : start + len(chunk)] += share * (means @ F.normalize(chunk, dim=1).T)
         chosen, scores = choose(influence, problem, self.aggregation)
         return Selection(chosen, unit_weights(len(chosen)), scores, {"groups": len(groups.names)})

@@ -27,12 +27,19 @@ class Pooling(Enum):
     POSITION = "position"  # token i of L weighs i / (1 + ... + L)
 
 
-def tokens_of(examples: Sequence[Example], loaded: LoadedModel) -> list[TokenizedExample]:
-    """One tokenised row per example; the pipeline has left out those without a completion token."""
-    found = tokenize(examples, loaded.tokenizer, max_length=loaded.max_length)
-    if len(found.examples) != len(examples):
-        raise ValueError(f"rows without a completion reached a selector: {dict(found.excluded)}")
-    return list(found.examples)
+def tokens_of(
+    examples: Sequence[Example], loaded: LoadedModel, tokenized: Sequence[TokenizedExample] = ()
+) -> list[TokenizedExample]:
+    """Return one tokenised row per example; the pipeline has left out those without a completion token.
+
+    tokenized: the same rows where they have been tokenised before, as in a job.
+    """
+    if len(tokenized) == len(examples):
+        return list(tokenized)
+    result = tokenize(examples, loaded.tokenizer, max_length=loaded.max_length)
+    if len(result.examples) != len(examples):
+        raise ValueError(f"rows without a completion reached a selector: {dict(result.excluded)}")
+    return list(result.examples)
 
 
 def embed(

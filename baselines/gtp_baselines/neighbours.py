@@ -17,11 +17,11 @@ def nearest(
 ) -> Selection:
     """Embedded by the model that is to be tuned."""
     assert problem.model is not None
-    tokens = tokens_of(problem.candidates, problem.model)
+    tokens = tokens_of(problem.candidates, problem.model, problem.candidate_tokens)
     pool = embed(tokens, problem.model, pooling=pooling, batch_size=batch_size, label="embed the pool")
     target = pool
     if problem.target is not None:
-        tokens = tokens_of(problem.target, problem.model)
+        tokens = tokens_of(problem.target, problem.model, problem.target_tokens)
         target = embed(
             tokens, problem.model, pooling=pooling, batch_size=batch_size, label="embed the target"
         )

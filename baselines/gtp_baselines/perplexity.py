@@ -19,7 +19,7 @@ import torch
 from gtp_baselines.model_passes import labelled_loss, tokens_of
 from gtp_baselines.ranking import rank
 from gtp_exp.errors import UserError
-from gtp_exp.selection.base import Need, Selection, SelectionProblem, unit_weights
+from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector, unit_weights
 
 
 class Part(Enum):
@@ -29,7 +29,7 @@ class Part(Enum):
 
 
 @dataclass(frozen=True)
-class Perplexity:
+class Perplexity(Selector):
     part: Part = Part.MIDDLE
     batch_size: int = 16  # of the forward pass; no part of the result
 
@@ -42,7 +42,7 @@ class Perplexity:
 
     def select(self, problem: SelectionProblem) -> Selection:
         assert problem.model is not None
-        tokens = tokens_of(problem.candidates, problem.model)
+        tokens = tokens_of(problem.candidates, problem.model, problem.candidate_tokens)
         nats = labelled_loss(tokens, problem.model, batch_size=self.batch_size, label="perplexity")
         scores = self.score(nats, rank(nats, problem))
         chosen = problem.budget.take(rank(scores, problem), problem.n_tokens)

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
-from gtp_exp.selection.base import Need, Selection, SelectionProblem, unit_weights
+from gtp_exp.selection.base import Selection, SelectionProblem, Selector, unit_weights
 
 
 @dataclass(frozen=True)
-class Random:
-    needs: ClassVar[frozenset[Need]] = frozenset()
-    version: ClassVar[int] = 1
-
+class Random(Selector):
     def select(self, problem: SelectionProblem) -> Selection:
         n = len(problem.candidates)
         generator = torch.Generator().manual_seed(problem.seed)

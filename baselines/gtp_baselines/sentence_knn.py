@@ -11,7 +11,7 @@ import importlib.metadata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Optional
+from typing import Any, Optional
 
 import torch
 import torch.nn.functional as F
@@ -22,22 +22,19 @@ from gtp_baselines.ranking import text
 from gtp_exp.data.examples import Example
 from gtp_exp.errors import UserError, first_line
 from gtp_exp.model.loading import fingerprint
-from gtp_exp.selection.base import Need, Selection, SelectionProblem
+from gtp_exp.selection.base import Selection, SelectionProblem, Selector
 
 PACKAGE = "sentence-transformers"
 
 
 @dataclass(frozen=True)
-class SentenceKNN:
+class SentenceKNN(Selector):
     encoder: str = (
         "sentence-transformers/all-MiniLM-L6-v2"  # hub id of a Sentence-Transformers model, or a local folder
     )
     revision: Optional[str] = None
     aggregation: Aggregation = Aggregation.ROUND_ROBIN
     batch_size: int = 64  # of the forward pass; no part of the result
-
-    needs: ClassVar[frozenset[Need]] = frozenset()
-    version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

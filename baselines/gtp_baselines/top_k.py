@@ -16,10 +16,9 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from gtp_exp.errors import UserError
 from gtp_exp.selection.atoms.matrix import dot
 from gtp_exp.selection.atoms.sketches import CheckpointWeights, checkpoint_shares, require_directions
-from gtp_exp.selection.base import Need, Selection, SelectionProblem, unit_weights
+from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector, unit_weights
 
 CHUNK = 4096  # pool rows in memory at a time
 
@@ -30,13 +29,12 @@ class Similarity(Enum):
 
 
 @dataclass(frozen=True)
-class TopK:
+class TopK(Selector):
     direction: str = "sgd"  # of the candidates
     target_direction: str = "sgd"
     similarity: Similarity = Similarity.COSINE
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
-    version: ClassVar[int] = 1
 
     def select(self, problem: SelectionProblem) -> Selection:
         pool = problem.pool_gradients
@@ -57,12 +55,6 @@ class TopK:
                 if self.similarity is Similarity.COSINE:
                     value /= torch.linalg.vector_norm(chunk.float(), dim=1).clamp(min=1e-30)
                 score[start : start + len(chunk)] += share * value
-        if not torch.isfinite(score).all():
-            bad = problem.candidates[int((~torch.isfinite(score)).nonzero()[0])].id
-            raise UserError(
-                f"the gradient of example '{bad}' or of a target row is not finite; "
-                "remove the row or set model.precision=fp32"
-            )
         order = torch.argsort(score, descending=True, stable=True)  # ties go to the lower index
         chosen = problem.budget.take(order, problem.n_tokens)
         return Selection(chosen, unit_weights(len(chosen)), score, {"similarity": self.similarity.value})

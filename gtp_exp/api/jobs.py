@@ -23,7 +23,7 @@ from gtp_exp.errors import UserError
 from gtp_exp.launch.faults import storage_fault
 from gtp_exp.launch.launcher import TIMED_OUT, Launch, run_worker
 from gtp_exp.launch.secrets import check_no_secrets
-from gtp_exp.results.record import RECORD_NAME, SELECTED_NAME, RunRecord, read_record
+from gtp_exp.records.record import RECORD_NAME, SELECTED_NAME, RunRecord, read_record
 
 INTERRUPTED = 130  # a worker's exit status after Ctrl-C
 

@@ -100,13 +100,13 @@ def _checked_selector(selector: Selector | None) -> Selector:
         return GTP()
     if isinstance(selector, type):
         raise UserError(f"selector={selector.__name__} is a class; give an object, {selector.__name__}()")
-    if not callable(getattr(selector, "select", None)):
+    if not isinstance(selector, Selector):
         raise UserError(
-            f"selector={selector!r} has no method `select`; give a selector, such as gtp_exp.GTP()"
+            f"selector={selector!r} is no selector (gtp_exp.selection.base.Selector); give one, such as "
+            "gtp_exp.GTP()"
         )
     name = type(selector).__name__
-    needs = getattr(selector, "needs", frozenset())
-    if Need.GRADIENTS not in needs or Need.MODEL in needs:
+    if Need.GRADIENTS not in selector.needs or Need.MODEL in selector.needs:
         raise UserError(
             f"{name} does not choose by gradients alone, and arrays hold neither texts nor a model; "
             "use it in a job: gtp_exp.run(['selector=...'])"

@@ -45,7 +45,7 @@ def gather(jobs: Sequence[Job], runs: Sequence[Earlier]) -> Facts:
             gradients=Need.GRADIENTS in kind.needs,
             model=Need.MODEL in kind.needs,
             version=kind.version,
-            ignores_budget=getattr(kind, "ignores_budget", False),
+            ignores_budget=kind.ignores_budget,
         )
     return Facts(pools, benchmarks, selectors)
 

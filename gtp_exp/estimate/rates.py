@@ -30,7 +30,7 @@ from gtp_exp.estimate.plan import (
     store_settings,
     warmup_rows,
 )
-from gtp_exp.results.record import RECORD_NAME, RunRecord, State, read_record
+from gtp_exp.records.record import RECORD_NAME, RunRecord, State, read_record
 
 
 @dataclass(frozen=True)

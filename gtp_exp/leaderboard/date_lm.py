@@ -25,7 +25,7 @@ from typing import Any
 from gtp_exp.errors import UserError
 from gtp_exp.leaderboard.comparability import NO_EFFECT, flatten
 from gtp_exp.leaderboard.records import Run
-from gtp_exp.results.record import RunRecord
+from gtp_exp.records.record import RunRecord
 
 LEADERBOARD = "Fine-Tuning"
 POOL_ROWS, CHOSEN_ROWS = 200_000, 10_000

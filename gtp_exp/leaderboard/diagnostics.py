@@ -12,7 +12,7 @@ from typing import Any
 
 from gtp_exp.leaderboard.board import Block, Board, Line
 from gtp_exp.leaderboard.comparability import Row
-from gtp_exp.results.record import RunRecord, SelectionSummary
+from gtp_exp.records.record import RunRecord, SelectionSummary
 
 MIX_VALUES = 12  # values of a label that are shown one by one; the rest are "other"
 REST = "other"

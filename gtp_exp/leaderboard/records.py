@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gtp_exp.errors import UserError
-from gtp_exp.results.record import RECORD_NAME, RunRecord, State, read_newer_record
+from gtp_exp.records.record import RECORD_NAME, RunRecord, State, read_newer_record
 
 
 @dataclass(frozen=True, eq=False)  # two runs are two, whatever they hold, and a run can be a key

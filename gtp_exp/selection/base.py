@@ -1,19 +1,20 @@
 """The contract between the pipeline and a selector.
 
-A selector is a frozen dataclass with a `select` method and two class variables; one Python file and one YAML
-in conf/selector add it, and nothing else changes.
+A selector is a frozen dataclass that inherits `Selector` and has a `select` method; one Python file and one
+YAML in conf/selector add it, and nothing else changes. docs/extending.md shows one.
 """
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from gtp_exp.data.examples import Example
+from gtp_exp.data.examples import Example, TokenizedExample
 from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.errors import NothingToChoose, UserError
 
@@ -102,6 +103,8 @@ class SelectionProblem:
     pool_gradients: GradientFeatures | None = None  # N rows per checkpoint
     target_gradients: GradientFeatures | None = None  # one row per target example; None in-domain
     model: LoadedModel | None = None  # the untuned model and its tokenizer
+    candidate_tokens: Sequence[TokenizedExample] = ()  # as the model that chooses reads them
+    target_tokens: Sequence[TokenizedExample] = ()
     processes: Processes = ALONE  # that call a `distributed` selector together
 
 
@@ -115,26 +118,107 @@ class Selection:
     diagnostics: Mapping[str, Any] = field(default_factory=dict)  # JSON values only
 
     def __post_init__(self) -> None:
+        for name in ("indices", "weights", "scores"):
+            if not isinstance(getattr(self, name), torch.Tensor):
+                raise UserError(
+                    f"a selection's {name} must be a tensor, not {type(getattr(self, name)).__name__}; "
+                    f"torch.tensor({name}) makes one"
+                )
         if len(self.indices) == 0:
             raise UserError("the selection is empty; raise the budget or check the pool")
+        if self.indices.dtype != torch.int64:
+            raise UserError(
+                f"a selection's indices must be int64, not {self.indices.dtype}; use indices.long()"
+            )
         if len(self.indices.unique()) != len(self.indices):
-            raise ValueError("a selector returned the same candidate twice")
+            raise UserError("a selection holds the same candidate twice; return every index once")
         if self.weights.shape != self.indices.shape:
-            raise ValueError(f"{len(self.indices)} indices but weights of shape {tuple(self.weights.shape)}")
+            raise UserError(
+                f"a selection has {len(self.indices)} indices but weights of shape "
+                f"{tuple(self.weights.shape)}; return one weight per index, or unit_weights(n)"
+            )
         if not (torch.isfinite(self.weights).all() and (self.weights >= 0).all()):
-            raise ValueError("selection weights must be finite and non-negative")
+            raise UserError("a selection's weights must be finite and 0 or more")
         if not torch.isfinite(self.scores).all():
-            raise ValueError("selection scores must be finite")
+            raise UserError("a selection's scores must be finite; give the lowest score to a row without")
 
 
-class Selector(Protocol):
-    needs: ClassVar[frozenset[Need]]
-    version: ClassVar[int]  # raise it when the same settings choose differently: it enters the cache key
-    # Optional: distributed: ClassVar[bool], every process of a job calls `select`, not the main one alone.
-    # Optional: reads(), what the choice depends on besides settings and problem; it enters the cache key.
+class Selector(abc.ABC):
+    """Choose rows out of a pool. What a selector does not say of itself holds as here."""
 
-    def select(self, problem: SelectionProblem) -> Selection: ...
+    needs: ClassVar[frozenset[Need]] = frozenset()  # beyond the examples' text; without it it is not there
+    version: ClassVar[int] = 1  # raise it when the same settings choose differently: it enters the cache key
+    distributed: ClassVar[bool] = False  # every process of a job calls `select`, not the main one alone
+    ignores_budget: ClassVar[bool] = False  # the same rows at every budget: chosen, trained and tested once
+
+    def reads(self) -> Mapping[str, Any]:
+        """Return what the choice depends on besides settings and problem; it enters the cache key."""
+        return {}
+
+    @abc.abstractmethod
+    def select(self, problem: SelectionProblem) -> Selection:
+        """Return the chosen candidates, most important first: as many as the problem's budget asks for."""
+
+
+def choose_rows(selector: Selector, problem: SelectionProblem) -> Selection:
+    """Return what a selector chooses, held to the contract.
+
+    Raises UserError, by the selector's class and with what to return, for an answer that is no Selection,
+    that misses the budget, or whose arrays do not fit the problem.
+    """
+    name = type(selector).__name__
+    try:
+        answer = selector.select(problem)
+    except (AttributeError, TypeError) as error:
+        if "NoneType" in str(error) and (undeclared := _undeclared(selector, problem)):
+            raise UserError(
+                f"{name} reads the problem's {undeclared}, which it has not asked for ({error}); declare it: "
+                f"needs = frozenset({{Need.{undeclared.upper()}}})"
+            ) from error
+        raise
+    if not isinstance(answer, Selection):
+        raise UserError(
+            f"{name}.select returned {type(answer).__name__}; return "
+            "gtp_exp.selection.base.Selection(indices, weights, scores)"
+        )
+    candidates = len(problem.candidates)
+    if int(answer.indices.min()) < 0 or int(answer.indices.max()) >= candidates:
+        raise UserError(
+            f"{name}.select returned an index outside the {candidates} candidates, 0 to {candidates - 1}"
+        )
+    if answer.scores.shape != (candidates,):
+        raise UserError(
+            f"{name}.select returned scores of shape {tuple(answer.scores.shape)}; return one for each "
+            f"of the {candidates} candidates, zeros where the method has none"
+        )
+    if not selector.ignores_budget:
+        _check_budget(name, answer, problem)
+    return answer
+
+
+def _undeclared(selector: Selector, problem: SelectionProblem) -> str:
+    """Name what a selector has not asked for and was not given; empty where it was given everything."""
+    given = {Need.GRADIENTS: problem.pool_gradients, Need.MODEL: problem.model}
+    return next(
+        (need.value for need, value in given.items() if value is None and need not in selector.needs), ""
+    )
+
+
+def _check_budget(name: str, answer: Selection, problem: SelectionProblem) -> None:
+    chosen, wanted = len(answer.indices), problem.budget.rows(len(problem.candidates))
+    if wanted is not None and chosen != wanted:
+        raise UserError(
+            f"{name}.select returned {chosen} rows, the budget is {wanted}; problem.budget.take(order, "
+            "problem.n_tokens) cuts a ranking to it, or set ignores_budget = True"
+        )
+    tokens = int(problem.n_tokens[answer.indices].sum())
+    if wanted is None and tokens > problem.budget.amount:
+        raise UserError(
+            f"{name}.select returned rows of {tokens} tokens, the budget is {problem.budget.amount:g}; "
+            "problem.budget.take(order, problem.n_tokens) cuts a ranking to it"
+        )
 
 
 def unit_weights(n: int) -> torch.Tensor:
+    """Return the weights of n rows that all count the same, float32 [n]."""
     return torch.ones(n, dtype=torch.float32)

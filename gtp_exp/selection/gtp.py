@@ -29,7 +29,7 @@ from gtp_exp.selection.atoms.sketches import (
     require_directions,
 )
 from gtp_exp.selection.atoms.subspace import Subspace
-from gtp_exp.selection.base import Need, Selection, SelectionProblem
+from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector
 from gtp_exp.selection.cross_validation import (
     Fold,
     RegularisationChoice,
@@ -66,7 +66,7 @@ class Weighting(Enum):
 
 
 @dataclass(frozen=True)
-class GTP:
+class GTP(Selector):
     """Choose rows whose weighted gradients reproduce the target's, at every checkpoint of the warm-up."""
 
     checkpoints: Optional[list[int]] = None  # along the trajectory from 0, -1 the last; null takes all
@@ -95,7 +95,6 @@ class GTP:
     memory_gib: float = 4.0  # sketches that take no more than this as float32 are held in memory
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
-    version: ClassVar[int] = 1
     distributed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

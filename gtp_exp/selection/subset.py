@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 
+from gtp_exp.data.examples import TokenizedExample
 from gtp_exp.gradients.features import GradientFeatures, Rows
-from gtp_exp.selection.base import Budget, Selection, SelectionProblem, Selector, Unit
+from gtp_exp.selection.base import Budget, Selection, SelectionProblem, Selector, Unit, choose_rows
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def some_candidates(
         candidates=[problem.candidates[i] for i in index.tolist()],
         n_tokens=problem.n_tokens[index],
         n_completion_tokens=problem.n_completion_tokens[index],
+        candidate_tokens=_picked_tokens(problem.candidate_tokens, index),
         pool_gradients=gradients,
         budget=problem.budget if rows is None else Budget(Unit.ROWS, min(rows, len(index))),
     )
@@ -88,7 +90,7 @@ def select_outside_quarantine(
     theirs is the lowest score.
     """
     if not len(pool) and not len(target):
-        return selector.select(problem)
+        return choose_rows(selector, problem)
     kept = others(len(problem.candidates), pool)
     sound = problem
     if len(pool) and problem.pool_gradients is not None:
@@ -98,15 +100,20 @@ def select_outside_quarantine(
         sound = replace(
             sound,
             target=[problem.target[i] for i in left.tolist()],
+            target_tokens=_picked_tokens(problem.target_tokens, left),
             target_gradients=picked(problem.target_gradients, left),
         )
-    chosen = selector.select(sound)
+    chosen = choose_rows(selector, sound)
     scores = chosen.scores.new_full((len(problem.candidates),), float(chosen.scores.min()))
     scores[kept] = chosen.scores
     ids = [problem.candidates[i].id for i in pool.tolist()]
     ids += [] if problem.target is None else [problem.target[i].id for i in target.tolist()]
     diagnostics = {**chosen.diagnostics, "quarantined": len(ids), "quarantined_ids": ids}
     return Selection(kept[chosen.indices], chosen.weights, scores, diagnostics)
+
+
+def _picked_tokens(rows: Sequence[TokenizedExample], index: torch.Tensor) -> Sequence[TokenizedExample]:
+    return [rows[i] for i in index.tolist()] if rows else ()
 
 
 def others(n: int, index: torch.Tensor) -> torch.Tensor:

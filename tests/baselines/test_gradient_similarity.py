@@ -9,6 +9,7 @@ import pytest
 import torch
 from baseline_problems import RATES, problem
 
+import gtp_exp
 from gtp_baselines.aggregation import Aggregation
 from gtp_baselines.gist import GIST
 from gtp_baselines.less import LESS
@@ -90,6 +91,9 @@ def test_gist_refuses_a_checkpoint_off_the_trajectory():
 )
 def test_a_target_row_that_is_not_finite_is_refused_by_its_id(selector):
     given = problem()
-    given.target_gradients.matrices[1]["sgd"][3, 2] = float("nan")
-    with pytest.raises(UserError, match="row-903"):
-        selector.select(given)
+    pool, target = (
+        [m["sgd"] for m in side.matrices] for side in (given.pool_gradients, given.target_gradients)
+    )
+    target[1][3, 2] = float("nan")
+    with pytest.raises(UserError, match="target-3"):
+        gtp_exp.select(pool, target, budget=10, selector=selector)

@@ -21,7 +21,7 @@ from gtp_exp.estimate.plan import POOL, TARGET, chosen, plan, stages, store_byte
 from gtp_exp.estimate.rates import Earlier, earlier_runs, finished, measured, overhead, price
 from gtp_exp.estimate.table import axes, duration, short
 from gtp_exp.gradients.store import GradientStore
-from gtp_exp.results.record import State, write_record
+from gtp_exp.records.record import State, write_record
 from gtp_exp.selection.base import Budget, Unit
 from gtp_exp.worker import _begin, _now, assemble
 

@@ -14,7 +14,7 @@ from gtp_exp.errors import UserError
 from gtp_exp.leaderboard.command import main
 from gtp_exp.leaderboard.date_lm import MethodType, Submission, row, write
 from gtp_exp.leaderboard.records import Run
-from gtp_exp.results.record import PoolSummary, RowCounts
+from gtp_exp.records.record import PoolSummary, RowCounts
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)  # noqa: UP017  Python 3.10
 KEYS = [

@@ -18,7 +18,7 @@ import pytest
 from leaderboard_runs import failed, record, save, selected, sweep
 
 from gtp_exp.leaderboard import main
-from gtp_exp.results.record import RowCounts, State, write_selected
+from gtp_exp.records.record import RowCounts, State, write_selected
 
 VOID = {"meta", "input", "br", "link", "img", "hr"}
 EVIL = [

@@ -16,7 +16,7 @@ from small_disk import read_only, small_disk
 from test_command_line import ENVIRONMENT, command
 from test_experiment import run
 
-from gtp_exp.results.record import State, read_record, write_record
+from gtp_exp.records.record import State, read_record, write_record
 
 # One shard takes 120 KiB, a checkpoint of the fine-tune 340 KiB.
 JOB = ["selector=less", "budget=10pct", "model.lora.r=32", "model.precision=fp32"]
@@ -136,7 +136,7 @@ import os, shutil, sys
 from dataclasses import replace
 from pathlib import Path
 from gtp_exp.cache import Cache
-from gtp_exp.results.record import read_record, write_record
+from gtp_exp.records.record import read_record, write_record
 from gtp_exp.launch.faults import storage_fault
 root = Path(sys.argv[1])
 

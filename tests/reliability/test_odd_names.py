@@ -9,7 +9,7 @@ import pytest
 from test_command_line import call
 from test_experiment import run
 
-from gtp_exp.results.record import read_selected
+from gtp_exp.records.record import read_selected
 
 IDS = [
     "../../x",

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from gtp_exp.__main__ import conf_dir
 from gtp_exp.files import checksums
-from gtp_exp.results.record import State, write_record
+from gtp_exp.records.record import State, write_record
 from gtp_exp.worker import _begin, assemble
 
 JOB = (

@@ -8,11 +8,12 @@ import pytest
 import torch
 from options import names, option
 
+import gtp_exp
 from conftest import conversation
 from gtp_exp.config import build
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.features import MemoryFeatures
-from gtp_exp.selection.base import Budget, Need, SelectionProblem, Unit
+from gtp_exp.selection.base import Budget, Need, Selection, SelectionProblem, Selector, Unit, choose_rows
 
 NAMES = names("selector")
 SEEDED = {"random", "dedup_random"}  # their choice depends on the order of the pool
@@ -78,7 +79,7 @@ def given(problem, chooser):
 
 def choose(name, problem):
     chooser = selector(name)
-    return chooser.select(given(problem, chooser))
+    return choose_rows(chooser, given(problem, chooser))
 
 
 def test_there_are_selectors():
@@ -135,12 +136,13 @@ def test_in_domain_the_pool_itself_is_the_target(name, problem):
 def test_a_gradient_that_is_not_finite_is_refused_by_the_examples_id(name, value, problem):
     if Need.GRADIENTS not in selector(name).needs:
         pytest.skip("reads no gradients")
-    pool = problem.pool_gradients
-    matrices = tuple({d: m.clone() for d, m in t.items()} for t in pool.matrices)
-    for m in matrices[1].values():
-        m[77, 3] = value
+    pool = [m["sgd"].clone() for m in problem.pool_gradients.matrices]
+    pool[1][77, 3] = value
+    target = [m["sgd"] for m in problem.target_gradients.matrices]
     with pytest.raises(UserError, match="row-77"):
-        choose(name, replace(problem, pool_gradients=replace(pool, matrices=matrices)))
+        gtp_exp.select(
+            pool, target, budget=15, selector=selector(name), ids=[e.id for e in problem.candidates]
+        )
 
 
 def some(problem, rows, targets, **changed):
@@ -206,3 +208,59 @@ def test_random_is_uniform_and_its_seeds_differ(problem):
     expected = runs * 15 / N
     chi_square = float(((counts - expected) ** 2 / (expected * (1 - 15 / N))).sum())
     assert 60 < chi_square < 200  # mean 119, standard deviation 15
+
+
+class Answers(Selector):
+    """Answer with whatever it is given, to see what the contract says of it."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def select(self, problem):
+        return self.answer(problem)
+
+
+def ones(n):
+    return torch.ones(n)
+
+
+WRONG = {
+    "a tensor": (lambda p: torch.arange(15), "returned Tensor; return .*Selection"),
+    "a list": (lambda p: list(range(15)), "returned list; return .*Selection"),
+    "a list of indices": (lambda p: Selection(list(range(15)), ones(15), ones(N)), "must be a tensor"),
+    "a repeated row": (lambda p: Selection(torch.zeros(15).long(), ones(15), ones(N)), "twice"),
+    "indices of floats": (lambda p: Selection(torch.arange(15.0), ones(15), ones(N)), "int64"),
+    "too many rows": (lambda p: Selection(torch.arange(16), ones(16), ones(N)), "16 rows, the budget is 15"),
+    "too few rows": (lambda p: Selection(torch.arange(14), ones(14), ones(N)), "14 rows, the budget is 15"),
+    "a row outside": (lambda p: Selection(torch.arange(15) + N - 5, ones(15), ones(N)), "0 to 119"),
+    "too few weights": (lambda p: Selection(torch.arange(15), ones(14), ones(N)), "one weight per index"),
+    "a negative weight": (lambda p: Selection(torch.arange(15), -ones(15), ones(N)), "0 or more"),
+    "too few scores": (lambda p: Selection(torch.arange(15), ones(15), ones(15)), "of the 120 candidates"),
+    "a score without value": (lambda p: Selection(torch.arange(15), ones(15), ones(N) / 0), "finite"),
+    "nothing": (lambda p: None, "returned NoneType"),
+    "gradients not asked for": (lambda p: p.pool_gradients.n, "Need.GRADIENTS"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_answer_is_told_what_to_return(case, problem):
+    answer, told = WRONG[case]
+    with pytest.raises(UserError, match=told):
+        choose_rows(Answers(answer), given(problem, Answers(answer)))
+
+
+def test_a_token_budget_that_is_exceeded_is_told(problem):
+    asked = replace(problem, budget=Budget(Unit.TOKENS, 100))
+    with pytest.raises(UserError, match="tokens, the budget is 100"):
+        choose_rows(Answers(lambda p: Selection(torch.arange(40), ones(40), ones(N))), asked)
+
+
+def test_what_a_selector_does_not_say_of_itself_has_a_default():
+    plain = Answers(None)
+    assert (plain.needs, plain.version, plain.distributed, plain.ignores_budget) == (
+        frozenset(),
+        1,
+        False,
+        False,
+    )
+    assert plain.reads() == {}

@@ -10,7 +10,7 @@ from typing import Any
 from gtp_exp.errors import UserError
 from gtp_exp.leaderboard.board import Board
 from gtp_exp.leaderboard.records import Run
-from gtp_exp.results.record import SELECTED_NAME, SelectedRow, read_selected
+from gtp_exp.records.record import SELECTED_NAME, SelectedRow, read_selected
 
 MAX_CARDS = 600
 MAX_CHARACTERS = 1500  # of one message

@@ -29,7 +29,7 @@ from gtp_exp.leaderboard.page.charts import BarPlot, DotPlot, LinePlot, Style, d
 from gtp_exp.leaderboard.page.examples import Examples
 from gtp_exp.leaderboard.records import Loaded, Run
 from gtp_exp.leaderboard.statistics import ALPHA, BOOTSTRAP_FROM, CONFIDENCE
-from gtp_exp.results.record import RunRecord
+from gtp_exp.records.record import RunRecord
 
 HERE = Path(__file__).parent
 

@@ -10,7 +10,7 @@ import pytest
 from leaderboard_runs import record, selected
 
 from gtp_exp.errors import UserError
-from gtp_exp.results.record import RunRecord, State, read_record, read_selected, write_record, write_selected
+from gtp_exp.records.record import RunRecord, State, read_record, read_selected, write_record, write_selected
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path):

@@ -8,8 +8,8 @@ import json
 import pytest
 from leaderboard_runs import record
 
-from gtp_exp.results.record import read_record, write_record
-from gtp_exp.results.renamed import CLASSES, present_name, with_present_names
+from gtp_exp.records.record import read_record, write_record
+from gtp_exp.records.renamed import CLASSES, present_name, with_present_names
 
 
 @pytest.mark.parametrize("old", CLASSES)

@@ -10,7 +10,7 @@ from typing import Any
 
 from gtp_exp.data.examples import Example, Pool
 from gtp_exp.data.near_duplicates import near_duplicates
-from gtp_exp.results.record import SelectedRow, SelectionSummary, write_selected
+from gtp_exp.records.record import SelectedRow, SelectionSummary, write_selected
 from gtp_exp.selection.base import Selection
 
 LENGTH = "length in tokens"  # the one label that every pool has

@@ -12,7 +12,7 @@ from conftest import conversation
 from gtp_exp.data import near_duplicates as counting
 from gtp_exp.data.examples import Pool
 from gtp_exp.data.near_duplicates import NEAR, near_duplicates
-from gtp_exp.results import selected
+from gtp_exp.records import selected
 from gtp_exp.selection.base import Selection
 
 ANSWER = "the quick brown fox jumps over the lazy dog near the river bank today"

@@ -18,7 +18,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from gtp_exp.errors import UserError
 from gtp_exp.files import write_whole
-from gtp_exp.results.renamed import with_present_names
+from gtp_exp.records.renamed import with_present_names
 
 T = TypeVar("T")
 
