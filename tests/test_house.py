@@ -1,4 +1,4 @@
-"""Rules of the source tree that a reader relies on: which way imports point, and how large a piece may get."""
+"""Rules of the source tree that a reader relies on: which way imports point, how large a piece may get."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def is_for_type_checkers(node: ast.AST) -> bool:
 
 
 def import_statements(node: ast.AST, *, in_functions: bool) -> Iterator[ast.Import | ast.ImportFrom]:
-    """Yield the imports below a node: those that happen when the module is loaded, and those of its functions."""
+    """Yield the imports below a node: those made on loading the module and, if asked, those in functions."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, (ast.Import, ast.ImportFrom)):
             yield child

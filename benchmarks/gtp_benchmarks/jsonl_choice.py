@@ -16,14 +16,16 @@ from gtp_benchmarks.choice_task import ChoiceMetric, choice_task
 from gtp_exp.data.benchmark import EvalTask
 from gtp_exp.data.examples import Example
 from gtp_exp.data.reading import expand, read_rows
-from gtp_exp.data.rows import Columns, Format, Layout, Place, as_text, read_pool
+from gtp_exp.data.rows import ColumnNames, Format, Place, RowLayout, as_text, read_pool
 from gtp_exp.errors import UserError
 
 Row = tuple[Place, Mapping[str, Any]]
 
-_VALIDATION = Layout(
+_VALIDATION = RowLayout(
     Format.MESSAGES,
-    Columns("id", "messages", "role", "content", "prompt", "completion", "instruction", "input", "output"),
+    ColumnNames(
+        "id", "messages", "role", "content", "prompt", "completion", "instruction", "input", "output"
+    ),
     id_column="id",
     stem="",
 )
