@@ -32,11 +32,12 @@ def evaluate(
     directory: Path,
     processes: Processes = ALONE,
 ) -> dict[str, float | str]:
-    """Return the metrics of one task, in every process; each takes part of the documents. Write per-document
-    results to `samples.jsonl` in `directory`.
+    """Return the metrics of one task, in every process; each takes part of the documents.
 
-    held_out: `task.held_out` as the model reads it, without rows that do not fit. The result holds lm-eval's numbers ("acc", "exact_match", ..., with "<name>_stderr"), nats_per_token and
-    nats_per_answer of the held-out answers, and "headline", the name of the metric that counts.
+    Writes per-document results to `samples.jsonl` in `directory`. held_out: the answers of `task.held_out` as
+    the model reads them, without rows that do not fit it. The result holds lm-eval's numbers ("acc",
+    "exact_match", ..., with "<name>_stderr"), nats_per_token and nats_per_answer of the held-out answers, and
+    "headline", the name of the metric that counts.
     """
     loss_only: dict[str, float | str] = {"headline": HELD_OUT_LOSS}
     only = task.metric == HELD_OUT_LOSS
@@ -85,6 +86,7 @@ def held_out_loss(
 def _lm_eval(
     task: EvalTask, loaded: LoadedModel, batch_size: int, directory: Path, processes: Processes
 ) -> dict[str, float | str]:
+    """Return lm-eval's metrics of a task, in every process; write its samples to the directory."""
     from lm_eval import evaluator
 
     # What it would tell of code and machine it finds by starting git, pip and others: seconds per task.
@@ -135,7 +137,8 @@ def _lm_eval(
 
 
 def _divide(lm: Any, processes: Processes) -> None:
-    """lm-eval shards documents over ranks only for models that it launched itself, and by local rank."""
+    """Let lm-eval divide the documents among the processes. By itself it does so only for models that it has
+    launched, and by local rank."""
     from accelerate import Accelerator
 
     accelerator = Accelerator()
@@ -144,7 +147,7 @@ def _divide(lm: Any, processes: Processes) -> None:
 
 
 def _render(task: EvalTask, folder: Path) -> None:
-    """Writes the task as lm-eval reads it (JSON is YAML); a bundled task without overrides needs no file."""
+    """Write the task as lm-eval reads it (JSON is YAML); a bundled task without overrides needs no file."""
     config: dict[str, Any] = dict(task.config)
     if task.docs is not None:
         data = {"test": _write_jsonl(folder / "test.jsonl", task.docs)}
@@ -163,6 +166,10 @@ def _render(task: EvalTask, folder: Path) -> None:
 
 
 def _headline(task: EvalTask, output: Mapping[str, Any]) -> dict[str, float | str]:
+    """Return the metrics of the task's filter, and the name of the headline one.
+
+    Raises UserError where lm-eval has not computed `task.metric`.
+    """
     results = {**output.get("groups", {}), **output["results"]}[task.name]
     if task.metric not in results:
         known = ", ".join(k for k in results if "," in k and "_stderr" not in k)

@@ -109,9 +109,8 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
     settings, selector, gradients = experiment.settings, experiment.selector, experiment.gradients
     processes, device = start_processes(experiment.launch)
     cache = Cache(Path(settings.outputs) / "cache", processes)
-    journal = Journal(directory / METRICS_NAME, experiment.tracking.tracker())
-    if not processes.main:
-        journal = Journal(None, NoTracker())
+    tracker = experiment.tracking.tracker() if processes.main else NoTracker()
+    journal = Journal(directory / METRICS_NAME if processes.main else None, tracker)
     runner = StageRunner(cache, journal)
     with tracked(journal, RunInfo(job["name"], job["group"], directory, record.config)):
         tuned_model, chooser = prepare_models(experiment.model, experiment.selection_model, cache, device)

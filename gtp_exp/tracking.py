@@ -68,6 +68,7 @@ class NoTracking:
     """Keeps metrics.jsonl alone: the option `tracking=none`."""
 
     def tracker(self) -> Tracker:
+        """Return a tracker that mirrors nothing."""
         return NoTracker()
 
 
@@ -89,6 +90,7 @@ class WandbTracking:
     timeout_s: float = 30.0  # of a connection attempt; then the run goes on offline
 
     def tracker(self) -> Tracker:
+        """Return a tracker of one run, not yet started."""
         return _WandbTracker(self)
 
 

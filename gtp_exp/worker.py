@@ -1,4 +1,6 @@
-"""The job's side: resolved.yaml -> checked objects -> the experiment. Never imports Hydra.
+"""Run one job in a process of its own: from resolved.yaml to checked objects to the experiment.
+
+This module never imports Hydra.
 
 Exit status: 0 complete, 1 a fault of ours, 2 bad input or a folder that takes no more, 130 interrupted.
 results.json tells the same story.
@@ -37,6 +39,7 @@ log = logging.getLogger("gtp_exp")
 
 
 def main() -> None:
+    """Run the job that the resolved.yaml named on the command line describes, and end the process."""
     resolved = Path(sys.argv[1])
     directory, main_process = resolved.parent, _is_main()
     die_with_parent()  # under Accelerate's launcher, too
@@ -64,7 +67,7 @@ def main() -> None:
 def _complete(
     config: dict[str, Any], job: dict[str, Any], record: RunRecord, directory: Path
 ) -> tuple[RunRecord, int]:
-    """Runs the experiment to its record, and to the exit status that tells the same."""
+    """Run the experiment; return its record, and the exit status that tells the same."""
     try:
         if _is_main():
             write_record(record, directory)
@@ -94,24 +97,29 @@ def _complete(
 
 
 def _is_main() -> bool:
+    """Return whether this is the job's main process."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def _leave(code: int) -> NoReturn:
+    """End this process at once, whatever threads it has."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # threads of tracking, data loading or gloo must not keep a finished job alive
 
 
 def _lost_contact(error: Exception) -> bool:
-    """Whether a message between the job's processes did not get through."""
+    """Return whether a message between the job's processes did not get through."""
     from torch.distributed import DistError
 
     return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def assemble(config: Mapping[str, Any], build: Callable[[Any, str], Any] = build) -> Any:
-    """The Experiment: every group built by its class, and the keys outside any group by Settings."""
+    """Build the Experiment: every group by its class, and the keys outside any group by Settings.
+
+    config: resolved values, a node per group. Raises UserError with the key that is wrong.
+    """
     from gtp_exp.experiment import Experiment, Settings
 
     groups = [f.name for f in fields(Experiment) if f.name != "settings"]
@@ -123,6 +131,7 @@ def assemble(config: Mapping[str, Any], build: Callable[[Any, str], Any] = build
 
 
 def _begin(config: dict[str, Any], job: dict[str, Any]) -> RunRecord:
+    """Return the record of a job that has just started."""
     return RunRecord(
         state=State.RUNNING,
         names=Names(**{f.name: str(job["names"][f.name]) for f in fields(Names)}),
@@ -137,11 +146,12 @@ def _begin(config: dict[str, Any], job: dict[str, Any]) -> RunRecord:
 
 
 def _now() -> str:
+    """Return the time in UTC, ISO 8601."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")  # noqa: UP017  Python 3.10
 
 
 def _git_sha() -> str | None:
-    """Of this package's checkout; None in an installed copy."""
+    """Return the commit of this package's checkout; None in an installed copy."""
     here = Path(__file__).resolve().parent.parent
     if not (here / ".git").exists():
         return None
@@ -153,6 +163,7 @@ def _git_sha() -> str | None:
 
 
 def _interrupt(_signum: int, _frame: object) -> None:
+    """Interrupt the job, once, however many signals come."""
     for signum in INTERRUPTS:  # a terminal tells this process and its parent, which then tells it again
         signal.signal(signum, _unheard)  # not SIG_IGN, which Python complains about where one is on its way
     signal.alarm(int(GRACE_S))  # ends this process if a long call, or a callback, swallows what is raised
@@ -160,11 +171,11 @@ def _interrupt(_signum: int, _frame: object) -> None:
 
 
 def _unheard(_signum: int, _frame: object) -> None:
-    pass
+    """Ignore a signal."""
 
 
 def _log_to(path: Path | None) -> None:
-    """On the terminal, and into the file; without one, warnings alone (launch.py has a file for those)."""
+    """Log to the terminal and into the file; without one, log warnings alone, which the launcher keeps."""
     handlers: list[logging.Handler] = [logging.StreamHandler()]
     if path is not None:
         handlers.append(logging.FileHandler(path, mode="w", encoding="utf-8"))
@@ -176,7 +187,7 @@ def _log_to(path: Path | None) -> None:
 
 
 def _quiet_libraries() -> None:
-    """What these libraries print at every start would hide our own messages."""
+    """Silence what libraries print at every start: it would hide our own messages."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -15,7 +15,7 @@ import contextlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 
 from gtp_exp.errors import UserError
 from gtp_exp.files import SealedFile, read_json, read_sealed, sha256_file, write_json, write_sealed
+from gtp_exp.gradients.arrays import imported_arrays
 from gtp_exp.gradients.shards import (
     ShardedRows,
     StorageType,
@@ -68,6 +69,29 @@ class GradientStore:
                 f"{file} has format {about.get('format')}, this version reads {FORMAT}; collect it again"
             )
         return cls(directory, about)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        path: Path | str,
+        arrays: Any,
+        ids: Sequence[str] | None = None,
+        learning_rates: Sequence[float] | None = None,
+        direction: str = "sgd",
+    ) -> GradientStore:
+        """Write a store of an array [N, d] (numpy, torch or memory map), or of a list of one per checkpoint.
+
+        ids: one text per row, `row-0`, ... for None. learning_rates: one per checkpoint, all 1 for None.
+        direction: what the numbers are, sgd (plain gradients), adam or less. Float16 and bfloat16 are kept,
+        all else becomes float32. A folder that holds the same store is left as it is; raises UserError for
+        one that holds another, and for arrays that do not fit, repeated ids or a row that is not finite.
+        """
+        source = imported_arrays(arrays, ids, learning_rates, direction)
+        writer = StoreWriter(Path(path), source.plan, source.rows, dict)
+        for checkpoint, shard in writer.missing():
+            with writer.claim(checkpoint, shard, wait=True):
+                writer.write(checkpoint, shard, *source.shard(checkpoint, writer.span(shard)))
+        return writer.finish()
 
     @property
     def n(self) -> int:

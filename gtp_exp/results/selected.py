@@ -1,4 +1,4 @@
-"""Write the chosen rows for people, as a data set others can load, and say what the hidden labels tell."""
+"""Write the chosen rows as a data set that others can load, and say what the hidden labels tell."""
 
 from __future__ import annotations
 
@@ -58,20 +58,20 @@ def summarise(
     chosen: Sequence[SelectedRow], pool: Pool, n_tokens: Sequence[int], selection: Selection
 ) -> SelectionSummary:
     """Compare the chosen rows with the pool, and count duplicates. n_tokens: of every candidate."""
-    own_tokens = [n_tokens[i] for i in selection.indices.tolist()]
+    chosen_tokens = [n_tokens[i] for i in selection.indices.tolist()]
     texts = [json.dumps(r.messages, sort_keys=True, ensure_ascii=False) for r in chosen]
-    everything = [pool.hidden.get(e.id, {}) for e in pool.examples]
-    labels = sorted({label for row in everything for label in row})
-    grouped = {label for label in labels if len({str(row.get(label)) for row in everything}) <= MANY_VALUES}
+    pool_labels = [pool.hidden.get(example.id, {}) for example in pool.examples]
+    labels = sorted({label for row in pool_labels for label in row})
+    grouped = {label for label in labels if len({str(row.get(label)) for row in pool_labels}) <= MANY_VALUES}
     return SelectionSummary(
         n_selected=len(chosen),
-        n_tokens=sum(own_tokens),
+        n_tokens=sum(chosen_tokens),
         indices_ids=tuple(r.id for r in chosen),
         weights=tuple(r.weight for r in chosen),
         diagnostics=selection.diagnostics,
         label_mix={label: _mix([r.hidden for r in chosen], label, label in grouped) for label in labels}
-        | {LENGTH: _lengths(own_tokens)},
-        pool_mix={label: _mix(everything, label, label in grouped) for label in labels}
+        | {LENGTH: _lengths(chosen_tokens)},
+        pool_mix={label: _mix(pool_labels, label, label in grouped) for label in labels}
         | {LENGTH: _lengths(n_tokens)},
         exact_duplicates=len(texts) - len(set(texts)),
         near_duplicates=near_duplicates([" ".join(m["content"] for m in r.messages) for r in chosen]),

@@ -1,0 +1,132 @@
+"""A job of the command line, started from Python: composed here by Hydra, run by a worker process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir, version
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from gtp_exp import __main__ as command_line
+from gtp_exp.config import build
+from gtp_exp.errors import UserError
+from gtp_exp.launch.faults import storage_fault
+from gtp_exp.launch.launcher import TIMED_OUT, Launch, run_worker
+from gtp_exp.launch.secrets import check_no_secrets
+from gtp_exp.results.record import RECORD_NAME, SELECTED_NAME, RunRecord, read_record
+
+INTERRUPTED = 130  # a worker's exit status after Ctrl-C
+
+
+def run(overrides: Sequence[str], config_dir: str | os.PathLike[str] | None = None) -> RunRecord:
+    """Run the one job that `gtp-exp OVERRIDES` runs and return its record, results.json as an object.
+
+    The job runs in a worker process of its own, writes to the same folders and uses the same cache.
+    config_dir: a folder with options of your own, as the command line's --config-dir.
+
+    Raises UserError for whatever the command line refuses, with the same words, and for a job that fails for
+    such a reason or exceeds its limits; RuntimeError for a worker that crashes; KeyboardInterrupt for one
+    that is interrupted. A multirun is refused: call this once for each job, or use `gtp-exp -m`.
+    """
+    overrides = _checked(overrides)
+    with _hydra_of_our_own():
+        config = _compose(overrides, config_dir)
+        directory = Path(config.hydra.run.dir)
+        try:
+            launch, resolved = _prepare(config, directory)
+        except OmegaConfBaseException as error:
+            raise UserError(command_line.first_line(error)) from error
+        except OSError as error:
+            raise UserError(storage_fault(error, directory) or str(error)) from error
+    ended = run_worker(resolved, launch)
+    if ended.code != 0:
+        command_line._mark_dead(directory, ended)
+    return _record(directory, ended.status)
+
+
+def _checked(overrides: Sequence[str]) -> list[str]:
+    """Raise UserError for what the command line refuses before Hydra sees it."""
+    if isinstance(overrides, str) or not all(isinstance(text, str) for text in overrides):
+        raise UserError(
+            f"overrides={overrides!r} must be a list of texts, such as ['selector=gtp', 'seed=1']"
+        )
+    if "LOCAL_RANK" in os.environ:
+        raise UserError("start gtp-exp with plain python; it starts its own worker processes")
+    for text in overrides:
+        if text in ("-m", "--multirun"):
+            raise UserError(f"{text}: run takes one job; call it once for each, or use gtp-exp -m")
+        if text.startswith("-"):
+            raise UserError(f"{text} is an option of the command line; give overrides such as selector=gtp")
+    check_no_secrets({f"argument {i}": text for i, text in enumerate(overrides, 1)})
+    command_line._check_options(list(overrides))
+    command_line._check_outputs(list(overrides))
+    return list(overrides)
+
+
+@contextlib.contextmanager
+def _hydra_of_our_own() -> Iterator[None]:
+    """Hide the Hydra that this process may already use, and put it back."""
+    state, hydra_config, base = GlobalHydra.instance(), HydraConfig.instance(), version.VersionBase.instance()
+    kept = state.hydra, hydra_config.cfg, base.version_base
+    state.hydra = None
+    try:
+        yield
+    finally:
+        state.hydra, hydra_config.cfg, base.version_base = kept
+
+
+def _compose(overrides: Sequence[str], config_dir: str | os.PathLike[str] | None) -> DictConfig:
+    """Return the job's configuration with Hydra's own under `hydra`, and make the latter the current one."""
+    search: list[str] = []
+    if config_dir is not None:
+        folder = Path(config_dir).resolve()
+        if not folder.is_dir():
+            raise UserError(f"config_dir={config_dir} is not a folder")
+        search = [f"hydra.searchpath=[file://{folder}]"]
+    try:
+        with initialize_config_dir(command_line.conf_dir(), job_name="gtp_exp", version_base="1.3"):
+            config = compose("config", [*search, *overrides], return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        text = str(error)
+        if "--multirun" in text:  # what Hydra says of several values where one is wanted
+            text = f"{text.splitlines()[0]}: run takes one job; call it once for each"
+        raise UserError(text) from error
+    if config.hydra.mode is RunMode.MULTIRUN:
+        raise UserError("this composition is a multirun: run takes one job; use gtp-exp for it")
+    config.hydra.mode = RunMode.RUN
+    HydraConfig.instance().set_config(config)
+    return config
+
+
+def _prepare(config: DictConfig, directory: Path) -> tuple[Launch, Path]:
+    """Write resolved.yaml into the job's folder, as the command line does."""
+    job = deepcopy(config)
+    with open_dict(job):
+        del job["hydra"]
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in (RECORD_NAME, SELECTED_NAME):  # a fixed folder may hold an earlier job's
+        (directory / name).unlink(missing_ok=True)
+    launch: Any = OmegaConf.to_container(job.launch, resolve=True)
+    return build(launch, "launch"), command_line._save_resolved(job, directory)
+
+
+def _record(directory: Path, status: int) -> RunRecord:
+    """Return the finished job's record, or raise what its exit status stands for."""
+    if status == 0:
+        return read_record(directory / RECORD_NAME)
+    reason = command_line._why(directory, status)
+    if status == INTERRUPTED:
+        raise KeyboardInterrupt(reason)
+    if status in (2, TIMED_OUT):
+        raise UserError(reason)
+    raise RuntimeError(f"{reason}; see {directory / 'worker.log'}")

@@ -1,0 +1,226 @@
+"""A caller's own arrays as gradient features: numpy, torch or memory maps, one [n, dim] per checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from gtp_exp.errors import UserError
+from gtp_exp.gradients.directions import Direction
+
+CHUNK = 4096  # rows that are checked at a time
+SHARD_ROWS = 1024  # of a store that is written from arrays
+DIRECTIONS = tuple(direction.value for direction in Direction)
+
+
+@dataclass(frozen=True)
+class ArrayRows:
+    """Read an array [n, dim] by chunks or by index, a memory map never as a whole. Implements `Rows`."""
+
+    array: np.ndarray | torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (self.array.shape[0], self.array.shape[1])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Half-width floats stay as they are; everything else is read as float32."""
+        name = str(self.array.dtype).removeprefix("torch.")
+        return getattr(torch, name) if name in ("float16", "bfloat16") else torch.float32
+
+    def chunks(self, size: int, span: range | None = None) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield (first row, rows) in order; views where the type allows, copies otherwise."""
+        span = range(self.shape[0]) if span is None else span
+        for start in span[::size]:
+            yield start, self._tensor(self.array[start : min(start + size, span.stop)])
+
+    def rows(self, index: torch.Tensor) -> torch.Tensor:
+        """Return the rows of an int64 index [k], in that order: [k, dim] on the CPU."""
+        if isinstance(self.array, torch.Tensor):
+            return self._tensor(self.array[index.to(self.array.device)])
+        return self._tensor(self.array[index.numpy()])
+
+    def _tensor(self, part: np.ndarray | torch.Tensor) -> torch.Tensor:
+        if isinstance(part, torch.Tensor):
+            return part.detach().to("cpu", self.dtype)
+        wanted = np.float16 if self.dtype is torch.float16 else np.float32
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+            native = np.ascontiguousarray(part, dtype=wanted)
+        # PyTorch warns of arrays that it could write to by mistake, such as a read-only memory map's.
+        return torch.from_numpy(native if native.flags.writeable else native.copy())
+
+
+@dataclass(frozen=True)
+class ArrayFeatures:
+    """Hold one array per checkpoint, which stands for every direction. Implements `GradientFeatures`."""
+
+    matrices: tuple[ArrayRows, ...]
+    learning_rates: tuple[float, ...]
+
+    @property
+    def n(self) -> int:
+        return self.matrices[0].shape[0]
+
+    @property
+    def dim(self) -> int:
+        return self.matrices[0].shape[1]
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        return DIRECTIONS
+
+    def features(self, checkpoint: int, direction: str) -> ArrayRows:
+        """Return the checkpoint's array, whatever the direction."""
+        return self.matrices[checkpoint]
+
+
+def as_matrices(arrays: Any, name: str) -> tuple[ArrayRows, ...]:
+    """Return one matrix per checkpoint, of equal shapes; raise UserError that calls them `name` otherwise."""
+    if not isinstance(arrays, (list, tuple)):
+        return (_matrix(arrays, name),)
+    if not arrays:
+        raise UserError(f"the {name} is an empty list; give one array [rows, dimension] per checkpoint")
+    matrices = tuple(_matrix(array, f"{name}[{t}]") for t, array in enumerate(arrays))
+    for t, matrix in enumerate(matrices):
+        if matrix.shape != matrices[0].shape:
+            raise UserError(
+                f"{name}[{t}] has the shape {list(matrix.shape)} and {name}[0] {list(matrices[0].shape)}; "
+                "every checkpoint holds the same rows in the same dimension"
+            )
+    return matrices
+
+
+def _matrix(value: Any, name: str) -> ArrayRows:
+    if isinstance(value, (str, bytes, os.PathLike)):
+        raise UserError(
+            f"{name}={str(value)!r} is a text, not an array; load it first, with "
+            "numpy.load(FILE, mmap_mode='r') or gtp_exp.GradientStore.open(FOLDER)"
+        )
+    if isinstance(value, np.ma.MaskedArray):
+        raise UserError(f"{name} is a masked array; fill or remove what is masked")
+    if not isinstance(value, torch.Tensor) and hasattr(value, "__array__"):
+        value = np.asarray(value)  # of a memory map a view, not a copy
+    if isinstance(value, torch.Tensor):
+        real = value.layout is torch.strided and not value.is_complex() and value.dtype is not torch.bool
+    elif isinstance(value, np.ndarray):
+        real = value.dtype.kind in "fiu"
+    else:
+        raise UserError(
+            f"{name} is a {type(value).__name__}; give an array [rows, dimension] of numpy or torch, "
+            "or a list of one array per checkpoint"
+        )
+    if not real:
+        raise UserError(f"{name} holds {value.dtype} values; give a dense array of real numbers")
+    if value.ndim != 2:
+        remedy = "give a list of one [rows, dimension] array per checkpoint" if value.ndim == 3 else ""
+        remedy = remedy or "give an array [rows, dimension]"
+        raise UserError(f"{name} has the shape {list(value.shape)}; {remedy}")
+    if 0 in value.shape:
+        raise UserError(
+            f"the {name} has the shape {list(value.shape)}, so it is empty; give at least one row"
+        )
+    return ArrayRows(value)
+
+
+def check_finite_rows(matrices: Sequence[ArrayRows], ids: Sequence[str], name: str) -> None:
+    """Raise UserError that names the first row with NaN, infinity or a number too large for float32."""
+    for t, matrix in enumerate(matrices):
+        for start, chunk in matrix.chunks(CHUNK):
+            finite = torch.isfinite(chunk).all(1)
+            if not finite.all():
+                row = start + int((~finite).nonzero()[0])
+                raise UserError(
+                    f"the gradient of example '{ids[row]}' is not finite (row {row} of the {name}, "
+                    f"checkpoint {t}); remove the row"
+                )
+
+
+def checked_rates(rates: Any, checkpoints: int) -> tuple[float, ...]:
+    """Return one learning rate per checkpoint, all 1 for None; raise UserError where they do not fit."""
+    if rates is None:
+        return (1.0,) * checkpoints
+    try:
+        values = tuple(float(rate) for rate in rates) if not isinstance(rates, str) else ()
+    except (TypeError, ValueError):
+        values = ()
+    if len(values) != checkpoints:
+        raise UserError(
+            f"learning_rates={rates!r} must be a list of {checkpoints} numbers, one for each checkpoint"
+        )
+    if not all(math.isfinite(rate) and rate >= 0 for rate in values) or not sum(values) > 0:
+        raise UserError(
+            f"the checkpoints' learning rates {list(values)} cannot weight them; "
+            "give finite numbers of 0 or more, not all 0"
+        )
+    return values
+
+
+def checked_ids(ids: Any, n: int, what: str = "row", prefix: str = "row-") -> tuple[str, ...]:
+    """Return n unique ids as texts, the rows' numbers for None; raise UserError where they do not fit."""
+    if ids is None:
+        return tuple(f"{prefix}{i}" for i in range(n))
+    names = () if isinstance(ids, (str, bytes)) else tuple(str(each) for each in ids)
+    if len(names) != n:
+        raise UserError(f"{len(names)} ids for {n} rows; give one id for each {what}")
+    first: dict[str, int] = {}
+    for i, name in enumerate(names):
+        if name in first:
+            raise UserError(f"id '{name}' occurs twice: rows {first[name]} and {i}; make ids unique")
+        first[name] = i
+    return names
+
+
+@dataclass(frozen=True)
+class ImportedArrays:
+    """Hold arrays that have been checked, and the plan of the store that they become."""
+
+    matrices: tuple[ArrayRows, ...]
+    plan: dict[str, Any]
+    rows: dict[str, Any]  # ids and token counts, which are 0: an array does not tell them
+    direction: str
+
+    def shard(self, checkpoint: int, span: range) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Return (features, norms) by direction, float32, of these rows."""
+        part = self.matrices[checkpoint].rows(torch.arange(span.start, span.stop)).float()
+        return {self.direction: part}, {self.direction: torch.linalg.vector_norm(part, dim=1)}
+
+
+def imported_arrays(arrays: Any, ids: Any, learning_rates: Any, direction: str) -> ImportedArrays:
+    """Check the arrays of a store and plan it; raise UserError for arrays that `gtp_exp.select` refuses."""
+    if direction not in DIRECTIONS:
+        raise UserError(f"direction={direction!r} is not one of {', '.join(DIRECTIONS)}")
+    matrices = as_matrices(arrays, "pool")
+    n, dim = matrices[0].shape
+    names = checked_ids(ids, n)
+    rates = checked_rates(learning_rates, len(matrices))
+    check_finite_rows(matrices, names, "pool")
+    content = hashlib.sha256()
+    for matrix in matrices:
+        for _, chunk in matrix.chunks(CHUNK):
+            content.update(chunk.contiguous().view(torch.uint8).numpy().data)
+    kinds = {matrix.dtype for matrix in matrices}
+    storage = kinds.pop() if len(kinds) == 1 else torch.float32
+    plan = {
+        "imported": True,
+        "checkpoints": [{"step": t, "learning_rate": rate} for t, rate in enumerate(rates)],
+        "rows": n,
+        "content_sha256": content.hexdigest(),
+        "directions": [direction],
+        "sketch": {"kind": "none", "dim": dim, "nonzeros": 1},
+        "dim": dim,
+        "n_parameters": dim,
+        "seed": 0,
+        "reduction": "unknown",
+        "engine": "imported",
+        "storage": str(storage).removeprefix("torch."),
+        "shard_rows": SHARD_ROWS,
+    }
+    return ImportedArrays(matrices, plan, {"ids": names, "n_completion_tokens": [0] * n}, direction)
