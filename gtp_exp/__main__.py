@@ -29,7 +29,7 @@ from gtp_exp import __version__
 from gtp_exp.config import build, check_finite
 from gtp_exp.errors import UserError, first_line
 from gtp_exp.launch.faults import check_room, storage_fault
-from gtp_exp.launch.launcher import Ended, run_worker
+from gtp_exp.launch.launcher import JobExit, run_worker
 from gtp_exp.launch.secrets import check_no_secrets
 from gtp_exp.records.record import RECORD_NAME, SELECTED_NAME, Names, State, read_record, write_record
 
@@ -132,7 +132,7 @@ def _command(hydra_config: Any) -> list[str]:
     return [*again, *hydra_config.overrides.task]
 
 
-def _mark_dead(directory: Path, ended: Ended) -> None:
+def _mark_dead(directory: Path, ended: JobExit) -> None:
     """A worker that was killed outright could not say so itself, nor why one that was stopped had to stop."""
     untold = ended.rank > 0 or ended.code < 0 or bool(ended.limit)
     if untold:

@@ -1,8 +1,9 @@
-"""The processes of one job: how many there are, which one this is, and what little they tell each other.
+"""Let the processes of one job talk: how many there are, which one this is, broadcast, all_gather,
+all_reduce.
 
 Every process runs the same pipeline. What is done once (writing a cache entry, choosing, reporting) is done
-by the main one, while the others wait for it; what is divided (training, gradients, evaluation) is done by
-all. Imports torch only where there are several.
+by the main process while the others wait for it; what is divided (training, gradients, evaluation) is done by
+all. torch is imported only where there are several processes.
 """
 
 from __future__ import annotations
@@ -21,41 +22,44 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
-SENT: Counter[str] = Counter()  # by this process, in sums over tensors: "calls" and "numbers"
+SENT: Counter[str] = Counter()  # what this process has put into all_reduce: "calls", and "numbers" in all
 _PATIENCE = timedelta(days=30)  # the others wait while the main process selects or another run computes
 
 
 @dataclass(frozen=True)
 class Processes:
+    """Identifies this process among those of its job; `rank` counts from 0, which is the main process."""
+
     rank: int
     size: int
 
     @property
     def main(self) -> bool:
+        """Return whether this is the main process, which writes and reports."""
         return self.rank == 0
 
     def broadcast(self, value: Any) -> Any:
-        """The main process's value (JSON-like), in every process."""
+        """Return the main process's value (JSON-like) in every process."""
         if self.size == 1:
             return value
         from torch import distributed
 
-        box = [value if self.main else None]
-        distributed.broadcast_object_list(box, src=0, group=_messages())
-        return box[0]
+        values = [value if self.main else None]
+        distributed.broadcast_object_list(values, src=0, group=_messages())
+        return values[0]
 
     def all_gather(self, value: Any) -> list[Any]:
-        """Every process's value in the order of their ranks, in every process."""
+        """Return every process's value, in the order of their ranks, in every process."""
         if self.size == 1:
             return [value]
         from torch import distributed
 
-        found: list[Any] = [None] * self.size
-        distributed.all_gather_object(found, value, group=_messages())
-        return found
+        values: list[Any] = [None] * self.size
+        distributed.all_gather_object(values, value, group=_messages())
+        return values
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum of a CPU tensor over the processes, in every process."""
+        """Return the sum of a CPU tensor over the processes, in every process."""
         if self.size == 1:
             return tensor
         from torch import distributed
@@ -66,16 +70,17 @@ class Processes:
         return total
 
     def main_first(self, make: Callable[[], T]) -> T:
-        """What `make` gives, in every process; the main one is through with it before the others begin."""
+        """Call `make` in every process and return its result; the main process finishes before the others
+        begin."""
         if self.main:
-            made = make()
+            result = make()
             self.broadcast(None)
-            return made
+            return result
         self.broadcast(None)
         return make()
 
     def barrier(self) -> None:
-        """Until every process is here."""
+        """Wait until every process has reached this call."""
         self.all_gather(None)
 
 
@@ -83,7 +88,10 @@ ALONE = Processes(0, 1)
 
 
 def connect(expected: int, device: torch.device) -> Processes:
-    """This process among those that the launcher started, of which there must be `expected`."""
+    """Return this process among those that the launcher started.
+
+    Raises UserError unless there are `expected` of them.
+    """
     if expected == 1 and "RANK" not in os.environ:
         return ALONE
     from accelerate import PartialState
@@ -100,7 +108,7 @@ def connect(expected: int, device: torch.device) -> Processes:
 
 @functools.cache
 def _messages() -> Any:
-    """A group over the CPU, so that messages need no GPU and outlast long waits."""
+    """Return a process group over the CPU, so that messages need no GPU and outlast long waits."""
     from torch import distributed
 
     return distributed.new_group(backend="gloo", timeout=_PATIENCE)

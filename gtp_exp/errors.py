@@ -1,16 +1,21 @@
-"""The one exception that means "your input, not our code": shown as a message, without a traceback. Any other
-is told by its first line where a message names it."""
+"""Define the exceptions that mean "your input, not our code", which are shown as a message without a
+traceback.
+
+A message that names any other exception takes its first line from here.
+"""
 
 
 class UserError(Exception):
-    """Names the offending value and the remedy; the command line prints it and exits with status 2."""
+    """Names the offending value and the remedy. The command line prints it and exits with status 2."""
 
 
 class NothingToChoose(UserError):
-    """No candidate can be chosen; of a pool's parts some may be such, and others not."""
+    """Says that no candidate can be chosen. Where a pool is chosen in parts, one part may raise it and
+    another not."""
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, on one line; its kind where it says nothing."""
+    """Return the first line of an exception's message, or the name of its class where the message is
+    empty."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -42,7 +43,7 @@ def is_for_type_checkers(node: ast.AST) -> bool:
 
 
 def import_statements(node: ast.AST, *, in_functions: bool) -> Iterator[ast.Import | ast.ImportFrom]:
-    """Yield the imports below a node: those of the module itself, and those inside its functions."""
+    """Yield the imports below a node: those made on loading the module and, if asked, those in functions."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, (ast.Import, ast.ImportFrom)):
             yield child
@@ -189,6 +190,14 @@ def public_names_without_a_docstring() -> Iterable[str]:
                     yield f"{FILES[module].relative_to(ROOT)}:{node.lineno} {node.name}"
 
 
+def broken_links() -> Iterable[str]:
+    """A link of the documentation to a file of the repository leads somewhere."""
+    for page in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").rglob("*.md")):
+        for link in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text()):
+            if not (page.parent / link).exists():
+                yield f"{page.relative_to(ROOT)}: {link}"
+
+
 RULES = [
     circles_between_files,
     circles_between_files_with_functions,
@@ -199,6 +208,7 @@ RULES = [
     long_functions,
     long_parameter_lists,
     public_names_without_a_docstring,
+    broken_links,
 ]
 
 

@@ -1,1 +1,1 @@
-"""Benchmarks that ship with the project: data generators, task definitions, performance scripts."""
+"""Hold the benchmarks that ship with the project: generated data, test tasks and performance scripts."""

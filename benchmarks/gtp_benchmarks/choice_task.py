@@ -1,4 +1,4 @@
-"""Multiple choice as an lm-eval task: each answer is scored by its log-likelihood after the prompt."""
+"""Build a multiple-choice task of lm-eval: each answer is scored by its log-likelihood after the prompt."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from gtp_exp.data.examples import Example, Message
 
 
 class ChoiceMetric(Enum):
+    """Names the headline metric of a multiple-choice task: accuracy, as it is or per character."""
+
     ACC = "acc"  # the answer with the largest summed log-likelihood
     ACC_NORM = "acc_norm"  # the same per character of the answer
 
@@ -24,7 +26,8 @@ def choice_task(
     fewshot: Sequence[Mapping[str, Any]] = (),
     subtask: str = "",
 ) -> EvalTask:
-    """docs, fewshot: {id: str, query: str, choices: list[str], gold: index into choices}."""
+    """Return a multiple-choice task. docs, fewshot: {id: str, query: str, choices: list[str], gold: index
+    into choices}."""
     config = {
         "output_type": "multiple_choice",
         # Plain column names: a template would be run through Jinja and turn a query of digits into an index.

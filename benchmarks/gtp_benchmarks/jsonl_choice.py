@@ -16,14 +16,16 @@ from gtp_benchmarks.choice_task import ChoiceMetric, choice_task
 from gtp_exp.data.benchmark import EvalTask
 from gtp_exp.data.examples import Example
 from gtp_exp.data.reading import expand, read_rows
-from gtp_exp.data.rows import Columns, Format, Layout, Place, as_text, read_pool
+from gtp_exp.data.rows import ColumnNames, Format, Place, RowLayout, as_text, read_pool
 from gtp_exp.errors import UserError
 
 Row = tuple[Place, Mapping[str, Any]]
 
-_VALIDATION = Layout(
+_VALIDATION = RowLayout(
     Format.MESSAGES,
-    Columns("id", "messages", "role", "content", "prompt", "completion", "instruction", "input", "output"),
+    ColumnNames(
+        "id", "messages", "role", "content", "prompt", "completion", "instruction", "input", "output"
+    ),
     id_column="id",
     stem="",
 )
@@ -31,7 +33,10 @@ _VALIDATION = Layout(
 
 @dataclass(frozen=True)
 class JsonlChoice:
-    """Row limits keep the first rows of each subtask (null: all). Few-shot rows are the first target rows."""
+    """Describes a benchmark in two files.
+
+    Row limits keep the first rows of each subtask (null: all). Few-shot rows are the first target rows.
+    """
 
     validation: str  # path
     test: str  # path
@@ -54,6 +59,7 @@ class JsonlChoice:
             raise UserError(f"benchmark.num_fewshot={self.num_fewshot} must be 0 or more")
 
     def target(self) -> tuple[Example, ...]:
+        """Return the rows that a selector may see. Raises UserError for a row that is malformed."""
         where, rows = _rows(self.validation, "benchmark.validation", ("id", "messages"))
         pool = read_pool(((place, row, _VALIDATION) for place, row in rows), seen={})
         if pool.skipped:
@@ -68,6 +74,7 @@ class JsonlChoice:
         return tuple(_first(examples, lambda e: e.subtask, self.target_rows))
 
     def tasks(self) -> tuple[EvalTask, ...]:
+        """Return one test task per subtask. Raises UserError for a row that is malformed."""
         docs = self._test_docs()
         shots = self.target() if self.num_fewshot else ()
         tasks = []
@@ -106,7 +113,7 @@ class JsonlChoice:
 
 
 def _rows(path: str, key: str, columns: Sequence[str]) -> tuple[str, list[Row]]:
-    """All rows of one file. UserError if it is missing, empty or without one of the columns."""
+    """Return all rows of one file. Raises UserError if it is missing, empty or without one of the columns."""
     files = expand([path])
     rows = [row for file in files for row in read_rows(file)]
     if not rows:
@@ -145,7 +152,7 @@ def _test_doc(place: Place, row: Mapping[str, Any], name: str) -> dict[str, Any]
 
 
 def _first(rows: Iterable[Any], subtask_of: Any, limit: int | None) -> Iterable[Any]:
-    """The first rows of each subtask, in the order of the file."""
+    """Return the first rows of each subtask, in the order of the file."""
     groups: dict[str, list[Any]] = {}
     for row in rows:
         groups.setdefault(subtask_of(row), []).append(row)
@@ -154,5 +161,5 @@ def _first(rows: Iterable[Any], subtask_of: Any, limit: int | None) -> Iterable[
 
 
 def _shot(example: Example) -> dict[str, Any]:
-    """A target row as a few-shot row: its answer is the only choice."""
+    """Return a target row as a few-shot row, whose answer is its only choice."""
     return {"id": example.id, "query": example.prompt, "choices": [example.completion], "gold": 0}

@@ -35,7 +35,8 @@ _FEWSHOT_OVERRIDES = (
 
 @dataclass(frozen=True)
 class LmEvalSuite:
-    """Row counts are per subtask, that is, per single task of lm-eval."""
+    """Describes a suite of tasks that lm-eval bundles. Row counts are per subtask, that is, per single task
+    of lm-eval."""
 
     names: list[str] = field(default_factory=lambda: ["mmlu"])  # tasks, groups or tags of lm-eval
     folder: Optional[str] = "mmlu/default"
@@ -65,6 +66,7 @@ class LmEvalSuite:
             )
 
     def target(self) -> tuple[Example, ...]:
+        """Return the rows that a selector may see."""
         return tuple(
             _example(f"{name}-target-{i}", task, doc, name)
             for name, task in self._load().items()
@@ -72,6 +74,7 @@ class LmEvalSuite:
         )
 
     def tasks(self) -> tuple[EvalTask, ...]:
+        """Return the test tasks."""
         return tuple(self._eval_task(name, task) for name, task in self._load().items())
 
     def _load(self) -> Mapping[str, Any]:
@@ -108,7 +111,8 @@ class LmEvalSuite:
 
 
 def _portable(path: str) -> str:
-    """lm_eval/tasks/...: the same on every machine, since it enters the evaluation's cache key."""
+    """Return a path below lm_eval/tasks without the machine's folders, since it enters the evaluation's cache
+    key."""
     import lm_eval
 
     source, package = Path(path).resolve(), Path(lm_eval.__file__).resolve().parent
@@ -117,7 +121,8 @@ def _portable(path: str) -> str:
 
 @cache
 def _load(names: tuple[str, ...], folder: str | None, dataset_path: str | None) -> Mapping[str, Any]:
-    """lm-eval's task objects by name, with their data. UserError if a name or the data is not there."""
+    """Return lm-eval's task objects by name, with their data. Raises UserError if a name or the data is not
+    there."""
     import lm_eval.tasks
 
     bundled = Path(lm_eval.tasks.__file__).parent / (folder or "")
@@ -160,7 +165,7 @@ def _local_copy(path: str) -> str:
 
 
 def _shots(name: str, task: Any, n: int, key: str) -> Sequence[Mapping[str, Any]]:
-    """The first n few-shot examples. UserError if they would be test rows, or are too few."""
+    """Return the first n few-shot examples. Raises UserError if they would be test rows, or are too few."""
     if n == 0:
         return []
     if not _has_fewshot_in_yaml(task):
@@ -182,7 +187,10 @@ def _has_fewshot_in_yaml(task: Any) -> bool:
 
 
 def _fewshot_config(name: str, task: Any) -> dict[str, Any]:
-    """The first rows in order: lm-eval's default sampler would change the prompts with every sharding."""
+    """Return a few-shot configuration that takes the first rows in order.
+
+    lm-eval's default sampler would change the prompts with every sharding.
+    """
     config: dict[str, Any] = {"sampler": "first_n"}
     for key in _FEWSHOT_OVERRIDES:
         value = getattr(task.fewshot_cfg, key)
@@ -198,7 +206,7 @@ def _fewshot_config(name: str, task: Any) -> dict[str, Any]:
 
 
 def _example(id: str, task: Any, doc: Mapping[str, Any], subtask: str) -> Example:
-    """A row as a chat: the task's description and question, then the right answer in full."""
+    """Return a row as a chat: the task's description and question, then the right answer in full."""
     own = task.fewshot_cfg
     question = task.doc_to_text(doc, own.doc_to_text)
     choices = task.doc_to_choice(doc, own.doc_to_choice) if own.doc_to_choice else None

@@ -20,6 +20,8 @@ NAME = "pool_held_out"
 
 @dataclass(frozen=True)
 class PoolHeldOut:
+    """Takes some rows out of the pool as test rows, chosen by a hash of their prompts."""
+
     test_rows: int = 1000  # at most; a group of rows with one prompt is not cut
     seed: int = 0  # another one holds out other rows
 
@@ -28,7 +30,8 @@ class PoolHeldOut:
             raise UserError(f"benchmark.test_rows={self.test_rows} leaves nothing to test on; use 500 or so")
 
     def split(self, pool: Pool) -> tuple[Pool, HeldOutRows]:
-        """The pool without the test rows, and what is tested. UserError if less than half of it is left."""
+        """Return the pool without the test rows, and what is tested. Raises UserError if less than half of it
+        is left."""
         n = len(pool.examples)
         if self.test_rows > n // 2:
             raise UserError(
@@ -48,22 +51,26 @@ class PoolHeldOut:
         return rest, HeldOutRows(test)
 
     def target(self) -> None:
+        """Return None: the target is the pool itself."""
         return None
 
     def tasks(self) -> tuple[EvalTask, ...]:
+        """Raise an error: the tasks exist only after the split."""
         raise UserError("benchmark=pool_held_out has test rows only after it has split a pool")
 
 
 @dataclass(frozen=True)
 class HeldOutRows:
-    """The benchmark that a split leaves: the target is what remains of the pool."""
+    """Holds the benchmark that a split leaves: the target is what remains of the pool."""
 
     rows: tuple[Example, ...]
 
     def target(self) -> None:
+        """Return None: the target is the pool itself."""
         return None
 
     def tasks(self) -> tuple[EvalTask, ...]:
+        """Return one task, the held-out loss of the test rows."""
         return (EvalTask(name=NAME, metric=HELD_OUT_LOSS, config={}, docs=(), held_out=self.rows),)
 
 

@@ -1,1 +1,1 @@
-"""Rows of text: where they come from, how they are tokenised and batched, and what must not be among them."""
+"""Read rows of text, tokenise and batch them, and find test rows and near-duplicates among them."""

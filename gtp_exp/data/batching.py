@@ -1,4 +1,4 @@
-"""Padded batches of similar length."""
+"""Put rows of similar length into padded batches."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from gtp_exp.data.examples import IGNORE, TokenizedExample
 
 
 def length_sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Every index once, in batches of at most `batch_size`; longest rows first, so that memory runs out
-    at once or never. Equal lengths keep their order.
+    """Return every index once, in batches of at most `batch_size`, rows of equal length in their order.
+
+    The longest rows come first, so that memory runs out at once or never.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
@@ -20,7 +21,7 @@ def length_sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[
 
 
 def pad_collate(examples: Sequence[TokenizedExample], pad_id: int) -> dict[str, torch.Tensor]:
-    """Right-padded tensors: input_ids, attention_mask and labels, int64 [B, L].
+    """Return right-padded tensors: input_ids, attention_mask and labels, int64 [B, L].
 
     The attention mask comes from lengths and the labels from the example, never from the pad id: where the
     pad token is also the end-of-turn token, that would mask the end of every turn.

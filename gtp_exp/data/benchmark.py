@@ -1,4 +1,5 @@
-"""The contract of a benchmark: what the selector may see as target, and what the tuned model is tested on."""
+"""Define the contract of a benchmark: what a selector may see as target, and what the tuned model is tested
+on."""
 
 from __future__ import annotations
 
@@ -8,13 +9,15 @@ from typing import Any, Protocol, runtime_checkable
 
 from gtp_exp.data.examples import Example, Pool
 
-HELD_OUT_LOSS = "nats_per_token"  # as `metric` of a task that has no other: lm-eval is not asked
+HELD_OUT_LOSS = "nats_per_token"  # `metric` of a task that has no other; lm-eval is not run then
 
 
 @dataclass(frozen=True)
 class EvalTask:
-    """One lm-eval task. With `docs` it is self-contained: docs and few-shot rows are written as JSONL next to
-    a rendered task YAML. Without, `name` is a task that lm-eval bundles.
+    """Describes one lm-eval task.
+
+    With `docs` it is self-contained: docs and few-shot rows are written as JSONL next to a rendered task
+    YAML. Without, `name` is a task that lm-eval bundles.
     """
 
     name: str
@@ -27,19 +30,21 @@ class EvalTask:
 
 
 class Benchmark(Protocol):
+    """Lists what an option of the group `benchmark` has to offer."""
+
     def target(self) -> tuple[Example, ...] | None:
-        """The rows a selector may see; None in-domain, where the target is the pool itself."""
+        """Return the rows that a selector may see; None in-domain, where the target is the pool itself."""
         ...
 
     def tasks(self) -> tuple[EvalTask, ...]:
-        """Test rows. Only evaluation calls this."""
+        """Return the tasks with their test rows. Only evaluation calls this."""
         ...
 
 
 @runtime_checkable
 class SplitsPool(Protocol):
-    """A benchmark whose test rows come out of the pool, before anyone selects."""
+    """Marks a benchmark whose test rows are taken out of the pool before anything is selected."""
 
     def split(self, pool: Pool) -> tuple[Pool, Benchmark]:
-        """The candidates that are left, and what to use as the benchmark from there on."""
+        """Return the candidates that are left, and the benchmark to use from there on."""
         ...

@@ -1,4 +1,4 @@
-"""What a training or target example is, before and after tokenisation."""
+"""Define training and target examples, before and after tokenisation."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ IGNORE = -100  # label of a token that carries no loss
 
 @dataclass(frozen=True)
 class Message:
+    """Holds one turn of a conversation."""
+
     role: str  # system, user or assistant
     content: str
 
 
 @dataclass(frozen=True)
 class Example:
-    """One conversation; the assistant's turns are the completion that carries the loss.
+    """Holds one conversation. The turns of the assistant are the completion that carries the loss.
 
-    `subtask` groups target rows (say, the 57 subjects of MMLU); it is empty for pool rows.
-    What a selector must not see (source, corrupted, duplicate_of, ...) is not here but in `Pool.hidden`.
+    `subtask` groups target rows (say, the 57 subjects of MMLU); it is empty for pool rows. What a selector
+    must not see (source, corrupted, duplicate_of, ...) is not here but in `Pool.hidden`.
     """
 
     id: str
@@ -29,17 +31,18 @@ class Example:
 
     @property
     def prompt(self) -> str:
-        """Everything before the last assistant turn, as plain text."""
+        """Return everything before the last assistant turn as plain text."""
         return "\n".join(m.content for m in self.messages[:-1])
 
     @property
     def completion(self) -> str:
+        """Return the text of the last turn."""
         return self.messages[-1].content
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The candidates of a data set, with the per-row facts that only reports read."""
+    """Holds the candidates of a data set, with the facts about each row that only reports read."""
 
     examples: tuple[Example, ...]
     hidden: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by id
@@ -48,7 +51,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class TokenizedExample:
-    """Token ids and labels of equal length, unshifted; labels are IGNORE outside the completion."""
+    """Holds token ids and labels of equal length, unshifted; labels are IGNORE outside the completion."""
 
     id: str
     input_ids: tuple[int, ...]
@@ -56,9 +59,10 @@ class TokenizedExample:
 
     @property
     def n_tokens(self) -> int:
+        """Return the number of tokens, prompt included."""
         return len(self.input_ids)
 
     @property
     def n_completion_tokens(self) -> int:
-        """Label tokens that are predicted, hence that carry loss (the first token never is)."""
+        """Return how many label tokens are predicted, hence carry loss (the first token never is)."""
         return sum(label != IGNORE for label in self.labels[1:])

@@ -1,4 +1,4 @@
-"""Did test rows leak into the pool or the target? Counted before every evaluation, refused for the target."""
+"""Count the test rows that leaked into pool or target before every evaluation; refuse them in the target."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SIGNS = frozenset(
 
 
 class TestRows:
-    """The test rows of all tasks, indexed once; then any number of rows can be held against them."""
+    """Indexes the test rows of all tasks once, so that any number of rows can be compared with them."""
 
     __test__ = False  # not a class of tests, whatever its name tells pytest
 
@@ -38,13 +38,18 @@ class TestRows:
         self._prompts.discard("")
 
     def asks(self, example: Example) -> bool:
-        """Whether the row's prompt is that of a test row. Case, white space and the sentence's end do not
-        count, every other character does: `i - 5` and `i + 5` are different questions."""
+        """Return whether the row's prompt is that of a test row.
+
+        Case, white space and the sentence's end do not count, every other character does: `i - 5` and `i + 5`
+        are different questions.
+        """
         return _question(example.prompt) in self._prompts
 
     def shares_run(self, example: Example) -> bool:
-        """Whether the row has NGRAM words in a row that a test row has too. Words stand between white space;
-        case and the punctuation around them do not count, signs do."""
+        """Return whether the row shares NGRAM consecutive words with a test row.
+
+        Words stand between white space; case and the punctuation around them do not count, signs do.
+        """
         words = _words(example)
         last = len(words) - NGRAM
         for at in range(0, last + _BLOCK, _BLOCK) if last >= 0 else ():
@@ -57,10 +62,11 @@ class TestRows:
 
 
 def leakage(tests: TestRows, parts: Mapping[str, Sequence[Example]]) -> dict[str, dict[str, int]]:
-    """For each part (target, selected, pool): its rows, those with the prompt of a test row (`same_prompt`),
-    and those that share NGRAM words in a row with one (`shared_ngram`).
+    """Return, for each part (target, selected, pool), how many rows it has and how many overlap with the
+    test.
 
-    Raises UserError where a target row asks what a test row asks.
+    `same_prompt` counts the rows with the prompt of a test row, `shared_ngram` those that share NGRAM
+    consecutive words with one. Raises UserError where a target row asks what a test row asks.
     """
     report = {}
     for name, examples in parts.items():
@@ -76,7 +82,7 @@ def leakage(tests: TestRows, parts: Mapping[str, Sequence[Example]]) -> dict[str
 
 
 def _question(text: str) -> str:
-    """The text as it is compared; empty where it asks nothing."""
+    """Return the text in the form in which prompts are compared; empty where it asks nothing."""
     text = " ".join(text.casefold().split())
     bare = text.rstrip(_SENTENCE_END).rstrip()
     # "5!" is a factorial, not an exclamation.
@@ -84,8 +90,11 @@ def _question(text: str) -> str:
 
 
 def _words(example: Example) -> tuple[str, ...]:
-    """A sign that stands alone joins the word after it: `1 - 2` is `1`, `-2`. So signs are told apart, and a
-    list with dashes has no more words than one without."""
+    """Return the words of a row, a sign that stands alone joined to the word after it.
+
+    `1 - 2` becomes `1`, `-2`: signs are told apart, and a list with dashes has no more words than one
+    without.
+    """
     text = " ".join([message.content for message in example.messages]).casefold()
     words = [bare for word in text.split() if (bare := word.strip(_AROUND_WORDS))]
     if _SIGNS.isdisjoint(words):
@@ -102,11 +111,12 @@ def _words(example: Example) -> tuple[str, ...]:
 
 
 def _hashes(words: tuple[str, ...], n: int) -> Iterable[int]:
+    """Yield the hash of every run of n words."""
     return (hash(words[i : i + n]) for i in range(len(words) - n + 1))
 
 
 def flagged(report: Mapping[str, Mapping[str, int]]) -> Iterable[str]:
-    """One line for each part with an overlap."""
+    """Yield one line for each part that overlaps with the test."""
     for name, counts in report.items():
         if counts["same_prompt"] or counts["shared_ngram"]:
             yield (

@@ -1,4 +1,4 @@
-"""Counts texts that nearly repeat an earlier one."""
+"""Count texts that nearly repeat an earlier one."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ NEAR = 0.7  # Jaccard similarity of word 3-grams from which two texts count as n
 
 
 def near_duplicates(texts: Sequence[str]) -> int:
-    """Texts that resemble an earlier one, copies included: Jaccard of their word 3-grams is at least NEAR.
+    """Return how many texts resemble an earlier one, copies included: the Jaccard similarity of their word
+    3-grams is at least NEAR.
 
-    Exact, without a look at every pair (prefix filtering; Chaudhuri, Ganti, Kaushik 2006): two sets this much
-    alike share one of the rarest |x| - ceil(NEAR |x|) + 1 3-grams of each, so texts that have only frequent
-    ones in common, a system prompt say, never meet.
+    The count is exact, without a comparison of every pair (prefix filtering; Chaudhuri, Ganti, Kaushik 2006):
+    two sets this much alike share one of the rarest |x| - ceil(NEAR |x|) + 1 3-grams of each, so texts that
+    have only frequent ones in common, a system prompt say, are never compared.
     """
     rows = _rarest_first([_trigrams(ids) for ids in _word_ids(texts)])
     having: dict[int, list[int]] = defaultdict(list)  # 3-gram -> texts with it among their rarest
@@ -32,19 +33,20 @@ def near_duplicates(texts: Sequence[str]) -> int:
 
 
 def _word_ids(texts: Sequence[str]) -> list[np.ndarray]:
+    """Return each text as the numbers of its words, equal for equal words."""
     number: dict[str, int] = defaultdict(lambda: len(number) + 1)
     return [np.array([number[word] for word in text.lower().split()], np.uint64) for text in texts]
 
 
 def _trigrams(ids: np.ndarray) -> np.ndarray:
-    """The distinct 3-grams as 64-bit hashes; a shorter text is one 3-gram with zeros in front."""
+    """Return the distinct 3-grams as 64-bit hashes; a shorter text is one 3-gram with zeros in front."""
     ids = np.concatenate([np.zeros(max(0, 3 - len(ids)), np.uint64), ids])
     a, b = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)  # odd; products wrap around
     return np.unique((ids[:-2] * a + ids[1:-1]) * b + ids[2:])
 
 
 def _rarest_first(rows: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Each 3-gram by its place in the order of their frequencies, and each row in that order."""
+    """Return each row with its 3-grams replaced by their ranks of frequency, rarest first."""
     if not rows:
         return []
     _, place, counts = np.unique(np.concatenate(rows), return_inverse=True, return_counts=True)
@@ -55,5 +57,6 @@ def _rarest_first(rows: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def _jaccard(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the Jaccard similarity of two sorted sets."""
     shared = len(np.intersect1d(a, b, assume_unique=True))
     return shared / (len(a) + len(b) - shared)

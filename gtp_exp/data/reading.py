@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gtp_exp.data.rows import Columns, Format, Place, Record, layout
+from gtp_exp.data.rows import ColumnNames, Format, Place, Record, detect_layout
 from gtp_exp.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
@@ -23,22 +23,26 @@ SUFFIXES = (*LINES, ".json", ".parquet")
 
 
 def expand(patterns: Sequence[str]) -> list[Path]:
-    """The files that paths and glob patterns name, a pattern's in sorted order. UserError for one that names
-    none, for a folder, and for a file named twice.
+    """Return the files that paths and glob patterns name, a pattern's in sorted order.
+
+    Raises UserError for a pattern that names none, for a folder, for an unknown suffix and for a file named
+    twice.
     """
     paths: list[Path] = []
     for pattern in patterns:
         literal = Path(pattern).expanduser()
-        found = [literal] if literal.exists() else sorted(map(Path, glob.glob(str(literal), recursive=True)))
-        if not found:
+        matches = (
+            [literal] if literal.exists() else sorted(map(Path, glob.glob(str(literal), recursive=True)))
+        )
+        if not matches:
             log.info("looked for %s", literal.absolute())
             raise UserError(f"no such file: {pattern}; a path is relative to the working directory")
-        for path in found:
+        for path in matches:
             if path.is_dir():
                 raise UserError(f"{shown(path)} is a folder; name its files, such as '{shown(path)}/*.jsonl'")
             if path.suffix.lower() not in SUFFIXES:
                 raise UserError(f"{shown(path)} is none of {', '.join(SUFFIXES)}; convert or rename it")
-        paths += found
+        paths += matches
     given: dict[Path, list[Path]] = {}
     for path in paths:
         given.setdefault(path.resolve(), []).append(path)
@@ -49,8 +53,10 @@ def expand(patterns: Sequence[str]) -> list[Path]:
 
 
 def shown(path: Path) -> str:
-    """A path as messages name it: as it was given, with ~ for the home folder. Messages end up in records and
-    on pages that are shared."""
+    """Return a path as messages name it: as it was given, with ~ for the home folder.
+
+    Messages end up in records and on pages that are shared.
+    """
     home = Path(os.path.expanduser("~"))
     return (
         str("~" / path.relative_to(home)) if path.is_absolute() and path.is_relative_to(home) else str(path)
@@ -58,13 +64,15 @@ def shown(path: Path) -> str:
 
 
 def without_folders(text: str) -> str:
-    """The words of another library with the folders of this machine left out: /home/me/a.json is …/a.json."""
+    """Return another library's message without the folders of this machine: /home/me/a.json becomes
+    …/a.json."""
     return re.sub(r"(?<![\w/:.~…-])/(?:[^\s/'\"]+/)+", "…/", text)
 
 
 def stems(paths: Sequence[Path]) -> list[str]:
-    """What made-up ids begin with: the file's name, and its number where names repeat. No folder, so that ids
-    are the same on every machine.
+    """Return what made-up ids begin with: each file's name, and its number where names repeat.
+
+    No folder is in it, so that ids are the same on every machine.
     """
     times = Counter(p.stem for p in paths)
     return [p.stem if times[p.stem] == 1 else f"{p.stem}-{number}" for number, p in enumerate(paths, 1)]
@@ -75,23 +83,29 @@ def records_of(
     where: str,
     *,
     format: Format,
-    columns: Columns,
+    columns: ColumnNames,
     stem: str,
     source: str | None = None,
 ) -> Iterator[Record]:
-    """Rows of one file with their layout, which the first row tells. UserError if there is no row."""
-    found = None
+    """Yield the rows of one file with their layout, which the first row decides. Raises UserError if there is
+    no row."""
+    layout = None
     for place, row in rows:
-        if found is None:
-            found = layout(row.keys(), str(place), format=format, columns=columns, stem=stem, source=source)
-        yield place, row, found
-    if found is None:
+        if layout is None:
+            layout = detect_layout(
+                row.keys(), str(place), format=format, columns=columns, stem=stem, source=source
+            )
+        yield place, row, layout
+    if layout is None:
         raise UserError(f"{where} holds no rows")
 
 
 def read_rows(path: Path, name: str | None = None) -> Iterator[tuple[Place, Mapping[str, Any]]]:
-    """Rows of a file with their place. UserError where it cannot be read. `name`: how messages name the file,
-    for one that the user did not give as a path."""
+    """Yield the rows of a file with their place.
+
+    name: how messages name the file, for one that the user did not give as a path. Raises UserError where it
+    cannot be read.
+    """
     name = shown(path) if name is None else name
     try:
         if path.suffix.lower() == ".parquet":
@@ -110,8 +124,10 @@ def read_rows(path: Path, name: str | None = None) -> Iterator[tuple[Place, Mapp
 
 
 def parse_lines(lines: Iterable[bytes], name: str) -> Iterator[tuple[Place, Mapping[str, Any]]]:
-    """One JSON object per line; blank lines are passed over. The lines come as bytes because text mode and
-    `splitlines` would also break at characters such as U+2028, which JSON texts may hold.
+    """Yield one JSON object per line; blank lines are passed over.
+
+    The lines come as bytes because text mode and `splitlines` would also break at characters such as U+2028,
+    which JSON texts may hold.
     """
     for number, raw in enumerate(lines, 1):
         place = Place(name, number)
@@ -121,6 +137,7 @@ def parse_lines(lines: Iterable[bytes], name: str) -> Iterator[tuple[Place, Mapp
 
 
 def _json_array(raw: bytes, name: str) -> Iterator[tuple[Place, Mapping[str, Any]]]:
+    """Yield the objects of one JSON array."""
     whole = Place(name, 1)
     for number, value in enumerate(_parse(_decode(raw, whole), whole), 1):
         place = Place(name, number, "row")
@@ -128,6 +145,7 @@ def _json_array(raw: bytes, name: str) -> Iterator[tuple[Place, Mapping[str, Any
 
 
 def _parquet(path: Path, name: str) -> Iterator[tuple[Place, Mapping[str, Any]]]:
+    """Yield the rows of a parquet file, a batch at a time."""
     import pyarrow
     from pyarrow import parquet
 
@@ -144,6 +162,7 @@ def _parquet(path: Path, name: str) -> Iterator[tuple[Place, Mapping[str, Any]]]
 
 
 def _decode(raw: bytes, place: Place) -> str:
+    """Return a line as text, without the byte order mark. Raises UserError if it is not UTF-8."""
     if place.number == 1:
         raw = raw.removeprefix(b"\xef\xbb\xbf")
     try:
@@ -156,6 +175,7 @@ def _decode(raw: bytes, place: Place) -> str:
 
 
 def _parse(text: str, place: Place) -> Any:
+    """Return the JSON value of a text. Raises UserError for anything that is not strict JSON."""
     try:
         return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
     except RecursionError:
@@ -165,18 +185,21 @@ def _parse(text: str, place: Place) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    """Return the pairs as a dictionary. Raises ValueError for a key that occurs twice."""
+    values = dict(pairs)
+    if len(values) != len(pairs):
         twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
         raise ValueError(f"the key {twice!r} occurs twice in one object")
-    return found
+    return values
 
 
 def _refuse(constant: str) -> Any:
+    """Raise ValueError for NaN and Infinity, which JSON does not have."""
     raise ValueError(f"{constant} is no JSON value")
 
 
 def _object(value: Any, place: Place) -> Mapping[str, Any]:
+    """Return the value if it is a JSON object. Raises UserError otherwise."""
     if not isinstance(value, dict):
         hint = "; a whole array belongs into a .json file" if isinstance(value, list) else ""
         raise UserError(f"{place} must hold one JSON object, found {type(value).__name__}{hint}")

@@ -1,4 +1,5 @@
-"""From rows of a file or a hub data set to a pool: forms, checks, and what is left out."""
+"""Turn rows of a file or a hub data set into a pool: recognise their form, check them, count what is left
+out."""
 
 from __future__ import annotations
 
@@ -24,6 +25,8 @@ OPEN_END = "last turn is not the assistant's"
 
 
 class Format(Enum):
+    """Names the forms in which a row can hold a conversation."""
+
     AUTO = "auto"  # told by the columns of each file
     MESSAGES = "messages"  # a list of {role, content}
     PROMPT_COMPLETION = "prompt_completion"
@@ -31,8 +34,8 @@ class Format(Enum):
 
 
 @dataclass(frozen=True)
-class Columns:
-    """The column of each part; only those of the form in use are read."""
+class ColumnNames:
+    """Names the column of each part; only those of the form in use are read."""
 
     id: Optional[str] = None
     messages: str = "messages"
@@ -46,7 +49,7 @@ class Columns:
 
 
 class Place(NamedTuple):
-    """Where a row stands, for messages and for made-up ids."""
+    """Says where a row stands, for messages and for made-up ids."""
 
     name: str
     number: int  # from 1
@@ -60,75 +63,78 @@ Scalar = str | int | float | bool
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How the rows of one file are read."""
+class RowLayout:
+    """Says how the rows of one file are read."""
 
     format: Format
-    columns: Columns
+    columns: ColumnNames
     id_column: str | None  # None: ids are made of `stem` and the row number
     stem: str
     source: str | None = None  # label of the file in a mixture, kept among the hidden facts
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The columns that are the example itself; all others are hidden facts."""
-        c = self.columns
+        """Return the columns that are the example itself; all others are hidden facts."""
+        columns = self.columns
         return {
-            Format.MESSAGES: (c.messages,),
-            Format.PROMPT_COMPLETION: (c.prompt, c.completion),
-            Format.ALPACA: (c.instruction, c.input, c.output),
+            Format.MESSAGES: (columns.messages,),
+            Format.PROMPT_COMPLETION: (columns.prompt, columns.completion),
+            Format.ALPACA: (columns.instruction, columns.input, columns.output),
         }[self.format]
 
 
-def layout(
+def detect_layout(
     present: Collection[str],
     where: str,
     *,
     format: Format,
-    columns: Columns,
+    columns: ColumnNames,
     stem: str,
     source: str | None = None,
-) -> Layout:
-    """How to read a file with these columns. UserError where they do not fit, naming those that are there."""
+) -> RowLayout:
+    """Return how to read a file that has the columns `present`.
+
+    Raises UserError where they do not fit, with the columns that are there.
+    """
     needed = {
         Format.MESSAGES: [columns.messages],
         Format.PROMPT_COMPLETION: [columns.prompt, columns.completion],
         Format.ALPACA: [columns.instruction, columns.output],
     }
-    there = ", ".join(sorted(map(str, present))) or "no columns"
+    listed = ", ".join(sorted(map(str, present))) or "no columns"
     if format is Format.AUTO:
         fitting = [form for form, names in needed.items() if all(name in present for name in names)]
         if len(fitting) != 1:
             forms = " or ".join("+".join(names) for names in needed.values())
             problem = "fit several forms" if fitting else "fit no known form"
             raise UserError(
-                f"{where} has the columns {there}: they {problem}. Known are {forms}; "
+                f"{where} has the columns {listed}: they {problem}. Known are {forms}; "
                 "set dataset.format, and dataset.columns if yours are named otherwise"
             )
         format = fitting[0]
     for name in needed[format]:
         if name not in present:
             raise UserError(
-                f"{where} has no column '{name}', which dataset.format={format.value} reads; it has {there}. "
-                "Name the right column in dataset.columns"
+                f"{where} has no column '{name}', which dataset.format={format.value} reads; it has "
+                f"{listed}. Name the right column in dataset.columns"
             )
     if columns.id is not None and columns.id not in present:
         raise UserError(
-            f"{where} has no column '{columns.id}' (dataset.columns.id); it has {there}. "
+            f"{where} has no column '{columns.id}' (dataset.columns.id); it has {listed}. "
             "Name the right column, or set null to number the rows"
         )
     id_column = columns.id if columns.id is not None else ("id" if "id" in present else None)
-    return Layout(format, columns, id_column, stem, source)
+    return RowLayout(format, columns, id_column, stem, source)
 
 
-Record = tuple[Place, Mapping[str, Any], Layout]
+Record = tuple[Place, Mapping[str, Any], RowLayout]
 
 
 def read_pool(records: Iterable[Record], *, seen: dict[str, Place], limit: int | None = None) -> Pool:
-    """A pool of the rows that hold a completion; the others are counted in `Pool.skipped`.
+    """Return a pool of the rows that hold a completion; the others are counted in `Pool.skipped`.
 
     seen: every id so far and where it stands, skipped rows included; extended here, so that ids stay unique
-    over several calls. limit: stop at this many examples. UserError on a row that is malformed.
+    over several calls. limit: stop at this many examples. Raises UserError on a row that is malformed.
     """
     examples: list[Example] = []
     hidden: dict[str, dict[str, Scalar]] = {}
@@ -154,7 +160,8 @@ def read_pool(records: Iterable[Record], *, seen: dict[str, Place], limit: int |
     return Pool(tuple(examples), hidden, dict(skipped))
 
 
-def join(pools: Iterable[Pool]) -> Pool:
+def join_pools(pools: Iterable[Pool]) -> Pool:
+    """Return one pool of several, in their order."""
     examples: list[Example] = []
     hidden: dict[str, Mapping[str, Any]] = {}
     skipped: Counter[str] = Counter()
@@ -166,9 +173,9 @@ def join(pools: Iterable[Pool]) -> Pool:
 
 
 def subset(pool: Pool, rows: int | None, rng: random.Random, where: str) -> Pool:
-    """`rows` examples, every subset equally likely, in the pool's order; all for None.
+    """Return a pool of `rows` random examples in the pool's order, every subset equally likely; all for None.
 
-    UserError if the pool is empty or too small.
+    Raises UserError if the pool is empty or too small.
     """
     left_out = ", ".join(f"{n} {reason}" for reason, n in pool.skipped.items())
     note = f" ({left_out})" if left_out else ""
@@ -187,11 +194,13 @@ def subset(pool: Pool, rows: int | None, rng: random.Random, where: str) -> Pool
 
 
 def check_rows(rows: int | None, key: str) -> None:
+    """Raise UserError for a number of rows below 1. key: its name in the configuration."""
     if rows is not None and rows < 1:
         raise UserError(f"{key}={rows} leaves no candidates; give a positive number, or null for all rows")
 
 
-def _id(row: Mapping[str, Any], place: Place, layout: Layout) -> str:
+def _id(row: Mapping[str, Any], place: Place, layout: RowLayout) -> str:
+    """Return the id of a row: its own, or one made of the file and the row number."""
     if layout.id_column is None:
         return f"{layout.stem}-{place.number:06d}"
     if layout.id_column not in row:
@@ -207,20 +216,20 @@ def _id(row: Mapping[str, Any], place: Place, layout: Layout) -> str:
     return value
 
 
-def _messages(row: Mapping[str, Any], place: Place, layout: Layout) -> tuple[Message, ...] | str:
-    """The conversation, or why the row is left out."""
-    c = layout.columns
+def _messages(row: Mapping[str, Any], place: Place, layout: RowLayout) -> tuple[Message, ...] | str:
+    """Return the conversation, or the reason why the row is left out."""
+    columns = layout.columns
     if layout.format is Format.MESSAGES:
-        messages = _conversation(_part(row, c.messages, place), place, c)
+        messages = _conversation(_part(row, columns.messages, place), place, columns)
     elif layout.format is Format.PROMPT_COMPLETION:
-        prompt = as_text(_part(row, c.prompt, place), c.prompt, place)
-        messages = _single_turn(prompt, _part(row, c.completion, place), c.completion, place)
+        prompt = as_text(_part(row, columns.prompt, place), columns.prompt, place)
+        messages = _single_turn(prompt, _part(row, columns.completion, place), columns.completion, place)
     else:
-        prompt = as_text(_part(row, c.instruction, place), c.instruction, place)
-        extra = _text_or_blank(row.get(c.input), c.input, place)
+        prompt = as_text(_part(row, columns.instruction, place), columns.instruction, place)
+        extra = _text_or_blank(row.get(columns.input), columns.input, place)
         if extra.strip():
             prompt = f"{prompt}\n\n{extra}"
-        messages = _single_turn(prompt, _part(row, c.output, place), c.output, place)
+        messages = _single_turn(prompt, _part(row, columns.output, place), columns.output, place)
     if all(m.role != "assistant" for m in messages):
         return NO_ASSISTANT
     if messages[-1].role != "assistant":
@@ -229,11 +238,12 @@ def _messages(row: Mapping[str, Any], place: Place, layout: Layout) -> tuple[Mes
 
 
 def _single_turn(prompt: str, completion: Any, name: str, place: Place) -> tuple[Message, ...]:
+    """Return a conversation of one question and one answer."""
     return (Message("user", prompt), Message("assistant", _text_or_blank(completion, name, place)))
 
 
-def _conversation(value: Any, place: Place, columns: Columns) -> tuple[Message, ...]:
-    """Message keys other than role and content are not read."""
+def _conversation(value: Any, place: Place, columns: ColumnNames) -> tuple[Message, ...]:
+    """Return the turns of a list of messages; their keys other than role and content are not read."""
     if not isinstance(value, (list, tuple)):
         raise UserError(f"{place}: '{columns.messages}' must be a list of messages, found {_kind(value)}")
     messages = []
@@ -264,14 +274,15 @@ def _conversation(value: Any, place: Place, columns: Columns) -> tuple[Message, 
 
 
 def _part(row: Mapping[str, Any], name: str, place: Place) -> Any:
+    """Return the value of a column. Raises UserError where the row lacks it."""
     if name not in row:
         there = ", ".join(map(str, row)) or "nothing"
         raise UserError(f"{place} has no '{name}', which other rows of the file have; it has {there}")
     return row[name]
 
 
-def _facts(row: Mapping[str, Any], place: Place, layout: Layout) -> dict[str, Scalar]:
-    """The other columns, for reports: scalars only, missing values left out."""
+def _facts(row: Mapping[str, Any], place: Place, layout: RowLayout) -> dict[str, Scalar]:
+    """Return the other columns, for reports: scalars only, without missing values."""
     facts: dict[str, Scalar] = {}
     for name, value in row.items():
         if name in layout.parts or name == layout.id_column:
@@ -286,12 +297,12 @@ def _facts(row: Mapping[str, Any], place: Place, layout: Layout) -> dict[str, Sc
 
 
 def _text_or_blank(value: Any, name: str, place: Place) -> str:
-    """Null stands for no text."""
+    """Return a text, where null stands for an empty one."""
     return "" if value is None else as_text(value, name, place)
 
 
 def as_text(value: Any, name: str, place: Place) -> str:
-    """A text that a tokenizer takes; UserError for anything else."""
+    """Return the value if it is a text that a tokenizer takes. Raises UserError for anything else."""
     if not isinstance(value, str):
         raise UserError(f"{place}: '{name}' must be text, found {_kind(value)}")
     if not value.isascii():
@@ -307,7 +318,7 @@ def as_text(value: Any, name: str, place: Place) -> str:
 
 
 def _kind(value: Any) -> str:
-    """A value as a message shows it: what it is in JSON, and its value if that is short."""
+    """Return a value as a message shows it: its kind in JSON, and the value if that is short."""
     if value is None:
         return "null"
     if isinstance(value, bool):

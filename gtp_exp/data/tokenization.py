@@ -1,8 +1,8 @@
-"""From conversations to token ids and labels: only what the model itself has to write carries loss.
+"""Turn conversations into token ids and labels: only what the model itself has to write carries loss.
 
-A conversation is rendered with the tokenizer's chat template and tokenised as one text, as at inference.
-The loss of an assistant turn begins where the generation prompt ends (found by rendering the turns before it)
-and ends with the end-of-turn token, so the model learns to stop. Nothing is read off the pad id, because many
+A conversation is rendered with the tokenizer's chat template and tokenised as one text, as at inference. The
+loss of an assistant turn begins where the generation prompt ends (found by rendering the turns before it) and
+ends with the end-of-turn token, so the model learns to stop. Nothing is derived from the pad id, because many
 tokenizers pad with the end-of-turn token.
 """
 
@@ -54,7 +54,7 @@ Span = tuple[int, int]  # character positions in the rendered text, end exclusiv
 
 @dataclass(frozen=True)
 class Tokenized:
-    """Rows that carry loss, in input order, and what became of the others."""
+    """Holds the rows that carry loss, in input order, and what became of the others."""
 
     examples: tuple[TokenizedExample, ...]
     kept: tuple[int, ...]  # index into the input, one per example
@@ -63,7 +63,7 @@ class Tokenized:
 
 
 def ensure_chat_template(tokenizer: Any, system_prompt: str | None = None) -> None:
-    """Gives a tokenizer without a chat template the Tulu format.
+    """Give a tokenizer without a chat template the Tulu format.
 
     A BOS token is put first if the tokenizer itself would put one. A template that prints today's date is
     changed to print a fixed one, for training and evaluation alike. A conversation without a system turn gets
@@ -80,6 +80,7 @@ def ensure_chat_template(tokenizer: Any, system_prompt: str | None = None) -> No
 
 
 def _with_system_turn(prompt: str) -> str:
+    """Return template text that puts a system turn before a conversation without one."""
     turn = "{'role': 'system', 'content': " + json.dumps(prompt, ensure_ascii=False) + "}"
     return (
         "{%- if messages[0]['role'] != 'system' -%}"
@@ -89,6 +90,7 @@ def _with_system_turn(prompt: str) -> str:
 
 
 def _fallback(tokenizer: Any) -> str:
+    """Return the Tulu template for this tokenizer. Raises UserError if it has no EOS token."""
     if tokenizer.eos_token is None:
         raise UserError(
             "the tokenizer has neither a chat template nor an EOS token, so a model could not learn to stop; "
@@ -100,17 +102,19 @@ def _fallback(tokenizer: Any) -> str:
 
 
 def chat_template_hash(tokenizer: Any) -> str:
-    """SHA-256 (hex) of what decides the rendered text and its labels beyond the vocabulary."""
+    """Return the SHA-256 (hex) of what decides the rendered text and its labels beyond the vocabulary."""
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     parts = [VERSION, tokenizer.get_chat_template(), special]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def tokenize(examples: Sequence[Example], tokenizer: Any, *, max_length: int) -> Tokenized:
-    """Token ids and labels of every example that keeps at least one completion token within `max_length`.
+    """Return token ids and labels of every example that keeps at least one completion token within
+    `max_length`.
 
     Longer rows are cut at the right. A blank assistant turn carries no loss, nor does one that opens the
-    conversation, since nothing prompts it. UserError if the tokenizer cannot say where a completion lies.
+    conversation, since nothing prompts it. Raises UserError if the tokenizer cannot say where a completion
+    lies.
     """
     if max_length < 2:
         raise UserError(f"max_length={max_length} leaves no room for a prompt and a completion token")
@@ -157,8 +161,10 @@ def tokenize(examples: Sequence[Example], tokenizer: Any, *, max_length: int) ->
 
 
 def _render(example: Example, tokenizer: Any) -> tuple[str, list[Span]] | str:
-    """The text, and for every assistant turn that carries loss the span from the end of the generation prompt
-    to the end of the answer's text; or why the row is left out.
+    """Return the rendered text and a span for every assistant turn that carries loss, or why the row is left
+    out.
+
+    A span goes from the end of the generation prompt to the end of the answer's text.
     """
     messages = example.messages
     turns = [k for k, m in enumerate(messages) if m.role == "assistant"]
@@ -188,9 +194,10 @@ def _render(example: Example, tokenizer: Any) -> tuple[str, list[Span]] | str:
 
 
 def _end_of_answer(messages: Sequence[Message], k: int, text: str, tokenizer: Any) -> int | None:
-    """Where the text of turn k ends in the rendered conversation; None if it is not there as it was given.
+    """Return where the text of turn k ends in the rendered conversation; None if it is not there as it was
+    given.
 
-    Found by rendering a mark in its place: a search could stop at the same words elsewhere.
+    A mark is rendered in its place: a search could stop at the same words elsewhere.
     """
     mark = "\ue000"
     while mark in text:
@@ -206,6 +213,7 @@ def _end_of_answer(messages: Sequence[Message], k: int, text: str, tokenizer: An
 
 
 def _apply(messages: Sequence[Message], tokenizer: Any, *, prompt: bool) -> str:
+    """Return the conversation as text by the chat template."""
     return tokenizer.apply_chat_template(
         [{"role": m.role, "content": m.content} for m in messages],
         tokenize=False,
@@ -214,7 +222,7 @@ def _apply(messages: Sequence[Message], tokenizer: Any, *, prompt: bool) -> str:
 
 
 def _encode(texts: list[str], tokenizer: Any) -> list[tuple[list[int], list[Span]]]:
-    """Ids and character offsets; the template has written BOS where there is one."""
+    """Return ids and character offsets of each text; the template has written BOS where there is one."""
     if not texts:
         return []
     batch = tokenizer(
@@ -229,11 +237,12 @@ def _encode(texts: list[str], tokenizer: Any) -> list[tuple[list[int], list[Span
 
 
 def _first_after(offsets: Sequence[Span], position: int) -> int:
-    """The first token that reaches beyond a character position."""
+    """Return the first token that reaches beyond a character position."""
     return bisect_right(offsets, position, key=lambda span: span[1])
 
 
 def _straddles(offsets: Sequence[Span], spans: Sequence[Span]) -> bool:
+    """Return whether a token spans the end of a generation prompt."""
     for start, _ in spans:
         token = _first_after(offsets, start)
         if token < len(offsets) and offsets[token][0] < start:
@@ -244,7 +253,7 @@ def _straddles(offsets: Sequence[Span], spans: Sequence[Span]) -> bool:
 def _cut_at_prompts(
     text: str, spans: Sequence[Span], tokenizer: Any, ids: list[int], offsets: list[Span]
 ) -> tuple[list[int], list[Span]]:
-    """The same text with a token boundary at the end of every generation prompt.
+    """Return ids and offsets of the same text with a token boundary at the end of every generation prompt.
 
     A token may span that boundary (a newline of the prompt merged with one that opens the answer), but at
     inference the prompt is tokenised on its own. Tokenizers that mark the start of a text by an added blank
@@ -272,6 +281,10 @@ def _labels(
     offsets: Sequence[Span],
     stops: frozenset[int],
 ) -> list[int]:
+    """Return the labels of one row: its ids within the spans and their end-of-turn tokens, IGNORE elsewhere.
+
+    Raises UserError where no end-of-turn token follows a completion.
+    """
     labels = [IGNORE] * len(ids)
     for start, end in spans:
         first = _first_after(offsets, start)

@@ -1,1 +1,2 @@
-"""The start of a job's processes: their limits, signs of life, secrets that stay out, faults of the disk."""
+"""Start a job's processes, keep their limits, watch their progress, keep secrets out, and explain faults of
+the disk."""

@@ -1,4 +1,5 @@
-"""A folder that takes or gives no more: how the libraries that use files tell of it, and what to do."""
+"""Explain errors of a disk that is full, read-only or failing, whichever library raised them, and what to
+do."""
 
 from __future__ import annotations
 
@@ -11,25 +12,27 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
+_NO_ACCESS = {errno.EROFS, errno.EACCES, errno.EPERM}
 _FAILING = {errno.EIO, errno.ESTALE}
-# safetensors tells the system's error number in its text, torch.save that a write fell short.
-_TOLD = re.compile(r"\(os error (\d+)\)")
-_SHORT = re.compile(r"PytorchStreamWriter failed writing|unexpected pos \d+ vs")
-_ROOM = 1 << 20  # bytes: a disk with less counts as full
+# safetensors puts the system's error number into its text; torch.save says only that a write was cut short.
+_ERROR_NUMBER = re.compile(r"\(os error (\d+)\)")
+_SHORT_WRITE = re.compile(r"PytorchStreamWriter failed writing|unexpected pos \d+ vs")
+_LEAST_FREE = 1 << 20  # bytes: a disk with less counts as full
 
 
 def storage_fault(error: BaseException, outputs: Path) -> str:
-    """What to tell when a file could not be written or read, naming folder and remedy; empty for any other
-    error."""
-    for link in _chain(error):
-        number = _number(link)
+    """Return a message for an error that a disk caused, with the folder and the remedy.
+
+    outputs: the folder to name where the error itself names none. Returns "" for any other error.
+    """
+    for cause in _chain(error):
+        number = _number(cause)
         if number in _FULL:
             return _full(outputs, os.strerror(number))
-        if link is not error:
+        if cause is not error:
             continue
         where = getattr(error, "filename", None) or outputs
-        if number in _CLOSED:
+        if number in _NO_ACCESS:
             return f"no access to {where} ({os.strerror(number)}); change its permissions, or set outputs=DIR"
         if number in _FAILING:
             return (
@@ -40,14 +43,14 @@ def storage_fault(error: BaseException, outputs: Path) -> str:
 
 
 def check_room(folder: Path, needed: int) -> None:
-    """Raises OSError unless a file of so many bytes can be written into the folder; leaves none."""
+    """Raise OSError unless `needed` bytes can be written into the folder. The probe file is removed."""
     with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
         for _ in range(0, needed, 4096):
             probe.write(bytes(4096))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, and those behind it."""
+    """Yield the error and, one after the other, those that caused it."""
     seen = []
     while error is not None and error not in seen:
         seen.append(error)
@@ -56,16 +59,18 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _number(error: BaseException) -> int | None:
+    """Return the operating system's error number that an exception carries or quotes, or None."""
     if isinstance(error, OSError):
         return error.errno
-    if told := _TOLD.search(str(error)):
-        return int(told.group(1))
-    return errno.ENOSPC if _SHORT.search(str(error)) else None
+    if match := _ERROR_NUMBER.search(str(error)):
+        return int(match.group(1))
+    return errno.ENOSPC if _SHORT_WRITE.search(str(error)) else None
 
 
 def _full(outputs: Path, reason: str) -> str:
+    """Return the message for a full disk: that of the temporary folder or that of the outputs."""
     temporary = Path(tempfile.gettempdir())
-    if _free(temporary) < _ROOM <= _free(outputs):
+    if _free(temporary) < _LEAST_FREE <= _free(outputs):
         where, remedy = f"temporary folder '{temporary}'", "set TMPDIR=DIR"
     else:
         where, remedy = f"outputs folder '{outputs}'", "set outputs=DIR"
@@ -76,5 +81,6 @@ def _full(outputs: Path, reason: str) -> str:
 
 
 def _free(folder: Path) -> int:
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    return shutil.disk_usage(there).free
+    """Return the free bytes of the disk that holds the folder, which need not exist yet."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free

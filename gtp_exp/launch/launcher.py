@@ -1,4 +1,4 @@
-"""How the command line starts a worker: device, processes, threads. Imports no torch."""
+"""Start the worker processes of a job with their device and threads, and stop them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ from omegaconf import OmegaConf
 
 from gtp_exp.errors import UserError, first_line
 from gtp_exp.launch import heartbeat
-from gtp_exp.launch.heartbeat import Watch
+from gtp_exp.launch.heartbeat import JobWatch
 
-GRACE_S = 20.0  # what a worker gets to write its state before it is killed
-TIMED_OUT = 124  # exit status, as of timeout(1)
-SETTLE_S = 2.0  # what the others get to notice by themselves why one has failed
+GRACE_S = 20.0  # seconds that a worker has to write its state before it is killed
+TIMED_OUT = 124  # exit status, the same as that of timeout(1)
+SETTLE_S = 2.0  # seconds that the other workers have to fail by themselves once one has failed
 
 
 class Device(Enum):
+    """Names the kinds of device that a job can ask for; `auto` takes a GPU where there is one."""
+
     AUTO = "auto"
     CPU = "cpu"
     CUDA = "cuda"
@@ -36,15 +38,16 @@ class Device(Enum):
 
 @dataclass(frozen=True)
 class Launch:
+    """Holds the options of the group `launch`, and says how a job's processes are started from them."""
+
     device: Device = Device.AUTO
-    deterministic: bool = True  # on a GPU; a CPU always is
+    deterministic: bool = True  # on a GPU; a CPU is so in any case
     threads: Optional[int] = None  # of each CPU worker; null leaves the choice to PyTorch
-    num_processes: int = 1  # of one job, on all its machines: this one, or those that config_file tells of
-    config_file: Optional[str] = (
-        None  # of Accelerate, for FSDP, DeepSpeed, several machines; null: data parallel
-    )
+    num_processes: int = 1  # of one job, counted over all machines
+    # Accelerate's configuration, for FSDP, DeepSpeed or several machines; null: data parallel, this machine
+    config_file: Optional[str] = None
     time_limit_minutes: Optional[float] = None  # a job that takes longer is stopped
-    stall_limit_minutes: Optional[float] = None  # likewise one whose progress bars stand still for so long
+    stall_limit_minutes: Optional[float] = None  # a job without progress for so long is stopped
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
@@ -62,6 +65,7 @@ class Launch:
         _ = self.machines  # reads the file
 
     def environment(self) -> dict[str, str]:
+        """Return the environment variables that all workers share."""
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
         environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic products on a GPU
         # bm25s uses JAX where that is installed, which would take most of the GPU's memory for itself
@@ -77,7 +81,8 @@ class Launch:
         return environment
 
     def command(self, resolved: Path) -> list[str]:
-        """How a worker is started: by itself, or by Accelerate with its own configuration."""
+        """Return the command that starts a worker, through Accelerate's launcher where there is a
+        `config_file`."""
         worker = [sys.executable, "-m", "gtp_exp.worker", str(resolved)]
         if self.config_file is None:
             return worker
@@ -89,7 +94,11 @@ class Launch:
 
     @property
     def machines(self) -> int:
-        """Of one job; on each of them the same command is given, with a config_file that tells its rank."""
+        """Return the number of machines that run the job together, as `config_file` gives it.
+
+        Each of them gets the same command and a `config_file` of its own, which differs in the machine's
+        rank. Raises UserError for a file that Accelerate could not read.
+        """
         if self.config_file is None:
             return 1
         try:
@@ -100,15 +109,16 @@ class Launch:
                 f"({first_line(error)}); `accelerate config` writes one"
             ) from error
 
-    def watch(self, directory: Path) -> Watch:
-        in_all, stall = (
+    def watch(self, directory: Path) -> JobWatch:
+        """Return a watch over the job whose run folder is `directory`, with this job's limits in seconds."""
+        time_limit_s, stall_limit_s = (
             None if minutes is None else 60 * minutes
             for minutes in (self.time_limit_minutes, self.stall_limit_minutes)
         )
-        return Watch(directory, in_all, stall)
+        return JobWatch(directory, time_limit_s, stall_limit_s)
 
     def environments(self) -> list[dict[str, str]]:
-        """Of each process that is started here, the main one first."""
+        """Return the environment of each process that is started on this machine, the main process first."""
         common = self.environment()
         if self.num_processes == 1 or self.config_file is not None:
             return [common]
@@ -128,19 +138,20 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a job's workers came to their end: that of the first that failed, or of all."""
+class JobExit:
+    """Tells how a job's workers ended: the first that failed, or all of them if none did."""
 
     code: int  # exit status, below 0 the signal
     rank: int
-    limit: str = ""  # the one that the job has exceeded
+    limit: str = ""  # says which limit the job has exceeded
 
     @property
     def status(self) -> int:
-        """As a shell reports it."""
+        """Return the exit status as a shell reports it: 128 plus the signal for a process that was killed."""
         return self.code if self.code >= 0 else 128 - self.code
 
     def __str__(self) -> str:
+        """Return one line that says which process ended, and how."""
         if self.limit:
             return self.limit
         who = "the worker" if self.rank == 0 else f"process {self.rank}"
@@ -149,13 +160,16 @@ class Ended:
 
 
 def follower_log(rank: int) -> str:
+    """Return the name of the file in the run folder that takes the output of a process other than the main
+    one."""
     return f"worker.rank{rank}.log"
 
 
-def run_worker(resolved: Path, launch: Launch) -> Ended:
-    """Runs a job's worker processes to their end, the main one on this terminal, the others into files.
+def run_worker(resolved: Path, launch: Launch) -> JobExit:
+    """Run a job's worker processes to their end and tell how they ended.
 
-    When one fails the others are stopped. However this process ends, so do they.
+    The main process writes to this terminal, the others into files. When one fails the others are stopped,
+    and so they are however this process ends.
     """
     workers = []
     for rank, environment in enumerate(launch.environments()):
@@ -176,35 +190,37 @@ def run_worker(resolved: Path, launch: Launch) -> Ended:
         def stop(signum: int, _frame: object) -> None:
             raise SystemExit(128 + signum)
 
-        # One that is ignored stays so: nohup lets a sweep outlive its terminal.
+        # An ignored signal stays ignored: nohup lets a sweep outlive its terminal.
         heeded = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is not signal.SIG_IGN]
         previous = {s: signal.signal(s, stop) for s in heeded}
     try:
         return _wait(workers, launch.watch(resolved.parent))
     finally:
-        _stop(workers)  # Ctrl-C, a signal or an exception here, a limit, or one of them failed
+        _stop(workers)  # after Ctrl-C, a signal, an exception here, a limit, or the failure of one worker
         (resolved.parent / heartbeat.NAME).unlink(missing_ok=True)
         for signum, handler in previous.items():
             signal.signal(signum, handler)
 
 
-def _wait(workers: list[subprocess.Popen], watch: Watch) -> Ended:
-    """Until all are through, the first fails or a limit is exceeded."""
+def _wait(workers: list[subprocess.Popen], watch: JobWatch) -> JobExit:
+    """Wait until all workers have ended, the first has failed or a limit is exceeded."""
     while True:
         codes = [worker.poll() for worker in workers]
         if any(codes):
             time.sleep(SETTLE_S if len(workers) > 1 else 0.0)
-            failed = [Ended(code, rank) for rank, worker in enumerate(workers) if (code := worker.poll())]
-            # A killed one takes the others down; a mistake that all of them see is told by the main one.
-            return next((ended for ended in failed if ended.code < 0), failed[0])
+            failed = [JobExit(code, rank) for rank, worker in enumerate(workers) if (code := worker.poll())]
+            # A killed worker takes the others down, so it is the cause; an error that all of them
+            # see is reported by the main process.
+            return next((job_exit for job_exit in failed if job_exit.code < 0), failed[0])
         if None not in codes:
-            return Ended(0, 0)
+            return JobExit(0, 0)
         if limit := watch.exceeded():
-            return Ended(TIMED_OUT, 0, limit)
+            return JobExit(TIMED_OUT, 0, limit)
         time.sleep(0.1)
 
 
 def _stop(workers: list[subprocess.Popen]) -> None:
+    """End the workers that still run: SIGTERM first, SIGKILL after GRACE_S seconds."""
     running = [worker for worker in workers if worker.poll() is None]
     for worker in running:
         worker.terminate()
@@ -218,16 +234,17 @@ def _stop(workers: list[subprocess.Popen]) -> None:
 
 
 def not_deterministic(error: BaseException) -> str:
-    """What to tell of an operation that a GPU cannot do deterministically; empty for any other error."""
+    """Return a message for an operation that a GPU cannot do deterministically, with the remedy. Returns ""
+    for any other error."""
     if "use_deterministic_algorithms" not in str(error):
         return ""
     return f"{first_line(error).split(', but')[0]} on this device; set launch.deterministic=false"
 
 
 def die_with_parent(parent: int | None = None) -> None:
-    """Asks for SIGTERM when the process that started this one is gone, however it went.
+    """Ask the kernel to send SIGTERM to this process when its parent is gone, however the parent ended.
 
-    parent: its id, if known; it may be gone already.
+    parent: its process id, if known; exits at once when it is gone already.
     """
     if sys.platform == "linux":  # holds even when the parent is killed with SIGKILL
         pr_set_pdeathsig = 1

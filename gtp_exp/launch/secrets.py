@@ -1,4 +1,4 @@
-"""Keys and tokens must not get into a configuration: it is written to every run's folder, and to trackers."""
+"""Keep keys and tokens out of configurations, which are written into every run's folder and to trackers."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _SHORTEST = 8  # characters: a shorter value of such a variable ("none", "true")
 
 
 def check_no_secrets(values: Any) -> None:
-    """Raises UserError, by key and without the value, for a text that holds a secret.
+    """Raise UserError, with the key and without the value, for a text that holds a secret.
 
-    Secrets are the values of environment variables that are named like one, and texts of a known shape.
+    Secrets are the values of environment variables whose names say so, and texts of a known shape.
     """
     for path, value in leaves(values):
         if isinstance(value, str) and (what := _secret_in(value)):
@@ -33,6 +33,7 @@ def check_no_secrets(values: Any) -> None:
 
 
 def _secret_in(text: str) -> str | None:
+    """Return what kind of secret a text holds, without the secret itself, or None."""
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST and _NAMED.search(name) and value in text:
             return f"the value of the environment variable {name}"

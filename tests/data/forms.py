@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gtp_exp.data.rows import Columns
+from gtp_exp.data.rows import ColumnNames
 
 COLUMNS: dict[str, Any] = {
     "id": None,
@@ -21,8 +21,8 @@ COLUMNS: dict[str, Any] = {
 }
 
 
-def columns(**changes: Any) -> Columns:
-    return Columns(**{**COLUMNS, **changes})
+def columns(**changes: Any) -> ColumnNames:
+    return ColumnNames(**{**COLUMNS, **changes})
 
 
 def chat(id: str, *texts: str, **facts: Any) -> dict[str, Any]:

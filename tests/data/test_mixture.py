@@ -11,16 +11,16 @@ from options import option
 
 from gtp_exp.config import build
 from gtp_exp.data.rows import Format
-from gtp_exp.data.sources.mixture import Mixture, Source
+from gtp_exp.data.sources.mixture import Mixture, MixturePart
 from gtp_exp.errors import UserError
 
 
-def source(label: str, *files: str, rows: int | None = None, expected: int | None = None) -> Source:
-    return Source(label, list(files), rows, expected)
+def source(label: str, *files: str, rows: int | None = None, expected: int | None = None) -> MixturePart:
+    return MixturePart(label, list(files), rows, expected)
 
 
 def mixture(
-    *sources: Source, path: str | None = None, rows: int | None = None, seed: int = 0, **changes
+    *sources: MixturePart, path: str | None = None, rows: int | None = None, seed: int = 0, **changes
 ) -> Mixture:
     values = {"hub_id": None, "revision": None, "archive": None, "format": Format.AUTO, "columns": columns()}
     return Mixture(**{**values, **changes}, path=path, sources=list(sources), rows=rows, seed=seed)

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from gtp_exp.data import tokenization
 from gtp_exp.data.examples import IGNORE, Example, Message, TokenizedExample
 from gtp_exp.data.hashing import content_hash
-from gtp_exp.data.rows import Columns, Format
+from gtp_exp.data.rows import ColumnNames, Format
 from gtp_exp.data.sources.jsonl import Jsonl
 from gtp_exp.data.tokenization import (
     FALLBACK_CHAT_TEMPLATE,
@@ -425,7 +425,7 @@ def test_smollm2_learns_answers_and_end_of_turn(smollm2):
 
 @pytest.mark.skipif(not REAL.exists(), reason="the optional real data is not there")
 def test_smollm2_learns_every_answer_of_the_real_pool(smollm2):
-    columns = Columns(None, "messages", "role", "content", "", "", "", "", "")
+    columns = ColumnNames(None, "messages", "role", "content", "", "", "", "", "")
     pool = Jsonl([str(REAL)], Format.MESSAGES, columns, 2000, 0).load()
     result = tokenize(pool.examples, smollm2, max_length=100_000)
     assert len(result.kept) == 2000

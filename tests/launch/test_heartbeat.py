@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from gtp_exp.errors import UserError
 from gtp_exp.launch import heartbeat
-from gtp_exp.launch.heartbeat import Watch, _Heart
+from gtp_exp.launch.heartbeat import JobWatch, ProgressCounter
 from gtp_exp.launch.launcher import Device, Launch
 
 LONG = ["selector=full", "budget=100pct", "dataset.rows=4000"]
@@ -33,22 +33,22 @@ def test_every_progress_bar_counts(tmp_path):
 
 
 def test_the_file_is_not_written_at_every_step(tmp_path):
-    heart = _Heart(tmp_path / heartbeat.NAME)
+    counter = ProgressCounter(tmp_path / heartbeat.NAME)
     for _ in range(1000):
-        heart.beat()
-    assert heart.count == 1 and (tmp_path / heartbeat.NAME).read_text() == "1"
+        counter.beat()
+    assert counter.count == 1 and (tmp_path / heartbeat.NAME).read_text() == "1"
 
 
 def test_a_process_that_was_not_asked_to_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    _Heart().beat()
+    ProgressCounter().beat()
     with tqdm(total=2) as bar:
         bar.update()
     assert not list(tmp_path.iterdir())
 
 
 def test_only_progress_keeps_a_job_alive(tmp_path):
-    watch = Watch(tmp_path, None, 0.2)
+    watch = JobWatch(tmp_path, None, 0.2)
     for count in range(8):
         (tmp_path / heartbeat.NAME).write_text(str(count))
         assert watch.exceeded() is None
@@ -59,7 +59,7 @@ def test_only_progress_keeps_a_job_alive(tmp_path):
 
 
 def test_without_limits_nothing_is_exceeded(tmp_path):
-    assert Watch(tmp_path, None, None, began=-1e9, changed=-1e9).exceeded() is None
+    assert JobWatch(tmp_path, None, None, began=-1e9, changed=-1e9).exceeded() is None
 
 
 @pytest.mark.parametrize("name", ["time_limit_minutes", "stall_limit_minutes"])

@@ -21,7 +21,8 @@ CENTRES, NOISE = 1 << 40, 1 << 41  # streams of random numbers beside those of t
 
 @dataclass(frozen=True)
 class Clustered:
-    """One checkpoint's atoms. Those of another checkpoint keep clusters and copies, with other values."""
+    """Describes one checkpoint's atoms. Those of another checkpoint keep clusters and copies, with other
+    values."""
 
     n: int
     dim: int
@@ -36,12 +37,13 @@ class Clustered:
         return torch.Generator().manual_seed(hash((self.seed, block)) % 2**62)
 
     def centres(self) -> torch.Tensor:
-        """Unit rows [CLUSTERS, dim]."""
+        """Return the cluster centres, unit rows [CLUSTERS, dim]."""
         centres = torch.randn(CLUSTERS, self.dim, generator=self._values(CENTRES))
         return torch.nn.functional.normalize(centres, dim=1)
 
     def blocks(self) -> Iterator[torch.Tensor]:
-        """The atoms, float32 [<= BLOCK, dim] at a time: unit rows, half their energy the cluster's centre."""
+        """Yield the atoms, float32 [<= BLOCK, dim] at a time: unit rows, half their energy the cluster's
+        centre."""
         centres = self.centres()
         for block, start in enumerate(range(0, self.n, BLOCK)):
             rows, structure = min(BLOCK, self.n - start), self._structure(block)
@@ -55,17 +57,19 @@ class Clustered:
             yield torch.nn.functional.normalize(x, dim=1)
 
     def atoms(self) -> torch.Tensor:
+        """Return all atoms, float32 [N, dim]."""
         out = torch.empty(self.n, self.dim)
         for block, rows in enumerate(self.blocks()):
             out[block * BLOCK : block * BLOCK + len(rows)] = rows
         return out
 
     def clean(self) -> torch.Tensor:
-        """The target without noise, float64 [dim]."""
+        """Return the target without noise, float64 [dim]."""
         return self.centres()[:WANTED].double().mean(0)
 
     def target_rows(self) -> torch.Tensor:
-        """What a selector sees of it: float32 [TARGET_ROWS, dim], whose mean is the observed target."""
+        """Return what a selector sees of the target: float32 [TARGET_ROWS, dim], whose mean is the observed
+        target."""
         clean = self.clean()
         noise = torch.randn(TARGET_ROWS, self.dim, generator=self._values(NOISE), dtype=torch.float64)
         spread = self.noise * float(clean.norm()) * (TARGET_ROWS / self.dim) ** 0.5

@@ -1,4 +1,4 @@
-"""A clustered pool as a store on disk, as `collect` leaves one."""
+"""Write a clustered pool as a store on disk, as `collect` leaves one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gtp_exp.gradients.store import GradientStore, StorageType, StoreWriter
 
 
 def write_clustered(folder: Path, checkpoints: Sequence[Clustered], progress: bool = True) -> GradientStore:
-    """In bfloat16, direction sgd. checkpoints: of one pool, each with its own values."""
+    """Write the pool in bfloat16, direction sgd. checkpoints: of one pool, each with its own values."""
     n, dim = checkpoints[0].n, checkpoints[0].dim
     settings = {
         "rows": n,

@@ -30,7 +30,7 @@ MEMORY = ("per_row", "looked_at", "chosen", "fixed")
 
 @dataclass(frozen=True)
 class Point:
-    """One selection."""
+    """Describes the size of one selection."""
 
     n: int
     dim: int  # d, of one checkpoint's sketch
@@ -40,15 +40,19 @@ class Point:
 
     @property
     def m(self) -> int:
+        """Return the numbers per row, m = T d."""
         return self.dim * self.checkpoints
 
     @property
     def round_rows(self) -> int:
+        """Return the rows that one round chooses at most."""
         return min(self.wanted, ROUND, self.m // 2)
 
 
 @dataclass(frozen=True)
 class Measured:
+    """Holds what one selection cost."""
+
     point: Point
     cpu: float  # seconds of the processor, of the process that took most
     wall: float
@@ -66,6 +70,7 @@ class Measured:
 
 
 def time_terms(p: Point, passes: float) -> list[float]:
+    """Return the terms of the formula for time at a point, in the order of TIME."""
     share = p.n * p.m / p.processes
     files = min(p.n / (SHARD * p.processes), 2 * p.round_rows + SLACK)
     fetch, solve = passes * p.checkpoints * files, passes * p.round_rows**2 * p.m
@@ -73,11 +78,12 @@ def time_terms(p: Point, passes: float) -> list[float]:
 
 
 def memory_terms(p: Point) -> list[float]:
+    """Return the terms of the formula for memory at a point, in the order of MEMORY."""
     return [4.0 * p.n, 4.0 * p.round_rows * p.m, 4.0 * p.wanted * p.m, 1.0]
 
 
 def numbers_sent(p: Point, passes: float, copies: float) -> float:
-    """copies: D."""
+    """Return how many numbers one process sends in a selection. copies: rows that repeat another, D."""
     if p.processes == 1:
         return 0.0
     looked_at = (passes - 1) * (2 * p.round_rows + SLACK) * (p.m + 2 * p.processes)
@@ -86,7 +92,7 @@ def numbers_sent(p: Point, passes: float, copies: float) -> float:
 
 @dataclass(frozen=True)
 class Fit:
-    """Non-negative coefficients that are closest to the points in relative error."""
+    """Holds non-negative coefficients that are closest to the points in relative error."""
 
     names: tuple[str, ...]
     coefficients: tuple[float, ...]
@@ -96,10 +102,13 @@ class Fit:
         return self.coefficients[self.names.index(name)]
 
     def value(self, terms: Sequence[float]) -> float:
+        """Return the formula's value for these terms."""
         return float(np.dot(self.coefficients, terms))
 
 
 def fit(names: tuple[str, ...], terms: Sequence[Sequence[float]], values: Sequence[float]) -> Fit:
+    """Return the non-negative coefficients with the least squared relative error. terms: one row per
+    value."""
     scaled = np.array(terms) / np.array(values)[:, None]
     size = np.linalg.norm(scaled, axis=0)
     found = nnls(scaled / size, np.ones(len(values)))[0] / size
@@ -107,7 +116,7 @@ def fit(names: tuple[str, ...], terms: Sequence[Sequence[float]], values: Sequen
 
 
 def fit_time(points: Sequence[Measured]) -> Fit:
-    """Each part by itself, as the parts were measured; the errors are those of the whole."""
+    """Fit each part of the time by itself, as the parts were measured; the errors are those of the whole."""
     terms = [time_terms(one.point, one.passes) for one in points]
     taken: dict[tuple[str, ...], list[float]] = {
         ("scan",): [one.scanning for one in points],
@@ -129,12 +138,13 @@ def fit_time(points: Sequence[Measured]) -> Fit:
 
 
 def fit_memory(points: Sequence[Measured]) -> Fit:
+    """Fit the peak of anonymous memory."""
     return fit(MEMORY, [memory_terms(one.point) for one in points], [max(one.peak, 1) for one in points])
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """A pool and the machines it would be selected on. Every figure here is an assumption."""
+    """Describes a pool and the machines it would be selected on. Every figure here is an assumption."""
 
     point: Point = Point(10_000_000, 8192, 50_000, 4, 64)
     parameters: float = 1.24e9  # of the model
@@ -148,12 +158,15 @@ class Scenario:
 
     @property
     def examples_per_s(self) -> float:
-        """Of one GPU: 4 FLOP per parameter and token, as frozen weights have no gradient of their own."""
+        """Return the rate of one GPU: 4 FLOP per parameter and token, as frozen weights have no gradient of
+        their own."""
         return self.gpu_flops * self.utilisation / (4 * self.parameters * self.tokens)
 
 
 @dataclass(frozen=True)
 class Projection:
+    """Holds what a selection would cost in a scenario."""
+
     gradients: float  # seconds
     disk: float  # bytes
     share: float  # bytes of the store that a process reads
@@ -166,15 +179,18 @@ class Projection:
 
     @property
     def seconds(self) -> float:
+        """Return the seconds of the whole selection."""
         return sum(self.parts.values())
 
     @property
     def seconds_on_gpu(self) -> float:
+        """Return the seconds, were each share held in a GPU's memory."""
         return sum(self.on_gpu.values())
 
 
 def project(s: Scenario, time: Fit, memory: Fit, passes_per_round: float) -> Projection:
-    """By the formulas, but with the scenario's bandwidths for reading and sending."""
+    """Return the costs of a scenario by the formulas, with the scenario's bandwidths for reading and
+    sending."""
     p = s.point
     rounds = -(-p.wanted // p.round_rows)
     passes = 1 + rounds * passes_per_round

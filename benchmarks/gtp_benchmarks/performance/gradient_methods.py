@@ -40,7 +40,7 @@ Method = Callable[[Sequence[TokenizedExample]], object]
 
 @dataclass(frozen=True)
 class Weights:
-    """Which model to load; travels to the processes that measure memory."""
+    """Names the model to load; travels to the processes that measure memory."""
 
     model: str  # option of conf/model
     path: str | None  # a local folder in place of the option's own source
@@ -89,8 +89,10 @@ def make_examples(n: int, vocabulary: int) -> list[TokenizedExample]:
 
 
 def half_of(examples: Sequence[TokenizedExample]) -> list[TokenizedExample]:
-    """Whole batches of the plain step, from both ends and the middle of the lengths, so that as much of them
-    is padding as of all."""
+    """Return whole batches of the plain step, from both ends and the middle of the lengths.
+
+    As much of them is padding as of all.
+    """
     batches = length_sorted_batches([e.n_tokens for e in examples], PLAIN_BATCH)
     kept = [index for k, index in enumerate(batches) if k % 4 in (0, 3)]
     return [examples[i] for i in sorted(i for index in kept for i in index)]
@@ -118,7 +120,7 @@ class PlainStep:
 
 @dataclass(frozen=True)
 class Ours:
-    """The engine that `collect` chooses for the model on this machine, and what it does with a shard."""
+    """Runs the engine that `collect` chooses for the model on this machine, and what it does with a shard."""
 
     model: torch.nn.Module
     parameters: Mapping[str, torch.nn.Parameter]
@@ -127,7 +129,8 @@ class Ours:
 
     @classmethod
     def choose(cls, model: torch.nn.Module, examples: Sequence[TokenizedExample]) -> Ours:
-        """Includes the engine's check against autograd, which warns when it falls back to a slower one."""
+        """Choose the engine, its check against autograd included, which warns when it falls back to a slower
+        one."""
         parameters = check_differentiable(model)
         choice = choose_engine(
             model,
@@ -140,27 +143,29 @@ class Ours:
         return cls(model, parameters, choice, _engine(model, parameters, choice))
 
     def with_kernel(self, kernel: LinearKernel) -> Ours:
+        """Return the same method with another kernel for linear layers."""
         choice = replace(self.choice, kernel=kernel)
         return Ours(self.model, self.parameters, choice, _engine(self.model, self.parameters, choice))
 
     def whole(self) -> Callable[[Sequence[TokenizedExample]], torch.Tensor]:
-        """Every gradient in full, float32 [n, p]."""
+        """Return every gradient in full, float32 [n, p]."""
         return self._features(WHOLE, Direction.SGD, {})
 
     def directions(
         self, moments: Mapping[str, Moments], sketch: Sketch = SKETCH
     ) -> Callable[[Sequence[TokenizedExample]], torch.Tensor]:
-        """The `less` direction of every gradient, sketched: float32 [n, dim]."""
+        """Return the `less` direction of every gradient, sketched: float32 [n, dim]."""
         return self._features(sketch, Direction.LESS, moments)
 
     def dropped(self, examples: Sequence[TokenizedExample]) -> None:
-        """Every gradient computed, and nothing done with it."""
+        """Compute every gradient and do nothing with it."""
         for index in self._batches(examples):
             batch = [examples[i] for i in index]
             halving(batch, lambda part: self.engine.run(part, lambda name, gradients: None))
 
     def by_name(self, examples: Sequence[TokenizedExample]) -> dict[str, dict[str, torch.Tensor]]:
-        """Gradients by example id and parameter, each from the batch in which `collect` would compute it."""
+        """Return gradients by example id and parameter, each from the batch in which `collect` would compute
+        it."""
         found = {}
         for index in self._batches(examples):
             for example, gradients in gradients_of(self.engine, [examples[i] for i in index]):
@@ -198,7 +203,7 @@ def _engine(
 
 
 def random_moments(parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, Moments]:
-    """In place of those of a warm-up: what they are does not change the cost."""
+    """Return random Adam moments in place of those of a warm-up: their values do not change the cost."""
     generator = torch.Generator().manual_seed(1)
     return {
         name: Moments(

@@ -29,7 +29,7 @@ INSTALL = {
 
 
 def missing(package: str) -> str | None:
-    """Why a peer cannot be measured here, or None."""
+    """Return why a peer cannot be measured here, or None."""
     try:
         importlib.import_module(package)
     except ImportError as error:

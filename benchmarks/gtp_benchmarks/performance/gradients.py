@@ -64,6 +64,8 @@ LESS_SHARE = {8: 1, 64: 16}  # by rank: one in so many blocks of the projection 
 
 
 class Part(Enum):
+    """Names the parts of the comparison."""
+
     EXACT = "exact"  # error against batch-size-1 autograd
     FP32 = "fp32"  # ours / plain step
     BF16 = "bf16"
@@ -76,6 +78,8 @@ class Part(Enum):
 
 @dataclass(frozen=True)
 class Section:
+    """Holds what one part adds to the report."""
+
     figures: Sequence[Figure] = ()
     timings: Mapping[str, Timing] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -83,7 +87,7 @@ class Section:
 
 
 class Bench:
-    """What the sections share: the model, the data, the number of repeats, and the progress bar."""
+    """Holds what the sections share: the model, the data, the number of repeats, and the progress bar."""
 
     def __init__(
         self, weights: Weights, examples: Sequence[TokenizedExample], repeats: int, progress: tqdm
@@ -93,6 +97,7 @@ class Bench:
         self.fallbacks: list[str] = []
 
     def ours(self, model: Any, examples: Sequence[TokenizedExample]) -> Ours:
+        """Return this project's method for the model, and note where it fell back to a slower engine."""
         ours = Ours.choose(model, examples)
         if ours.choice.engine is not Engine.PACKED:
             n = sum(p.numel() for p in ours.parameters.values())
@@ -112,7 +117,7 @@ class Bench:
         repeats: int | None = None,
         warm_up: int = PLAIN_BATCH,
     ) -> dict[str, Timing]:
-        """Rounds of all methods on the examples, after an untimed run of each on the first few."""
+        """Measure rounds of all methods on the examples, after an untimed run of each on the first few."""
         for name, method in methods.items() if warm_up else ():
             self.say(f"{section}: warming up {name}")
             method(examples[:warm_up])
@@ -125,12 +130,16 @@ class Bench:
         )
 
     def say(self, what: str) -> None:
+        """Show in the progress bar what runs now."""
         self.progress.set_postfix_str(what)
 
 
 def exactness(bench: Bench) -> Section:
-    """Relative errors of four examples: float32 in the largest value; bf16 in the l2 norm, against the
-    float32 gradient, beside those of batch-size-1 autograd in bf16."""
+    """Report relative errors of four examples.
+
+    float32 is compared in the largest value; bf16 in the l2 norm, against the float32 gradient, beside
+    batch-size-1 autograd in bf16.
+    """
     bench.say("exact")
     exact, rounded = (bench.weights.load(precision, r=8) for precision in (Precision.FP32, Precision.BF16))
     ours, ours_rounded = bench.ours(exact, bench.half), bench.ours(rounded, bench.half)
@@ -155,6 +164,7 @@ def exactness(bench: Bench) -> Section:
 
 
 def against_plain_fp32(bench: Bench) -> Section:
+    """Compare our rate with that of a plain training step in float32."""
     model = bench.weights.load(Precision.FP32, r=8)
     ours = bench.ours(model, bench.half)
     methods: dict[str, Method] = {"plain": PlainStep(model, autocast=False), "ours": ours.whole()}
@@ -173,6 +183,7 @@ def against_plain_fp32(bench: Bench) -> Section:
 
 
 def against_plain_bf16(bench: Bench) -> Section:
+    """Compare our rate with that of a plain training step in bf16."""
     ours = bench.ours(bench.weights.load(Precision.BF16, r=8), bench.examples)
     methods: dict[str, Method] = {
         "plain, autocast": PlainStep(bench.weights.load(Precision.FP32, r=8), autocast=True),
@@ -190,6 +201,7 @@ def against_plain_bf16(bench: Bench) -> Section:
 
 
 def sketching(bench: Bench, precision: Precision) -> Section:
+    """Compare our rate with direction and sketch with that without."""
     figures, timings, choices = [], {}, {}
     for r, bar in SKETCH_BARS.items():
         ours = bench.ours(bench.weights.load(precision, r), bench.half)
@@ -206,7 +218,8 @@ def sketching(bench: Bench, precision: Precision) -> Section:
 
 
 def against_less(bench: Bench) -> Section:
-    """One call of the projector, in bf16 as LESS runs; each method once, for it takes minutes."""
+    """Compare with one call of LESS's projector, in bf16 as LESS runs; each method once, for it takes
+    minutes."""
     if reason := missing("trak"):
         bench.progress.update(3 * len(LESS_SHARE))
         return Section(notes=[f"LESS's procedure was not measured: {reason}"])
@@ -241,6 +254,7 @@ def against_less(bench: Bench) -> Section:
 
 
 def against_bergson(bench: Bench) -> Section:
+    """Compare our rate with that of bergson's collector."""
     precisions = (Precision.FP32, Precision.BF16)
     if reason := missing("bergson"):
         bench.progress.update(2 * len(precisions) * bench.repeats)
@@ -263,6 +277,7 @@ def against_bergson(bench: Bench) -> Section:
 
 
 def memory(bench: Bench, precisions: Sequence[Precision] = (Precision.FP32, Precision.BF16)) -> Section:
+    """Compare our peak memory with that of a plain training step."""
     figures, peaks = [], {}
     for precision in precisions:
         for method in ("ours", "plain"):
@@ -291,7 +306,10 @@ def memory(bench: Bench, precisions: Sequence[Precision] = (Precision.FP32, Prec
 
 
 def peak_of(weights: Weights, method: str, precision: Precision, n_examples: int, threads: int) -> int:
-    """Bytes. To be run in a fresh process. Autocast has float32 weights under it, ours are in bf16."""
+    """Return the peak memory of one method in bytes; to be run in a fresh process.
+
+    Autocast has float32 weights under it, ours are in bf16.
+    """
     quiet()
     torch.set_num_threads(threads)
     plain = method == "plain"
@@ -356,11 +374,13 @@ def _data_note(name: str, examples: Sequence[TokenizedExample]) -> str:
 
 
 def quiet() -> None:
+    """Silence the log messages and future warnings of other libraries."""
     logging.disable(logging.INFO)
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the options of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m gtp_benchmarks.performance.gradients",
         description="Measures per-example gradients against a plain LoRA training step and other ways.",
@@ -388,6 +408,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the parts that are asked for and write the report."""
     arguments = parse(argv)
     torch.set_num_threads(arguments.threads)
     setup = machine(arguments.threads)

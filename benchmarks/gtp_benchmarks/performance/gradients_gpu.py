@@ -41,6 +41,7 @@ VOCABULARY = 49152
 
 
 def main() -> None:
+    """Measure the model in each precision and print one line per method."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -70,6 +71,8 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Passes:
+    """Measures passes of one model in one precision."""
+
     precision: str
     model: torch.nn.Module
     transform: Transform
@@ -77,6 +80,7 @@ class Passes:
     def line(
         self, what: str, kind: Engine, rows: Sequence[TokenizedExample], budget: int, at_once: bool = True
     ) -> None:
+        """Time two passes, and print their rate and whether both gave the same bytes."""
         parameters = trainable_parameters(self.model)
         engine = make_engine(
             kind, self.model, parameters, reduction=Reduction.MEAN, kernel=LinearKernel.DEFAULT
@@ -95,6 +99,7 @@ class Passes:
 
 
 def make_model(layers: int, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+    """Return a random Llama with LoRA on its attention, the frozen weights in `dtype`."""
     torch.manual_seed(0)
     shape = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -117,6 +122,7 @@ def make_model(layers: int, dtype: torch.dtype, device: torch.device) -> torch.n
 
 
 def make_examples(n: int) -> list[TokenizedExample]:
+    """Return rows of random tokens with log-normal lengths; the second half of each carries the loss."""
     source, rows = random.Random(0), []
     for i in range(n):
         length = min(LONGEST, max(8, int(source.lognormvariate(4.7, 0.7))))
@@ -126,6 +132,7 @@ def make_examples(n: int) -> list[TokenizedExample]:
 
 
 def make_transform(model: torch.nn.Module, device: torch.device) -> Transform:
+    """Return an Adam direction with random moments and a CountSketch to 8192."""
     parameters = trainable_parameters(model)
     return Transform(
         directions=(Direction.ADAM,),

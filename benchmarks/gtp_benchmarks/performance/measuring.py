@@ -25,22 +25,25 @@ _PACKAGES = ("torch", "transformers", "peft", "numpy", "scipy")
 
 @dataclass(frozen=True)
 class Timing:
+    """Holds the wall times of one method."""
+
     seconds: tuple[float, ...]  # wall time of every repeat, in order of the rounds
     amount: float  # what one repeat gets through: examples, rows, or 1 for a whole
 
     @property
     def median(self) -> float:
+        """Return the median time of a repeat in seconds."""
         return statistics.median(self.seconds)
 
     @property
     def rate(self) -> float:
-        """Amount per second."""
+        """Return the amount per second."""
         return self.amount / self.median
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the table: a ratio, and the bar it has to pass if there is one."""
+    """Holds one line of the table: a ratio, and the bar it has to pass if there is one."""
 
     what: str
     value: float
@@ -50,6 +53,7 @@ class Figure:
 
     @property
     def met(self) -> bool | None:
+        """Return whether the bar is passed; None without a bar."""
         if self.bar is None:
             return None
         return self.value <= self.bar if self.at_most else self.value >= self.bar
@@ -84,7 +88,7 @@ def interleaved(
 
 
 def speed_ratio(what: str, ours: Timing, theirs: Timing, *, unit: str, bar: float | None = None) -> Figure:
-    """How many times as fast ours is, with the range over the rounds beside the two rates."""
+    """Return how many times as fast ours is, with the range over the rounds beside the two rates."""
     rounds = [
         (ours.amount / a) / (theirs.amount / b) for a, b in zip(ours.seconds, theirs.seconds, strict=True)
     ]
@@ -98,7 +102,7 @@ def speed_ratio(what: str, ours: Timing, theirs: Timing, *, unit: str, bar: floa
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """What the numbers depend on and the command line does not say."""
+    """Return what the numbers depend on and the command line does not say."""
     versions = {}
     for name in _PACKAGES:
         try:
@@ -121,6 +125,7 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def table(figures: Sequence[Figure]) -> str:
+    """Return the figures as a Markdown table."""
     lines = ["| what | ratio | bar | met | absolute, for scale |", "|---|---|---|---|---|"]
     for figure in figures:
         bar = "" if figure.bar is None else f"{'<=' if figure.at_most else '>='} {figure.bar:g}"
@@ -177,7 +182,8 @@ def peak_memory() -> int:
 
 
 def process_memory(field: str) -> int | None:
-    """Bytes of one field of Linux's account of this process, such as RssAnon; None where there is none."""
+    """Return the bytes of one field of Linux's account of this process, such as RssAnon; None where there is
+    none."""
     try:
         with open("/proc/self/status") as file:
             return next((int(line.split()[1]) * 1024 for line in file if line.startswith(f"{field}:")), None)
@@ -186,12 +192,12 @@ def process_memory(field: str) -> int | None:
 
 
 def short(value: float) -> str:
-    """Three significant digits."""
+    """Return a number with three significant digits."""
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
 def in_words(setup: Mapping[str, Any]) -> str:
-    """The machine, for below a table."""
+    """Return the machine as a sentence for below a table."""
     packages = ", ".join(f"{name} {version}" for name, version in setup["packages"].items())
     return (
         f"{setup['processor']} ({setup['instructions']}), {setup['cores']} cores, "

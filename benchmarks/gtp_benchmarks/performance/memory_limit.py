@@ -20,7 +20,7 @@ from gtp_exp.gradients.store import GradientStore
 
 
 class MappedStore(GradientStore):
-    """A store whose maps are made when it is opened, once."""
+    """Opens a store whose maps are made once, when it is opened."""
 
     @classmethod
     def mapped(cls, path: Path | str) -> MappedStore:
@@ -39,7 +39,7 @@ class MappedStore(GradientStore):
 
 
 def limit_memory(bytes_: int) -> None:
-    """This process may allocate so much more than it holds now, for good."""
+    """Allow this process so many bytes more than it holds now, for good."""
     tqdm.monitor_interval = 0  # a thread of every first progress bar, whose stack would count
     held = process_memory("VmData")
     if held is None:
@@ -48,7 +48,7 @@ def limit_memory(bytes_: int) -> None:
 
 
 def release_free_memory() -> None:
-    """What was freed earlier goes back to the system: it would hide what is allocated next."""
+    """Give freed memory back to the system: it would hide what is allocated next."""
     gc.collect()
     if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:  # glibc's
         trim(0)

@@ -19,12 +19,15 @@ import torch
 
 @dataclass(frozen=True)
 class Matched:
+    """Holds what matching has chosen, and the seconds of each step."""
+
     indices: torch.Tensor  # int64 [k], in order of choice
     weights: torch.Tensor  # float32 [k]
     step_seconds: tuple[float, ...]
 
     @property
     def seconds(self) -> float:
+        """Return the seconds of all steps."""
         return sum(self.step_seconds)
 
 
@@ -79,11 +82,13 @@ class StepCost:
     determination: float  # R^2 of the cumulated seconds
 
     def total(self, steps: int) -> float:
+        """Return the seconds of the first `steps` steps."""
         k = np.arange(1, steps + 1, dtype=np.float64)
         return float(sum(c * (k**p).sum() for p, c in enumerate(self.coefficients)))
 
 
 def fit_step_cost(step_seconds: tuple[float, ...]) -> StepCost:
+    """Fit the cost of a step to measured steps."""
     from scipy.optimize import nnls
 
     k = np.arange(1, len(step_seconds) + 1, dtype=np.float64)

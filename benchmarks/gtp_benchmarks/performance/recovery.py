@@ -47,6 +47,8 @@ FITS = {
 
 @dataclass(frozen=True)
 class Recall:
+    """Holds the share of planted rows that a solver found."""
+
     solver: str
     noise: float
     share: float  # M / m
@@ -55,6 +57,8 @@ class Recall:
 
 @dataclass(frozen=True)
 class Truth:
+    """Holds how far a fit is from the clean and from the observed target."""
+
     fit: str
     rows: int
     noise: float
@@ -91,6 +95,7 @@ SOLVERS: Mapping[str, Find] = {
 
 
 def recoveries(n: int, m: int, seeds: int) -> list[Recall]:
+    """Measure for every solver, noise and size what share of the planted rows it finds."""
     rows = []
     with tqdm(total=len(NOISES) * len(SHARES) * seeds, desc="recovery", unit="problem") as bar:
         for noise in NOISES:
@@ -108,6 +113,7 @@ def recoveries(n: int, m: int, seeds: int) -> list[Recall]:
 
 
 def truths(n: int, m: int, sizes: Sequence[int], seeds: int) -> list[Truth]:
+    """Measure how far fits with and without cross-validation are from the clean target."""
     rows = []
     noises = (0.28, 0.6)
     with tqdm(total=len(noises) * len(sizes) * seeds * len(FITS), desc="truth", unit="fit") as bar:
@@ -133,6 +139,7 @@ def truths(n: int, m: int, sizes: Sequence[int], seeds: int) -> list[Truth]:
 
 
 def picture(rows: Sequence[Recall], path: Path) -> None:
+    """Draw the recall over M / m as an SVG file."""
     import matplotlib  # pyright: ignore[reportMissingImports]
 
     matplotlib.use("svg")
@@ -159,6 +166,7 @@ def picture(rows: Sequence[Recall], path: Path) -> None:
 
 
 def tables(recalls: Sequence[Recall], fits: Sequence[Truth]) -> str:
+    """Return all figures as Markdown tables."""
     text = []
     for noise in NOISES:
         text += [f"Recall of the planted rows, noise {noise:.0%}, by M / m:", ""]
@@ -183,6 +191,7 @@ def _deviation(values: Sequence[float]) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the comparison and write its report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rows", type=int, default=4000, help="atoms of the recovery problems")
     parser.add_argument("--dim", type=int, default=512)

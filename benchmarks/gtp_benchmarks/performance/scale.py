@@ -57,7 +57,7 @@ LIMIT_DIM = 1024  # wide rows: the few numbers kept per row are small beside the
 
 
 def around(base: Point) -> dict[str, list[Point]]:
-    """Per curve, the points that differ from the base in one thing."""
+    """Return, for each curve, the points that differ from the base in one thing."""
     return {
         name: [replace(base, **{name: max(1, int(factor * getattr(base, name)))}) for factor in factors]
         for name, factors in FACTORS.items()
@@ -66,7 +66,7 @@ def around(base: Point) -> dict[str, list[Point]]:
 
 @contextmanager
 def stored(point: Point, scratch: Path) -> Iterator[Path]:
-    """The pool of a point on disk, for as long as the block."""
+    """Keep the pool of a point on disk for as long as the block lasts."""
     folder = Path(tempfile.mkdtemp(dir=scratch)) / "store"
     write_clustered(folder, pool_of(point), progress=False)
     try:
@@ -76,6 +76,7 @@ def stored(point: Point, scratch: Path) -> Iterator[Path]:
 
 
 def measure_curves(base: Point, scratch: Path, repeats: int) -> dict[Point, Measured]:
+    """Measure every point of the curves around the base."""
     wanted = dict.fromkeys(point for points in around(base).values() for point in points)
     found: dict[Point, Measured] = {}
     with tqdm(total=len(wanted), desc="curves", unit="point", file=sys.stderr) as bar:
@@ -91,7 +92,7 @@ def measure_curves(base: Point, scratch: Path, repeats: int) -> dict[Point, Meas
 
 
 def measure_modes(base: Point, scratch: Path) -> tuple[Measured, list[Measured]]:
-    """The base point cross-validated as shipped, and chosen in parts."""
+    """Measure the base point cross-validated as shipped, and chosen in parts."""
     with stored(base, scratch) as folder:
         shipped = measure(folder, base, 1, regularisation="cross_validation", folds=4)
         parts = [
@@ -102,7 +103,7 @@ def measure_modes(base: Point, scratch: Path) -> tuple[Measured, list[Measured]]
 
 
 def measure_limits(limit: int, scratch: Path) -> list[dict[str, float | bool]]:
-    """Stores as large as the limit of memory, and larger."""
+    """Measure under a limit of memory, with stores as large as the limit and larger."""
     rows = []
     for size in tqdm(LIMIT_SIZES, desc="under a limit", file=sys.stderr):
         point = Point(size * limit // (2 * 2 * LIMIT_DIM), LIMIT_DIM, 24, 2)
@@ -120,10 +121,12 @@ def measure_limits(limit: int, scratch: Path) -> list[dict[str, float | bool]]:
 
 
 def megabytes(bytes_: float) -> str:
+    """Return bytes as MB or GB."""
     return f"{bytes_ / 1e6:,.1f} MB" if bytes_ < 1e9 else f"{bytes_ / 1e9:,.1f} GB"
 
 
 def duration(seconds: float) -> str:
+    """Return seconds in the unit that suits them."""
     if seconds < 120:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
@@ -134,6 +137,7 @@ CURVES = """| N | d | M | T | P | cpu | by the formula | wall | passes | rounds 
 
 
 def curve_table(found: dict[Point, Measured], time: Fit) -> str:
+    """Return the measured points as a Markdown table."""
     lines = [CURVES]
     for point, one in found.items():
         fitted = time.value(cost_model.time_terms(point, one.passes))
@@ -146,6 +150,7 @@ def curve_table(found: dict[Point, Measured], time: Fit) -> str:
 
 
 def fit_table(time: Fit, memory: Fit) -> str:
+    """Return the fitted coefficients as a Markdown table."""
     rates = {
         "scan": ("N m / P", "number"),
         "pass": ("K N m / P", "number"),
@@ -166,6 +171,7 @@ def fit_table(time: Fit, memory: Fit) -> str:
 
 
 def limit_table(rows: Sequence[dict], limit: int) -> str:
+    """Return the runs under a limit of memory as a Markdown table."""
     lines = [
         f"Under a limit of {megabytes(limit)} (RLIMIT_DATA) beyond imports, maps and the problem itself:",
         "",
@@ -181,6 +187,7 @@ def limit_table(rows: Sequence[dict], limit: int) -> str:
 
 
 def partition_table(parts: Sequence[Measured], base: Point) -> str:
+    """Return the choices in parts as a Markdown table."""
     lines = [
         f"Chosen in parts (`selector.partitions`), N = {base.n:,}, M = {base.wanted}, one process:",
         "",
@@ -194,6 +201,7 @@ def partition_table(parts: Sequence[Measured], base: Point) -> str:
 
 
 def projection_table(s: Scenario, p: Projection, pool: str) -> str:
+    """Return the projected costs as a Markdown table."""
     seconds = {"gradients, all GPUs": (p.gradients, p.gradients)}
     seconds |= {f"selection: {name}": (p.parts[name], p.on_gpu[name]) for name in p.parts}
     seconds[f"selection, in all ({p.passes:.0f} passes)"] = (p.seconds, p.seconds_on_gpu)
@@ -216,6 +224,7 @@ def projection_table(s: Scenario, p: Projection, pool: str) -> str:
 
 
 def assumptions(s: Scenario) -> str:
+    """Return the assumptions of a scenario as a sentence."""
     return (
         f"a model of {s.parameters / 1e9:g} billion parameters, {s.tokens:g} tokens an example, 4 FLOP per "
         f"parameter and token at {s.utilisation:.0%} of {s.gpu_flops / 1e12:g} TFLOP/s, so "
@@ -230,6 +239,7 @@ def assumptions(s: Scenario) -> str:
 def report_figures(
     base: Point, found: dict[Point, Measured], limits: Sequence[dict], time: Fit, parts: Sequence[Measured]
 ) -> list[Figure]:
+    """Return the ratios that have a bar to pass."""
     errors = [abs(error) for error in time.errors]
     one, two = (found[replace(base, processes=count)] for count in (1, 2))
     first, last = limits[0], limits[-1]
@@ -267,6 +277,7 @@ def report_figures(
 
 
 def scenario_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a scenario to the command line."""
     for field in fields(Scenario):
         if field.name != "point":
             flag = "--" + field.name.replace("_", "-")
@@ -274,6 +285,7 @@ def scenario_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Measure the curves, fit the formulas, project the scenario and write the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rows", type=int, default=20_000, help="N of the base point")
     parser.add_argument("--dim", type=int, default=1024, help="d")

@@ -55,7 +55,7 @@ CHECKPOINTS = 4
 
 @dataclass(frozen=True)
 class Row:
-    """One method at one budget, judged from its indices and weights alone."""
+    """Holds one method at one budget, judged from its indices and weights alone."""
 
     wanted: int
     method: str
@@ -77,6 +77,8 @@ HEAD = "| M | method | time | rows chosen | residual | clean | exact copies |\n|
 
 @dataclass
 class Report:
+    """Collects what the parts measure."""
+
     figures: list[Figure] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -91,6 +93,7 @@ def selector(**settings: Any) -> GTP:
 
 
 def problem(pool: GradientFeatures, target: Sequence[torch.Tensor], rows: int) -> SelectionProblem:
+    """Return a selection problem over given features, where every row counts one token."""
     ones = torch.ones(pool.n, dtype=torch.long)
     return SelectionProblem(
         candidates=[Example(str(i), ()) for i in range(pool.n)],
@@ -105,6 +108,7 @@ def problem(pool: GradientFeatures, target: Sequence[torch.Tensor], rows: int) -
 
 
 def in_memory(atoms: torch.Tensor) -> MemoryFeatures:
+    """Return atoms as features of one checkpoint in memory."""
     return MemoryFeatures(({"sgd": atoms},), (1.0,))
 
 
@@ -115,7 +119,10 @@ def judge(
     observed: torch.Tensor,
     clean: torch.Tensor,
 ) -> tuple[float, float, int]:
-    """(residual, distance to the clean target, exact copies). Scale is free, as weights have mean 1."""
+    """Return the residual, the distance to the clean target, and the number of exact copies.
+
+    The scale is free, as weights have mean 1.
+    """
     rows = atoms(indices).double()
     fitted = rows.T @ weights.double()
 
@@ -130,6 +137,7 @@ def judge(
 
 
 def measure_pass(pool: Clustered, repeats: int, report: Report) -> None:
+    """Compare reading the pool with correlating it, in each type that it can be stored in."""
     wide = pool.atoms()
     residual = pool.clean().float()[:, None]
     stored = {"float32": wide, "bfloat16": wide.bfloat16(), "float16": wide.half()}
@@ -172,7 +180,7 @@ def measure_pass(pool: Clustered, repeats: int, report: Report) -> None:
 
 
 def measure_inside(pool: Clustered, sizes: Sequence[int], repeats: int, report: Report) -> None:
-    """Like for like: the same number of rows, the same regularisation."""
+    """Compare with OMP where both choose the same number of rows with the same regularisation."""
     atoms, observed = pool.atoms(), pool.target_rows().double().mean(0)
     unit = observed.float()
     sizes = sorted(set(sizes))
@@ -232,6 +240,7 @@ def measure_beyond(pool: Clustered, size: int, repeats: int, report: Report) -> 
 
 
 def describe_fit(cost: StepCost) -> str:
+    """Return the fitted cost of an OMP step as a sentence."""
     terms = " + ".join(f"{c:.2g} k^{p}" for p, c in enumerate(cost.coefficients) if c > 0)
     return f"step k costs {terms} s, fitted to {cost.fitted_to} steps, R^2 {cost.determination:.4f}"
 
@@ -268,6 +277,7 @@ def timed_gtp(
 def adder(
     pool: Clustered, atoms: torch.Tensor, size: int, report: Report
 ) -> Callable[[str, float, torch.Tensor, torch.Tensor], Row]:
+    """Return a function that judges a choice and adds it to the report."""
     observed, clean = pool.target_rows().double().mean(0), pool.clean()
 
     def add(method: str, seconds: float, indices: torch.Tensor, weights: torch.Tensor) -> Row:
@@ -282,7 +292,7 @@ def adder(
 
 
 def measure_storage(pool: Clustered, size: int, report: Report) -> None:
-    """What rounding the stored gradients does to the chosen set."""
+    """Measure what rounding the stored gradients does to the chosen set."""
     wide, chosen = pool.atoms(), {}
     observed, clean = pool.target_rows().double().mean(0), pool.clean()
     lines = ["| stored as | same rows as float32 | residual | clean |", "|---|---|---|---|"]
@@ -305,7 +315,7 @@ def measure_storage(pool: Clustered, size: int, report: Report) -> None:
 
 
 def measure_disk(rows: int, dim: int, sizes: Sequence[int], scratch: Path, report: Report) -> None:
-    """In processes of their own, so that peak memory is theirs."""
+    """Measure in processes of their own, so that peak memory is theirs."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as worker:
         made = worker.apply(write_store, (rows, dim, scratch))
@@ -340,15 +350,17 @@ def measure_disk(rows: int, dim: int, sizes: Sequence[int], scratch: Path, repor
 
 
 def checkpoints(rows: int, dim: int) -> list[Clustered]:
+    """Return the checkpoints of one clustered pool."""
     return [Clustered(rows, dim, seed=1, checkpoint=t) for t in range(CHECKPOINTS)]
 
 
 def write_store(rows: int, dim: int, scratch: Path) -> int:
-    """Returns its bytes."""
+    """Write the clustered store and return its bytes."""
     return write_clustered(scratch / "store", checkpoints(rows, dim)).nbytes
 
 
 def select_from_store(rows: int, dim: int, size: int, scratch: Path) -> dict[str, Any]:
+    """Select from a store on disk; return seconds, memory and quality."""
     store = GradientStore.open(scratch / "store")
     made = checkpoints(rows, dim)
     target = [one.target_rows() for one in made]
@@ -378,7 +390,7 @@ def select_from_store(rows: int, dim: int, size: int, scratch: Path) -> dict[str
 
 
 def incremental_step_cost(gtp: GTP, asked: SelectionProblem, steps: int) -> StepCost:
-    """The first steps of incremental OMP on the same store; only the passes count so early."""
+    """Measure the first steps of incremental OMP on the same store; only the passes count so early."""
     data = gtp.pursuit_data(asked)
     target, _ = gtp.target(asked, data)
     seconds = []
@@ -424,6 +436,7 @@ def _anonymous() -> int:
 def run_interleaved(
     section: str, methods: dict[str, Callable[[], object]], repeats: int, report: Report, *, amount: float
 ) -> dict[str, Timing]:
+    """Measure methods in turns with a progress bar, and keep the repeats in the report."""
     with tqdm(total=repeats * len(methods), desc=section, unit="run", file=sys.stderr) as bar:
         timings = interleaved(
             methods,
@@ -437,6 +450,7 @@ def run_interleaved(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the parts that are asked for and write the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rows", type=int, default=100_000, help="pool rows of the parts in memory")

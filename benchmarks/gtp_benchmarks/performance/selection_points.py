@@ -1,4 +1,4 @@
-"""Selections measured in processes of their own: time, memory, passes of the pool, and what is sent."""
+"""Measure selections in processes of their own: time, memory, passes of the pool, and numbers sent."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ STREAMED = {"memory_gib": 0.0, "regularisation": Regularisation.FIXED, "ridge": 
 
 
 def pool_of(point: Point) -> list[Clustered]:
-    """By checkpoint."""
+    """Return the clustered pool of a point, one per checkpoint."""
     return [Clustered(point.n, point.dim, seed=0, checkpoint=t) for t in range(point.checkpoints)]
 
 
 def posed(store: GradientStore, point: Point) -> SelectionProblem:
+    """Return the selection problem of a point over a stored pool."""
     return problem(store, [one.target_rows() for one in pool_of(point)], point.wanted)
 
 
@@ -83,7 +84,7 @@ def _answer(
 def measured(
     processes: Any, folder: Path, point: Point, settings: Mapping[str, Any], repeats: int
 ) -> Measured:
-    """The quickest of some repeats. Of its processes each measures itself."""
+    """Return the quickest of some repeats. Each of its processes measures itself."""
     store = GradientStore.open(folder)
     asked = replace(posed(store, point), processes=processes)
     gtp = selector(**{**STREAMED, **settings})
@@ -126,7 +127,7 @@ def measure(folder: Path, point: Point, repeats: int, **settings: Any) -> Measur
 
 
 class Stopwatch:
-    """Calls of some functions inside the block, and the processor's seconds they took."""
+    """Counts calls of some functions inside the block, and the processor's seconds they took."""
 
     def __init__(self, **places: Any) -> None:
         """By name of the function, the class or module that holds it."""
@@ -157,7 +158,8 @@ class Stopwatch:
 
 
 def judged(store: GradientStore, point: Point, found: Selection) -> tuple[float, float]:
-    """Distances of the choice to the observed and to the clean target, as `selection.judge` defines them."""
+    """Return the distances of the choice to the observed and to the clean target, as `selection.judge`
+    defines them."""
     stored = [store.features(t, "sgd") for t in range(point.checkpoints)]
     pool = pool_of(point)
 
@@ -171,7 +173,7 @@ def judged(store: GradientStore, point: Point, found: Selection) -> tuple[float,
 
 
 def under_a_limit(_: Any, folder: Path, point: Point, limit: int) -> dict[str, Any]:
-    """limit: bytes that may be allocated once the store is mapped."""
+    """Select under a limit of memory. limit: bytes that may be allocated once the store is mapped."""
     asked = posed(MappedStore.mapped(folder), point)
     streamed, held = (selector(**{**STREAMED, "memory_gib": gib}) for gib in (0.0, 1e6))
     release_free_memory()
@@ -190,4 +192,5 @@ def _fails(gtp: GTP, asked: SelectionProblem) -> bool:
 
 
 def without_a_limit(_: Any, folder: Path, point: Point) -> list[int]:
+    """Select as `under_a_limit` does, without a limit, and return the indices."""
     return selector(**STREAMED).select(posed(GradientStore.open(folder), point)).indices.tolist()

@@ -1,4 +1,5 @@
-"""The built-in data: small skills with exact answers, a pool with planted faults, and their benchmark."""
+"""Generate the built-in data: small skills with exact answers, a pool with planted faults, their
+benchmark."""
 
 from gtp_benchmarks.skills.benchmark import SkillsBenchmark
 from gtp_benchmarks.skills.pool import SkillsPool

@@ -54,6 +54,7 @@ class SkillsBenchmark:
             )
 
     def target(self) -> tuple[Example, ...] | None:
+        """Return the rows that a selector may see."""
         if self.in_domain:
             return None
         return tuple(
@@ -67,6 +68,7 @@ class SkillsBenchmark:
         )
 
     def tasks(self) -> tuple[EvalTask, ...]:
+        """Return the test tasks."""
         tasks = []
         for name in self.skills:
             rng = Random(f"{self.seed}:{name}:choices")

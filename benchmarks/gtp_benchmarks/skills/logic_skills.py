@@ -9,7 +9,7 @@ from gtp_benchmarks.skills.question import Question, Skill
 
 
 def _expression(rng: Random, depth: int) -> tuple[str, bool]:
-    """A random Boolean expression with explicit brackets, and its value."""
+    """Return a random Boolean expression with explicit brackets, and its value."""
     if depth == 0:
         value = rng.random() < 0.5
         return str(value), value

@@ -14,6 +14,7 @@ ROMAN = (
 
 
 def roman(n: int) -> str:
+    """Return a number as a Roman numeral."""
     text = ""
     for value, letters in ROMAN:
         while n >= value:

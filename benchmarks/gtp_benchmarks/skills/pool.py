@@ -25,13 +25,18 @@ _PATIENCE = 200  # draws in a row without a new wording before they count as use
 
 
 class Duplicate(Enum):
+    """Names how a planted copy differs from its original."""
+
     EXACT = "exact"  # the same text
     REPHRASED = "rephrased"  # the same question and answer in another wording
 
 
 @dataclass(frozen=True)
 class SkillsPool:
-    """Shares are of all rows; `corrupted_share` is of the distinct rows whose answer can be wrong."""
+    """Describes the generated pool.
+
+    Shares are of all rows; `corrupted_share` is of the distinct rows whose answer can be wrong.
+    """
 
     rows: int = 1000
     seed: int = 0
@@ -83,6 +88,7 @@ class SkillsPool:
             raise UserError(f"dataset.mix={self.mix} needs at least one positive share and no negative one")
 
     def load(self) -> Pool:
+        """Generate the pool; the same options give the same rows."""
         rng = Random(self.seed)
         n_exact = round(self.rows * self.duplicate_share)
         n_rephrased = round(self.rows * self.near_duplicate_share)
@@ -99,7 +105,7 @@ class SkillsPool:
         return _as_pool(rows, self.seed)
 
     def _counts(self, n: int) -> dict[str, int]:
-        """Distinct rows by skill; the rounding remainder goes to the largest fractions."""
+        """Return the distinct rows by skill; the rounding remainder goes to the largest fractions."""
         n_chat = min(n, round(self.rows * self.chit_chat_share))
         total = sum(self.mix.values())
         exact = {name: (n - n_chat) * share / total for name, share in self.mix.items()}
@@ -146,14 +152,14 @@ def _small_talk(rng: Random) -> Iterator[Question]:
 
 
 def _corrupt(rows: list[_Row], share: float, rng: Random) -> None:
-    """Replaces answers by wrong ones of the same form. Small talk has no wrong answer."""
+    """Replace answers by wrong ones of the same form. Small talk has no wrong answer."""
     checkable = [row for row in rows if row.skill is not CHIT_CHAT]
     for row in rng.sample(checkable, round(share * len(checkable))):
         row.answer, row.corrupted = rng.choice(row.question.distractors), True
 
 
 def _copy(originals: list[_Row], kind: Duplicate, taken: set[str], rng: Random) -> _Row:
-    """A row again, its answer included: the copy of a corrupted row is corrupted too."""
+    """Return a row again, its answer included: the copy of a corrupted row is corrupted too."""
     for _ in range(_PATIENCE):
         original = originals[int(len(originals) * rng.random() ** _SKEW)]
         wording, prompt = original.wording, original.prompt

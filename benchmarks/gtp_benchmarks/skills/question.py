@@ -35,6 +35,8 @@ FRAME_SHARE = 0.4  # of the rows get an opener, and independently a closer
 
 
 class Split(Enum):
+    """Names the sides of the split that a question can fall on."""
+
     POOL = "pool"
     TARGET = "target"
     TEST = "test"
@@ -61,19 +63,25 @@ class Question:
 
     @property
     def is_fair(self) -> bool:
-        """No choice begins another one: scored by the log-likelihood of its tokens, it could never lose."""
+        """Return whether no choice begins another one.
+
+        Scored by the log-likelihood of its tokens, the shorter could never lose.
+        """
         choices = (self.answer, *self.distractors)
         return not any(a.startswith(b) for a in choices for b in choices if a is not b)
 
 
 @dataclass(frozen=True)
 class Skill:
+    """Draws questions of one kind and puts them into words."""
+
     name: str
     draw: Callable[[Random], Question]
     phrasings: Mapping[str, tuple[str, ...]]  # form -> templates over the slots
 
     def split_of(self, question: Question) -> Split:
-        """By a hash of what is asked, so that no seed and no wording moves a question across."""
+        """Return the split of a question by a hash of what is asked, so that no seed and no wording changes
+        it."""
         text = "\x1f".join((self.name, *question.identity))
         bucket = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") % 100
         if bucket < _POOL_BUCKETS:
@@ -81,7 +89,7 @@ class Skill:
         return Split.TARGET if bucket < _POOL_BUCKETS + _TARGET_BUCKETS else Split.TEST
 
     def questions(self, split: Split, rng: Random) -> Iterator[Question]:
-        """Questions of one split in random order, each identity once, until the skill is used up."""
+        """Yield questions of one split in random order, each identity once, until the skill is used up."""
         seen: set[tuple[str, ...]] = set()
         while True:
             for _ in range(_PATIENCE):
@@ -97,10 +105,11 @@ class Skill:
             yield question
 
     def wordings(self, question: Question) -> int:
+        """Return how many phrasings a question has."""
         return len(self.phrasings[question.form])
 
     def prompt(self, question: Question, wording: int, rng: Random) -> str:
-        """The question in one of its phrasings, in some rows framed by an opener or a closer."""
+        """Return the question in one of its phrasings, in some rows framed by an opener or a closer."""
         text = self.phrasings[question.form][wording].format(**question.slots)
         opener = rng.choice(OPENERS) if rng.random() < FRAME_SHARE else ""
         # A phrasing that breaks off ("7 + 5 =") wants its answer next.
@@ -126,6 +135,6 @@ def near_numbers(answer: int, mistakes: list[int], rng: Random) -> tuple[str, ..
 
 
 def number_slips(answer: int) -> list[int]:
-    """Slips of the pen and of the carry."""
+    """Return likely wrong answers to a sum: slips of the pen and of the carry."""
     swapped = int(str(answer)[::-1])
     return [answer + d for d in (-11, -10, -9, -2, -1, 1, 2, 9, 10, 11)] + [swapped]

@@ -1,4 +1,4 @@
-"""All skills by name, in the order in which reports and tasks list them."""
+"""List all skills by name, in the order in which reports and tasks list them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ SKILLS: dict[str, Skill] = {s.name: s for s in (*NUMBER_SKILLS, *WORD_SKILLS, *L
 
 
 def check_skills(names: Iterable[str], key: str) -> None:
+    """Raise UserError for a name that is no skill. key: where the names stand in the configuration."""
     unknown = [name for name in names if name not in SKILLS]
     if unknown:
         raise UserError(f"{key} names no skill: {', '.join(unknown)}; known skills: {', '.join(SKILLS)}")

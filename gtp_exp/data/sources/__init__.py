@@ -1,1 +1,1 @@
-"""Where a pool comes from: local files, a hub data set, or a mixture of labelled sources."""
+"""Load a pool from local files, a hub data set, or a mixture of labelled sources."""

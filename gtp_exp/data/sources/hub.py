@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, or local copies of them. No code of a data set is ever run."""
+"""Load data sets of the Hugging Face hub, or local copies of them. No code of a data set is ever run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Optional
 
 from gtp_exp.data.examples import Pool
 from gtp_exp.data.reading import read_rows, records_of, without_folders
-from gtp_exp.data.rows import Columns, Format, Place, check_rows, layout, read_pool, subset
+from gtp_exp.data.rows import ColumnNames, Format, Place, check_rows, detect_layout, read_pool, subset
 from gtp_exp.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ _BLOCK = 1024  # rows turned into Python objects at a time
 
 @dataclass(frozen=True)
 class Hub:
-    """A pool from one split of a hub data set."""
+    """Describes a pool from one split of a hub data set."""
 
     hub_id: str = ""  # owner/name
     config: Optional[str] = None
@@ -31,7 +31,7 @@ class Hub:
     path: Optional[str] = None
     expected_rows: Optional[int] = None
     format: Format = Format.AUTO
-    columns: Columns = field(default_factory=Columns)
+    columns: ColumnNames = field(default_factory=ColumnNames)
     rows: Optional[int] = None
     seed: int = 0  # of that subset
 
@@ -41,6 +41,8 @@ class Hub:
         check_rows(self.rows, "dataset.rows")
 
     def load(self) -> Pool:
+        """Read the split, or a uniform subset of its usable rows. Raises UserError where it cannot be
+        read."""
         rng = random.Random(self.seed)
         seen: dict[str, Place] = {}
         if self.path is not None and Path(self.path).is_file():
@@ -59,7 +61,7 @@ class Hub:
         # spares reading millions of rows for a few thousand.
         order = range(len(data)) if self.rows is None else rng.sample(range(len(data)), len(data))
         stem = Path(self.path or self.hub_id).name
-        form = layout(data.column_names, where, format=self.format, columns=self.columns, stem=stem)
+        form = detect_layout(data.column_names, where, format=self.format, columns=self.columns, stem=stem)
         records = ((place, row, form) for place, row in _rows(data, order, where))
         pool = read_pool(records, seen=seen, limit=self.rows)
         in_order = tuple(sorted(pool.examples, key=lambda e: seen[e.id].number))
@@ -67,7 +69,10 @@ class Hub:
 
 
 def check_hub_id(hub_id: str) -> None:
-    """A bare name is refused: offline, `datasets` takes any cached folder of that name for it."""
+    """Raise UserError unless the id is owner/name and no local folder has that path.
+
+    Offline, `datasets` would take any cached folder of a bare name for it.
+    """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
         raise UserError(f"dataset.hub_id='{hub_id}' must be owner/name, or set dataset.path to a local copy")
     if Path(hub_id).exists():
@@ -77,15 +82,17 @@ def check_hub_id(hub_id: str) -> None:
         )
 
 
-def check_size(found: int, expected: int | None, where: str) -> None:
-    if expected is not None and found != expected:
+def check_size(n_rows: int, expected: int | None, where: str) -> None:
+    """Raise UserError where a data set has another number of rows than expected; None expects nothing."""
+    if expected is not None and n_rows != expected:
         raise UserError(
-            f"{where} holds {found} rows, not the expected {expected}: another data set, or a partial copy. "
+            f"{where} holds {n_rows} rows, not the expected {expected}: another data set, or a partial copy. "
             "Check it, or set expected_rows=null to take it as it is"
         )
 
 
 def _dataset(source: Hub) -> Any:
+    """Return the split as a `datasets.Dataset`. Raises UserError where it cannot be read."""
     from datasets import load_dataset, load_from_disk
     from datasets.exceptions import DatasetsError
 
@@ -117,6 +124,7 @@ def _dataset(source: Hub) -> Any:
 
 
 def _rows(data: Any, order: Sequence[int], where: str) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """Yield the rows in the given order with their place, a block at a time."""
     table = data.with_format("arrow")
     for start in range(0, len(order), _BLOCK):
         block = order[start : start + _BLOCK]

@@ -1,4 +1,4 @@
-"""A pool from local files, each of which may have its own form."""
+"""Load a pool from local files, each of which may have its own form."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Optional
 
 from gtp_exp.data.examples import Pool
 from gtp_exp.data.reading import expand, read_rows, records_of, shown, stems
-from gtp_exp.data.rows import Columns, Format, check_rows, read_pool, subset
+from gtp_exp.data.rows import ColumnNames, Format, check_rows, read_pool, subset
 from gtp_exp.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -18,13 +18,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Jsonl:
-    """A pool from local files; each file may have its own form."""
+    """Describes a pool from local files; each file may have its own form."""
 
     files: list[str] = field(
         default_factory=list
     )  # paths or glob patterns, relative to the working directory
     format: Format = Format.AUTO
-    columns: Columns = field(default_factory=Columns)
+    columns: ColumnNames = field(default_factory=ColumnNames)
     rows: Optional[int] = None
     seed: int = 0  # of that subset
 
@@ -34,6 +34,8 @@ class Jsonl:
         check_rows(self.rows, "dataset.rows")
 
     def load(self) -> Pool:
+        """Read all files, or a uniform subset of their usable rows. Raises UserError where they cannot be
+        read."""
         paths = expand(self.files)
         records = chain.from_iterable(
             records_of(read_rows(path), shown(path), format=self.format, columns=self.columns, stem=stem)

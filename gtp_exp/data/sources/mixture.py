@@ -1,4 +1,4 @@
-"""Several labelled sources as one pool."""
+"""Load several labelled sources as one pool."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Optional
 
 from gtp_exp.data.examples import Pool
 from gtp_exp.data.reading import LINES, expand, parse_lines, read_rows, records_of, shown, without_folders
-from gtp_exp.data.rows import Columns, Format, Place, Record, check_rows, join, read_pool, subset
+from gtp_exp.data.rows import ColumnNames, Format, Place, Record, check_rows, join_pools, read_pool, subset
 from gtp_exp.data.sources.hub import check_hub_id, check_size
 from gtp_exp.errors import UserError, first_line
 
@@ -22,7 +22,9 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Source:
+class MixturePart:
+    """Describes one labelled source of a mixture."""
+
     label: str  # becomes the hidden fact `source` of its rows
     files: list[str]  # below the mixture's path, in its archive, or in its hub repository
     rows: Optional[int]
@@ -31,17 +33,19 @@ class Source:
 
 @dataclass(frozen=True)
 class Mixture:
-    """A pool of several sources. The files are looked for in `path` if it is given, else on the hub if
-    `hub_id` is given, else in the working directory.
+    """Describes a pool of several sources.
+
+    The files are looked for in `path` if it is given, else on the hub if `hub_id` is given, else in the
+    working directory.
     """
 
-    sources: list[Source]
+    sources: list[MixturePart]
     hub_id: Optional[str] = "princeton-nlp/less_data"
     revision: Optional[str] = None
     archive: Optional[str] = "less-data.zip"
     path: Optional[str] = None
     format: Format = Format.MESSAGES
-    columns: Columns = field(default_factory=Columns)
+    columns: ColumnNames = field(default_factory=ColumnNames)
     rows: Optional[int] = None
     seed: int = 0  # of the subsets
 
@@ -58,6 +62,7 @@ class Mixture:
         check_rows(self.rows, "dataset.rows")
 
     def load(self) -> Pool:
+        """Read every source and join them. Raises UserError where one cannot be read."""
         home = _home(self)
         seen: dict[str, Place] = {}
         pools = []
@@ -71,11 +76,11 @@ class Mixture:
             # Every source has its own generator, so that adding one leaves the others' subsets alone.
             rng = random.Random(f"{self.seed} {source.label}")
             pools.append(subset(pool, source.rows, rng, f"source '{source.label}'"))
-        return subset(join(pools), self.rows, random.Random(self.seed), "the mixture")
+        return subset(join_pools(pools), self.rows, random.Random(self.seed), "the mixture")
 
 
 def _home(mixture: Mixture) -> Path | None:
-    """A folder or a zip file; None where each file is fetched from the hub."""
+    """Return the folder or zip file that holds the sources; None where each file is fetched from the hub."""
     if mixture.path is not None:
         path = Path(mixture.path).expanduser()
         if not path.exists():
@@ -90,6 +95,8 @@ def _home(mixture: Mixture) -> Path | None:
 
 
 def _fetch(mixture: Mixture, file: str) -> Path:
+    """Download one file into the hub's cache and return its path. Raises UserError with the offline
+    remedy."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -109,8 +116,9 @@ def _fetch(mixture: Mixture, file: str) -> Path:
 
 
 def _records(
-    home: Path | None, file: str, mixture: Mixture, source: Source, position: int
+    home: Path | None, file: str, mixture: Mixture, source: MixturePart, position: int
 ) -> Iterator[Record]:
+    """Yield the rows of one file of a source."""
     stem = source.label if len(source.files) == 1 else f"{source.label}-{position}"
     settings = {"format": mixture.format, "columns": mixture.columns, "source": source.label}
     if home is not None and home.is_file():
@@ -127,7 +135,7 @@ def _records(
 
 
 def _zipped(archive: Path, given: str, member: str, stem: str, settings: dict) -> Iterator[Record]:
-    """given: how messages name the archive."""
+    """Yield the rows of one member of a zip file. given: how messages name the archive."""
     name = f"{archive.name}/{member}"
     if not member.endswith(LINES):
         raise UserError(f"{name} is none of {', '.join(LINES)}; unpack the archive and set dataset.path")
