@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from gtp_exp.data.examples import Example, TokenizedExample
-from gtp_exp.data.rows import Columns, Format, Place, layout, read_pool
+from gtp_exp.data.rows import ColumnNames, Format, Place, detect_layout, read_pool
 from gtp_exp.data.tokenization import ensure_chat_template, tokenize
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.checkpoints import MOMENTS, TRAINABLE, Checkpoint, load_checkpoint
@@ -102,7 +102,7 @@ def _examples(rows: Sequence[Mapping[str, Any] | Example]) -> tuple[Example, ...
         if isinstance(row, Example):
             examples.append(row)
         else:
-            form = layout(row, f"rows:{number}", format=Format.AUTO, columns=Columns(), stem="row")
+            form = detect_layout(row, f"rows:{number}", format=Format.AUTO, columns=ColumnNames(), stem="row")
             records.append((Place("rows", number), row, form))
     if examples and records:
         raise UserError("rows mixes Examples with dicts; give either")
