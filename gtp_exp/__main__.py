@@ -37,6 +37,8 @@ _failed: list[str] = []  # jobs of this multirun that did not complete
 
 
 class JobFailed(CompactHydraException):  # which Hydra reports without a traceback
+    """Tell Hydra that a job has failed; it reports one of these without a traceback."""
+
     pass
 
 
@@ -207,6 +209,7 @@ def _run_folder(arguments: list[str]) -> list[str]:
 
 
 def main() -> None:
+    """Check the command line, then let Hydra compose the job or jobs and run each in a worker of its own."""
     if "--version" in sys.argv[1:]:
         print(f"gtp-exp {__version__}")
         return

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from options import option
 
 from gtp_exp.config import build
@@ -67,8 +69,10 @@ def test_a_model_on_the_command_line_replaces_the_presets():
 def test_a_preset_runs_into_a_folder_of_its_own_name(name):
     """So that the leaderboard command in its head is right."""
     raw = (CONF / "experiment" / f"{name}.yaml").read_text()
-    folder = yaml.safe_load(raw)["hydra"]["sweep"]["dir"]
-    assert folder == f"${{outputs}}/runs/{name}"
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose("config", [f"experiment={name}"], return_hydra_config=True)
+    folder = OmegaConf.to_container(composed.hydra.sweep)["dir"]
+    assert folder == "${outputs}/runs/${hydra:runtime.choices.experiment}"
     if name != "demo":
         head = raw.split("defaults:")[0]
         assert f"gtp-exp -m experiment={name}\n" in head and f"outputs/runs/{name}" in head

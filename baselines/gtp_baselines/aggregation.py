@@ -24,6 +24,8 @@ from gtp_exp.selection.base import SelectionProblem
 
 
 class Aggregation(Enum):
+    """Name how similarities to many target rows become one choice; see above."""
+
     MEAN = "mean"
     MAX_SUBTASK = "max_subtask"
     ROUND_ROBIN = "round_robin"
@@ -45,6 +47,7 @@ class Groups:
 
 
 def group_target(problem: SelectionProblem, aggregation: Aggregation) -> Groups:
+    """Return the groups of target rows that an aggregation compares candidates with."""
     if problem.target is None:
         return Groups(torch.zeros(len(problem.candidates), dtype=torch.long), ("pool",))
     if aggregation is Aggregation.ROUND_ROBIN:

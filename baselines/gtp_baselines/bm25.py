@@ -29,6 +29,8 @@ from gtp_exp.selection.base import Selection, SelectionProblem, Selector, unit_w
 
 @dataclass(frozen=True)
 class BM25(Selector):
+    """Choose the rows that share the target's words, rare words first."""
+
     k1: float = 1.5  # saturation of repeated words
     b: float = 0.75  # how much long documents are held back
     stopwords: Optional[str] = "en"  # a language that bm25s knows, such as en; null keeps all words

@@ -39,12 +39,16 @@ PAIRS = 4096  # close pairs looked at together
 
 
 class Similarity(Enum):
+    """Name how close two gradients are."""
+
     EUCLIDEAN = "euclidean"
     COSINE = "cosine"  # of every checkpoint, averaged
 
 
 @dataclass(frozen=True)
 class CRAIG(Selector):
+    """Choose the rows that stand for all rows of the pool, by facility location over gradients."""
+
     direction: str = "sgd"
     similarity: Similarity = Similarity.EUCLIDEAN
     part_rows: int = 8192  # rows solved together; memory grows with the square

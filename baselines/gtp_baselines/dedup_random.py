@@ -31,6 +31,8 @@ BATCH = 1024  # texts hashed at a time
 
 @dataclass(frozen=True)
 class DedupRandom(Selector):
+    """Choose at random among rows that do not nearly repeat one another."""
+
     threshold: float = 0.8  # Jaccard similarity of word n-grams from which a row is a near copy
     ngram: int = 3
     hashes: int = 128

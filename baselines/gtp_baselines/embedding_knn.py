@@ -21,6 +21,8 @@ from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector
 
 @dataclass(frozen=True)
 class EmbeddingKNN(Selector):
+    """Choose the nearest neighbours of the target rows among mean-pooled hidden states."""
+
     aggregation: Aggregation = Aggregation.ROUND_ROBIN
     batch_size: int = 16  # of the forward pass; no part of the result
 

@@ -12,6 +12,8 @@ from gtp_exp.selection.base import Selection, SelectionProblem, Selector, unit_w
 
 @dataclass(frozen=True)
 class Full(Selector):
+    """Choose every candidate."""
+
     ignores_budget: ClassVar[bool] = True
 
     def select(self, problem: SelectionProblem) -> Selection:

@@ -29,6 +29,8 @@ from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector, 
 
 @dataclass(frozen=True)
 class GIST(Selector):
+    """Choose the rows whose gradients align best with the target's within the target's own subspace."""
+
     direction: str = "sgd"  # of candidates and target alike
     checkpoint: int = -1  # along the trajectory from 0; -1 is the last
     rank: int = 150

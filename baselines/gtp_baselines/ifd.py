@@ -29,6 +29,8 @@ from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector, 
 
 @dataclass(frozen=True)
 class IFD(Selector):
+    """Choose the rows whose answers the prompt helps least, of those that it helps."""
+
     batch_size: int = 16  # of the forward pass; no part of the result
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.MODEL})

@@ -16,6 +16,8 @@ from gtp_exp.selection.base import Selection, SelectionProblem, Selector, unit_w
 
 @dataclass(frozen=True)
 class Length(Selector):
+    """Choose the rows with the longest answers."""
+
     def select(self, problem: SelectionProblem) -> Selection:
         scores = problem.n_completion_tokens.float()
         chosen = problem.budget.take(rank(scores, problem), problem.n_tokens)

@@ -30,6 +30,8 @@ from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector, 
 
 @dataclass(frozen=True)
 class LESS(Selector):
+    """Choose the rows of largest influence on their best subtask of the target."""
+
     direction: str = "less"  # of the candidates
     target_direction: str = "sgd"
     aggregation: Aggregation = Aggregation.MAX_SUBTASK

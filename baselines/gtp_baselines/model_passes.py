@@ -23,6 +23,8 @@ from gtp_exp.model.loading import LoadedModel
 
 
 class Pooling(Enum):
+    """Name how the hidden states of a row become one vector."""
+
     MEAN = "mean"  # of all tokens
     POSITION = "position"  # token i of L weighs i / (1 + ... + L)
 

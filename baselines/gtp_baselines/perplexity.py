@@ -23,6 +23,8 @@ from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector, 
 
 
 class Part(Enum):
+    """Name the part of the distribution of losses that is chosen."""
+
     TOP = "top"  # the rows that surprise the model most
     MIDDLE = "middle"  # around the median
     BOTTOM = "bottom"
@@ -30,6 +32,8 @@ class Part(Enum):
 
 @dataclass(frozen=True)
 class Perplexity(Selector):
+    """Choose rows by how much their answers surprise the untuned model."""
+
     part: Part = Part.MIDDLE
     batch_size: int = 16  # of the forward pass; no part of the result
 

@@ -11,6 +11,8 @@ from gtp_exp.selection.base import Selection, SelectionProblem, Selector, unit_w
 
 @dataclass(frozen=True)
 class Random(Selector):
+    """Choose uniformly at random, without replacement."""
+
     def select(self, problem: SelectionProblem) -> Selection:
         n = len(problem.candidates)
         generator = torch.Generator().manual_seed(problem.seed)

@@ -29,6 +29,8 @@ PACKAGE = "sentence-transformers"
 
 @dataclass(frozen=True)
 class SentenceKNN(Selector):
+    """Choose the nearest neighbours of the target rows among a sentence encoder's embeddings."""
+
     encoder: str = (
         "sentence-transformers/all-MiniLM-L6-v2"  # hub id of a Sentence-Transformers model, or a local folder
     )

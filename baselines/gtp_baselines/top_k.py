@@ -24,12 +24,16 @@ CHUNK = 4096  # pool rows in memory at a time
 
 
 class Similarity(Enum):
+    """Name how a row's gradient is compared with the target's mean gradient."""
+
     DOT = "dot"  # favours large gradients, which often means short completions
     COSINE = "cosine"
 
 
 @dataclass(frozen=True)
 class TopK(Selector):
+    """Choose the rows whose gradients are most similar to the target's mean, each on its own."""
+
     direction: str = "sgd"  # of the candidates
     target_direction: str = "sgd"
     similarity: Similarity = Similarity.COSINE

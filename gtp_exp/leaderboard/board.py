@@ -105,6 +105,8 @@ class TaskChange:
 
 @dataclass(frozen=True)
 class Board:
+    """Hold one table as it is shown: its ranked rows by budget, and the notes that go with them."""
+
     table: Table
     metrics: tuple[Metric, ...]  # the ranking one first; empty for runs that were not evaluated
     tasks: tuple[str, ...]

@@ -22,6 +22,7 @@ from gtp_exp.leaderboard.records import load
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Write the leaderboard that the arguments ask for and print it; return the exit status."""
     arguments = _parser().parse_args(argv)
     try:
         print(build(arguments))

@@ -44,6 +44,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
+    """Hold runs that can be compared: the same benchmark, data and training."""
+
     benchmark: str
     differing: Mapping[str, str]  # keys that tell it from the other tables of the benchmark, with its values
     named: frozenset[str]  # groups of such keys for which a name can stand
@@ -75,6 +77,8 @@ class Repeated:
 
 @dataclass(frozen=True)
 class Grouped:
+    """Hold all comparable tables, and the runs that repeat another one."""
+
     tables: tuple[Table, ...]
     repeated: tuple[Repeated, ...]
 

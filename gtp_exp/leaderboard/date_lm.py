@@ -32,6 +32,8 @@ POOL_ROWS, CHOSEN_ROWS = 200_000, 10_000
 
 
 class MethodType(Enum):
+    """Name the kind of a method as the public DATE-LM leaderboard does."""
+
     GRADIENT = "Gradient"
     SIMILARITY = "Similarity"
     REPRESENTATION = "Representation-Based"

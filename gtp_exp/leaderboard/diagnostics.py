@@ -56,11 +56,14 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Curve:
+    """Hold the relative residual of one pursuit after each iteration."""
+
     label: str
     values: tuple[float, ...]
 
 
 def facts(row: Row) -> Facts:
+    """Return what one row's runs have chosen: copies, shares of labels and lengths, as means."""
     chosen = [(run.record, run.record.selection) for run in row.runs if run.record.selection]
     if not chosen:
         return Facts(0.0, 0.0, 0.0, 0.0, {}, {}, {})
@@ -132,6 +135,7 @@ def mixes(block: Block) -> tuple[Mix, ...]:
 
 
 def overlap(block: Block) -> Overlap:
+    """Return which share of their rows two selectors have in common, a mean over the seeds that both have."""
     lines = tuple(line for line in block.lines if any(_of(line)))
     ids = [
         {

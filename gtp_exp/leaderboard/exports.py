@@ -26,6 +26,7 @@ COLUMNS = (
 
 
 def markdown(boards: Sequence[Board], loaded: Loaded, baseline: str) -> str:
+    """Return all tables as one Markdown document."""
     out = ["# Leaderboard", ""]
     for board in boards:
         out += [f"## {_md(board.table.label)}", ""]
@@ -109,6 +110,7 @@ def csv_table(boards: Sequence[Board]) -> str:
 
 
 def json_document(boards: Sequence[Board], loaded: Loaded, *, metric: str, baseline: str) -> str:
+    """Return all tables with every number in full, as JSON text."""
     document = {
         "version": VERSION,
         "metric": metric,
@@ -218,6 +220,7 @@ def _cells(line: Line, metrics: Sequence[Metric], escape: Callable[[str], str]) 
 
 
 def show_p(p: float) -> str:
+    """Return a p-value as tables show it."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 

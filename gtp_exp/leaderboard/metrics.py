@@ -20,6 +20,8 @@ _SHARES = ("acc", "exact_match", "em", "accuracy", "win_rate", ON_TARGET, *_FAUL
 
 @dataclass(frozen=True)
 class Metric:
+    """Say how a metric is read and written: its direction, and whether it is a share."""
+
     name: str
     label: str
     higher_is_better: bool
@@ -42,6 +44,7 @@ class Metric:
 
 
 def describe(name: str) -> Metric:
+    """Return what a metric's name tells of it; an unknown one counts as better when higher."""
     base = name.split(",")[0].lower()  # lm-eval writes "exact_match,strict-match"
     return Metric(
         name=name,

@@ -13,6 +13,8 @@ from gtp_exp.records.record import RECORD_NAME, RunRecord, State, read_newer_rec
 
 @dataclass(frozen=True, eq=False)  # two runs are two, whatever they hold, and a run can be a key
 class Run:
+    """Hold one run's record and where it was found."""
+
     name: str  # its folder as shown, such as sweep/3
     directory: Path
     record: RunRecord
@@ -21,12 +23,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Unreadable:
+    """Name a record that could not be read, and why."""
+
     name: str
     reason: str
 
 
 @dataclass(frozen=True)
 class Loaded:
+    """Hold all records below the given folders."""
+
     runs: tuple[Run, ...]
     unreadable: tuple[Unreadable, ...]
     copies: int  # records met twice, as when a copied folder overlaps the original

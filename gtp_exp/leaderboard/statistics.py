@@ -28,6 +28,8 @@ RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Interval:
+    """Hold a 95% confidence interval of a mean, and how it was found."""
+
     low: float
     high: float
     method: str  # "bootstrap" or "t"
@@ -35,6 +37,8 @@ class Interval:
 
 @dataclass(frozen=True)
 class Summary:
+    """Hold the mean of some seeds, and how sure it is."""
+
     n: int
     mean: float
     sd: float | None  # of the seeds (n - 1), None for one seed
@@ -71,6 +75,7 @@ def summarise(values: Sequence[float], *, share: bool = False) -> Summary:
 
 
 def t_interval(sample: np.ndarray) -> Interval:
+    """Return Student's interval of the mean of a sample [n], n at least 2."""
     n = len(sample)
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * float(sample.std(ddof=1)) / math.sqrt(n)
     mean = float(sample.mean())

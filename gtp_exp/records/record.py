@@ -28,6 +28,8 @@ SELECTED_NAME = "selected.jsonl"
 
 
 class State(Enum):
+    """Say how far a run has come."""
+
     RUNNING = "running"
     COMPLETE = "complete"
     FAILED = "failed"
@@ -49,6 +51,8 @@ class Names:
 
 @dataclass(frozen=True)
 class StageCost:
+    """Say what one stage of a run cost, and which cache entries hold it."""
+
     key: str
     seconds: float  # what computing it cost, also when this run found it in the cache
     cached: bool
@@ -56,6 +60,8 @@ class StageCost:
 
 @dataclass(frozen=True)
 class PoolSummary:
+    """Count the rows of the pool, and what became of them."""
+
     rows: int
     candidates: int
     excluded: Mapping[str, int]  # reason -> rows
@@ -199,6 +205,7 @@ def _read(path: Path, decode: Callable[[Any], T]) -> T:
 
 
 def write_selected(rows: Iterable[SelectedRow], run_dir: Path) -> Path:
+    """Write selected.jsonl in one step, and return its path."""
     path = run_dir / SELECTED_NAME
     _replace(path, (json.dumps(asdict(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
     return path

@@ -19,13 +19,26 @@ CLASSES = {
 PACKAGES = {"baselines.": "gtp_baselines.", "benchmarks.": "gtp_benchmarks."}
 
 
+# The options of GTP's solvers stood beside its own, with the solver's name among them.
+GTP = "gtp_exp.selection.gtp.GTP"
+SOLVERS = {
+    "cosamp": ("cosamp.CoSaMP", ("candidates", "prune_stages", "max_iterations", "tolerance")),
+    "omp": ("omp.OMP", ()),
+    "block_omp": ("omp.BlockOMP", ("steps",)),
+    "elastic_net": ("elastic_net.ElasticNet", ("candidates", "prune_stages", "max_iterations")),
+}
+SOLVER_OPTIONS = frozenset(option for _, options in SOLVERS.values() for option in options)
+
+
 def with_present_names(node: Any) -> Any:
-    """Return a configuration node with every `_target_` in it under its present name."""
+    """Return a configuration node with every class and option in it under its present name."""
     if isinstance(node, Mapping):
-        return {
+        renamed = {
             key: present_name(value) if key == "_target_" else with_present_names(value)
             for key, value in node.items()
         }
+        flat = renamed.get("_target_") == GTP and isinstance(renamed.get("solver"), str)
+        return _with_nested_solver(renamed) if flat else renamed
     if isinstance(node, list):
         return [with_present_names(item) for item in node]
     return node
@@ -39,3 +52,11 @@ def present_name(target: Any) -> Any:
         if target.startswith(old):
             return new + target.removeprefix(old)
     return CLASSES.get(target, target)
+
+
+def _with_nested_solver(selector: Mapping[str, Any]) -> dict[str, Any]:
+    """Return GTP's node with its solver as a node of its own, with the options that this solver reads."""
+    name, options = SOLVERS.get(selector["solver"], (selector["solver"], ()))
+    solver = {option: selector[option] for option in options if option in selector}
+    rest = {key: value for key, value in selector.items() if key not in SOLVER_OPTIONS}
+    return {**rest, "solver": {"_target_": f"gtp_exp.selection.solvers.{name}", **solver}}

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 
 class Unit(Enum):
+    """Name what a budget counts."""
+
     FRACTION = "fraction"  # share of the candidate rows
     ROWS = "rows"
     TOKENS = "tokens"  # total tokens of the chosen rows, prompt included
@@ -38,6 +40,8 @@ class Need(Enum):
 
 @dataclass(frozen=True)
 class Budget:
+    """Say how much may be chosen."""
+
     unit: Unit
     amount: float
 

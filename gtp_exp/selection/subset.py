@@ -62,6 +62,7 @@ class SomeFeatures:
 
 
 def picked(features: GradientFeatures, index: torch.Tensor) -> SomeFeatures:
+    """Return the gradients of some rows, by int64 index, without copying them."""
     return SomeFeatures(features, len(index), partial(PickedRows, index=index))
 
 

@@ -21,12 +21,16 @@ DASHES = ("", "6 4", "2 3")  # a second and third round through the palette stay
 
 @dataclass(frozen=True)
 class Tick:
+    """Place one mark on an axis, in the axis' own units."""
+
     at: float
     label: str
 
 
 @dataclass(frozen=True)
 class Axis:
+    """Map values to positions between 0 and 100 per cent, on a linear or a logarithmic scale."""
+
     low: float
     high: float
     log: bool
@@ -43,18 +47,24 @@ class Axis:
 
 @dataclass(frozen=True)
 class Style:
+    """Tell one selector's line from the others by colour and dash."""
+
     colour: str  # class of the style sheet
     dash: str
 
 
 @dataclass(frozen=True)
 class Dot:
+    """Place one seed's value on a line."""
+
     x: float
     title: str
 
 
 @dataclass(frozen=True)
 class DotLine:
+    """Draw one row of a dot plot: its seeds, their mean and its interval."""
+
     label: str
     style: Style
     dots: tuple[Dot, ...]
@@ -67,12 +77,16 @@ class DotLine:
 
 @dataclass(frozen=True)
 class Reference:
+    """Draw a value to compare with across the whole plot."""
+
     label: str
     at: float
 
 
 @dataclass(frozen=True)
 class DotPlot:
+    """Hold every seed of every row of one table, on one scale."""
+
     title: str
     subtitle: str
     lines: tuple[DotLine, ...]
@@ -82,6 +96,8 @@ class DotPlot:
 
 @dataclass(frozen=True)
 class Point:
+    """Place one mean on a curve, in per cent of the plot."""
+
     x: float
     y: float  # from the top, as SVG counts
     title: str
@@ -90,6 +106,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
+    """Hold one selector's curve over budgets, with the band of its intervals."""
+
     label: str
     style: Style
     points: tuple[Point, ...]
@@ -102,6 +120,8 @@ class Series:
 
 @dataclass(frozen=True)
 class LinePlot:
+    """Hold curves over a shared horizontal axis."""
+
     title: str
     subtitle: str
     x_label: str
@@ -113,6 +133,8 @@ class LinePlot:
 
 @dataclass(frozen=True)
 class Segment:
+    """Draw one stage's share of a bar."""
+
     width: float
     stage: int  # colour class s0..
     title: str
@@ -120,6 +142,8 @@ class Segment:
 
 @dataclass(frozen=True)
 class Bar:
+    """Show the seconds of one row, stage after stage."""
+
     label: str
     segments: tuple[Segment, ...]
     text: str
@@ -127,6 +151,8 @@ class Bar:
 
 @dataclass(frozen=True)
 class BarPlot:
+    """Hold what each row has cost, on one scale."""
+
     bars: tuple[Bar, ...]
     stages: tuple[str, ...]  # legend, in the order of the colours
 
@@ -148,6 +174,7 @@ def styles(boards: Sequence[Board], baseline: str) -> dict[str, Style]:
 
 
 def dot_plot(board: Board, block: Block, metric: Metric, style: Mapping[str, Style]) -> DotPlot | None:
+    """Return the plot of every seed at one budget; None where no row has the metric."""
     lines = [line for line in block.lines if metric.name in line.summary]
     if not lines:
         return None
@@ -241,6 +268,7 @@ def budget_plot(board: Board, metric: Metric, style: Mapping[str, Style]) -> Lin
 
 
 def residual_plot(label: str, curves: Sequence[Curve], style: Style) -> LinePlot | None:
+    """Return the curves of what is left of the target after each iteration; None without any."""
     if not curves:
         return None
     longest = max(len(curve.values) for curve in curves)
@@ -379,6 +407,7 @@ def log_axis(values: Sequence[float]) -> Axis:
 
 
 def duration(seconds: float) -> str:
+    """Return seconds as a short text in the unit that fits."""
     if seconds < 0.995:
         return f"{1000 * seconds:.0f} ms"
     if seconds < 9.95:

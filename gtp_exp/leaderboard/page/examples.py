@@ -29,6 +29,8 @@ class Choice:
 
 @dataclass(frozen=True)
 class Turn:
+    """Hold one message of an example, cut to a length that can be read."""
+
     role: str
     text: str
     left_out: int  # characters
@@ -36,6 +38,8 @@ class Turn:
 
 @dataclass(frozen=True)
 class Card:
+    """Hold one chosen example, and who chose it."""
+
     id: str
     dataset: str
     turns: tuple[Turn, ...]
@@ -45,6 +49,8 @@ class Card:
 
 @dataclass(frozen=True)
 class Examples:
+    """Hold the chosen examples that the page shows."""
+
     cards: tuple[Card, ...]
     chosen: int  # distinct examples among the rows read, shown or not
     problems: tuple[str, ...]  # files that could not be read

@@ -74,6 +74,7 @@ def render(
     baseline: str,
     now: datetime,
 ) -> str:
+    """Return the whole page as HTML that needs no other file and no network."""
     style = charts.styles(boards, baseline)
     anchors = {run: f"run-{i}" for i, run in enumerate(loaded.runs, 1)}
     script = (HERE / "page.js").read_text(encoding="utf-8")
