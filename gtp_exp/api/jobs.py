@@ -76,13 +76,13 @@ def _checked(overrides: Sequence[str]) -> list[str]:
 @contextlib.contextmanager
 def _hydra_of_our_own() -> Iterator[None]:
     """Hide the Hydra that this process may already use, and put it back."""
-    state, hydra_config, base = GlobalHydra.instance(), HydraConfig.instance(), version.VersionBase.instance()
-    kept = state.hydra, hydra_config.cfg, base.version_base
-    state.hydra = None
+    kept = GlobalHydra.instance().hydra, HydraConfig.instance().cfg, version.getbase()
+    GlobalHydra.instance().hydra = None
     try:
         yield
-    finally:
-        state.hydra, hydra_config.cfg, base.version_base = kept
+    finally:  # by `instance()` again: Hydra's initialize_... put another object in its place
+        GlobalHydra.instance().hydra, HydraConfig.instance().cfg, base = kept
+        version.VersionBase.instance().version_base = base
 
 
 def _compose(overrides: Sequence[str], config_dir: str | os.PathLike[str] | None) -> DictConfig:

@@ -18,8 +18,8 @@ def results(folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -
     seed, state, started, n_selected, seconds (of all stages, as if nothing had been cached) and error; then,
     for each task, `TASK/METRIC` for its headline metric and `TASK/nats_per_token` where there is one.
     Every row has every column; None stands where a run has no such value. A record that cannot be read has
-    the state "unreadable" and says why in `error`. Raises UserError for a folder
-    that is missing or has no run.
+    the state "unreadable" and says why in `error`. Raises UserError for a folder that is missing or
+    holds no run.
     """
     folders = [folder] if isinstance(folder, (str, os.PathLike)) else list(folder)
     loaded = load([Path(path) for path in folders])
