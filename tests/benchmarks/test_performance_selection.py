@@ -15,7 +15,8 @@ from gtp_benchmarks.performance.one_atom_omp import fit_step_cost, one_atom_omp
 from gtp_benchmarks.performance.selection import PARTS, main
 from gtp_exp.selection.atoms import fused
 from gtp_exp.selection.atoms.matrix import tensor_atoms
-from gtp_exp.selection.solvers.omp import omp
+from gtp_exp.selection.solvers.omp import OMP
+from gtp_exp.selection.solvers.pursuit import PursuitProblem
 
 
 def test_the_pool_is_clustered_has_copies_and_a_noisy_target():
@@ -45,7 +46,7 @@ def test_the_reference_is_orthogonal_matching_pursuit():
     atoms, target = pool.atoms(), pool.target_rows().double().mean(0)
     published = one_atom_omp(atoms, target.float(), steps=(5, 12), lam=1e-3)
     for size, found in zip((5, 12), published, strict=True):
-        ours = omp(tensor_atoms(atoms), target[:, None], size=size, ridge=1e-3)
+        ours = OMP().pursue(PursuitProblem(tensor_atoms(atoms), target[:, None], size, 1e-3))
         assert set(found.indices.tolist()) == set(ours.support.tolist())
         assert len(found.step_seconds) == size
 

@@ -43,6 +43,7 @@ from gtp_benchmarks.performance.selection_points import (
     under_a_limit,
     without_a_limit,
 )
+from gtp_exp.selection.gtp import Regularisation
 
 FACTORS = {
     "n": (0.5, 1, 2, 4),
@@ -94,7 +95,7 @@ def measure_curves(base: Point, scratch: Path, repeats: int) -> dict[Point, Meas
 def measure_modes(base: Point, scratch: Path) -> tuple[Measured, list[Measured]]:
     """Measure the base point cross-validated as shipped, and chosen in parts."""
     with stored(base, scratch) as folder:
-        shipped = measure(folder, base, 1, regularisation="cross_validation", folds=4)
+        shipped = measure(folder, base, 1, regularisation=Regularisation.CROSS_VALIDATION, folds=4)
         parts = [
             measure(folder, base, 1, partitions=count) if count > 1 else measure(folder, base, 1)
             for count in tqdm(PARTITIONS, desc="partitions", file=sys.stderr)
