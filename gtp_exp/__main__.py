@@ -32,14 +32,13 @@ from gtp_exp.launch.faults import check_room, storage_fault
 from gtp_exp.launch.launcher import JobExit, run_worker
 from gtp_exp.launch.secrets import check_no_secrets
 from gtp_exp.records.record import RECORD_NAME, SELECTED_NAME, Names, State, read_record, write_record
+from gtp_exp.records.renamed import with_present_names
 
 _failed: list[str] = []  # jobs of this multirun that did not complete
 
 
-class JobFailed(CompactHydraException):  # which Hydra reports without a traceback
+class JobFailed(CompactHydraException):
     """Tell Hydra that a job has failed; it reports one of these without a traceback."""
-
-    pass
 
 
 def conf_dir() -> str:
@@ -85,6 +84,8 @@ def _run(config: DictConfig, directory: Path) -> int:
     try:
         for name in (RECORD_NAME, SELECTED_NAME):  # a fixed folder may hold an earlier job's
             (directory / name).unlink(missing_ok=True)
+        if "job" in config:  # an earlier run's resolved.yaml
+            config = DictConfig(with_present_names(OmegaConf.to_container(config, resolve=True)))
         launch = build(OmegaConf.to_container(config.launch, resolve=True), "launch")  # type: ignore[arg-type]
         resolved = _save_resolved(config, directory)
     except OmegaConfBaseException as error:

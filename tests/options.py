@@ -10,18 +10,29 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
+WHOLE = ("experiment", "debug", "hparams_search")  # groups that change the whole composition
+
+# A person has to fill these in; an option without it is refused.
+REQUIRED = {
+    ("dataset", "jsonl"): ["dataset.files=[pool.jsonl]"],
+    ("dataset", "hub"): ["dataset.hub_id=owner/name"],
+    ("model", "hub"): ["model.name_or_path=owner/name"],
+    ("benchmark", "lm_eval"): ["benchmark.names=[arc_easy]"],
+    ("benchmark", "jsonl_choice"): ["benchmark.validation=v.jsonl", "benchmark.test=t.jsonl"],
+}
 
 
 def names(group: str) -> list[str]:
+    """Return the options of a group."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-def option(group: str, name: str) -> dict[str, Any]:
-    """A fresh copy of the group's node."""
-    return OmegaConf.to_container(_composed(group, name), resolve=True)  # type: ignore[return-value]
+def option(group: str, name: str, *overrides: str) -> dict[str, Any]:
+    """Return a fresh copy of the group's node."""
+    return OmegaConf.to_container(_composed(group, name, *overrides), resolve=True)  # type: ignore[return-value]
 
 
 @cache
-def _composed(group: str, name: str) -> Any:
+def _composed(group: str, name: str, *overrides: str) -> Any:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", [f"{group}={name}"])[group]
+        return compose("config", [f"{group}={name}", *overrides])[group]

@@ -260,6 +260,8 @@ def test_a_runs_resolved_configuration_is_run_again_from_the_cache(tmp_path):
     first = call(tmp_path, "selector=random", "model=tiny", "until=selection", "tracking=none", "seed=3")
     assert first.returncode == 0, first.stderr
     (run,) = (tmp_path / "outputs" / "runs").iterdir()
+    saved = (run / "resolved.yaml").read_text()  # one that was written under an earlier name
+    (run / "resolved.yaml").write_text(saved.replace("gtp_exp.model.loading.Model", "gtp_exp.models.Model"))
     line = [sys.executable, "-m", "gtp_exp", "--config-dir", str(run), "--config-name", "resolved"]
     again = subprocess.run(line, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
@@ -268,3 +270,11 @@ def test_a_runs_resolved_configuration_is_run_again_from_the_cache(tmp_path):
     assert new["names"] == old["names"] and new["seed"] == 3
     assert new["stages"]["selection"] == {**old["stages"]["selection"], "cached": True}
     assert new["selection"]["indices_ids"] == old["selection"]["indices_ids"]
+
+
+def test_a_preset_runs_without_a_word_more_and_into_its_own_folder(tmp_path):
+    line = [sys.executable, "-m", "gtp_exp", "experiment=demo", "+debug=quick", "selector=random"]
+    settings = ["until=selection", "seed=0,1"]
+    done = subprocess.run([*line, *settings], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("outputs/runs/demo/*/results.json"))) == 2

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import pytest
 
 from gtp_exp.config import build, describe
 from gtp_exp.errors import UserError
+from gtp_exp.model.loading import ModelConfig
 from gtp_exp.selection.base import Budget, Unit
 
 BUDGET = {"_target_": "gtp_exp.selection.base.Budget", "unit": "fraction", "amount": 0.05}
@@ -63,6 +66,70 @@ def test_what_no_file_can_hold_is_refused_wherever_it_stands(value):
 def test_a_missing_key_is_named():
     with pytest.raises(UserError, match="lacks amount"):
         build({k: v for k, v in BUDGET.items() if k != "amount"}, "budget")
+
+
+def test_a_missing_key_takes_the_default_of_its_class():
+    node = {key: value for key, value in MODEL.items() if key not in ("precision", "max_length")}
+    assert build(node, "model").max_length == ModelConfig().max_length
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"max_length": "64"},
+        {"max_length": True},
+        {"max_length": 64.0},
+        {"trust_remote_code": 1},
+        {"trust_remote_code": "true"},
+        {"name_or_path": 5},
+        {"lora": {**MODEL["lora"], "dropout": "0.1"}},
+        {"lora": {**MODEL["lora"], "target_modules": [1]}},
+        {"lora": [4]},
+    ],
+)
+def test_nothing_is_converted_but_a_whole_number_to_a_float(change):
+    assert build({**MODEL, "lora": {**MODEL["lora"], "dropout": 0}}, "model").lora.dropout == 0.0
+    with pytest.raises(UserError, match=f"model.{next(iter(change))}.* should be "):
+        build({**MODEL, **change}, "model")
+
+
+def test_an_unknown_key_is_told_those_that_are_known():
+    with pytest.raises(UserError, match="budget.amuont is unknown; known keys: unit, amount"):
+        build({**BUDGET, "amuont": 1}, "budget")
+
+
+@dataclass(frozen=True)
+class Base:
+    size: int = 1
+
+
+@dataclass(frozen=True)
+class Derived(Base):
+    more: int = 2
+
+
+@dataclass(frozen=True)
+class Holder:
+    base: Base
+    several: list[Base] = field(default_factory=list)
+
+
+def test_a_nested_node_that_names_a_class_is_built_by_it_where_the_class_fits():
+    derived = {"_target_": f"{__name__}.Derived", "more": 3}
+    holder = {"_target_": f"{__name__}.Holder", "base": derived, "several": [derived, {"size": 4}]}
+    assert build(holder, "x") == Holder(Derived(more=3), [Derived(more=3), Base(4)])
+    with pytest.raises(UserError, match="x.base should be a Base, not Budget"):
+        build({**holder, "base": BUDGET}, "x")
+    with pytest.raises(UserError, match="x.base.mroe is unknown"):
+        build({**holder, "base": {**derived, "mroe": 1}}, "x")
+    with pytest.raises(UserError, match="x.base._target_: cannot import"):
+        build({**holder, "base": {"_target_": "no_such_module.X"}}, "x")
+
+
+@pytest.mark.parametrize("value", ["cosamp", None, {"steps": 3}])
+def test_a_solver_that_names_no_class_is_refused(value):
+    with pytest.raises(UserError, match="selector.solver=.* names no class"):
+        build({"_target_": "gtp_exp.selection.gtp.GTP", "solver": value}, "selector")
 
 
 @pytest.mark.parametrize(

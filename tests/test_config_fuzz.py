@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from options import CONF, names, option
+from options import CONF, REQUIRED, WHOLE, names, option
 
 from gtp_exp.config import build
 from gtp_exp.errors import UserError
 
-NODES = {
-    f"{group}/{name}": option(group, name)
-    for group in sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "experiment")
-    for name in names(group)
-}
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in WHOLE)
+OPTIONS = [(group, name) for group in GROUPS for name in names(group)]
+NODES = {f"{group}/{name}": option(group, name, *REQUIRED.get((group, name), [])) for group, name in OPTIONS}
 JUNK = st.one_of(
     st.none(),
     st.booleans(),
@@ -57,7 +57,7 @@ def test_any_value_is_taken_or_refused_by_name(data):
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
-def test_a_key_too_many_or_too_few_is_named(data):
+def test_a_key_too_many_is_named_and_one_too_few_takes_the_classes_default(data):
     option = data.draw(st.sampled_from(sorted(NODES)))
     node = dict(NODES[option])
     key = data.draw(st.one_of(st.sampled_from(sorted(node)), st.text(min_size=1, max_size=12)))
@@ -66,8 +66,10 @@ def test_a_key_too_many_or_too_few_is_named(data):
     else:
         node[key] = 1
     try:
-        build(node, option.split("/")[0])
+        built = build(node, option.split("/")[0])
     except UserError as error:
         assert key in str(error) or repr(key)[1:-1] in str(error)
     else:
-        raise AssertionError(f"{option} was built with {key!r} changed")
+        (field,) = [field for field in dataclasses.fields(built) if field.name == key]
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        assert key not in node and getattr(built, key) == default

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from options import names, option
+from options import REQUIRED, WHOLE, names, option
 
 from gtp_exp.config import build as build_node
 from gtp_exp.errors import UserError
@@ -16,19 +16,8 @@ from gtp_exp.worker import assemble
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir())
-WHOLE = ("experiment", "debug", "hparams_search")  # groups that change the whole composition
 NEEDS_A_PLUGIN = "hparams_search"
 OPTIONS = [(group, name) for group in GROUPS if group != NEEDS_A_PLUGIN for name in names(group)]
-
-
-# A person has to fill these in; what stands there without it is tested below.
-REQUIRED = {
-    ("dataset", "jsonl"): ["dataset.files=[pool.jsonl]"],
-    ("dataset", "hub"): ["dataset.hub_id=owner/name"],
-    ("model", "hub"): ["model.name_or_path=owner/name"],
-    ("benchmark", "lm_eval"): ["benchmark.names=[arc_easy]"],
-    ("benchmark", "jsonl_choice"): ["benchmark.validation=v.jsonl", "benchmark.test=t.jsonl"],
-}
 
 
 def build(*overrides):

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import json
 import math
-import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from collections.abc import Mapping as AbstractMapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
+from gtp_exp.decode import decode
 from gtp_exp.errors import UserError
 from gtp_exp.files import write_whole
 from gtp_exp.records.renamed import with_present_names
@@ -152,7 +151,7 @@ class RunRecord:
             )
         if isinstance(data.get("config"), dict):
             data = {**data, "config": with_present_names(data["config"])}
-        return _decode(RunRecord, data, "")
+        return decode(RunRecord, data, "", whole=True)
 
 
 @dataclass(frozen=True)
@@ -193,9 +192,9 @@ def _known_and_more(data: Any) -> tuple[RunRecord, dict[str, Any]]:
     return RunRecord.from_json(data), more
 
 
-def _read(path: Path, decode: Callable[[Any], T]) -> T:
+def _read(path: Path, make: Callable[[Any], T]) -> T:
     try:
-        return decode(json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant))
+        return make(json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except OSError as error:
@@ -216,7 +215,7 @@ def read_selected(path: Path) -> Iterator[SelectedRow]:
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, start=1):
             try:
-                yield _decode(SelectedRow, json.loads(line, parse_constant=_refuse_constant), "")
+                yield decode(SelectedRow, json.loads(line, parse_constant=_refuse_constant), "", whole=True)
             except (UserError, ValueError, RecursionError) as error:
                 raise UserError(f"{path}, line {number}: {error}") from None
 
@@ -253,56 +252,3 @@ def _check_metrics(where: str, values: Mapping[str, float | str]) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise UserError(f"{where}.{name}={value!r} must be a finite number")
-
-
-def _decode(kind: Any, value: Any, where: str) -> Any:
-    """JSON value -> `kind`, checked to the leaves. `where` is the dotted path for messages."""
-    origin, args = get_origin(kind), get_args(kind)
-    if kind is Any:
-        return value
-    if origin in (Union, types.UnionType):
-        for option in args:
-            if option is type(None) and value is None:
-                return None
-        options = [option for option in args if option is not type(None)]
-        for option in options[:-1]:
-            if isinstance(value, (int, float) if option is float else option) and not isinstance(value, bool):
-                return _decode(option, value, where)
-        return _decode(options[-1], value, where)
-    if is_dataclass(kind):
-        return _decode_dataclass(kind, value, where)
-    if origin is AbstractMapping:
-        _expect(isinstance(value, dict), where, "an object", value)
-        return {key: _decode(args[1], item, f"{where}.{key}") for key, item in value.items()}
-    if origin is tuple:
-        _expect(isinstance(value, list), where, "a list", value)
-        return tuple(_decode(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        choices = [member.value for member in kind]
-        _expect(value in choices, where, f"one of {choices}", value)
-        return kind(value)
-    if kind is float:
-        _expect(isinstance(value, (int, float)) and not isinstance(value, bool), where, "a number", value)
-        _expect(math.isfinite(value), where, "a finite number", value)
-        return float(value)
-    _expect(
-        isinstance(value, kind) and (kind is bool or not isinstance(value, bool)), where, kind.__name__, value
-    )
-    return value
-
-
-def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
-    _expect(isinstance(value, dict), where or "the record", "an object", value)
-    hints, known = get_type_hints(kind), {f.name for f in fields(kind)}
-    prefix = f"{where}." if where else ""
-    if missing := sorted(known - set(value)):
-        raise UserError(f"{prefix}{missing[0]} is missing; the file is damaged or not ours")
-    if unknown := sorted(set(value) - known):
-        raise UserError(f"{prefix}{unknown[0]} is unknown; the file is damaged or not ours")
-    return kind(**{name: _decode(hints[name], value[name], f"{prefix}{name}") for name in sorted(known)})
-
-
-def _expect(ok: bool, where: str, wanted: str, value: Any) -> None:
-    if not ok:
-        shown = repr(value)
-        raise UserError(f"{where} should be {wanted}, not {shown if len(shown) < 80 else shown[:77] + '...'}")

@@ -138,3 +138,13 @@ def test_a_damaged_selected_row_is_named_by_its_line(tmp_path):
     path.write_text(path.read_text().replace('"rank": 2', '"rank": "second"'))
     with pytest.raises(UserError, match=r"selected.jsonl, line 2: rank should be int"):
         list(read_selected(path))
+
+
+def test_a_record_names_no_class_to_import(tmp_path):
+    """Records come from other people, too."""
+    file = write_record(record(), tmp_path)
+    data = json.loads(file.read_text())
+    data["pool"] = {"_target_": "antigravity.X"}
+    file.write_text(json.dumps(data))
+    with pytest.raises(UserError, match="pool._target_ is unknown"):
+        read_record(file)
