@@ -11,7 +11,8 @@ from gtp_exp.errors import UserError
 
 NODES = {
     f"{group}/{name}": option(group, name)
-    for group in sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "experiment")
+    for group in sorted(path.name for path in CONF.iterdir() if path.is_dir())
+    if group not in ("experiment", "debug", "hparams_search")  # whole compositions
     for name in names(group)
 }
 JUNK = st.one_of(
