@@ -78,7 +78,7 @@ class _Parts:
 
 
 def pool_facts(dataset: Any, job: Job, max_length: int, tokenizer: Any, runs: Sequence[Earlier]) -> PoolFacts:
-    """Return what is known of a pool: counted where it is here, else from its configuration or earlier runs."""
+    """Return what is known of a pool: counted where it is here, else told by its options or earlier runs."""
     node = job["dataset"]
     try:
         examples = dataset.load().examples
