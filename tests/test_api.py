@@ -266,7 +266,7 @@ def spoiled(value, row=7):
         (POOL, TARGET, {"learning_rates": [0]}, "cannot weight them"),
         (POOL, TARGET, {"subtasks": ["a"]}, "1 subtasks for 12 target rows"),
         (POOL, TARGET, {"selector": gtp_exp.GTP}, r"is a class; give an object, GTP\(\)"),
-        (POOL, TARGET, {"selector": "gtp"}, "has no method `select`"),
+        (POOL, TARGET, {"selector": "gtp"}, "is no selector"),
         (POOL, TARGET, {"selector": BM25()}, "BM25 does not choose by gradients alone"),
         (POOL, TARGET, {"selector": gtp_exp.GTP(direction="adm")}, "adm is not one of sgd, adam, less"),
         (POOL, TARGET, {"selector": TopK(similarity="angle")}, "'angle' is not one of dot, cosine"),

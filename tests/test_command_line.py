@@ -13,7 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import yaml
+from options import option
 
 from gtp_exp.config import build
 from gtp_exp.launch.launcher import Launch, run_worker
@@ -203,7 +203,7 @@ except KeyboardInterrupt:
 
 def test_a_hang_up_that_is_ignored_stops_no_job(tmp_path, monkeypatch):
     """What nohup promises."""
-    launch = build(yaml.safe_load((ROOT / "conf" / "launch" / "cpu.yaml").read_text()), "launch")
+    launch = build(option("launch", "cpu"), "launch")
     monkeypatch.setattr(Launch, "command", lambda self, resolved: ["sleep", "1"])
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

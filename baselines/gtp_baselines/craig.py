@@ -38,7 +38,7 @@ CLOSE = 1e-3  # squared distance over squared norms below which float32 products
 PAIRS = 4096  # close pairs looked at together
 
 
-class Similarity(Enum):
+class GradientCloseness(Enum):
     """Name how close two gradients are."""
 
     EUCLIDEAN = "euclidean"
@@ -50,7 +50,7 @@ class CRAIG(Selector):
     """Choose the rows that stand for all rows of the pool, by facility location over gradients."""
 
     direction: str = "sgd"
-    similarity: Similarity = Similarity.EUCLIDEAN
+    similarity: GradientCloseness = GradientCloseness.EUCLIDEAN
     part_rows: int = 8192  # rows solved together; memory grows with the square
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
@@ -105,7 +105,7 @@ class CRAIG(Selector):
         left = self._features(problem, pool, rows)
         right = left if columns is None else self._features(problem, pool, columns)
         products = left @ right.T
-        if self.similarity is Similarity.COSINE:
+        if self.similarity is GradientCloseness.COSINE:
             return (1 + products).clamp_(min=0)
         scale = left.square().sum(1)[:, None] + right.square().sum(1)
         squares = (scale - 2 * products).clamp_(min=0)
@@ -123,7 +123,7 @@ class CRAIG(Selector):
         blocks = []
         for t, share in enumerate(checkpoint_shares(pool.learning_rates, CheckpointWeights.LEARNING_RATE)):
             rows = pool.features(t, self.direction).rows(index).float()
-            if self.similarity is Similarity.COSINE:
+            if self.similarity is GradientCloseness.COSINE:
                 rows = F.normalize(rows, dim=1)
             blocks.append(math.sqrt(share) * rows)
         return torch.cat(blocks, dim=1)

@@ -17,6 +17,7 @@ from gtp_exp.estimate.table import table
 
 
 def main() -> int:
+    """Print the estimate for the jobs in a JSON file; return the exit status."""
     _stay_here()
     asked = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     try:
@@ -30,6 +31,7 @@ def main() -> int:
 
 
 def estimate(jobs: list[Job], names: list[dict[str, str]]) -> str:
+    """Return the table for composed jobs, as text."""
     from gtp_exp.estimate.facts import gather
 
     outputs = Path(jobs[0]["outputs"])

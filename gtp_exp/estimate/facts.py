@@ -78,6 +78,7 @@ class _Parts:
 
 
 def pool_facts(dataset: Any, job: Job, max_length: int, tokenizer: Any, runs: Sequence[Earlier]) -> PoolFacts:
+    """Return what is known of a pool: counted where it is here, else told by its options or earlier runs."""
     node = job["dataset"]
     try:
         examples = dataset.load().examples
@@ -113,6 +114,7 @@ def published_rows(node: Mapping[str, Any]) -> tuple[int, str]:
 def benchmark_facts(
     benchmark: Any, node: Mapping[str, Any], job: Job, max_length: int, tokenizer: Any
 ) -> BenchmarkFacts:
+    """Return what is known of a benchmark's rows; counts are None where its data is not here."""
     own = fingerprint(node)
     if isinstance(benchmark, SplitsPool):
         rows = node["test_rows"]

@@ -24,6 +24,8 @@ ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}  # of gradient
 
 @dataclass(frozen=True)
 class PoolFacts:
+    """Hold how large a pool is, and how that is known."""
+
     rows: int
     rows_from: str  # how the number is known
     tokens: float  # per row, prompt and completion
@@ -48,6 +50,8 @@ class BenchmarkFacts:
 
 @dataclass(frozen=True)
 class SelectorFacts:
+    """Hold what a selector reads, as its class says."""
+
     gradients: bool
     model: bool
     version: int
@@ -91,6 +95,8 @@ class Work:
 
 @dataclass
 class Planned:
+    """Hold the distinct stages of some jobs, and the jobs that share each."""
+
     works: dict[str, Work] = field(default_factory=dict)
     jobs: dict[str, set[int]] = field(default_factory=dict)  # key -> the jobs that need it
 
@@ -104,6 +110,7 @@ def chooser(job: Job) -> Any:
 
 
 def fingerprint(*parts: Any) -> str:
+    """Return a short hash of JSON values, in order."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -217,6 +224,7 @@ def chosen(
 
 
 def warmup_rows(gradients: Mapping[str, Any], n: int) -> int:
+    """Return how many of n candidates the warm-up trains on."""
     return max(1, round(gradients["warmup_share"] * n))
 
 

@@ -155,6 +155,7 @@ def _distinct(jobs: Sequence[Job], names: Sequence[Names], group: str) -> list[t
 
 
 def short(n: float) -> str:
+    """Return a count as a short text with its unit prefix."""
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if n >= size:
             return f"{n / size:.3g} {unit}"
@@ -162,6 +163,7 @@ def short(n: float) -> str:
 
 
 def duration(seconds: float) -> str:
+    """Return seconds as a short text in the unit that fits."""
     for size, unit in ((86_400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"

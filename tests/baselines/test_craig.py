@@ -8,7 +8,7 @@ import pytest
 import torch
 from baseline_problems import RATES, problem, with_rows
 
-from gtp_baselines.craig import CRAIG, Similarity, facility_location
+from gtp_baselines.craig import CRAIG, GradientCloseness, facility_location
 from gtp_exp.gradients.features import MemoryFeatures
 from gtp_exp.selection.base import Budget, Unit
 
@@ -58,7 +58,7 @@ def clusters(sizes, dim=32):
     return replace(given, pool_gradients=MemoryFeatures(({"sgd": rows}, {"sgd": rows * 2}), RATES)), label
 
 
-@pytest.mark.parametrize("similarity", Similarity)
+@pytest.mark.parametrize("similarity", GradientCloseness)
 def test_each_cluster_is_represented_once_and_weighs_its_size(similarity):
     sizes = [30, 12, 9, 25, 4]
     given, label = clusters(sizes)
@@ -78,18 +78,18 @@ def test_the_similarity_of_a_trajectory_weighs_checkpoints_by_learning_rate():
         s * torch.cdist(*[m["sgd"].double()] * 2).square() for s, m in zip(share, pool.matrices, strict=True)
     )
     distance = squares.sqrt()
-    found = CRAIG("sgd", Similarity.EUCLIDEAN, 99).similarities(given, pool, rows)
+    found = CRAIG("sgd", GradientCloseness.EUCLIDEAN, 99).similarities(given, pool, rows)
     assert torch.allclose(found.double(), distance.max() - distance, atol=1e-5)
     unit = [torch.nn.functional.normalize(m["sgd"].double(), dim=1) for m in pool.matrices]
     cosine = sum(s * u @ u.T for s, u in zip(share, unit, strict=True))
-    found = CRAIG("sgd", Similarity.COSINE, 99).similarities(given, pool, rows)
+    found = CRAIG("sgd", GradientCloseness.COSINE, 99).similarities(given, pool, rows)
     assert torch.allclose(found.double(), 1 + cosine, atol=1e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 5, 17, 80])
 def test_a_pool_in_parts_still_gives_exactly_the_budget_and_counts_every_row(rows):
     given, _ = clusters([30, 12, 9, 25, 4])
-    selection = CRAIG("sgd", Similarity.EUCLIDEAN, 20).select(with_rows(given, rows))
+    selection = CRAIG("sgd", GradientCloseness.EUCLIDEAN, 20).select(with_rows(given, rows))
     assert selection.diagnostics["parts"] == 4
     assert len(selection.indices.unique()) == rows
     if rows >= 4:
@@ -107,7 +107,7 @@ def test_parts_are_the_same_whatever_the_order_of_the_pool():
         n_tokens=given.n_tokens[order],
         pool_gradients=MemoryFeatures(matrices, RATES),
     )
-    craig = CRAIG("sgd", Similarity.EUCLIDEAN, 20)
+    craig = CRAIG("sgd", GradientCloseness.EUCLIDEAN, 20)
     ids = [[p.candidates[i].id for i in craig.select(p).indices.tolist()] for p in (given, shuffled)]
     assert ids[0] == ids[1]
 
@@ -115,7 +115,7 @@ def test_parts_are_the_same_whatever_the_order_of_the_pool():
 def test_a_token_budget_holds_in_parts():
     given, _ = clusters([30, 12, 9, 25, 4])
     given = replace(given, budget=Budget(Unit.TOKENS, 333))
-    selection = CRAIG("sgd", Similarity.COSINE, 20).select(given)
+    selection = CRAIG("sgd", GradientCloseness.COSINE, 20).select(given)
     assert 333 - int(given.n_tokens.max()) < int(given.n_tokens[selection.indices].sum()) <= 333
 
 
@@ -125,8 +125,8 @@ def test_an_exact_copy_of_a_chosen_row_adds_nothing():
     for m in matrices:
         m["sgd"][20:] = m["sgd"][:20]
     given = with_rows(replace(given, pool_gradients=MemoryFeatures(matrices, RATES)), 20)
-    selection = CRAIG("sgd", Similarity.EUCLIDEAN, 99).select(given)
+    selection = CRAIG("sgd", GradientCloseness.EUCLIDEAN, 99).select(given)
     assert sorted(i % 20 for i in selection.indices.tolist()) == list(range(20))
     assert selection.weights.tolist() == [1.0] * 20
-    more = CRAIG("sgd", Similarity.EUCLIDEAN, 99).select(with_rows(given, 21))
+    more = CRAIG("sgd", GradientCloseness.EUCLIDEAN, 99).select(with_rows(given, 21))
     assert more.diagnostics["rows_without_weight"] == 1

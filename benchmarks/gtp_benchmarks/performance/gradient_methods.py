@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from gtp_exp.__main__ import conf_dir
@@ -49,7 +50,8 @@ class Weights:
     def load(self, precision: Precision, r: int) -> Any:
         """With LoRA of rank r on the attention's projections, as a run of gtp_exp would load it, but with B
         drawn at random: at zero, as training starts, the gradient of A would be zero."""
-        node = OmegaConf.to_container(OmegaConf.load(Path(conf_dir()) / "model" / f"{self.model}.yaml"))
+        with initialize_config_dir(conf_dir(), version_base="1.3"):
+            node = OmegaConf.to_container(compose("config", [f"model={self.model}"]).model)
         config: ModelConfig = build(node, "model")  # type: ignore[arg-type]
         if self.path is not None:
             config = replace(config, source=ModelSource.HUB, name_or_path=self.path)

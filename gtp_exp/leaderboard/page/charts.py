@@ -95,7 +95,7 @@ class DotPlot:
 
 
 @dataclass(frozen=True)
-class Point:
+class CurvePoint:
     """Place one mean on a curve, in per cent of the plot."""
 
     x: float
@@ -110,7 +110,7 @@ class Series:
 
     label: str
     style: Style
-    points: tuple[Point, ...]
+    points: tuple[CurvePoint, ...]
     band: str  # SVG polygon points in per cent, empty without intervals
 
     @property
@@ -249,7 +249,7 @@ def budget_plot(board: Board, metric: Metric, style: Mapping[str, Style]) -> Lin
         for n, budget, line in sorted(points, key=lambda point: point[0]):
             summary = line.summary[metric.name]
             title = f"{label}, {budget}: {metric.show(summary.mean)}{_interval_text(line, metric)}"
-            drawn.append(Point(x.at(n), _down(y.at(summary.mean)), title))
+            drawn.append(CurvePoint(x.at(n), _down(y.at(summary.mean)), title))
             if summary.interval:
                 upper.append(f"{x.at(n)},{_clamped(_down(y.at(summary.interval.high)))}")
                 lower.append(f"{x.at(n)},{_clamped(_down(y.at(summary.interval.low)))}")
@@ -283,7 +283,7 @@ def residual_plot(label: str, curves: Sequence[Curve], style: Style) -> LinePlot
                 curve.label.replace("_", " "),
                 Style(style.colour if len(curves) == 1 else f"k{i % (PALETTE - 1)}", ""),
                 tuple(
-                    Point(x.at(step), _down(y.at(v)), f"{curve.label} {step}: {v:.4g}")
+                    CurvePoint(x.at(step), _down(y.at(v)), f"{curve.label} {step}: {v:.4g}")
                     for step, v in enumerate(curve.values, 1)
                 ),
                 "",
@@ -312,7 +312,7 @@ def cost_plot(block: Block, metric: Metric, style: Mapping[str, Style]) -> LineP
             Series(
                 line.row.label,
                 style[line.row.label],
-                (Point(*point, f"{line.row.label}: {_cost_text(line, metric)}", label_y),),
+                (CurvePoint(*point, f"{line.row.label}: {_cost_text(line, metric)}", label_y),),
                 "",
             )
             for line, point, label_y in zip(lines, at, _spaced([down for _, down in at]), strict=True)
