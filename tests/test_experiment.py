@@ -194,7 +194,7 @@ def test_weights_reach_training_when_asked(outputs, monkeypatch, tmp_path):
     ("override", "named"),
     [
         ("train.epochs=many", "train.epochs"),
-        ("~train.epochs", "train"),
+        ("~budget.amount", "budget.amount"),  # other classes have a default
         ("+train.lrr=1", "train.lrr"),
         ("seed=x", "config.seed"),
         ("model.max_length=4", "model.max_length"),
