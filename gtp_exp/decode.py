@@ -57,7 +57,10 @@ def decode(kind: Any, value: Any, where: str, whole: bool = False) -> Any:
         return built
     if is_dataclass(kind):
         return _decode_dataclass(kind, value, where, whole)
-    raise UserError(f"{where}={_shown(value)} names no class; choose an option of its group")
+    raise UserError(
+        f"'{where}' is {_shown(value)}, which names no class; choose an option of its group: "
+        f"{where.replace('.', '/')}=OPTION"
+    )
 
 
 def decode_node(node: Mapping[str, Any], where: str) -> Any:

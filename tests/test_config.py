@@ -128,7 +128,7 @@ def test_a_nested_node_that_names_a_class_is_built_by_it_where_the_class_fits():
 
 @pytest.mark.parametrize("value", ["cosamp", None, {"steps": 3}])
 def test_a_solver_that_names_no_class_is_refused(value):
-    with pytest.raises(UserError, match="selector.solver=.* names no class"):
+    with pytest.raises(UserError, match="'selector.solver'.* names no class"):
         build({"_target_": "gtp_exp.selection.gtp.GTP", "solver": value}, "selector")
 
 
