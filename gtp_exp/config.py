@@ -8,6 +8,7 @@ name the key.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 import math
@@ -92,6 +93,7 @@ def _class_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__} {_source_hash(cls)}".rstrip()
 
 
+@functools.cache  # of a class whose objects come by the thousand the file is read once
 def _source_hash(cls: type) -> str:
     """Return the SHA-256 (hex) of the file that defines a class; empty where there is none."""
     try:

@@ -10,7 +10,6 @@ import importlib
 import math
 import types
 from collections.abc import Mapping
-from collections.abc import Mapping as AbstractMapping
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -33,7 +32,7 @@ def decode(kind: Any, value: Any, where: str, whole: bool = False) -> Any:
         return value
     if origin in (Union, types.UnionType):
         return _decode_one_of(args, value, where, whole)
-    if origin in (dict, AbstractMapping):
+    if origin in (dict, Mapping):
         _expect(isinstance(value, Mapping), where, "an object", value)
         return {key: decode(args[1], item, f"{where}.{key}", whole) for key, item in value.items()}
     if origin in (list, tuple):

@@ -58,8 +58,7 @@ LIBRARIES = {
     name: importlib.metadata.version(name)
     for name in ("torch", "transformers", "peft", "accelerate", "lm-eval", "numpy")
 }
-# Names under which results.json tells the costs of stages that occur more than once in a job.
-POOL, TARGET = "gradients: pool", "gradients: target"
+# Names under which results.json tells the costs of the two evaluations of a job.
 EVALUATION, UNTUNED = "evaluation", "evaluation of the untuned model"
 HISTORY = ("step", "epoch", "loss", "learning_rate", "grad_norm")  # of a training step, in the event log
 

@@ -16,6 +16,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from small_models import make_trajectory
+from toy import TOY
 
 import gtp_exp
 from gtp_baselines.bm25 import BM25
@@ -34,15 +35,6 @@ from gtp_exp.records.record import RunRecord, State
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-TOY = [
-    "model=tiny",
-    "dataset=toy",
-    "benchmark=toy",
-    "gradients=toy",
-    "train=toy",
-    "tracking=none",
-    "launch=cpu",
-]
 
 
 def blocks(file: Path) -> list[str]:

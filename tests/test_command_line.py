@@ -14,20 +14,12 @@ from pathlib import Path
 
 import pytest
 from options import option
+from toy import TOY
 
 from gtp_exp.config import build
 from gtp_exp.launch.launcher import Launch, run_worker
 
 ROOT = Path(__file__).resolve().parents[1]
-TOY = [
-    "model=tiny",
-    "dataset=toy",
-    "benchmark=toy",
-    "gradients=toy",
-    "train=toy",
-    "tracking=none",
-    "launch=cpu",
-]
 # This checkout's code, also where another one is installed.
 PATHS = [ROOT / "tests", ROOT, ROOT / "baselines", ROOT / "benchmarks"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, PATHS)), "OMP_NUM_THREADS": "1"}

@@ -13,6 +13,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from stage_changes import ALL, CHANGES
+from toy import TOY
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gtp_baselines.bm25 import BM25
@@ -24,15 +25,6 @@ from gtp_exp.stages import KeptPasses
 from gtp_exp.worker import _begin, assemble
 
 ROOT = Path(__file__).resolve().parents[1]
-TOY = [
-    "model=tiny",
-    "dataset=toy",
-    "benchmark=toy",
-    "gradients=toy",
-    "train=toy",
-    "tracking=none",
-    "launch=cpu",
-]
 JOB = {"name": "job", "group": "group", "overrides": []}
 GROUPS = ("selector", "budget", "benchmark", "dataset", "model", "gradients", "train")
 

@@ -9,6 +9,16 @@ from conftest import conversation
 from gtp_exp.data.benchmark import EvalTask
 from gtp_exp.data.examples import Example, Pool
 
+# Overrides of a job with this data, for --config-dir tests/conf.
+TOY = [
+    "model=tiny",
+    "dataset=toy",
+    "benchmark=toy",
+    "gradients=toy",
+    "train=toy",
+    "tracking=none",
+    "launch=cpu",
+]
 CHOICE = {
     "output_type": "multiple_choice",
     "doc_to_text": "{{question}}",

@@ -24,14 +24,7 @@ from typing import Any, ClassVar
 import torch
 
 from gtp_exp.errors import UserError
-from gtp_exp.selection.atoms.sketches import (
-    AtomSettings,
-    CheckpointWeights,
-    Normalise,
-    build_atoms,
-    require_directions,
-)
-from gtp_exp.selection.atoms.subspace import Subspace
+from gtp_exp.selection.atoms.sketches import AtomSettings, Normalise, build_atoms
 from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector
 from gtp_exp.selection.rounds import fill_budget
 from gtp_exp.selection.solvers.omp import OMP
@@ -64,31 +57,16 @@ class GradMatchOMP(Selector):
 
     def select(self, problem: SelectionProblem) -> Selection:
         """Return the rows of one pursuit, then, up to the budget, those that correlate most with b."""
-        pool, target = problem.pool_gradients, problem.target_gradients
-        require_directions(pool, [self.direction], "GradMatch")
-        assert pool is not None
-        if problem.target is not None:
-            require_directions(target, [self.target_direction], "GradMatch's target side")
-        data = build_atoms(
-            pool,
-            None if problem.target is None else target,
-            AtomSettings(
-                checkpoints=None,
-                direction=self.direction,
-                target_direction=self.target_direction,
-                normalise=self.normalise,
-                checkpoint_weights=CheckpointWeights.LEARNING_RATE,
-                subspace=Subspace.NONE,
-                subspace_dim=pool.dim,
-                subspace_rows=1,
-                collapse_copies=False,
-                chunk_rows=self.chunk_rows,
-                memory_gib=self.memory_gib,
-            ),
-            candidates=len(problem.candidates),
-            seed=problem.seed,
+        settings = AtomSettings(
+            direction=self.direction,
+            target_direction=self.target_direction,
+            normalise=self.normalise,
+            collapse_copies=False,
+            chunk_rows=self.chunk_rows,
+            memory_gib=self.memory_gib,
         )
-        atoms, n = data.atoms, pool.n
+        data = build_atoms(problem, settings, "GradMatch")
+        atoms, n = data.atoms, len(problem.candidates)
         if data.target_rows is None:
             b = atoms.combine(torch.full((n, 1), 1 / n))
         else:

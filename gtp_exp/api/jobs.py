@@ -7,23 +7,27 @@ import os
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 from hydra import compose, initialize_config_dir, version
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from gtp_exp import __main__ as command_line
-from gtp_exp.config import build
-from gtp_exp.errors import UserError
+from gtp_exp.api.start import (
+    check_arguments,
+    check_not_in_a_worker,
+    conf_dir,
+    prepare_job,
+    reason_of_failure,
+    run_job,
+)
+from gtp_exp.errors import UserError, first_line
 from gtp_exp.launch.faults import storage_fault
-from gtp_exp.launch.launcher import TIMED_OUT, Launch, run_worker
-from gtp_exp.launch.secrets import check_no_secrets
-from gtp_exp.records.record import RECORD_NAME, SELECTED_NAME, RunRecord, read_record
+from gtp_exp.launch.launcher import TIMED_OUT
+from gtp_exp.records.record import RECORD_NAME, RunRecord, read_record
 
 INTERRUPTED = 130  # a worker's exit status after Ctrl-C
 
@@ -41,17 +45,9 @@ def run(overrides: Sequence[str], config_dir: str | os.PathLike[str] | None = No
     overrides = _checked(overrides)
     with _hydra_of_our_own():
         config = _compose(overrides, config_dir)
-        directory = Path(config.hydra.run.dir)
-        try:
-            launch, resolved = _prepare(config, directory)
-        except OmegaConfBaseException as error:
-            raise UserError(command_line.first_line(error)) from error
-        except OSError as error:
-            raise UserError(storage_fault(error, directory) or str(error)) from error
-    ended = run_worker(resolved, launch)
-    if ended.code != 0:
-        command_line._mark_dead(directory, ended)
-    return _record(directory, ended.status)
+        directory = _made_folder(config)
+        launch, resolved = prepare_job(_without_hydra(config), directory)
+    return _record(directory, run_job(resolved, launch))
 
 
 def _checked(overrides: Sequence[str]) -> list[str]:
@@ -60,16 +56,13 @@ def _checked(overrides: Sequence[str]) -> list[str]:
         raise UserError(
             f"overrides={overrides!r} must be a list of texts, such as ['selector=gtp', 'seed=1']"
         )
-    if "LOCAL_RANK" in os.environ:
-        raise UserError("start gtp-exp with plain python; it starts its own worker processes")
+    check_not_in_a_worker()
     for text in overrides:
         if text in ("-m", "--multirun"):
             raise UserError(f"{text}: run takes one job; call it once for each, or use gtp-exp -m")
         if text.startswith("-"):
             raise UserError(f"{text} is an option of the command line; give overrides such as selector=gtp")
-    check_no_secrets({f"argument {i}": text for i, text in enumerate(overrides, 1)})
-    command_line._check_options(list(overrides))
-    command_line._check_outputs(list(overrides))
+    check_arguments(overrides)
     return list(overrides)
 
 
@@ -94,7 +87,7 @@ def _compose(overrides: Sequence[str], config_dir: str | os.PathLike[str] | None
             raise UserError(f"config_dir={config_dir} is not a folder")
         search = [f"hydra.searchpath=[file://{folder}]"]
     try:
-        with initialize_config_dir(command_line.conf_dir(), job_name="gtp_exp", version_base="1.3"):
+        with initialize_config_dir(conf_dir(), job_name="gtp_exp", version_base="1.3"):
             config = compose("config", [*search, *overrides], return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         text = str(error)
@@ -108,23 +101,31 @@ def _compose(overrides: Sequence[str], config_dir: str | os.PathLike[str] | None
     return config
 
 
-def _prepare(config: DictConfig, directory: Path) -> tuple[Launch, Path]:
-    """Write resolved.yaml into the job's folder, as the command line does."""
+def _made_folder(config: DictConfig) -> Path:
+    """Make the run's folder, which Hydra makes on the command line, and return it."""
+    try:
+        directory = Path(config.hydra.run.dir)
+        directory.mkdir(parents=True, exist_ok=True)
+    except OmegaConfBaseException as error:
+        raise UserError(first_line(error)) from error
+    except OSError as error:
+        raise UserError(storage_fault(error, directory) or str(error)) from error
+    return directory
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    """Return a copy of the job's own part of a composed configuration."""
     job = deepcopy(config)
     with open_dict(job):
         del job["hydra"]
-    directory.mkdir(parents=True, exist_ok=True)
-    for name in (RECORD_NAME, SELECTED_NAME):  # a fixed folder may hold an earlier job's
-        (directory / name).unlink(missing_ok=True)
-    launch: Any = OmegaConf.to_container(job.launch, resolve=True)
-    return build(launch, "launch"), command_line._save_resolved(job, directory)
+    return job
 
 
 def _record(directory: Path, status: int) -> RunRecord:
     """Return the finished job's record, or raise what its exit status stands for."""
     if status == 0:
         return read_record(directory / RECORD_NAME)
-    reason = command_line._why(directory, status)
+    reason = reason_of_failure(directory, status)
     if status == INTERRUPTED:
         raise KeyboardInterrupt(reason)
     if status in (2, TIMED_OUT):

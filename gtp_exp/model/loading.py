@@ -37,7 +37,7 @@ class ModelConfig:
     """Holds the model group of the config: which weights, how exact, how long, and what is trained."""
 
     source: ModelSource = ModelSource.SMOLLM2
-    name_or_path: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    name_or_path: str = SMOLLM2_HUB
     revision: Optional[str] = None  # OmegaConf resolves Optional on every Python
     precision: Precision = Precision.AUTO
     max_length: int = 1024

@@ -26,7 +26,6 @@ from gtp_exp.selection.atoms.sketches import (
     Normalise,
     PursuitData,
     build_atoms,
-    require_directions,
 )
 from gtp_exp.selection.atoms.subspace import Subspace
 from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector
@@ -185,31 +184,20 @@ class GTP(Selector):
 
     def pursuit_data(self, problem: SelectionProblem) -> PursuitData:
         """Return the atoms of the problem's candidates and its target rows."""
-        pool, target = problem.pool_gradients, problem.target_gradients
-        require_directions(pool, [self.direction], "GTP")
-        assert pool is not None
-        if problem.target is not None:
-            require_directions(target, [self.target_direction], "GTP's target side")
-        return build_atoms(
-            pool,
-            None if problem.target is None else target,
-            AtomSettings(
-                checkpoints=self.checkpoints,
-                direction=self.direction,
-                target_direction=self.target_direction,
-                normalise=self.normalise,
-                checkpoint_weights=self.checkpoint_weights,
-                subspace=self.subspace,
-                subspace_dim=self.subspace_dim,
-                subspace_rows=self.subspace_rows,
-                collapse_copies=self.collapse_copies,
-                chunk_rows=self.chunk_rows,
-                memory_gib=self.memory_gib,
-            ),
-            candidates=len(problem.candidates),
-            seed=problem.seed,
-            processes=problem.processes,
+        settings = AtomSettings(
+            checkpoints=self.checkpoints,
+            direction=self.direction,
+            target_direction=self.target_direction,
+            normalise=self.normalise,
+            checkpoint_weights=self.checkpoint_weights,
+            subspace=self.subspace,
+            subspace_dim=self.subspace_dim,
+            subspace_rows=self.subspace_rows,
+            collapse_copies=self.collapse_copies,
+            chunk_rows=self.chunk_rows,
+            memory_gib=self.memory_gib,
         )
+        return build_atoms(problem, settings, "GTP")
 
     def target(self, problem: SelectionProblem, data: PursuitData) -> tuple[torch.Tensor, list[str]]:
         """Return the target columns B float64 [m, S] and their names: always means, never sums."""

@@ -49,7 +49,6 @@ def finetune(
     if on_epoch_end is not None and processes.main:
         shutil.rmtree(scratch, ignore_errors=True)
     n_rows, pad_id = len(rows.examples), loaded.tokenizer.pad_token_id
-    micro_batch = micro_batch_size(config, processes.size)
     trainer = WeightedTrainer(
         model=loaded.model,
         args=_arguments(loaded, config, scratch, n_rows, seed, processes.size, save=on_epoch_end is None),
@@ -57,7 +56,8 @@ def finetune(
         data_collator=lambda batch: collate(batch, pad_id),
         callbacks=[Progress(label, on_epoch_end), SealCheckpoints(scratch, processes)],
     )
-    trainer.order = RowOrder(n_rows, micro_batch * processes.size if processes.size > 1 else 1, seed)
+    together = trainer.args.per_device_train_batch_size * processes.size  # rows of one pass of all processes
+    trainer.order = RowOrder(n_rows, together if processes.size > 1 else 1, seed)
     trainer.remove_callback(PrinterCallback)
     start = processes.broadcast(resumable(scratch) if processes.main else None)
     try:

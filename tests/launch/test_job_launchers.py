@@ -10,7 +10,7 @@ import pytest
 from test_command_line import ENVIRONMENT, command
 
 from gtp_exp.errors import UserError
-from gtp_exp.launch.launcher import Device, Launch
+from gtp_exp.launch.launcher import Launch
 
 # How each is asked for, and for which amounts: 999 is more than there is.
 LAUNCHERS = {
@@ -64,15 +64,7 @@ def test_optuna_is_told_the_headline_metric_and_which_trials_failed(tmp_path):
 
 
 def launch_with(file: Path) -> Launch:
-    return Launch(
-        device=Device.AUTO,
-        deterministic=True,
-        threads=None,
-        num_processes=4,
-        config_file=str(file),
-        time_limit_minutes=None,
-        stall_limit_minutes=None,
-    )
+    return Launch(num_processes=4, config_file=str(file))
 
 
 def test_a_file_that_is_none_of_accelerates_is_refused(tmp_path):

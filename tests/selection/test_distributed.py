@@ -25,15 +25,7 @@ def chosen_by(tmp_path_factory):
     """Return by number of processes what each rank chose, by case."""
     folder = tmp_path_factory.mktemp("chosen")
     for size in (1, 2, 3):
-        launch = Launch(
-            device=Device.CPU,
-            deterministic=True,
-            threads=1,
-            num_processes=size,
-            config_file=None,
-            time_limit_minutes=None,
-            stall_limit_minutes=None,
-        )
+        launch = Launch(device=Device.CPU, threads=1, num_processes=size)
         path = {"PYTHONPATH": os.pathsep.join(sys.path)}
         line = [sys.executable, str(HERE / "one_of_several.py"), str(folder)]
         running = [

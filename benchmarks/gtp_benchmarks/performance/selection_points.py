@@ -46,15 +46,7 @@ def in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> list[
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    launch = Launch(
-        device=Device.CPU,
-        deterministic=True,
-        threads=1,
-        num_processes=count,
-        config_file=None,
-        time_limit_minutes=None,
-        stall_limit_minutes=None,
-    )
+    launch = Launch(device=Device.CPU, threads=1, num_processes=count)
     started = []
     for environment in launch.environments():
         receiver, sender = context.Pipe(duplex=False)

@@ -13,13 +13,14 @@ from enum import Enum
 
 import torch
 
-from gtp_exp.distributed import ALONE, Processes
+from gtp_exp.distributed import Processes
 from gtp_exp.errors import NothingToChoose, UserError
 from gtp_exp.gradients.features import GradientFeatures, Rows, TensorRows
 from gtp_exp.selection.atoms.duplicates import Copies, exact_copies, no_copies, row_hash
 from gtp_exp.selection.atoms.matrix import BLOCK, Block, BlockAtoms
 from gtp_exp.selection.atoms.sharded import SharedRows, Slice, in_memory, share_of
 from gtp_exp.selection.atoms.subspace import Subspace, evenly_spaced, principal_rows
+from gtp_exp.selection.base import SelectionProblem
 
 GIB = 1 << 30
 
@@ -43,17 +44,17 @@ class CheckpointWeights(Enum):
 class AtomSettings:
     """Say how atoms are made of stored sketches; `GTP` documents each option."""
 
-    checkpoints: Sequence[int] | None
     direction: str
     target_direction: str
     normalise: Normalise
-    checkpoint_weights: CheckpointWeights
-    subspace: Subspace
-    subspace_dim: int
-    subspace_rows: int
     collapse_copies: bool
     chunk_rows: int
     memory_gib: float
+    checkpoints: Sequence[int] | None = None
+    checkpoint_weights: CheckpointWeights = CheckpointWeights.LEARNING_RATE
+    subspace: Subspace = Subspace.NONE
+    subspace_dim: int = 1  # of no use without a subspace, as are its rows
+    subspace_rows: int = 1
 
 
 @dataclass(frozen=True)
@@ -119,25 +120,24 @@ def taken_checkpoints(length: int, checkpoints: Sequence[int] | None) -> list[in
     return sorted({t % length for t in asked})
 
 
-def build_atoms(
-    pool: GradientFeatures,
-    target: GradientFeatures | None,
-    settings: AtomSettings,
-    *,
-    candidates: int,
-    seed: int,
-    processes: Processes = ALONE,
-) -> PursuitData:
-    """Make the atoms of the pool's rows, of which there must be as many as candidates, and of the target's.
+def build_atoms(problem: SelectionProblem, settings: AtomSettings, selector: str) -> PursuitData:
+    """Make the atoms of the problem's candidates, and its target rows in the same space.
 
-    target: None in-domain. seed: of the principal components' randomised estimate. Numbers that are not
-    finite raise ValueError: whoever hands in gradients leaves such rows out before.
+    selector: its name, for messages. The problem's seed is that of the principal components' randomised
+    estimate. Raises UserError for gradients that lack a direction; numbers that are not finite raise
+    ValueError: whoever hands in gradients leaves such rows out before.
 
     Sketches that fit memory_gib together as float32 are held in memory, where a pass over half-width numbers
     would be the slower one; others are read from the store at every pass. With several processes each reads
     its own share of the pool, and all of them must call this together.
     """
-    _check(pool, target, settings, candidates)
+    pool, target = problem.pool_gradients, None if problem.target is None else problem.target_gradients
+    require_directions(pool, [settings.direction], selector)
+    assert pool is not None
+    if problem.target is not None:
+        require_directions(target, [settings.target_direction], f"{selector}'s target side")
+    _check(pool, target, settings, len(problem.candidates))
+    seed, processes = problem.seed, problem.processes
     taken = taken_checkpoints(len(pool.learning_rates), settings.checkpoints)
     shares = checkpoint_shares([pool.learning_rates[t] for t in taken], settings.checkpoint_weights)
     stored = [_shared(pool.features(t, settings.direction), processes) for t in taken]

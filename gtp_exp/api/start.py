@@ -1,0 +1,151 @@
+"""Start a composed job: what the command line and `gtp_exp.run` have in common. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from gtp_exp.config import build, check_finite
+from gtp_exp.errors import UserError, first_line
+from gtp_exp.launch.faults import check_room, storage_fault
+from gtp_exp.launch.launcher import JobExit, Launch, run_worker
+from gtp_exp.launch.secrets import check_no_secrets
+from gtp_exp.records.record import RECORD_NAME, SELECTED_NAME, Names, State, read_record, write_record
+from gtp_exp.records.renamed import with_present_names
+
+
+def conf_dir() -> str:
+    """Return conf/ beside the package in a checkout, inside it in a wheel."""
+    package = Path(__file__).resolve().parents[1]
+    packaged = package / "conf"
+    return str(packaged if packaged.is_dir() else package.parent / "conf")
+
+
+def check_not_in_a_worker() -> None:
+    """Raise UserError in a process that a distributed launcher has started: a job starts its own workers."""
+    if "LOCAL_RANK" in os.environ:
+        raise UserError("start gtp-exp with plain python; it starts its own worker processes")
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Raise UserError for what must not reach Hydra: secrets, and folders that cannot be made."""
+    # Before Hydra makes the run's folder, and writes the overrides of a multirun into it.
+    check_no_secrets({f"argument {i}": text for i, text in enumerate(arguments, 1)})
+    _check_options(arguments)
+    _check_outputs(arguments)
+
+
+def _check_options(arguments: Sequence[str]) -> None:
+    """Refuse an option that leads out of its group: it is part of the name of a run's folder."""
+    groups = {path.name for path in Path(conf_dir()).iterdir() if path.is_dir()}
+    for text in arguments:
+        key, _, value = text.partition("=")
+        group = key.lstrip("+").partition("@")[0]
+        if group in groups and ".." in re.split(r"[/,\[\]\s]", value):
+            raise UserError(f"{text}: an option of {group} is the name of a file in its folder, without '..'")
+
+
+def _check_outputs(arguments: Sequence[str]) -> None:
+    """Refuse an outputs folder where Hydra would fail to make a folder, by a traceback."""
+    named = [text.partition("=")[2] for text in arguments if text.startswith("outputs=")]
+    folder = Path(named[-1] if named else "outputs")
+    if "${" in str(folder) or {"--help", "--hydra-help", "--cfg", "--info", "-c", "-i"} & set(arguments):
+        return
+    try:
+        there = next((path for path in (folder, *folder.parents) if path.exists()), Path("."))
+        if not there.is_dir():
+            raise UserError(f"outputs={folder} cannot be a folder: '{there}' is a file; set outputs=DIR")
+        check_room(there, needed=1 << 16)  # the run's own files, about
+    except OSError as error:
+        raise UserError(storage_fault(error, folder) or f"outputs={folder}: {error}") from error
+
+
+def prepare_job(config: DictConfig, directory: Path) -> tuple[Launch, Path]:
+    """Write resolved.yaml into the job's folder; return how the job is launched, and that file.
+
+    Raises UserError for a configuration that cannot be resolved or built, and for a folder that is full.
+    """
+    try:
+        for name in (RECORD_NAME, SELECTED_NAME):  # a fixed folder may hold an earlier job's
+            (directory / name).unlink(missing_ok=True)
+        if "job" in config:  # an earlier run's resolved.yaml
+            config = DictConfig(with_present_names(OmegaConf.to_container(config, resolve=True)))
+        launch: Any = OmegaConf.to_container(config.launch, resolve=True)
+        return build(launch, "launch"), _save_resolved(config, directory)
+    except OmegaConfBaseException as error:
+        raise UserError(first_line(error)) from error
+    except OSError as error:
+        raise UserError(storage_fault(error, directory) or str(error)) from error
+
+
+def _save_resolved(config: DictConfig, directory: Path) -> Path:
+    """Write the whole job as plain YAML, with the chosen option of every group and the overrides."""
+    hydra_config = HydraConfig.get()
+    choices = {k: v for k, v in hydra_config.runtime.choices.items() if not str(k).startswith("hydra/")}
+    if "job" in config:  # an earlier run's resolved.yaml is run again: its options are those of then
+        choices = {**config.job.names, **choices}
+    if missing := [f.name for f in fields(Names) if not choices.get(f.name)]:
+        raise UserError(f"the job has no {missing[0]}; give {missing[0]}=OPTION (--help lists them)")
+    plain = OmegaConf.to_container(config, resolve=True)
+    check_finite(plain)
+    check_no_secrets(plain)
+    check_no_secrets({"hydra": OmegaConf.to_container(hydra_config)})
+    multirun = hydra_config.mode is RunMode.MULTIRUN
+    with open_dict(config):
+        config.job = {
+            "name": directory.name,
+            "group": directory.parent.name if multirun else directory.name,
+            "names": choices,
+            "overrides": _command(hydra_config),
+        }
+    path = directory / "resolved.yaml"
+    OmegaConf.save(config, path, resolve=True)
+    return path
+
+
+def _command(hydra_config: Any) -> list[str]:
+    """Return the arguments that start this job again, without folders of this machine."""
+    name = hydra_config.job.config_name
+    again = [] if name == "config" else ["--config-dir", ".", "--config-name", name]
+    return [*again, *hydra_config.overrides.task]
+
+
+def run_job(resolved: Path, launch: Launch) -> int:
+    """Run a prepared job's workers to their end, see that its record tells it, and return the exit status."""
+    ended = run_worker(resolved, launch)
+    if ended.code != 0:
+        _mark_dead(resolved.parent, ended)
+    return ended.status
+
+
+def _mark_dead(directory: Path, ended: JobExit) -> None:
+    """Tell of a worker that was killed outright, or had to be stopped, which could not say so itself."""
+    untold = ended.rank > 0 or ended.code < 0 or bool(ended.limit)
+    if untold:
+        print(f"error: {ended}", file=sys.stderr)
+    try:
+        record = read_record(directory / RECORD_NAME)
+    except UserError:
+        return
+    if record.state is State.RUNNING or untold:
+        with contextlib.suppress(OSError):  # the worker has told why nothing can be written
+            write_record(replace(record, state=State.FAILED, error=str(ended)), directory)
+
+
+def reason_of_failure(directory: Path, status: int) -> str:
+    """Return why the job in this folder did not complete, as its record or its exit status tells."""
+    try:
+        return read_record(directory / RECORD_NAME).error or f"the worker ended with status {status}"
+    except UserError:
+        return f"ended with status {status} before it began"
