@@ -8,27 +8,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from gtp_exp.data.benchmark import Benchmark, EvalTask, SplitsPool
 from gtp_exp.data.examples import Example, Pool, TokenizedExample
 from gtp_exp.data.hashing import content_hash
 from gtp_exp.data.leakage import TestRows, flagged, leakage
-from gtp_exp.data.tokenization import tokenize
+from gtp_exp.data.sources.base import DataSource
+from gtp_exp.data.tokenization import OverLength, tokenize
 from gtp_exp.distributed import Processes
 from gtp_exp.errors import UserError
 from gtp_exp.model.loading import Model
 from gtp_exp.records.record import PoolSummary, RowCounts
 
 log = logging.getLogger(__name__)
-
-
-class DatasetSource(Protocol):
-    """Say what an option of the group `dataset` has to offer."""
-
-    def load(self) -> Pool:
-        """Read the whole pool. Raises UserError where it cannot be read."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -85,7 +77,7 @@ class Inputs:
         )
 
 
-def load_inputs(dataset: DatasetSource, benchmark: Benchmark, tuned: Model, chooser: Model) -> Inputs:
+def load_inputs(dataset: DataSource, benchmark: Benchmark, tuned: Model, chooser: Model) -> Inputs:
     """Read and tokenise all rows of a job. chooser: the model that chooses; may be the `tuned` one itself.
 
     Raises UserError for data that cannot be read, and for a part without a row that carries loss.
@@ -93,25 +85,32 @@ def load_inputs(dataset: DatasetSource, benchmark: Benchmark, tuned: Model, choo
     pool = dataset.load()
     if isinstance(benchmark, SplitsPool):
         pool, benchmark = benchmark.split(pool)
-    candidates = prepare_rows("pool", pool.examples, tuned)
+    over_length = dataset.over_length
+    candidates = prepare_rows("pool", pool.examples, tuned, over_length)
     target = benchmark.target()
-    to_select, candidates = _as_both_read(candidates, tuned, chooser)
-    prepared_target = None if target is None else prepare_rows("target", target, chooser)
+    to_select, candidates = _as_both_read(candidates, tuned, chooser, over_length)
+    prepared_target = None if target is None else prepare_rows("target", target, chooser, over_length)
     tasks = tuple(
         PreparedTask(
-            task, prepare_rows(f"test of {task.name}", task.held_out, tuned) if task.held_out else None
+            task,
+            prepare_rows(f"test of {task.name}", task.held_out, tuned, OverLength.DROP)
+            if task.held_out
+            else None,
         )
         for task in benchmark.tasks()
     )
     return Inputs(pool, candidates, to_select, prepared_target, tasks)
 
 
-def prepare_rows(name: str, examples: Sequence[Example], model: Model) -> PreparedRows:
+def prepare_rows(
+    name: str, examples: Sequence[Example], model: Model, over_length: OverLength
+) -> PreparedRows:
     """Tokenise examples; leave out those without a completion token, count and log them.
 
-    name: of the rows, for messages. Raises UserError if none is left.
+    name: of the rows, for messages; over_length: what becomes of those above the model's max_length. Raises
+    UserError if none is left.
     """
-    tokens = tokenize(examples, model.tokenizer, max_length=model.config.max_length)
+    tokens = tokenize(examples, model.tokenizer, max_length=model.config.max_length, over_length=over_length)
     excluded = {reason: len(ids) for reason, ids in tokens.excluded.items() if ids}
     for reason, count in excluded.items():
         log.warning("%s: left out %d of %d rows (%s)", name, count, len(examples), reason)
@@ -128,12 +127,12 @@ def prepare_rows(name: str, examples: Sequence[Example], model: Model) -> Prepar
 
 
 def _as_both_read(
-    candidates: PreparedRows, tuned: Model, chooser: Model
+    candidates: PreparedRows, tuned: Model, chooser: Model, over_length: OverLength
 ) -> tuple[PreparedRows, PreparedRows]:
     """Return the rows that both models can read: as the one that chooses reads them, and as the tuned one."""
     if chooser is tuned:
         return candidates, candidates
-    to_select = prepare_rows("pool of the selection model", candidates.examples, chooser)
+    to_select = prepare_rows("pool of the selection model", candidates.examples, chooser, over_length)
     if len(to_select.examples) == len(candidates.examples):
         return to_select, candidates
     lost = {

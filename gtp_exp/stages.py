@@ -23,7 +23,7 @@ from gtp_exp.cache import Cache, StageResult
 from gtp_exp.config import describe
 from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.errors import UserError
-from gtp_exp.evaluation import evaluate
+from gtp_exp.evaluation.tasks import evaluate
 from gtp_exp.files import read_json, write_json
 from gtp_exp.gradients.checkpoints import load_checkpoint, save_checkpoint
 from gtp_exp.gradients.collect import VERSION as GRADIENTS_VERSION
@@ -51,7 +51,7 @@ VERSIONS = {
     "pass": 2,
     "selection": 2,
     "finetune": 4,
-    "evaluation": 2,
+    "evaluation": 3,
 }
 # Another release of these may give other numbers too.
 LIBRARIES = {

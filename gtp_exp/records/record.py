@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from gtp_exp.decode import decode
 from gtp_exp.errors import UserError
 from gtp_exp.files import write_whole
-from gtp_exp.records.renamed import with_present_names
+from gtp_exp.records.renamed import ADDED_TO_ROW, ADDED_TO_SELECTION, with_present_names
 
 T = TypeVar("T")
 
@@ -91,6 +91,7 @@ class SelectionSummary:
     pool_mix: Mapping[str, Mapping[str, float]]  # the same for the pool
     exact_duplicates: int
     near_duplicates: int
+    n_cut: int = 0  # chosen rows that lost their end, because they are longer than model.max_length
 
     def __post_init__(self) -> None:
         for name in ("indices_ids", "weights"):
@@ -151,6 +152,8 @@ class RunRecord:
             )
         if isinstance(data.get("config"), dict):
             data = {**data, "config": with_present_names(data["config"])}
+        if isinstance(data.get("selection"), dict):
+            data = {**data, "selection": {**ADDED_TO_SELECTION, **data["selection"]}}
         return decode(RunRecord, data, "", whole=True)
 
 
@@ -162,8 +165,9 @@ class SelectedRow:
     id: str
     weight: float
     score: float
-    messages: tuple[Mapping[str, str], ...]  # {role, content}
+    messages: tuple[Mapping[str, Any], ...]  # {role, content}, and what else changes their meaning
     hidden: Mapping[str, Any] = field(default_factory=dict)  # labels that only reports read
+    tools: str = ""  # JSON list of the tools that the assistant may call
 
 
 def write_record(record: RunRecord, run_dir: Path) -> Path:
@@ -215,7 +219,10 @@ def read_selected(path: Path) -> Iterator[SelectedRow]:
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, start=1):
             try:
-                yield decode(SelectedRow, json.loads(line, parse_constant=_refuse_constant), "", whole=True)
+                row = json.loads(line, parse_constant=_refuse_constant)
+                if isinstance(row, dict):
+                    row = {**ADDED_TO_ROW, **row}
+                yield decode(SelectedRow, row, "", whole=True)
             except (UserError, ValueError, RecursionError) as error:
                 raise UserError(f"{path}, line {number}: {error}") from None
 
