@@ -138,10 +138,8 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
 
         metrics, untuned = {}, {}
         if settings.until is Until.EVALUATION:
-            reduction, batch_size = gradients.reduction, settings.eval_batch_size
-            tuned = tune(
-                runner, tuned_model, inputs.candidates, selected, experiment.train, reduction, settings.seed
-            )
+            batch_size = settings.eval_batch_size
+            tuned = tune(runner, tuned_model, inputs.candidates, selected, experiment.train, settings.seed)
             mirror_history(journal, "finetune", tuned)
             metrics = evaluate_all(runner, EvaluatedModel(tuned_model, tuned), inputs.tasks, batch_size)
             untuned = evaluate_all(runner, EvaluatedModel(tuned_model, None), inputs.tasks, batch_size)

@@ -138,6 +138,7 @@ def test_less_original_has_the_published_settings():
             f"{part}.warmup_ratio": "0.03",
             f"{part}.weight_decay": "0.0",
             f"{part}.batch_size": "128",
+            f"{part}.loss": "example_mean",
             f"{part}.use_weights": "false",
         }
     for key, value in published.items():
