@@ -140,7 +140,7 @@ def test_candidates_that_share_a_word_are_counted(caplog):
     made = problem(texts=[(f"question{i}", "answer" if i < 3 else "other") for i in range(20)])
     asked = [type(e)("target", e.messages) for e in problem(texts=[("answer", "yes")]).candidates]
     selection = BM25().select(replace(made, target=asked))
-    assert selection.diagnostics["candidates_with_shared_word"] == 3 and not caplog.text
+    assert selection.diagnostics["candidates_with_shared_word"] == 3 and " no word" not in caplog.text
 
 
 def test_a_part_of_the_target_without_a_shared_word_is_told(caplog):
