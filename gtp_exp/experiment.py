@@ -226,6 +226,7 @@ def with_sources(record: RunRecord, runner: StageRunner, sources: SelectionSourc
         selection_model=None if chooser is tuned else dict(chooser.identity),
         pool=sources.inputs.pool_summary(),
         rows={name: rows.counts() for name, rows in sources.inputs.named_rows().items()},
+        test_rows={test.task.name: n for test in sources.inputs.tasks if (n := test.task.n_rows)},
     )
 
 
