@@ -30,6 +30,7 @@ from gtp_exp.api.start import (
     run_job,
 )
 from gtp_exp.errors import UserError
+from gtp_exp.leaderboard.metrics import headline_mean
 from gtp_exp.records.record import RECORD_NAME, read_record
 
 _failed: list[str] = []  # jobs of this multirun that did not complete
@@ -41,7 +42,7 @@ class JobFailed(CompactHydraException):
 
 @hydra.main(version_base="1.3", config_path=conf_dir(), config_name="config")
 def _job(config: DictConfig) -> float:
-    """One job. Its value is the mean headline metric over tasks, for a sweeper to optimise."""
+    """One job. Its value is the mean headline metric of its tasks, for a sweeper to optimise."""
     hydra_config = HydraConfig.get()
     directory = Path(hydra_config.runtime.output_dir)
     # Hydra's own account of a multirun tells this machine's folders; what a job was, its resolved.yaml tells.
@@ -50,9 +51,8 @@ def _job(config: DictConfig) -> float:
     if code == 0 and not (directory / RECORD_NAME).is_file():
         return float("nan")  # the job's main process, and its record, are on another machine
     if code == 0:
-        metrics = read_record(directory / RECORD_NAME).metrics
-        values = [float(m[str(m["headline"])]) for m in metrics.values()]
-        return sum(values) / len(values) if values else float("nan")
+        value = headline_mean(read_record(directory / RECORD_NAME))
+        return float("nan") if value is None else value
     name = os.path.relpath(directory)
     if hydra_config.mode is RunMode.RUN:
         raise SystemExit(code)

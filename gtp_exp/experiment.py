@@ -144,10 +144,8 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
 
         metrics, untuned = {}, {}
         if settings.until is Until.EVALUATION:
-            reduction, batch_size = gradients.reduction, settings.eval_batch_size
-            tuned = tune(
-                runner, tuned_model, inputs.candidates, selected, experiment.train, reduction, settings.seed
-            )
+            batch_size = settings.eval_batch_size
+            tuned = tune(runner, tuned_model, inputs.candidates, selected, experiment.train, settings.seed)
             mirror_history(journal, "finetune", tuned)
             metrics = evaluate_all(runner, EvaluatedModel(tuned_model, tuned), inputs.tasks, batch_size)
             untuned = evaluate_all(runner, EvaluatedModel(tuned_model, None), inputs.tasks, batch_size)
@@ -233,6 +231,7 @@ def with_sources(record: RunRecord, runner: StageRunner, sources: SelectionSourc
         selection_model=None if chooser is tuned else dict(chooser.identity),
         pool=sources.inputs.pool_summary(),
         rows={name: rows.counts() for name, rows in sources.inputs.named_rows().items()},
+        test_rows={test.task.name: n for test in sources.inputs.tasks if (n := test.task.n_rows)},
     )
 
 

@@ -32,7 +32,6 @@ from gtp_exp.gradients.settings import GradientConfig
 from gtp_exp.gradients.store import GradientStore
 from gtp_exp.inputs import Inputs, PreparedRows, PreparedTask
 from gtp_exp.model.loading import LoadedModel, Model
-from gtp_exp.model.loss import Reduction
 from gtp_exp.records.record import StageCost
 from gtp_exp.selection.base import Budget, Need, Selection, SelectionProblem, Selector
 from gtp_exp.selection.subset import select_outside_quarantine
@@ -46,11 +45,11 @@ log = logging.getLogger(__name__)
 
 # Raise a stage's version when the same inputs give another result: old cache entries are then passed over.
 VERSIONS = {
-    "warmup": 4,
+    "warmup": 5,
     "gradients": GRADIENTS_VERSION,
     "pass": 2,
     "selection": 2,
-    "finetune": 4,
+    "finetune": 5,
     "evaluation": 3,
 }
 # Another release of these may give other numbers too.
@@ -337,10 +336,9 @@ def tune(
     candidates: PreparedRows,
     selected: StageResult,
     train: TrainConfig,
-    reduction: Reduction,
     seed: int,
 ) -> StageResult:
-    """Fine-tune the untuned model on the chosen rows. reduction: of the loss that their weights are for."""
+    """Fine-tune the untuned model on the chosen rows."""
     processes = runner.processes
 
     def produce(directory: Path) -> None:
@@ -349,7 +347,6 @@ def tune(
         rows = TrainingRows(
             [candidates.tokenized[i] for i in selection.indices.tolist()],
             selection.weights if train.use_weights else None,
-            reduction,
         )
         finetune(loaded, rows, train, directory, seed=seed, label="fine-tune", processes=processes)
         if processes.main:
@@ -360,7 +357,6 @@ def tune(
         "selection": selected.key,
         "model": model.identity,
         "train": describe(train),
-        "reduction": reduction.value if train.use_weights else None,
         "seed": seed,
         **dropout_reads(model, processes),
     }

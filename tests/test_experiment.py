@@ -82,7 +82,7 @@ READS = {
     "gradients: pool": {"warmup", "split", "rows", "settings"},
     "gradients: target": {"warmup", "split", "rows", "settings"},
     "selection": {"selector", "version", "budget", "seed", "model", "pool", "target", "gradients"},
-    "finetune": {"selection", "model", "train", "reduction", "seed"},
+    "finetune": {"selection", "model", "train", "seed"},
     "evaluation": {"tuned", "model", "task"},
     "evaluation of the untuned model": {"tuned", "model", "task"},
 }
@@ -98,7 +98,7 @@ def test_a_stages_key_is_made_of_what_it_reads_and_nothing_else(outputs, first):
     stores = [keys["gradients: pool"], keys["gradients: target"]]
     assert reads["gradients: pool"]["warmup"] == reads["gradients: target"]["warmup"] == keys["warmup"]
     assert reads["selection"]["gradients"] == stores and reads["selection"]["pool"] == first.pool.content
-    assert reads["finetune"]["selection"] == keys["selection"] and reads["finetune"]["reduction"] is None
+    assert reads["finetune"]["selection"] == keys["selection"]
     assert reads["evaluation"]["tuned"] == keys["finetune"]
     assert reads["evaluation of the untuned model"]["tuned"] is None
 
@@ -247,6 +247,7 @@ def test_bad_input_is_refused_before_any_long_work(tmp_path, overrides, named):
 
 def test_the_record_counts_rows_left_out_and_names_precision(outputs, first):
     assert first.rows["toy_sums"].used == first.config["benchmark"]["test_rows"]
+    assert first.test_rows == {"toy_sums": first.config["benchmark"]["test_rows"]}
     assert first.rows["target"].left_out == {} and first.rows["target"].cut == 0
     assert first.model["dtype"] in ("float32", "bfloat16") and first.model["device"] == "cpu"
 

@@ -138,6 +138,7 @@ def test_less_original_has_the_published_settings():
             f"{part}.warmup_ratio": "0.03",
             f"{part}.weight_decay": "0.0",
             f"{part}.batch_size": "128",
+            f"{part}.loss": "example_mean",
             f"{part}.use_weights": "false",
         }
     for key, value in published.items():
@@ -152,6 +153,8 @@ def test_less_original_has_the_published_settings():
         "bbh_cot_fewshot": (3, 3),
         "tydiqa_goldp": (1, 1),
     }
+    means = {name: b["mean"] for name, b in shots.items() if name != "bbh_cot_fewshot"}  # of equal tasks
+    assert means == {"mmlu": "rows", "tydiqa_goldp": "tasks"}
 
 
 def test_date_lm_has_the_settings_of_its_leaderboard():
@@ -159,8 +162,23 @@ def test_date_lm_has_the_settings_of_its_leaderboard():
     assert values("date_lm_finetune", "dataset.rows") == {"200000"}
     assert values("date_lm_finetune", "budget.unit") == {"rows"}
     assert values("date_lm_finetune", "budget.amount") == {"10000"}
+    for part in ("gradients.warmup", "train"):
+        published = {
+            "epochs": "2",
+            "learning_rate": "2e-05",
+            "schedule": "cosine",
+            "warmup_ratio": "0.015",  # 0.03 of one of the two epochs
+            "weight_decay": "0.0",
+            "max_grad_norm": "1000000000.0",  # none
+            "batch_size": "128",
+            "loss": "example_mean",
+        }
+        for key, value in published.items():
+            assert values("date_lm_finetune", f"{part}.{key}") == {value}, key
     shots = {c["benchmark"]["names"][0]: c["benchmark"]["num_fewshot"] for c in configs("date_lm_finetune")}
     assert shots == {"mmlu": 0, "gsm8k_cot": 8, "bbh_cot_fewshot": 3}
+    means = {c["benchmark"]["names"][0]: c["benchmark"]["mean"] for c in configs("date_lm_finetune")}
+    assert means["mmlu"] == "rows" and means["bbh_cot_fewshot"] == "tasks"
 
 
 # Ablations

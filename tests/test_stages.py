@@ -56,8 +56,7 @@ def walk(outputs: Path, *overrides: str):
     ]
     sources = SelectionSources(chooser, tuned_model, inputs, GradientStores(*stores))
     selected = select(runner, sources, job.selector, job.budget, job.settings.seed)
-    reduction, seed = job.gradients.reduction, job.settings.seed
-    tuned = tune(runner, tuned_model, inputs.candidates, selected, job.train, reduction, seed)
+    tuned = tune(runner, tuned_model, inputs.candidates, selected, job.train, job.settings.seed)
     for evaluated in (EvaluatedModel(tuned_model, tuned), EvaluatedModel(tuned_model, None)):
         for test in inputs.tasks:
             evaluate_task(runner, evaluated, test, job.settings.eval_batch_size)

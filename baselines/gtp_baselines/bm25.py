@@ -5,15 +5,17 @@ among others).
 Scores are those of bm25s (Lu, arXiv 2407.03618; github.com/xhluca/bm25s, the installed release), Lucene's
 variant. A score is linear in the query's word counts, so a group of target rows is one query of mean
 counts. Document and query are whole conversations, prompts and answers. Words are runs of two or more word
-characters, in lower case, without English stop words, unstemmed.
+characters, in lower case, without English stop words, unstemmed; where a script has no blanks between words
+(Chinese, Japanese, Thai, ...), pairs of neighbouring characters, as Lucene's analyser for such text takes.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Optional
+from typing import ClassVar, Optional
 
 import bm25s
 import numpy as np
@@ -23,14 +25,18 @@ from bm25s.tokenization import Tokenized
 
 from gtp_baselines.aggregation import Aggregation, Groups, choose, group_target
 from gtp_baselines.ranking import text
+from gtp_exp.data.words import comparable, terms
 from gtp_exp.errors import UserError
 from gtp_exp.selection.base import Selection, SelectionProblem, Selector, unit_weights
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class BM25(Selector):
     """Choose the rows that share the target's words, rare words first."""
 
+    version: ClassVar[int] = 2
     k1: float = 1.5  # saturation of repeated words
     b: float = 0.75  # how much long documents are held back
     stopwords: Optional[str] = "en"  # a language that bm25s knows, such as en; null keeps all words
@@ -48,9 +54,25 @@ class BM25(Selector):
         documents = [text(e) for e in problem.candidates]
         queries = None if problem.target is None else [text(e) for e in problem.target]
         relevance = torch.from_numpy(self.relevance(documents, queries, groups))
+        sharing = int((relevance > 0).any(0).sum())
+        if not sharing:
+            log.warning(
+                "bm25: none of the %d candidates shares a word with the target, so they are chosen at "
+                "random; check that both are in one language, or take a selector that reads no words",
+                len(documents),
+            )
+        silent = int((relevance.amax(1) == 0).sum())
+        if 0 < silent < len(groups.names):
+            log.warning(
+                "bm25: %d of %d target groups share no word with any candidate and have no say",
+                silent,
+                len(groups.names),
+            )
         chosen, scores = choose(relevance, problem, self.aggregation)
         diagnostics = {
             "groups": len(groups.names),
+            "groups_without_shared_word": silent,
+            "candidates_with_shared_word": sharing,
             "chosen_without_shared_word": int((scores[chosen] == 0).sum()),
         }
         return Selection(chosen, unit_weights(len(chosen)), scores, diagnostics)
@@ -84,6 +106,9 @@ class BM25(Selector):
         return (counts @ table.T).toarray().astype(np.float32)
 
     def _words(self, texts: Sequence[str]) -> Tokenized:
-        found = bm25s.tokenize(list(texts), stopwords=self.stopwords or [], show_progress=True)
+        separated = [" ".join(terms(comparable(one))) for one in texts]
+        found = bm25s.tokenize(
+            separated, token_pattern=r"\S+", stopwords=self.stopwords or [], show_progress=True
+        )
         assert isinstance(found, Tokenized)  # and not lists of words, which it gives on request
         return found

@@ -3,7 +3,8 @@
 Deduplicating Training Data Makes Language Models Better (Lee et al., arXiv 2107.06499) finds near copies by
 MinHash over word n-grams; its official code, github.com/google-research/deduplicate-text-datasets, is about
 exact substrings. Ours uses datasketch (github.com/ekzhu/datasketch, the installed release) with fewer hash
-functions, word n-grams in lower case, and the estimated Jaccard similarity in place of an edit distance.
+functions, word n-grams in lower case (of characters, where a script has no blanks between words), and the
+estimated Jaccard similarity in place of an edit distance.
 
 Rows come in the order in which `random` draws them at the same seed, and a row is passed over when an earlier
 one is a near copy: the two selectors differ by the filter alone. Passed-over rows are only used when nothing
@@ -15,12 +16,14 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from datasketch import MinHash, MinHashLSH
 from tqdm import tqdm
 
 from gtp_baselines.ranking import text
+from gtp_exp.data.words import comparable, words
 from gtp_exp.errors import UserError
 from gtp_exp.selection.base import Selection, SelectionProblem, Selector, unit_weights
 
@@ -33,6 +36,7 @@ BATCH = 1024  # texts hashed at a time
 class DedupRandom(Selector):
     """Choose at random among rows that do not nearly repeat one another."""
 
+    version: ClassVar[int] = 2
     threshold: float = 0.8  # Jaccard similarity of word n-grams from which a row is a near copy
     ngram: int = 3
     hashes: int = 128
@@ -81,6 +85,6 @@ class DedupRandom(Selector):
 
     def shingles(self, one: str) -> set[bytes]:
         """Word n-grams; a shorter text is one shingle."""
-        words = one.lower().split()
-        last = max(1, len(words) - self.ngram + 1)
-        return {" ".join(words[i : i + self.ngram]).encode() for i in range(last)}
+        found = words(comparable(one))
+        last = max(1, len(found) - self.ngram + 1)
+        return {" ".join(found[i : i + self.ngram]).encode() for i in range(last)}

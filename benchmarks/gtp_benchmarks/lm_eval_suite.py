@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Optional
 
-from gtp_exp.data.benchmark import EvalTask
+from gtp_exp.data.benchmark import EvalTask, Mean
 from gtp_exp.data.examples import Example, Message
 from gtp_exp.errors import UserError, first_line
 
@@ -46,6 +46,7 @@ class LmEvalSuite:
     num_fewshot: int = 5  # examples in the prompt of a test row
     chat: bool = False
     metric: str = "acc,none"  # lm-eval's key: metric,filter
+    mean: Mean = Mean.ROWS  # of the tasks, in tables and for a sweeper
 
     def __post_init__(self) -> None:
         if not self.names:

@@ -5,11 +5,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Protocol, runtime_checkable
 
 from gtp_exp.data.examples import Example, Pool
 
 HELD_OUT_LOSS = "nats_per_token"  # `metric` of a task that has no other; lm-eval is not run then
+
+
+class Mean(Enum):
+    """Says what the tasks of a benchmark are averaged over."""
+
+    ROWS = (
+        "rows"  # every test row counts the same: lm-eval's groups with weight_by_size, such as mmlu and bbh
+    )
+    TASKS = "tasks"  # every task counts the same, however many test rows it has
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,11 @@ class EvalTask:
     fewshot: tuple[Mapping[str, Any], ...] = ()
     chat: bool = True  # prompts go through the tokenizer's chat template
     held_out: tuple[Example, ...] = ()  # the test prompts with their gold answers, for the held-out loss
+
+    @property
+    def n_rows(self) -> int | None:
+        """Return the number of test rows; None where only lm-eval knows them."""
+        return len(self.held_out if self.docs is None else self.docs) or None
 
 
 class Benchmark(Protocol):

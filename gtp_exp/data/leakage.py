@@ -1,20 +1,27 @@
-"""Count the test rows that leaked into pool or target before every evaluation; refuse them in the target."""
+"""Count the test rows that leaked into pool or target before every evaluation; refuse them in the target.
+
+A row is compared turn by turn, so that neither a system prompt nor an earlier turn hides a test question.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
 from gtp_exp.data.benchmark import EvalTask
-from gtp_exp.data.examples import Example
+from gtp_exp.data.examples import Example, Message
+from gtp_exp.data.words import comparable, words
 from gtp_exp.errors import UserError
 
-NGRAM = 13  # words; the length at which GPT-3 and lm-eval call a shared run of words contamination
+# Words, or characters of a script without blanks; the length at which GPT-3 and lm-eval call a shared run of
+# words contamination.
+NGRAM = 13
+STANDS_ALONE = 4  # words from which a later turn is a question of its own; "And why?" needs what came before
 # Cut into blocks of 7, any run of 13 words holds one block whole (13 = 2 * 7 - 1): a row whose blocks are all
 # new to the test shares nothing with it, and is done with after one look-up per 7 words.
 _BLOCK = (NGRAM + 1) // 2
 
-_SENTENCE_END = ".?!…。？！"
-_AROUND_WORDS = ".,;:?!…。，？！\"'`“”‘’()[]{}"
+_SENTENCE_END = ".?!…。？！．។၊။།؟۔।॥"
+_AROUND_WORDS = ".,;:?!…。，、；：？！．・「」『』（）《》〈〉【】\"'`“”‘’()[]{}។៕၊။།؟،؛۔।॥"
 _SIGNS = frozenset(
     "+ - – — − * / = < > ^ & | ~ % $ # @ • · × ÷ ≤ ≥ ≠ → ** -- --- == != <= >= => -> && || //".split()
 )
@@ -26,37 +33,45 @@ class TestRows:
     __test__ = False  # not a class of tests, whatever its name tells pytest
 
     def __init__(self, tasks: Sequence[EvalTask]) -> None:
-        self._prompts: set[str] = set()
+        self._questions: set[tuple[str, ...]] = set()  # each a run of user turns
         self._blocks: set[int] = set()  # hashes: the runs of words of a large test would not fit as tuples
         self._runs: set[int] = set()
         for task in tasks:
             for example in task.held_out:
-                self._prompts.add(_question(example.prompt))
-                words = _words(example)
-                self._blocks.update(_hashes(words, _BLOCK))
-                self._runs.update(_hashes(words, NGRAM))
-        self._prompts.discard("")
+                before = example.messages[:-1]
+                turns = [m.content for m in before if m.role == "user"] or [m.content for m in before]
+                self._questions |= questions(tuple(map(_question, turns)))
+                # Its system prompt is no part of the test: a pool may have the same.
+                found = _words([m for m in example.messages if m.role != "system"])
+                self._blocks.update(_hashes(found, _BLOCK))
+                self._runs.update(_hashes(found, NGRAM))
+        self._lengths = sorted({len(question) for question in self._questions})
 
     def asks(self, example: Example) -> bool:
-        """Return whether the row's prompt is that of a test row.
+        """Return whether a turn of the row before its last answer is the question of a test row.
 
         Case, white space and the sentence's end do not count, every other character does: `i - 5` and `i + 5`
-        are different questions.
+        are different questions. A short last turn of a longer test conversation (`And why?`) is a question
+        only together with the user turns before it.
         """
-        return _question(example.prompt) in self._prompts
+        turns = [_question(m.content) for m in example.messages[:-1] if m.role == "user"]
+        instead = [_question(m.content) for m in example.messages[:-1] if m.role == "system"]
+        found = runs(tuple(turns), self._lengths)
+        return not self._questions.isdisjoint([*found, *((turn,) for turn in instead)])
 
     def shares_run(self, example: Example) -> bool:
         """Return whether the row shares NGRAM consecutive words with a test row.
 
-        Words stand between white space; case and the punctuation around them do not count, signs do.
+        Words stand between white space, and characters of a script without it are words; case and the
+        punctuation around them do not count, signs do.
         """
-        words = _words(example)
-        last = len(words) - NGRAM
+        found = _words(example.messages)
+        last = len(found) - NGRAM
         for at in range(0, last + _BLOCK, _BLOCK) if last >= 0 else ():
-            if hash(words[at : at + _BLOCK]) in self._blocks:
+            if hash(found[at : at + _BLOCK]) in self._blocks:
                 # The runs that hold this block whole.
                 for start in range(max(0, at + _BLOCK - NGRAM), min(at, last) + 1):
-                    if hash(words[start : start + NGRAM]) in self._runs:
+                    if hash(found[start : start + NGRAM]) in self._runs:
                         return True
         return False
 
@@ -65,7 +80,7 @@ def leakage(tests: TestRows, parts: Mapping[str, Sequence[Example]]) -> dict[str
     """Return, for each part (target, selected, pool), how many rows it has and how many overlap with the
     test.
 
-    `same_prompt` counts the rows with the prompt of a test row, `shared_ngram` those that share NGRAM
+    `same_prompt` counts the rows that ask a test row's question, `shared_ngram` those that share NGRAM
     consecutive words with one. Raises UserError where a target row asks what a test row asks.
     """
     report = {}
@@ -81,27 +96,39 @@ def leakage(tests: TestRows, parts: Mapping[str, Sequence[Example]]) -> dict[str
     return report
 
 
+def questions(turns: tuple[str, ...]) -> set[tuple[str, ...]]:
+    """Return what a conversation with these user turns asks: all of them, and the last alone where it stands
+    for itself."""
+    asked = {turns} if any(turns) else set()
+    return asked | {turns[-1:]} if asked and len(_bare(turns[-1])) >= STANDS_ALONE else asked
+
+
+def runs(turns: tuple[str, ...], lengths: Iterable[int]) -> Iterable[tuple[str, ...]]:
+    """Yield every run of consecutive turns of these lengths."""
+    return (turns[i : i + n] for n in lengths for i in range(len(turns) - n + 1))
+
+
 def _question(text: str) -> str:
-    """Return the text in the form in which prompts are compared; empty where it asks nothing."""
-    text = " ".join(text.casefold().split())
+    """Return the text in the form in which questions are compared; empty where it asks nothing."""
+    text = " ".join(comparable(text).split())
     bare = text.rstrip(_SENTENCE_END).rstrip()
     # "5!" is a factorial, not an exclamation.
     return f"{bare}!" if bare[-1:].isdigit() and text[len(bare) :].startswith("!") else bare
 
 
-def _words(example: Example) -> tuple[str, ...]:
-    """Return the words of a row, a sign that stands alone joined to the word after it.
+def _words(messages: Sequence[Message]) -> tuple[str, ...]:
+    """Return the words of a conversation, a sign that stands alone joined to the word after it.
 
     `1 - 2` becomes `1`, `-2`: signs are told apart, and a list with dashes has no more words than one
     without.
     """
-    text = " ".join([message.content for message in example.messages]).casefold()
-    words = [bare for word in text.split() if (bare := word.strip(_AROUND_WORDS))]
-    if _SIGNS.isdisjoint(words):
-        return tuple(words)
+    text = comparable(" ".join([message.content for message in messages]))
+    found = _bare(text)
+    if _SIGNS.isdisjoint(found):
+        return tuple(found)
     joined: list[str] = []
     signs = ""
-    for word in words:
+    for word in found:
         if word in _SIGNS:
             signs += word
         else:
@@ -110,9 +137,14 @@ def _words(example: Example) -> tuple[str, ...]:
     return tuple(joined)
 
 
-def _hashes(words: tuple[str, ...], n: int) -> Iterable[int]:
+def _bare(text: str) -> list[str]:
+    """Return the words of a text without the punctuation around them."""
+    return [bare for word in words(text) if (bare := word.strip(_AROUND_WORDS))]
+
+
+def _hashes(found: tuple[str, ...], n: int) -> Iterable[int]:
     """Yield the hash of every run of n words."""
-    return (hash(words[i : i + n]) for i in range(len(words) - n + 1))
+    return (hash(found[i : i + n]) for i in range(len(found) - n + 1))
 
 
 def flagged(report: Mapping[str, Mapping[str, int]]) -> Iterable[str]:
@@ -120,6 +152,6 @@ def flagged(report: Mapping[str, Mapping[str, int]]) -> Iterable[str]:
     for name, counts in report.items():
         if counts["same_prompt"] or counts["shared_ngram"]:
             yield (
-                f"{name}: {counts['same_prompt']} of {counts['rows']} rows have the prompt of a test row, "
+                f"{name}: {counts['same_prompt']} of {counts['rows']} rows ask what a test row asks, "
                 f"{counts['shared_ngram']} share {NGRAM} words in a row with one"
             )

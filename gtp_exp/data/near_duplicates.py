@@ -9,12 +9,14 @@ from collections.abc import Sequence
 import numpy as np
 from tqdm.auto import tqdm
 
-NEAR = 0.7  # Jaccard similarity of word 3-grams from which two texts count as near-duplicates
+from gtp_exp.data.words import comparable, words
+
+NEAR = 0.7  # Jaccard similarity of 3-grams from which two texts count as near-duplicates
 
 
 def near_duplicates(texts: Sequence[str]) -> int:
-    """Return how many texts resemble an earlier one, copies included: the Jaccard similarity of their word
-    3-grams is at least NEAR.
+    """Return how many texts resemble an earlier one, copies included: the Jaccard similarity of their 3-grams
+    of words (of characters, where a script has no blanks between words) is at least NEAR.
 
     The count is exact, without a comparison of every pair (prefix filtering; Chaudhuri, Ganti, Kaushik 2006):
     two sets this much alike share one of the rarest |x| - ceil(NEAR |x|) + 1 3-grams of each, so texts that
@@ -35,7 +37,7 @@ def near_duplicates(texts: Sequence[str]) -> int:
 def _word_ids(texts: Sequence[str]) -> list[np.ndarray]:
     """Return each text as the numbers of its words, equal for equal words."""
     number: dict[str, int] = defaultdict(lambda: len(number) + 1)
-    return [np.array([number[word] for word in text.lower().split()], np.uint64) for text in texts]
+    return [np.array([number[word] for word in words(comparable(text))], np.uint64) for text in texts]
 
 
 def _trigrams(ids: np.ndarray) -> np.ndarray:

@@ -153,8 +153,7 @@ def stages(job: Job, facts: Facts) -> list[Work]:
     if job["until"] == SELECTION:
         return [*trajectory, selection]
     rows, tokens = chosen(job["budget"], n, pool.tokens, everything=selector.ignores_budget)
-    reduction = job["gradients"]["reduction"] if job["train"]["use_weights"] else None
-    tuned_key = fingerprint(FINETUNE, selection_key, model, job["train"], reduction, job["seed"])
+    tuned_key = fingerprint(FINETUNE, selection_key, model, job["train"], job["seed"])
     bound = pool.at_most and (selector.ignores_budget or job["budget"]["unit"] != "tokens")
     rates = rate_names(FINETUNE, model, job["train"])
     finetune = by_tokens(FINETUNE, tuned_key, rows, job["train"]["epochs"], tokens / rows, bound, rates)

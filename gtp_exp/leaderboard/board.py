@@ -9,6 +9,7 @@ from statistics import fmean, median
 
 import numpy as np
 
+from gtp_exp.data.benchmark import Mean
 from gtp_exp.errors import UserError
 from gtp_exp.leaderboard.comparability import TRAJECTORY_SEED, Row, Table, flatten
 from gtp_exp.leaderboard.metrics import (
@@ -21,6 +22,7 @@ from gtp_exp.leaderboard.metrics import (
     describe,
     headline_metric,
     mean_over_tasks,
+    row_weights,
 )
 from gtp_exp.leaderboard.records import Run
 from gtp_exp.leaderboard.statistics import (
@@ -133,11 +135,16 @@ def check_metric(runs: Sequence[Run], name: str) -> None:
         raise UserError(f"--metric {name} is in none of the runs; choose one of {', '.join(offered)}")
 
 
-def score(table: Table, *, metric: str, baseline: str) -> Board:
-    """metric: what ranks, a name or `headline`. baseline: the selector that others are compared to."""
+def score(table: Table, *, metric: str, baseline: str, mean: Mean | None = None) -> Board:
+    """metric: what ranks, a name or `headline`. baseline: the selector that others are compared to. mean:
+    over rows or over tasks; None is as the benchmark asks."""
     evaluated = [run for run in table.runs if run.record.metrics]
     tasks = tuple(sorted({task for run in evaluated for task in run.record.metrics}))
+    weights, uncounted = row_weights([run.record for run in evaluated], mean)
     metrics = _metrics(evaluated, metric)
+    if len(tasks) > 1:
+        over = Mean.TASKS if weights is None else Mean.ROWS
+        metrics = tuple(kind.averaged(over) for kind in metrics)
     covered = {kind.name: _tasks_with(evaluated, tasks, kind) for kind in metrics}
     unranked = _unranked(table.runs, tasks, metrics, covered)
     out = {run for run, _ in unranked}
@@ -150,7 +157,7 @@ def score(table: Table, *, metric: str, baseline: str) -> Board:
         of_row: dict[str, dict[int, float]] = {}
         for run in row.runs:
             for kind in metrics if run not in out else ():
-                value = mean_over_tasks(run.record.metrics, covered[kind.name], kind.name)
+                value = mean_over_tasks(run.record.metrics, covered[kind.name], kind.name, weights)
                 if value is not None:
                     of_row.setdefault(kind.name, {})[run.record.seed] = value
         values[row] = of_row
@@ -160,8 +167,13 @@ def score(table: Table, *, metric: str, baseline: str) -> Board:
         for budget in dict.fromkeys(row.budget for row in rows)
     ]
     blocks.sort(key=lambda block: (block.n_selected, block.budget))
-    untuned, untuned_differs = _untuned(table.runs, covered, metrics)
+    untuned, untuned_differs = _untuned(table.runs, covered, metrics, weights)
     notes = _notes(table, blocks, metrics, baseline)
+    if uncounted:
+        notes.append(
+            "Means are over tasks, not over test rows, for no run tells the number of test rows of "
+            f"{', '.join(uncounted)}."
+        )
     for kind in metrics:
         if without := [task for task in tasks if task not in covered[kind.name]]:
             notes.append(f"{kind.label} is a mean over the tasks that have it: not {', '.join(without)}.")
@@ -369,13 +381,16 @@ def _median_seconds(runs: Sequence[Run]) -> dict[str, float]:
 
 
 def _untuned(
-    runs: Sequence[Run], covered: Mapping[str, tuple[str, ...]], metrics: tuple[Metric, ...]
+    runs: Sequence[Run],
+    covered: Mapping[str, tuple[str, ...]],
+    metrics: tuple[Metric, ...],
+    weights: Mapping[str, int] | None,
 ) -> tuple[dict[str, float], bool]:
     shown: dict[str, float] = {}
     differs = False
     for kind in metrics:
         found = [
-            mean_over_tasks(run.record.untuned, covered[kind.name], kind.name)
+            mean_over_tasks(run.record.untuned, covered[kind.name], kind.name, weights)
             for run in runs
             if run.record.untuned
         ]

@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
+from gtp_exp.data.benchmark import Mean
 from gtp_exp.errors import UserError
 from gtp_exp.files import write_whole
 from gtp_exp.leaderboard import date_lm, exports
@@ -52,7 +53,8 @@ def build(arguments: argparse.Namespace) -> str:
     metric = arguments.metric or (HEADLINE if by_labels else LOSS)
     check_metric(loaded.complete, metric)
     grouped = group(loaded.complete, beside=arguments.beside)
-    boards = [score(table, metric=metric, baseline=arguments.baseline) for table in grouped.tables]
+    mean = None if arguments.mean is None else Mean(arguments.mean)
+    boards = [score(table, metric=metric, baseline=arguments.baseline, mean=mean) for table in grouped.tables]
     chosen = examples_by_row(boards, per_row=arguments.examples)
 
     text = exports.markdown(boards, loaded, arguments.baseline)
@@ -86,6 +88,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--metric",
         help=f"what ranks, averaged over tasks, or `headline`; default: {LOSS}, of choices the headline",
+    )
+    parser.add_argument(
+        "--mean",
+        choices=[mean.value for mean in Mean],
+        help="what several tasks are averaged over: test rows, so that larger tasks count more, or tasks; "
+        "default: as the benchmark asks (`benchmark.mean`), else rows",
     )
     parser.add_argument(
         "--choices",

@@ -24,8 +24,8 @@ from typing import Any
 
 from gtp_exp.errors import UserError
 from gtp_exp.leaderboard.comparability import NO_EFFECT, flatten
+from gtp_exp.leaderboard.metrics import n_test_rows
 from gtp_exp.leaderboard.records import Run
-from gtp_exp.records.record import RunRecord
 
 LEADERBOARD = "Fine-Tuning"
 POOL_ROWS, CHOSEN_ROWS = 200_000, 10_000
@@ -170,7 +170,7 @@ def _faults(column: Column, run: Run) -> list[str]:
     # Some rows of the pool may have been skipped on reading, some left without a completion.
     if record.pool and not 0.98 * POOL_ROWS <= record.pool.candidates <= POOL_ROWS:
         faults.append(f"a pool of {record.pool.candidates:,} candidates, not {POOL_ROWS:,}")
-    if column.by_rows and (unknown := [task for task in record.metrics if _weight(record, task) < 1]):
+    if column.by_rows and (unknown := [task for task in record.metrics if n_test_rows(record, task) < 1]):
         faults.append(f"{column.name} lacks the number of test rows of {', '.join(sorted(unknown)[:3])}")
     return faults
 
@@ -181,15 +181,9 @@ def _score(column: Column, run: Run) -> float | None:
     for task, values in record.metrics.items():
         if column.metric not in values:
             return None
-        weight = _weight(record, task) if column.by_rows else 1
+        weight = n_test_rows(record, task) if column.by_rows else 1
         total, weights = total + float(values[column.metric]) * weight, weights + weight
     return total / weights if weights else None
-
-
-def _weight(record: RunRecord, task: str) -> int:
-    """Test rows of a task, those included whose held-out loss could not be taken; 0 if unknown."""
-    counts = record.rows.get(task)
-    return 0 if counts is None else counts.used + sum(counts.left_out.values())
 
 
 def _differences(runs: Sequence[Run], groups: Callable[[str], bool]) -> list[str]:

@@ -19,7 +19,8 @@ from gtp_exp.leaderboard.verdict import sentences
 
 VERSION = 1  # of leaderboard.json
 COLUMNS = (
-    *("benchmark", "selector", "budget", "metric", "higher_is_better", "n_seeds", "seeds", "mean", "sd"),
+    *("benchmark", "selector", "budget", "metric", "mean_over", "higher_is_better", "n_seeds", "seeds"),
+    *("mean", "sd"),
     *("ci_low", "ci_high", "ci_method", "rank", "best", "difference", "difference_low", "difference_high"),
     *("p", "p_holm", "win_rate", "n_selected", "choosing_seconds", "total_seconds"),
 )
@@ -169,6 +170,7 @@ def _record(board: Board, line: Line, metric: Metric) -> dict[str, Any]:
         "selector": line.row.label,
         "budget": line.row.budget,
         "metric": metric.name,
+        "mean_over": metric.over,
         "higher_is_better": metric.higher_is_better,
         "n_seeds": summary.n,
         "seeds": " ".join(str(seed) for seed in sorted(line.values[metric.name])),

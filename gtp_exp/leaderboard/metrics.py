@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from gtp_exp.data.benchmark import Mean
+from gtp_exp.records.record import RunRecord
 
 HEADLINE = "headline"  # each task's own headline metric
 # Where hidden labels judge: what stands for a task, and its metrics, shares of the chosen rows.
@@ -26,6 +29,7 @@ class Metric:
     label: str
     higher_is_better: bool
     percent: bool  # a share of 1, written as per cent
+    over: str = ""  # what it is a mean over, `rows` or `tasks`; empty for one task
 
     def show(self, value: float) -> str:
         return f"{100 * value:.1f}%" if self.percent else _plain(value)
@@ -34,6 +38,10 @@ class Metric:
         """Signed; the difference of two shares is in percentage points."""
         text = f"{100 * abs(value):.1f} pt" if self.percent else _plain(abs(value))
         return ("+" if value > 0 else "\u2212" if value < 0 else "") + text
+
+    def averaged(self, over: Mean) -> Metric:
+        """Return the metric as a mean over several tasks, which its label names."""
+        return replace(self, label=f"{self.label} over {over.value}", over=over.value)
 
     @property
     def direction(self) -> str:
@@ -68,18 +76,63 @@ def headline_metric(headlines: set[str]) -> Metric:
 
 
 def mean_over_tasks(
-    metrics: Mapping[str, Mapping[str, float | str]], tasks: tuple[str, ...], name: str
+    metrics: Mapping[str, Mapping[str, float | str]],
+    tasks: Sequence[str],
+    name: str,
+    weights: Mapping[str, int] | None = None,
 ) -> float | None:
-    """The unweighted mean over tasks, or None where any task lacks the metric: a mean of fewer tasks is
-    another quantity."""
-    values: list[float] = []
+    """The mean over tasks, or None where any task lacks the metric: a mean of fewer tasks is another
+    quantity.
+
+    weights: the number of test rows by task, for a mean over rows; None counts every task the same.
+    """
+    total, n = 0.0, 0
     for task in tasks:
         of_task = metrics.get(task)
         key = name if of_task is None or name != HEADLINE else str(of_task["headline"])
         if of_task is None or key not in of_task:
             return None
-        values.append(float(of_task[key]))
-    return sum(values) / len(values) if values else None
+        weight = 1 if weights is None else weights[task]
+        total, n = total + weight * float(of_task[key]), n + weight
+    return total / n if n else None
+
+
+def n_test_rows(record: RunRecord, task: str) -> int:
+    """Return the number of test rows of a task, those included whose held-out loss could not be taken.
+
+    0 where the record does not tell.
+    """
+    counts = record.rows.get(task)
+    told = 0 if counts is None else counts.used + sum(counts.left_out.values())
+    return record.test_rows.get(task, told)
+
+
+def row_weights(records: Sequence[RunRecord], mean: Mean | None) -> tuple[dict[str, int] | None, list[str]]:
+    """Return the weight of each task in a mean over the tasks of these runs, and the tasks whose number of
+    test rows no run tells. The weights are None where every task counts the same, as one such task or a
+    single task makes it.
+
+    mean: None takes what the runs' benchmark asks for as `benchmark.mean`, by default a mean over rows.
+    """
+    tasks = dict.fromkeys(task for record in records for task in record.metrics)
+    if len(tasks) == 1 or (mean or _asked(records)) is Mean.TASKS:
+        return None, []
+    weights = {task: max(n_test_rows(record, task) for record in records) for task in tasks}
+    unknown = sorted(task for task, n in weights.items() if not n)
+    return (None if unknown else weights), unknown
+
+
+def headline_mean(record: RunRecord) -> float | None:
+    """Return a run's mean headline metric, as tables show it and a sweeper is told it; None without a
+    task."""
+    weights, _ = row_weights([record], None)
+    return mean_over_tasks(record.metrics, tuple(record.metrics), HEADLINE, weights)
+
+
+def _asked(records: Sequence[RunRecord]) -> Mean:
+    benchmarks = [record.config.get("benchmark") for record in records]
+    asked = [b.get("mean") for b in benchmarks if isinstance(b, Mapping)]
+    return Mean.TASKS if Mean.TASKS.value in asked else Mean.ROWS
 
 
 def _plain(value: float) -> str:

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, Sampler
 
 from gtp_exp.data.batching import pad_collate
 from gtp_exp.data.examples import IGNORE, TokenizedExample
-from gtp_exp.model.loss import Reduction
+from gtp_exp.training.config import BatchLoss
 
 NO_ROW = -1  # stands for an empty row, which adds nothing to a batch
 
@@ -20,22 +20,20 @@ class TrainingRows:
     """Holds the rows to train on, and what each of them weighs."""
 
     examples: Sequence[TokenizedExample]
-    weights: torch.Tensor | None = None  # [len(examples)], >= 0, of mean 1
-    reduction: Reduction = Reduction.MEAN  # of the loss whose gradients the weights were fitted to
+    weights: torch.Tensor | None = None  # [len(examples)], >= 0, of mean 1; None: each is 1
 
-    def loss_terms(self) -> list[tuple[float, float]]:
+    def loss_terms(self, loss: BatchLoss) -> list[tuple[float, float]]:
         """Return (a_i, n_i) of each example, for a batch's loss  sum_i a_i sum_t nll_it / sum_i n_i.
 
-        Without weights it is the mean over the batch's completion tokens, as Trainer's own. With weights it
-        is sum_i w_i l_i over the batch, l_i being the mean (reduction mean) or the sum of example i's token
-        losses, over the batch's unweighted size: so its gradient is the combination of gradients that a
-        selector's weights were fitted for, and a batch of small weights takes a small step.
+        With w_i the weights and T_i the number of example i's completion tokens, that is
+            example_mean:  sum_i w_i (sum_t nll_it / T_i) / (number of examples)
+            token_mean:    sum_i w_i sum_t nll_it / sum_i T_i
+        The divisor knows no weights, so that a batch of small weights takes a small step, and the gradients
+        of an epoch add up to the combination that a selector's weights were fitted for.
         """
         lengths = [float(e.n_completion_tokens) for e in self.examples]
-        if self.weights is None:
-            return [(1.0, n) for n in lengths]
-        weights = self.weights.tolist()
-        if self.reduction is Reduction.SUM:
+        weights = [1.0] * len(lengths) if self.weights is None else self.weights.tolist()
+        if loss is BatchLoss.TOKEN_MEAN:
             return list(zip(weights, lengths, strict=True))
         return [(w / n, 1.0) for w, n in zip(weights, lengths, strict=True)]
 
@@ -66,8 +64,8 @@ class RowOrder(Sampler):
 class TermsDataset(Dataset):
     """Serves each example with its loss terms, by its number in `rows` or NO_ROW."""
 
-    def __init__(self, rows: TrainingRows, pad_id: int) -> None:
-        self.rows = list(zip(rows.examples, rows.loss_terms(), strict=True))
+    def __init__(self, rows: TrainingRows, loss: BatchLoss, pad_id: int) -> None:
+        self.rows = list(zip(rows.examples, rows.loss_terms(loss), strict=True))
         self.no_row = TokenizedExample("", (pad_id, pad_id), (IGNORE, IGNORE)), (0.0, 0.0)
 
     def __len__(self) -> int:

@@ -16,6 +16,13 @@ class Schedule(Enum):
     CONSTANT = "constant_with_warmup"
 
 
+class BatchLoss(Enum):
+    """Says how the loss of a training batch is made of its tokens' losses."""
+
+    EXAMPLE_MEAN = "example_mean"  # the mean over rows of each row's mean: every row counts the same
+    TOKEN_MEAN = "token_mean"  # the mean over all completion tokens: a row counts by its length
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Holds the train group of the config: what a fine-tune does with its rows."""
@@ -28,7 +35,8 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     batch_size: int = 8  # examples per optimizer step, over all processes
     micro_batch_size: int = 8  # examples per forward pass of one process, at most
-    use_weights: bool = False  # train on sum_i w_i (loss of example i), w the selection's weights
+    loss: BatchLoss = BatchLoss.EXAMPLE_MEAN
+    use_weights: bool = False  # whether each row's part of the loss is multiplied by the selection's weight
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.learning_rate <= 0 or not 0 <= self.warmup_ratio < 1:

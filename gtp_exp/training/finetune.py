@@ -52,7 +52,7 @@ def finetune(
     trainer = WeightedTrainer(
         model=loaded.model,
         args=_arguments(loaded, config, scratch, n_rows, seed, processes.size, save=on_epoch_end is None),
-        train_dataset=TermsDataset(rows, pad_id),
+        train_dataset=TermsDataset(rows, config.loss, pad_id),
         data_collator=lambda batch: collate(batch, pad_id),
         callbacks=[Progress(label, on_epoch_end), SealCheckpoints(scratch, processes)],
     )

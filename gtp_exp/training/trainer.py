@@ -1,4 +1,4 @@
-"""Extend transformers.Trainer by a weighted completion loss, a progress bar, and checked checkpoints."""
+"""Extend transformers.Trainer by our loss of a batch, a progress bar, and checked checkpoints."""
 
 from __future__ import annotations
 

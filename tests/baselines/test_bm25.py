@@ -100,3 +100,52 @@ def test_texts_without_words_are_not_alike(given):
 def test_a_pool_without_words_still_gives_a_selection():
     made = problem(texts=[("?", f"{i}") for i in range(20)])
     assert len(BM25(K1, B, "en", Aggregation.ROUND_ROBIN).select(made).indices) == 10
+
+
+# Half of the pool asks for the weather, half for a recipe; blanks stand between no two words.
+WEATHER_AND_RECIPES = {
+    "Chinese": ("今天北京的天气怎么样", "请告诉我红烧肉的做法", "明天上海的天气会好吗"),
+    "Japanese": ("今日の東京の天気はどうですか", "カレーの作り方を教えて", "明日の大阪の天気を知りたい"),
+    "Thai": ("วันนี้อากาศที่กรุงเทพเป็นอย่างไร", "บอกสูตรต้มยำกุ้งหน่อย", "พรุ่งนี้อากาศที่เชียงใหม่เป็นไง"),
+    "Khmer": ("ថ្ងៃនេះអាកាសធាតុយ៉ាងម៉េច", "សូមប្រាប់រូបមន្តម្ហូប", "ស្អែកអាកាសធាតុល្អទេ"),
+    "Lao": ("ມື້ນີ້ອາກາດເປັນແນວໃດ", "ບອກວິທີເຮັດລາບ", "ມື້ອື່ນອາກາດດີບໍ"),
+    "Myanmar": ("ဒီနေ့ရာသီဥတုဘယ်လိုလဲ", "ဟင်းချက်နည်းပြောပြပါ", "မနက်ဖြန်ရာသီဥတုကောင်းမလား"),
+    "Hindi": ("आज मौसम कैसा है", "दाल की विधि बताओ", "कल का मौसम"),
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("language", WEATHER_AND_RECIPES)
+def test_rows_that_share_words_are_chosen_in_every_script(language, seed):
+    weather, recipe, target = WEATHER_AND_RECIPES[language]
+    texts = [(f"{weather if i % 2 else recipe} {i}", "OK") for i in range(20)]
+    asked = [
+        type(e)(f"target-{i}", e.messages) for i, e in enumerate(problem(texts=[(target, "x")]).candidates)
+    ]
+    made = replace(problem(texts=texts, rows=10, seed=seed), target=asked)
+    selection = BM25(stopwords=None).select(made)
+    assert sorted(selection.indices.tolist()) == list(range(1, 20, 2))
+    assert selection.diagnostics["chosen_without_shared_word"] == 0
+
+
+def test_a_target_without_a_shared_word_is_told(caplog):
+    made = problem(texts=[(f"question {i}", "answer") for i in range(20)])
+    asked = [type(e)("target", e.messages) for e in problem(texts=[("今天天气", "晴")]).candidates]
+    selection = BM25().select(replace(made, target=asked))
+    assert "none of the 20 candidates shares a word with the target" in caplog.text
+    assert selection.diagnostics["candidates_with_shared_word"] == 0
+
+
+def test_candidates_that_share_a_word_are_counted(caplog):
+    made = problem(texts=[(f"question{i}", "answer" if i < 3 else "other") for i in range(20)])
+    asked = [type(e)("target", e.messages) for e in problem(texts=[("answer", "yes")]).candidates]
+    selection = BM25().select(replace(made, target=asked))
+    assert selection.diagnostics["candidates_with_shared_word"] == 3 and " no word" not in caplog.text
+
+
+def test_a_part_of_the_target_without_a_shared_word_is_told(caplog):
+    made = problem(texts=[(f"question{i}", "answer") for i in range(20)])
+    asked = [type(e)(e.id, e.messages) for e in problem(texts=[("answer", "x"), ("今天", "晴")]).candidates]
+    selection = BM25(aggregation=Aggregation.ROUND_ROBIN).select(replace(made, target=asked))
+    assert "1 of 2 target groups share no word with any candidate" in caplog.text
+    assert selection.diagnostics["groups_without_shared_word"] == 1

@@ -77,3 +77,10 @@ def test_without_copies_it_is_random_at_the_same_seed(selector):
 def test_short_texts_are_compared_whole(selector):
     assert selector.shingles("Hi There") == {b"hi there"}
     assert selector.near_copies(["Hi", "hi", "Ho"]).tolist() == [False, True, False]
+
+
+def test_near_copies_are_found_in_a_script_without_blanks(selector):
+    rng = random.Random(0)
+    rows = ["".join(chr(0x4E00 + rng.randrange(300)) for _ in range(40)) for _ in range(6)]
+    copies = [row[:-1] + "改" for row in rows]
+    assert selector.near_copies([*rows, *copies]).tolist() == [False] * 6 + [True] * 6

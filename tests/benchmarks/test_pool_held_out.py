@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from conftest import conversation
 from gtp_benchmarks.pool_held_out import NAME, PoolHeldOut, held_out_rows
 from gtp_exp.data.benchmark import HELD_OUT_LOSS
-from gtp_exp.data.examples import Message, Pool
+from gtp_exp.data.examples import Example, Message, Pool
+from gtp_exp.data.leakage import TestRows
 from gtp_exp.errors import UserError
 
 
@@ -43,6 +44,29 @@ def test_no_test_question_is_left_in_the_pool():
     for seed in range(8):
         rest, benchmark = PoolHeldOut(25, seed).split(pool())
         assert asked(rest.examples).isdisjoint(asked(benchmark.rows))
+
+
+def test_rows_that_ask_the_same_after_other_turns_stay_together():
+    """What the guard against test rows would find in the pool is not left there."""
+    rows = []
+    for i in range(40):
+        ask = (Message("user", f"What is {i} plus 1?"), Message("assistant", f"{i + 1}"))
+        before = (Message("user", "Hello."), Message("assistant", "Hi."))
+        more = (Message("user", "Go on."), Message("assistant", "No."))
+        rows += [
+            Example(f"{i}-{kind}", turns)
+            for kind, turns in enumerate(
+                [ask, (Message("system", "Be brief."), *ask), (*before, *ask), (*ask, *more)]
+            )
+        ]
+    rest, benchmark = PoolHeldOut(60, 0).split(Pool(tuple(rows)))
+    tests = TestRows(benchmark.tasks())
+    assert len(benchmark.rows) >= 56 and not any(tests.asks(row) for row in rest.examples)
+
+
+def test_prompts_that_differ_in_a_vowel_sign_are_told_apart():
+    rows = [conversation(i, f"का{sign}", "x") for i, sign in enumerate("\u0900\u0901\u0902\u0903")]
+    assert len(held_out_rows(rows, 1, 0)) == 1
 
 
 @given(st.randoms(use_true_random=False), st.integers(1, 36), st.integers(0, 5))

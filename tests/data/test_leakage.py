@@ -8,6 +8,7 @@ import pytest
 
 from conftest import conversation
 from gtp_exp.data.benchmark import EvalTask
+from gtp_exp.data.examples import Example, Message
 from gtp_exp.data.leakage import NGRAM, TestRows, flagged, leakage
 from gtp_exp.errors import UserError
 
@@ -53,6 +54,97 @@ def test_the_same_prompt_is_found_whatever_its_case_spacing_last_mark_and_answer
 def test_questions_that_differ_in_a_sign_are_different(test, row):
     assert against(test, row)["same_prompt"] == 0
     assert against(test, test)["same_prompt"] == 1
+
+
+def chat(*turns):
+    """A row of (role, content) turns."""
+    return Example("row", tuple(Message(role, content) for role, content in turns))
+
+
+SYSTEM = ("system", "You are a helpful assistant.")
+ASKED = [("user", "What is two plus two?"), ("assistant", "four")]
+EARLIER = [("user", "Hello!"), ("assistant", "Hi, how can I help?")]
+LATER = [("user", "And one more?"), ("assistant", "five")]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        chat(SYSTEM, *ASKED),
+        chat(*EARLIER, *ASKED),
+        chat(*ASKED, *LATER),
+        chat(SYSTEM, *EARLIER, *ASKED, *LATER),
+        chat(("system", "What is two plus two?"), ("assistant", "four")),
+    ],
+)
+def test_other_turns_hide_no_question(row):
+    assert counts(row)["same_prompt"] == 1
+    with pytest.raises(UserError, match="test rows"):
+        counts(row, part="target")
+
+
+def test_the_turns_of_a_test_row_hide_no_question_either():
+    question = ("user", "How many legs has a spider?")
+    rows = TestRows(
+        [EvalTask("t", "acc", {}, (), held_out=(chat(SYSTEM, *EARLIER, question, ("assistant", "8")),))]
+    )
+    assert rows.asks(chat(question, ("assistant", "8")))
+    assert not rows.asks(chat(SYSTEM, *EARLIER, ("user", "Why?"), ("assistant", "So.")))
+
+
+def test_a_short_later_turn_is_a_question_only_with_what_came_before():
+    test = [
+        ("user", "Name a prime."),
+        ("assistant", "7"),
+        ("user", "And why?"),
+        ("assistant", "It has no divisor."),
+    ]
+    rows = TestRows([EvalTask("t", "acc", {}, (), held_out=(chat(*test),))])
+    assert rows.asks(chat(SYSTEM, *test))
+    assert not rows.asks(chat(("user", "Name a river."), ("assistant", "Po"), *test[2:]))
+
+
+def test_a_system_prompt_that_a_pool_shares_with_the_test_is_no_overlap():
+    long = ("system", LONG)
+    rows = TestRows([EvalTask("t", "acc", {}, (), held_out=(chat(long, *ASKED),))])
+    other = [("user", "What is the capital of Peru?"), ("assistant", "Lima")]
+    assert not rows.shares_run(chat(long, *other)) and not rows.asks(chat(long, *other))
+
+
+# 20 characters or more of each script without blanks, without a blank between them.
+UNSPACED = {
+    "Chinese": "一九九八年在北京举行的那场重要会议究竟讨论了哪些经济问题",
+    "Japanese": "東京で去年の夏に開かれた国際会議では何について話し合われましたか",
+    "Thai": "เมื่อปีที่แล้วมีการประชุมใหญ่เรื่องอะไรในกรุงเทพมหานคร",
+    "Khmer": "កាលពីឆ្នាំមុនមានការប្រជុំធំអំពីអ្វីនៅក្នុងរាជធានីភ្នំពេញ",
+    "Lao": "ປີກາຍນີ້ມີກອງປະຊຸມໃຫຍ່ກ່ຽວກັບຫຍັງຢູ່ນະຄອນຫຼວງວຽງຈັນ",
+    "Myanmar": "မနှစ်ကရန်ကုန်မြို့တွင်ကျင်းပသောအစည်းအဝေးကြီးသည်ဘာအကြောင်းလဲ",
+}
+
+
+@pytest.mark.parametrize("language", UNSPACED)
+def test_a_shared_run_is_found_in_a_script_without_blanks(language):
+    text = UNSPACED[language]
+    assert against(text, f"x{text}y")["shared_ngram"] == 1
+    assert against(text, text[:-1] + "x") == {"rows": 1, "same_prompt": 0, "shared_ngram": 1}
+    assert against(text, f"GPT {text[:4]} 2024 {text[-4:]}")["shared_ngram"] == 0
+    assert all(
+        against(text, other)["shared_ngram"] == 0 for name, other in UNSPACED.items() if name != language
+    )
+
+
+@pytest.mark.parametrize("language", UNSPACED)
+def test_the_same_question_is_found_in_a_script_without_blanks(language):
+    text = UNSPACED[language]
+    row = chat(SYSTEM, ("user", text + "。"), ("assistant", "x"))
+    rows = TestRows([EvalTask("t", "acc", {}, (), held_out=(conversation(0, text, "y"),))])
+    assert rows.asks(row) and not rows.asks(conversation(1, text[1:], "x"))
+
+
+def test_mixed_text_is_compared_by_words_and_characters():
+    test = "请问 Transformer 模型里的 attention 机制和 RNN 有什么不同"
+    assert against(test, "请问Transformer模型里的attention机制和RNN有什么区别")["shared_ngram"] == 1
+    assert against(test, "请问 Transformer 模型里的 attention 和别的 RNN 机制")["shared_ngram"] == 0
 
 
 @pytest.mark.parametrize("empty", ["", " \n", "...", "?"])

@@ -7,16 +7,18 @@ import os
 import random
 import time
 from dataclasses import replace
+from statistics import mean
 
 import pytest
 import torch
+from recorded_steps import step_gradients
 from reliability.damage import Way, damage
 
 from gtp_exp.data.examples import IGNORE
 from gtp_exp.errors import UserError
 from gtp_exp.model.loss import Reduction, reference_gradients
 from gtp_exp.training.batches import TrainingRows
-from gtp_exp.training.config import Schedule, TrainConfig
+from gtp_exp.training.config import BatchLoss, Schedule, TrainConfig
 from gtp_exp.training.finetune import finetune
 from gtp_exp.training.resume import resumable
 
@@ -33,11 +35,10 @@ CONFIG = TrainConfig(
 )
 
 
-def tune(tiny, rows, directory, config=CONFIG, weights=None, seed=0, reduction=Reduction.MEAN, **kwargs):
+def tune(tiny, rows, directory, config=CONFIG, seed=0, **kwargs):
     directory.mkdir(exist_ok=True)
     loaded = tiny.load_trainable(seed)
-    rows = TrainingRows(rows, weights, reduction)
-    finetune(loaded, rows, config, directory, **{"seed": seed, "label": "test", **kwargs})
+    finetune(loaded, TrainingRows(rows), config, directory, **{"seed": seed, "label": "test", **kwargs})
     return {name: p.detach().clone() for name, p in loaded.model.named_parameters() if p.requires_grad}
 
 
@@ -78,62 +79,49 @@ def test_accumulation_changes_nothing_where_the_model_takes_no_arguments_for_its
     assert distance(whole, parts) < 1e-5
 
 
-def gradient(tiny, rows, weights, reduction, directory, batch_size):
-    """What training on `rows` sums up in one epoch, from the optimizer's side: plain SGD with rate 1."""
-    from gtp_exp.training import trainer
-
-    seen = {}
-
-    class Recording(trainer.WeightedTrainer):
-        def create_optimizer(self, model=None):
-            self.optimizer = torch.optim.SGD([p for p in self.model.parameters() if p.requires_grad], lr=0.0)
-            self.optimizer.register_step_pre_hook(self._add)
-            return self.optimizer
-
-        def _add(self, optimizer, args, kwargs):
-            for name, p in self.model.named_parameters():
-                if p.requires_grad:
-                    seen[name] = seen.get(name, 0) + p.grad.clone()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "WeightedTrainer", Recording)
-        config = replace(CONFIG, epochs=1, batch_size=batch_size, micro_batch_size=1, max_grad_norm=1e9)
-        tune(tiny, rows, directory, config, weights, reduction=reduction)
-    return torch.cat([g.flatten() for g in seen.values()])
+def gradient(tiny, rows, weights, loss, directory, batch_size):
+    """What training on `rows` sums up in one epoch."""
+    config = replace(
+        CONFIG, epochs=1, batch_size=batch_size, micro_batch_size=1, max_grad_norm=1e9, loss=loss
+    )
+    return sum(step_gradients(tiny, TrainingRows(rows, weights), config, directory))
 
 
-@pytest.mark.parametrize("reduction", list(Reduction))
-@pytest.mark.parametrize("batch_size", [1, 3, 20])
+@pytest.mark.parametrize(
+    ("loss", "reduction", "batch_size"),
+    [
+        *((BatchLoss.EXAMPLE_MEAN, Reduction.MEAN, n) for n in (1, 3, 20)),
+        (BatchLoss.TOKEN_MEAN, Reduction.SUM, 20),  # smaller batches have other numbers of tokens
+    ],
+)
 def test_the_weighted_gradient_is_the_combination_the_weights_were_fitted_for(
-    tiny, tokenized, tmp_path, reduction, batch_size
+    tiny, tokenized, tmp_path, loss, reduction, batch_size
 ):
     """sum_i w_i g_i with g_i the gradients that selectors see, whatever the rows' lengths and the batches."""
     rows = tokenized[:6]
     weights = torch.tensor([3.0, 0.2, 0.0, 1.5, 0.3, 1.0])
-    found = gradient(tiny, rows, weights, reduction, tmp_path / "run", batch_size)
+    found = gradient(tiny, rows, weights, loss, tmp_path / "run", batch_size)
     model = tiny.load_trainable(0).model
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     expected = 0
     for row, weight in zip(rows, weights, strict=True):
         g = reference_gradients(model, parameters, row, reduction)
         expected = expected + weight * torch.cat([x.flatten() for x in g.values()])
-    if reduction is Reduction.SUM and batch_size < 6:
-        pytest.skip("a batch's size is its tokens, so batches of unequal sizes count differently")
     assert float(torch.nn.functional.cosine_similarity(found, expected, dim=0)) > 0.99999
 
 
 def test_a_batch_of_small_weights_takes_a_small_step(tiny, tokenized, tmp_path):
-    small = gradient(tiny, tokenized[:1], torch.tensor([0.1]), Reduction.MEAN, tmp_path / "a", 1)
-    large = gradient(tiny, tokenized[:1], torch.tensor([2.0]), Reduction.MEAN, tmp_path / "b", 1)
+    small = gradient(tiny, tokenized[:1], torch.tensor([0.1]), BatchLoss.EXAMPLE_MEAN, tmp_path / "a", 1)
+    large = gradient(tiny, tokenized[:1], torch.tensor([2.0]), BatchLoss.EXAMPLE_MEAN, tmp_path / "b", 1)
     assert torch.allclose(large, 20 * small, rtol=1e-4)
 
 
 def test_a_zero_weight_removes_an_example(tiny, tokenized, tmp_path):
     weights = torch.ones(len(tokenized))
     weights[::2] = 0
-    weighted = gradient(tiny, tokenized, weights, Reduction.MEAN, tmp_path / "a", 32)
+    weighted = gradient(tiny, tokenized, weights, BatchLoss.EXAMPLE_MEAN, tmp_path / "a", 32)
     rest = tokenized[1::2]
-    without = gradient(tiny, rest, torch.ones(len(rest)), Reduction.MEAN, tmp_path / "b", 32)
+    without = gradient(tiny, rest, torch.ones(len(rest)), BatchLoss.EXAMPLE_MEAN, tmp_path / "b", 32)
     assert torch.allclose(weighted * len(tokenized), without * len(rest), atol=1e-5)
 
 
@@ -147,18 +135,22 @@ def test_a_single_step_trains(tiny, tokenized, tmp_path):
     assert rates == [pytest.approx(CONFIG.learning_rate)]
 
 
-def test_only_completion_tokens_carry_loss(tiny, tokenized, tmp_path):
-    """The first step's logged loss is the mean loss over the label tokens, by a plain loop."""
-    config = replace(CONFIG, epochs=1, batch_size=32, micro_batch_size=32)
+@pytest.mark.parametrize("loss", list(BatchLoss))
+def test_only_completion_tokens_carry_loss(tiny, tokenized, tmp_path, loss):
+    """The first step's logged loss is the mean over rows, or over tokens, of the labels' losses."""
+    config = replace(CONFIG, epochs=1, batch_size=32, micro_batch_size=32, loss=loss)
     tune(tiny, tokenized, tmp_path, config)
     logged = json.loads((tmp_path / "history.jsonl").read_text().splitlines()[0])["loss"]
-    model, total, count = tiny.load_trainable(0).model, 0.0, 0
+    model, rows = tiny.load_trainable(0).model, []
     for row in tokenized:
         log_p = model(torch.tensor([row.input_ids])).logits[0].detach().log_softmax(-1)
-        for t in range(1, len(row.input_ids)):
-            if row.labels[t] != IGNORE:
-                total, count = total - float(log_p[t - 1, row.labels[t]]), count + 1
-    assert logged == pytest.approx(total / count, abs=1e-4)
+        labelled = [t for t in range(1, len(row.input_ids)) if row.labels[t] != IGNORE]
+        rows.append([-float(log_p[t - 1, row.labels[t]]) for t in labelled])
+    if loss is BatchLoss.TOKEN_MEAN:
+        expected = mean([nll for row in rows for nll in row])
+    else:
+        expected = mean([mean(row) for row in rows])
+    assert logged == pytest.approx(expected, abs=1e-4)
 
 
 def interrupt(tiny, tokenized, directory, monkeypatch, config, step):
