@@ -12,7 +12,7 @@ from typing import Protocol
 
 from gtp_exp.data.benchmark import Benchmark, EvalTask, SplitsPool
 from gtp_exp.data.examples import Example, Pool, TokenizedExample
-from gtp_exp.data.hashing import content_hash
+from gtp_exp.data.hashing import rows_hash
 from gtp_exp.data.leakage import TestRows, flagged, leakage
 from gtp_exp.data.tokenization import tokenize
 from gtp_exp.distributed import Processes
@@ -40,7 +40,7 @@ class PreparedRows:
     positions: tuple[int, ...]  # among the examples that were given to be prepared
     excluded: Mapping[str, int]  # reason -> rows left out
     cut: int  # rows shortened to the model's context
-    key: str  # content hash of the examples
+    key: str  # hash of the examples, their token ids and labels
 
     def counts(self) -> RowCounts:
         """Return what became of the rows, as results.json tells it."""
@@ -124,7 +124,8 @@ def prepare_rows(name: str, examples: Sequence[Example], model: Model) -> Prepar
         )
     kept = tuple(examples[i] for i in tokens.kept)
     cut = len(tokens.truncated)
-    return PreparedRows(kept, tokens.examples, tokens.kept, excluded, cut, content_hash(kept))
+    key = rows_hash(kept, tokens.examples)
+    return PreparedRows(kept, tokens.examples, tokens.kept, excluded, cut, key)
 
 
 def _as_both_read(
@@ -140,13 +141,14 @@ def _as_both_read(
         reason: to_select.excluded.get(reason, 0) + candidates.excluded.get(reason, 0)
         for reason in {**to_select.excluded, **candidates.excluded}
     }
+    tokenized = tuple(candidates.tokenized[i] for i in to_select.positions)
     return to_select, replace(
         candidates,
         examples=to_select.examples,
-        tokenized=tuple(candidates.tokenized[i] for i in to_select.positions),
+        tokenized=tokenized,
         positions=tuple(candidates.positions[i] for i in to_select.positions),
         excluded=lost,
-        key=to_select.key,
+        key=rows_hash(to_select.examples, tokenized),
     )
 
 

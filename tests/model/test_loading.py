@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import shutil
 from dataclasses import replace
 
@@ -83,6 +84,35 @@ def test_what_changes_the_model_changes_its_identity(tiny, tiny_config, tmp_path
         {"system_prompt": ""},
     ):
         assert identity(**change) != tiny.identity
+
+
+MINE = """from transformers import LlamaForCausalLM
+
+class Mine(LlamaForCausalLM):
+    scale = 1
+"""
+
+
+def test_code_that_stands_elsewhere_is_part_of_the_identity(tiny, tiny_config, tmp_path, monkeypatch):
+    """A configuration may name the code of another repository, which changes without the weights."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder, code = tmp_path / "own", tmp_path / "code"
+    shutil.copytree(tiny.location, folder)
+    code.mkdir()
+    (code / "modeling_mine.py").write_text(MINE)
+    settings = json.loads((folder / "config.json").read_text())
+    settings["auto_map"] = {"AutoModelForCausalLM": f"{code}--modeling_mine.Mine"}
+    (folder / "config.json").write_text(json.dumps(settings))
+    own = replace(tiny_config, source=ModelSource.HUB, name_or_path=str(folder))
+
+    def identity(trusted: bool):
+        return prepare(replace(own, trust_remote_code=trusted), tmp_path, CPU).identity
+
+    first, untrusted = identity(True), identity(False)
+    assert "code" not in untrusted and identity(True) == first
+    (code / "modeling_mine.py").write_text(MINE.replace("scale = 1", "scale = 2"))
+    assert identity(True)["code"] != first["code"] and identity(True)["weights"] == first["weights"]
+    assert identity(False) == untrusted
 
 
 def test_an_unknown_id_offline_says_both_ways_out(tiny_config, tmp_path):
