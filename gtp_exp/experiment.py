@@ -227,7 +227,7 @@ def with_sources(record: RunRecord, runner: StageRunner, sources: SelectionSourc
         model={**tuned.identity, "device": tuned.device.type},
         selection_model=None if chooser is tuned else dict(chooser.identity),
         pool=sources.inputs.pool_summary(),
-        rows={name: rows.counts() for name, rows in sources.inputs.named_rows().items()},
+        rows=sources.inputs.row_counts(),
     )
 
 

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from gtp_exp.config import describe
 from gtp_exp.data.benchmark import Benchmark, EvalTask, SplitsPool
 from gtp_exp.data.examples import Example, Pool, TokenizedExample
-from gtp_exp.data.hashing import rows_hash
+from gtp_exp.data.hashing import digest, rows_hash
 from gtp_exp.data.leakage import TestRows, flagged, leakage
 from gtp_exp.data.tokenization import tokenize
 from gtp_exp.distributed import Processes
@@ -54,6 +55,11 @@ class PreparedTask:
     task: EvalTask
     held_out: PreparedRows | None
 
+    @property
+    def content(self) -> str:
+        """Return the hash of what is asked, and how: documents, prompts, metric and right answers."""
+        return digest(describe(self.task), self.held_out and self.held_out.key)
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -73,6 +79,14 @@ class Inputs:
         """Return the target and the test rows of each task, as far as there are any, by name."""
         rows = {"target": self.target, **{test.task.name: test.held_out for test in self.tasks}}
         return {name: part for name, part in rows.items() if part is not None}
+
+    def row_counts(self) -> dict[str, RowCounts]:
+        """Return what became of the rows of the target and of each test task, as results.json tells it."""
+        contents = {test.task.name: test.content for test in self.tasks}
+        counts = {name: rows.counts() for name, rows in self.named_rows().items()}
+        return {
+            name: replace(told, content=contents.get(name, told.content)) for name, told in counts.items()
+        }
 
     def pool_summary(self) -> PoolSummary:
         """Return what became of the pool's rows, as results.json tells it."""
