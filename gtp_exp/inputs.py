@@ -18,7 +18,7 @@ from gtp_exp.data.leakage import TestRows, flagged, leakage
 from gtp_exp.data.tokenization import tokenize
 from gtp_exp.distributed import Processes
 from gtp_exp.errors import UserError
-from gtp_exp.model.loading import Model
+from gtp_exp.model.loading import Model, check_token_ids
 from gtp_exp.records.record import PoolSummary, RowCounts
 
 log = logging.getLogger(__name__)
@@ -136,6 +136,8 @@ def prepare_rows(name: str, examples: Sequence[Example], model: Model) -> Prepar
         raise UserError(
             f"the {name} has no row with a completion; {len(examples)} rows read, excluded: {excluded}"
         )
+    largest = (max(row.input_ids) for row in tokens.examples)
+    check_token_ids(largest, model.tokenizer, model.n_embeddings, model.config.name_or_path)
     kept = tuple(examples[i] for i in tokens.kept)
     cut = len(tokens.truncated)
     key = rows_hash(kept, tokens.examples)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -90,6 +91,7 @@ class Model:
     device: torch.device
     tokenizer: Any
     identity: Mapping[str, Any]  # what the weights, template and precision are: enters cache keys
+    n_embeddings: Optional[int] = None  # token ids from here on have none; None: unknown
 
     def load(self) -> LoadedModel:
         """Return the untuned model, in eval mode."""
@@ -171,6 +173,8 @@ def prepare(config: ModelConfig, cache_root: Path, device: torch.device) -> Mode
         layers_to_adapt(config.lora, architecture)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    n_embeddings = getattr(architecture.get_text_config(), "vocab_size", None)
+    check_token_ids(_certain_ids(tokenizer), tokenizer, n_embeddings, config.name_or_path)
     dtype = choose_dtype(config.precision, device)
     lora = config.lora
     identity: dict[str, Any] = {
@@ -182,7 +186,32 @@ def prepare(config: ModelConfig, cache_root: Path, device: torch.device) -> Mode
     }
     if code:
         identity["code"] = code
-    return Model(config, location, dtype, device, tokenizer, identity)
+    return Model(config, location, dtype, device, tokenizer, identity, n_embeddings)
+
+
+def check_token_ids(ids: Iterable[int], tokenizer: Any, n_embeddings: int | None, name: str) -> None:
+    """Raise UserError for a token id that the model has no embedding for. name: of the model, for messages.
+
+    A tokenizer may hold more tokens than the model as long as no text makes use of them.
+    """
+    largest = max(ids, default=0)
+    if n_embeddings is not None and largest >= n_embeddings:
+        token = tokenizer.convert_ids_to_tokens(largest)
+        raise UserError(
+            f"the tokenizer of {name} gives '{token}' the id {largest}, but the model has embeddings for the "
+            f"ids 0 to {n_embeddings - 1} only; take the model's own tokenizer, or enlarge the model "
+            "elsewhere (model.resize_token_embeddings(len(tokenizer)), then save_pretrained)"
+        )
+
+
+def _certain_ids(tokenizer: Any) -> list[int]:
+    """Return token ids that every job uses: of padding, of the ends of texts, and of the chat template."""
+    special = [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id]
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    with contextlib.suppress(TemplateError):  # a template for other conversations is told with its rows
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+        special += tokenizer(text, add_special_tokens=False)["input_ids"]
+    return [i for i in special if i is not None]
 
 
 def _check_system_turn(tokenizer: Any, config: ModelConfig) -> None:
