@@ -230,7 +230,7 @@ def with_sources(record: RunRecord, runner: StageRunner, sources: SelectionSourc
         model={**tuned.identity, "device": tuned.device.type},
         selection_model=None if chooser is tuned else dict(chooser.identity),
         pool=sources.inputs.pool_summary(),
-        rows={name: rows.counts() for name, rows in sources.inputs.named_rows().items()},
+        rows=sources.inputs.row_counts(),
         test_rows={test.task.name: n for test in sources.inputs.tasks if (n := test.task.n_rows)},
     )
 

@@ -9,15 +9,16 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from gtp_exp.config import describe
 from gtp_exp.data.benchmark import Benchmark, EvalTask, SplitsPool
 from gtp_exp.data.examples import Example, Pool, TokenizedExample
-from gtp_exp.data.hashing import content_hash
+from gtp_exp.data.hashing import digest, rows_hash
 from gtp_exp.data.leakage import TestRows, flagged, leakage
 from gtp_exp.data.sources.base import DataSource
 from gtp_exp.data.tokenization import OverLength, tokenize
 from gtp_exp.distributed import Processes
 from gtp_exp.errors import UserError
-from gtp_exp.model.loading import Model
+from gtp_exp.model.loading import Model, check_token_ids
 from gtp_exp.records.record import PoolSummary, RowCounts
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class PreparedRows:
     positions: tuple[int, ...]  # among the examples that were given to be prepared
     excluded: Mapping[str, int]  # reason -> rows left out
     cut: int  # rows shortened to the model's context
-    key: str  # content hash of the examples
+    key: str  # hash of the examples, their token ids and labels
 
     def counts(self) -> RowCounts:
         """Return what became of the rows, as results.json tells it."""
@@ -45,6 +46,11 @@ class PreparedTask:
 
     task: EvalTask
     held_out: PreparedRows | None
+
+    @property
+    def content(self) -> str:
+        """Return the hash of what is asked, and how: documents, prompts, metric and right answers."""
+        return digest(describe(self.task), self.held_out and self.held_out.key)
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,14 @@ class Inputs:
         """Return the target and the test rows of each task, as far as there are any, by name."""
         rows = {"target": self.target, **{test.task.name: test.held_out for test in self.tasks}}
         return {name: part for name, part in rows.items() if part is not None}
+
+    def row_counts(self) -> dict[str, RowCounts]:
+        """Return what became of the rows of the target and of each test task, as results.json tells it."""
+        contents = {test.task.name: test.content for test in self.tasks}
+        counts = {name: rows.counts() for name, rows in self.named_rows().items()}
+        return {
+            name: replace(told, content=contents.get(name, told.content)) for name, told in counts.items()
+        }
 
     def pool_summary(self) -> PoolSummary:
         """Return what became of the pool's rows, as results.json tells it."""
@@ -121,9 +135,12 @@ def prepare_rows(
         raise UserError(
             f"the {name} has no row with a completion; {len(examples)} rows read, excluded: {excluded}"
         )
+    largest = (max(row.input_ids) for row in tokens.examples)
+    check_token_ids(largest, model.tokenizer, model.n_embeddings, model.config.name_or_path)
     kept = tuple(examples[i] for i in tokens.kept)
     cut = len(tokens.truncated)
-    return PreparedRows(kept, tokens.examples, tokens.kept, excluded, cut, content_hash(kept))
+    key = rows_hash(kept, tokens.examples)
+    return PreparedRows(kept, tokens.examples, tokens.kept, excluded, cut, key)
 
 
 def _as_both_read(
@@ -139,13 +156,14 @@ def _as_both_read(
         reason: to_select.excluded.get(reason, 0) + candidates.excluded.get(reason, 0)
         for reason in {**to_select.excluded, **candidates.excluded}
     }
+    tokenized = tuple(candidates.tokenized[i] for i in to_select.positions)
     return to_select, replace(
         candidates,
         examples=to_select.examples,
-        tokenized=tuple(candidates.tokenized[i] for i in to_select.positions),
+        tokenized=tokenized,
         positions=tuple(candidates.positions[i] for i in to_select.positions),
         excluded=lost,
-        key=to_select.key,
+        key=rows_hash(to_select.examples, tokenized),
     )
 
 

@@ -271,6 +271,7 @@ def select(
         reads["more"] = more
     if sources.tuned is not chooser:
         reads["tokens counted for"] = sources.tuned.identity
+        reads["pool as it chooses"] = inputs.candidates_to_select.key
     return runner.run_stage("selection", reads, produce, together=selector.distributed)
 
 
@@ -406,6 +407,7 @@ def evaluate_task(
         "tuned": tuned and tuned.key,
         "model": evaluated.model.identity,
         "task": describe(test.task),
+        "held_out": test.held_out and test.held_out.key,
     }
     return runner.run_stage("evaluation", reads, produce, cost=EVALUATION if tuned else UNTUNED)
 

@@ -83,8 +83,8 @@ READS = {
     "gradients: target": {"warmup", "split", "rows", "settings"},
     "selection": {"selector", "version", "budget", "seed", "model", "pool", "target", "gradients"},
     "finetune": {"selection", "model", "train", "seed"},
-    "evaluation": {"tuned", "model", "task"},
-    "evaluation of the untuned model": {"tuned", "model", "task"},
+    "evaluation": {"tuned", "model", "task", "held_out"},
+    "evaluation of the untuned model": {"tuned", "model", "task", "held_out"},
 }
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
-from gtp_exp.data.examples import Example, Pool
+from gtp_exp.data.examples import Example, Pool, TokenizedExample
 
 
 def digest(*values: object) -> str:
@@ -31,4 +32,17 @@ def content_hash(data: Pool | Sequence[Example]) -> str:
             row += [example.tools, [[m.reasoning, m.train] for m in example.messages]]
         # ASCII JSON holds no raw newline, so the newline separates rows without ambiguity.
         hasher.update(json.dumps(row, ensure_ascii=True, separators=(",", ":")).encode("ascii") + b"\n")
+    return hasher.hexdigest()
+
+
+def rows_hash(examples: Sequence[Example], tokenized: Sequence[TokenizedExample]) -> str:
+    """Return the SHA-256 (hex) of rows as one model reads them: their content, token ids and labels.
+
+    With other ids for the same text, of another tokenizer or another rule for labels, nothing that was
+    computed from the old ones is found again.
+    """
+    hasher = hashlib.sha256(content_hash(examples).encode())
+    for row in tokenized:
+        hasher.update(f"{row.id} {len(row.input_ids)} {len(row.labels)}\n".encode())
+        hasher.update(array("i", row.input_ids).tobytes() + array("i", row.labels).tobytes())
     return hasher.hexdigest()

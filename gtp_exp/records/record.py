@@ -65,7 +65,7 @@ class PoolSummary:
     candidates: int
     excluded: Mapping[str, int]  # reason -> rows
     cut: int  # candidates shortened to model.max_length
-    content: str  # hash of the candidates: a file can be edited under its name
+    content: str  # hash of the candidates and their tokens: a file can be edited under its name
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class RowCounts:
     used: int
     left_out: Mapping[str, int]  # reason -> rows
     cut: int  # rows shortened to model.max_length
-    content: str  # hash of the used rows
+    content: str  # hash of the used rows, and of the task that they test
 
 
 @dataclass(frozen=True)

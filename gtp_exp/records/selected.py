@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from gtp_exp.data.examples import Example, Message, Pool, TokenizedExample
 from gtp_exp.data.near_duplicates import near_duplicates
 from gtp_exp.data.rendering import as_dict
+from gtp_exp.files import sha256_file
 from gtp_exp.records.record import SelectedRow, SelectionSummary, write_selected
 from gtp_exp.selection.base import Selection
 
@@ -49,7 +51,8 @@ def export(chosen: Sequence[SelectedRow], directory: Path, title: str) -> None:
 
     write_selected(chosen, directory)
     folder = directory / "selected"
-    (folder / "data").mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / "data", ignore_errors=True)  # of an earlier job in this folder
+    (folder / "data").mkdir(parents=True)
     tools = {"tools": [r.tools for r in chosen]} if any(r.tools for r in chosen) else {}
     table = pa.table(
         {
@@ -60,8 +63,14 @@ def export(chosen: Sequence[SelectedRow], directory: Path, title: str) -> None:
             "gtp_score": pa.array([r.score for r in chosen], pa.float32()),
         }
     )
-    pq.write_table(table, folder / "data" / "train-00000-of-00001.parquet")
-    (folder / "README.md").write_text(_CARD.format(title=title, n=len(chosen)), encoding="utf-8")
+    unnamed = folder / "data" / "train.parquet"
+    pq.write_table(table, unnamed)
+    # `datasets` knows a local folder again by its last name and its card alone, and all of ours are called
+    # `selected`: by the digest in the card it tells one selection from another.
+    named = unnamed.with_stem(f"train-{sha256_file(unnamed)[:16]}")
+    unnamed.rename(named)
+    card = _CARD.format(title=title, n=len(chosen), file=named.name)
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def summarise(
@@ -113,7 +122,7 @@ configs:
 - config_name: default
   data_files:
   - split: train
-    path: data/train-*.parquet
+    path: data/{file}
 tags:
 - instruction-tuning
 - data-selection

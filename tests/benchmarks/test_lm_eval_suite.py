@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +48,21 @@ def mmlu(tmp_path_factory) -> LmEvalSuite:
         chat=False,
         metric="acc,none",
     )
+
+
+def test_the_rows_are_those_of_the_named_folder_whatever_was_read_before(tmp_path):
+    def questions(folder: Path, ids: range) -> list[str]:
+        splits = {"test": ids, "validation": ids, "dev": range(20, 25)}
+        rows = {split: [mmlu_row(i, "anatomy") for i in numbers] for split, numbers in splits.items()}
+        copy = data_set(folder, {"anatomy": rows})
+        suite = LmEvalSuite(["mmlu_anatomy"], "mmlu/default", copy, 2, None, 0, False, "acc,none")
+        (task,) = suite.tasks()
+        return [str(doc["question"]) for doc in task.docs or ()]
+
+    assert questions(tmp_path / "old" / "mmlu", range(3)) == [f"anatomy {i}?" for i in range(3)]
+    assert questions(tmp_path / "new" / "mmlu", range(4)) == [f"anatomy {i}?" for i in range(4)]
+    shutil.rmtree(tmp_path / "old")  # edited in place
+    assert questions(tmp_path / "old" / "mmlu", range(6, 8)) == ["anatomy 6?", "anatomy 7?"]
 
 
 @pytest.fixture(scope="module")

@@ -73,6 +73,17 @@ def test_the_export_keeps_what_changes_the_meaning_of_a_row(tmp_path):
     assert again.examples == pool and not again.skipped
 
 
+def test_the_exports_of_two_runs_load_as_what_they_are(tmp_path):
+    from datasets import load_dataset
+
+    # The last is a run anew in the folder of the first.
+    for name, part in (("first", rows()), ("second", rows()[:2]), ("first", rows()[1:])):
+        selected.export(part, tmp_path / name, "title")
+        folder = str(tmp_path / name / "selected")
+        data = load_dataset(folder, split="train", cache_dir=str(tmp_path / "hf"))
+        assert list(data["id"]) == [row.id for row in part]
+
+
 def test_the_summary_counts_duplicates_and_compares_labels_with_the_pool():
     summary = selected.summarise(rows(), POOL, TOKENIZED, CHOSEN)
     assert (summary.n_selected, summary.n_tokens, summary.n_cut) == (3, 81, 1)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from gtp_exp.data.examples import Pool
+from gtp_exp.data.local_folder import cache_of_content, content_digest
 from gtp_exp.data.reading import read_rows, records_of, without_folders
 from gtp_exp.data.rows import ColumnNames, Format, Place, check_rows, detect_layout, read_pool, subset
 from gtp_exp.data.sources.base import DataSource
@@ -112,7 +113,8 @@ def _dataset(source: Hub) -> Any:
             return load_from_disk(str(folder))[source.split]
         if (folder / "state.json").exists():
             return load_from_disk(str(folder))
-        return load_dataset(str(folder), name=source.config, split=source.split)
+        with cache_of_content(content_digest(folder)):
+            return load_dataset(str(folder), name=source.config, split=source.split)
     except (OSError, ValueError, KeyError, DatasetsError) as error:
         reason = without_folders(first_line(error))
         if source.path is not None:
