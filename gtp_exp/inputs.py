@@ -5,11 +5,13 @@ Everything that can be wrong with the data shows here, before the long work.
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
+from gtp_exp.config import describe
 from gtp_exp.data.benchmark import Benchmark, EvalTask, SplitsPool
 from gtp_exp.data.examples import Example, Pool, TokenizedExample
 from gtp_exp.data.hashing import content_hash
@@ -54,6 +56,12 @@ class PreparedTask:
     task: EvalTask
     held_out: PreparedRows | None
 
+    @functools.cached_property
+    def description(self) -> Any:
+        """Return the task as the cache key of its evaluation holds it; made once, for it may have many
+        rows."""
+        return describe(self.task)
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -85,22 +93,31 @@ class Inputs:
         )
 
 
-def load_inputs(dataset: DatasetSource, benchmark: Benchmark, tuned: Model, chooser: Model) -> Inputs:
+def load_inputs(
+    dataset: DatasetSource,
+    benchmark: Benchmark,
+    tuned: Model,
+    chooser: Model,
+    prepare: Callable[[str, Sequence[Example], Model], PreparedRows] | None = None,
+) -> Inputs:
     """Read and tokenise all rows of a job. chooser: the model that chooses; may be the `tuned` one itself.
 
-    Raises UserError for data that cannot be read, and for a part without a row that carries loss.
+    prepare: used in place of `prepare_rows`. Raises UserError for data that cannot be read, and for a part
+    without a row that carries loss.
     """
+    prepare = prepare or prepare_rows
     pool = dataset.load()
     if isinstance(benchmark, SplitsPool):
         pool, benchmark = benchmark.split(pool)
-    candidates = prepare_rows("pool", pool.examples, tuned)
+    candidates = prepare("pool", pool.examples, tuned)
     target = benchmark.target()
-    to_select, candidates = _as_both_read(candidates, tuned, chooser)
-    prepared_target = None if target is None else prepare_rows("target", target, chooser)
+    to_select = candidates
+    if chooser is not tuned:
+        to_select = prepare("pool of the selection model", candidates.examples, chooser)
+        candidates = _as_both_read(candidates, to_select)
+    prepared_target = None if target is None else prepare("target", target, chooser)
     tasks = tuple(
-        PreparedTask(
-            task, prepare_rows(f"test of {task.name}", task.held_out, tuned) if task.held_out else None
-        )
+        PreparedTask(task, prepare(f"test of {task.name}", task.held_out, tuned) if task.held_out else None)
         for task in benchmark.tasks()
     )
     return Inputs(pool, candidates, to_select, prepared_target, tasks)
@@ -127,20 +144,16 @@ def prepare_rows(name: str, examples: Sequence[Example], model: Model) -> Prepar
     return PreparedRows(kept, tokens.examples, tokens.kept, excluded, cut, content_hash(kept))
 
 
-def _as_both_read(
-    candidates: PreparedRows, tuned: Model, chooser: Model
-) -> tuple[PreparedRows, PreparedRows]:
-    """Return the rows that both models can read: as the one that chooses reads them, and as the tuned one."""
-    if chooser is tuned:
-        return candidates, candidates
-    to_select = prepare_rows("pool of the selection model", candidates.examples, chooser)
+def _as_both_read(candidates: PreparedRows, to_select: PreparedRows) -> PreparedRows:
+    """Return the candidates, as the tuned model reads them, without those that the model that chooses cannot
+    read. to_select: what it can."""
     if len(to_select.examples) == len(candidates.examples):
-        return to_select, candidates
+        return candidates
     lost = {
         reason: to_select.excluded.get(reason, 0) + candidates.excluded.get(reason, 0)
         for reason in {**to_select.excluded, **candidates.excluded}
     }
-    return to_select, replace(
+    return replace(
         candidates,
         examples=to_select.examples,
         tokenized=tuple(candidates.tokenized[i] for i in to_select.positions),

@@ -1,90 +1,75 @@
-"""How long stages took in finished runs of this machine, and which stages the cache holds already."""
+"""How much work a stage is, and how long such work took in finished runs of this machine."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
+from gtp_exp.config import build
 from gtp_exp.errors import UserError
-from gtp_exp.estimate.plan import (
-    EVALUATION,
-    FINETUNE,
-    POOL,
-    SELECTION,
-    TARGET,
-    UNTUNED,
-    WARMUP,
-    Facts,
-    Job,
-    Work,
-    chooser,
-    evaluation_rates,
-    fingerprint,
-    rate_names,
-    stages,
-    store_settings,
-    warmup_rows,
-)
-from gtp_exp.records.record import RECORD_NAME, RunRecord, State, read_record
+from gtp_exp.gradients.settings import GradientConfig
+from gtp_exp.records.record import RECORD_NAME, PoolSummary, RunRecord, SelectionSummary, State, read_record
+from gtp_exp.stages import EVALUATION, UNTUNED
+
+WARMUP, POOL, TARGET = "warmup", "gradients: pool", "gradients: target"  # as results.json names them
+SELECTION, FINETUNE = "selection", "finetune"
+STAGES = (WARMUP, POOL, TARGET, SELECTION, FINETUNE, EVALUATION, UNTUNED)
+
+Job = Mapping[str, Any]  # resolved config: a node per group, and the keys outside any group
+
+
+def fingerprint(*parts: Any) -> str:
+    """Return a short hash of JSON values, in order."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def node_of_chooser(job: Job) -> Any:
+    """Return the node of the model that chooses."""
+    return job.get("selection_model") or job["model"]
 
 
 @dataclass(frozen=True)
 class Earlier:
-    """A complete run."""
+    """Holds a complete run."""
 
     name: str
     record: RunRecord
+    pool: PoolSummary
+    selection: SelectionSummary
 
     @property
     def job(self) -> Job:
+        """Return the run's configuration."""
         return self.record.config
 
     @property
-    def tokens_per_row(self) -> float:
-        """Of the chosen rows."""
-        assert self.record.selection is not None
-        return self.record.selection.n_tokens / self.record.selection.n_selected
-
-
-@dataclass(frozen=True)
-class Rate:
-    """Units and seconds of finished stages."""
-
-    units: float
-    seconds: float
-    runs: frozenset[str]
-
-    def __add__(self, other: Rate) -> Rate:
-        return Rate(self.units + other.units, self.seconds + other.seconds, self.runs | other.runs)
+    def row_tokens(self) -> float:
+        """Return the mean number of tokens of a chosen row."""
+        return self.selection.n_tokens / self.selection.n_selected
 
 
 def earlier_runs(folder: Path) -> list[Earlier]:
-    """Complete runs below `folder`; a record that cannot be read is no measurement."""
+    """Return the complete runs below a folder; a record that cannot be read is no measurement."""
     found = []
     for path in sorted(folder.rglob(RECORD_NAME)) if folder.is_dir() else []:
         with contextlib.suppress(UserError):
             record = read_record(path)
             if record.state is State.COMPLETE and record.pool and record.selection:
-                found.append(Earlier(path.parent.relative_to(folder).as_posix(), record))
+                name = path.parent.relative_to(folder).as_posix()
+                found.append(Earlier(name, record, record.pool, record.selection))
     return found
 
 
-def price(work: Work, rates: Mapping[str, Rate]) -> tuple[float, Rate] | None:
-    """Seconds at the closest measured rate, or None."""
-    rate = next((rates[name] for name in work.rates if name in rates), None)
-    if work.units is None or rate is None:
-        return None
-    return work.units * rate.seconds / rate.units, rate
-
-
 def overhead(runs: Iterable[Earlier], jobs: Sequence[Job]) -> float | None:
-    """Seconds of a job outside its stages (imports, reading the pool, checks): a mean over runs of the jobs'
-    models and data sets, None without one."""
+    """Return the seconds of a job outside its stages (imports, reading the pool, checks): a mean over runs of
+    the jobs' models and data sets, None without one."""
     alike = {fingerprint(job["model"], job["dataset"]) for job in jobs}
     spent = []
     for run in runs:
@@ -95,80 +80,130 @@ def overhead(runs: Iterable[Earlier], jobs: Sequence[Job]) -> float | None:
     return fmean(spent) if spent else None
 
 
-def measured(runs: Iterable[Earlier], facts: Facts) -> dict[str, Rate]:
-    """Rate by name. A stage that several runs shared counts once."""
+@dataclass(frozen=True)
+class Counts:
+    """Holds the rows and tokens that pass through a job; None where they are unknown."""
+
+    candidates: int
+    row_tokens: float  # mean of the candidates, as the model that chooses reads them
+    target: int | None
+    target_tokens: float | None
+    chosen: int
+    chosen_tokens: float
+    tested: int | None
+
+
+@dataclass(frozen=True)
+class Size:
+    """Holds what a stage passes through the model, and the units that its time is proportional to."""
+
+    rows: int | None  # None: unknown
+    passes: int  # of every row: epochs or checkpoints
+    tokens: float | None  # over all passes
+    units: float | None
+
+
+def sizes(counts: Counts, gradients: GradientConfig, epochs: int) -> dict[str, Size]:
+    """Return the size of every stage by name. epochs: of the fine-tuning."""
+
+    def by_tokens(rows: int | None, passes: int, tokens: float | None) -> Size:
+        total = None if tokens is None else passes * tokens
+        return Size(rows, passes, total, total)
+
+    n, checkpoints = counts.candidates, gradients.warmup.epochs
+    warmed = gradients.warmup_rows(n)
+    tested = Size(counts.tested, 1, None, counts.tested)
+    return {
+        WARMUP: by_tokens(warmed, checkpoints, warmed * counts.row_tokens),
+        POOL: by_tokens(n, checkpoints, n * counts.row_tokens),
+        TARGET: by_tokens(counts.target, checkpoints, counts.target_tokens),
+        SELECTION: Size(n, 1, n * counts.row_tokens, n),
+        FINETUNE: by_tokens(counts.chosen, epochs, counts.chosen_tokens),
+        EVALUATION: tested,
+        UNTUNED: tested,
+    }
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Holds units and seconds of finished stages."""
+
+    units: float
+    seconds: float
+    runs: frozenset[str]
+
+    def __add__(self, other: Rate) -> Rate:
+        return Rate(self.units + other.units, self.seconds + other.seconds, self.runs | other.runs)
+
+
+def rate_names(stage: str, job: Job, tests: Iterable[str]) -> list[str]:
+    """Return the names of a stage's rates in a job, the closest first: with the same settings, and with any.
+
+    tests: the keys of the tested rows.
+    """
+    gradients = {**job["gradients"], "warmup": None}
+    kind = job["selector"]["_target_"]  # one selector says nothing of another
+    tested = (sorted(tests), job["benchmark"]["_target_"])
+    alike = {
+        WARMUP: (job["gradients"]["warmup"], None),
+        POOL: (gradients, None),
+        TARGET: (gradients, None),
+        SELECTION: (kind,),
+        FINETUNE: (job["train"], None),
+        EVALUATION: tested,
+        UNTUNED: tested,
+    }
+    model = job["model"] if stage in (FINETUNE, EVALUATION, UNTUNED) else node_of_chooser(job)
+    name = EVALUATION if stage == UNTUNED else stage
+    return [fingerprint(name, model, _without_length(settings)) for settings in alike[stage]]
+
+
+def _without_length(settings: Any) -> Any:
+    """Return settings without the seed, and without what the units count already."""
+    if not isinstance(settings, Mapping):
+        return settings
+    return {name: value for name, value in settings.items() if name not in ("epochs", "seed")}
+
+
+def measured(runs: Iterable[Earlier], tokens: Mapping[str, float]) -> dict[str, Rate]:
+    """Return rates by name. A stage that several runs shared counts once.
+
+    tokens: mean of a row, by the rows' content and the `fingerprint` of the node of the model that reads it.
+    """
     rates: dict[str, Rate] = {}
     seen: set[str] = set()
     for run in runs:
-        for stage, cost in run.record.stages.items():
-            if cost.key in seen or cost.seconds <= 0:
-                continue
-            with contextlib.suppress(KeyError, TypeError):  # a record of an older form of the configuration
-                units, names = _units(run, stage, facts)
-                if units:
+        with contextlib.suppress(KeyError, TypeError, UserError):  # an older form of the configuration
+            gradients = build(run.job["gradients"], "gradients")
+            found = sizes(_counts(run, tokens), gradients, run.job["train"]["epochs"])
+            tests = [rows.content for name, rows in run.record.rows.items() if name != "target"]
+            for stage, cost in run.record.stages.items():
+                units = found[stage].units
+                if units and cost.seconds > 0 and cost.key not in seen:
                     seen.add(cost.key)
                     rate = Rate(units, cost.seconds, frozenset({run.name}))
-                    for name in names:
+                    for name in rate_names(stage, run.job, tests):
                         rates[name] = rates[name] + rate if name in rates else rate
     return rates
 
 
-def _units(run: Earlier, stage: str, facts: Facts) -> tuple[float | None, tuple[str, ...]]:
-    """Units of a finished stage by its own record, and the rates that it tells."""
-    job, record = run.job, run.record
-    assert record.pool and record.selection
-    gradients, n = job["gradients"], record.pool.candidates
-    model = job["model"] if stage in (FINETUNE, EVALUATION, UNTUNED) else chooser(job)
-    pool = facts.pools.get(fingerprint(job["dataset"], model))
-    tokens = pool.tokens if pool and not pool.at_most else run.tokens_per_row
-    benchmark = facts.benchmarks.get(fingerprint(job["benchmark"], model))
-    checkpoints = gradients["warmup"]["epochs"]
-    if stage == WARMUP:
-        names = rate_names(WARMUP, model, gradients["warmup"])
-        return warmup_rows(gradients, n) * checkpoints * tokens, names
-    if stage == POOL:
-        return n * checkpoints * tokens, rate_names(POOL, model, store_settings(gradients))
-    if stage == SELECTION:
-        return float(n), (fingerprint(SELECTION, job["selector"]["_target_"], model),)
-    if stage == FINETUNE:
-        units = float(record.selection.n_tokens * job["train"]["epochs"])
-        return units, rate_names(FINETUNE, model, job["train"])
-    if benchmark is None:
-        return None, ()
-    if stage == TARGET and benchmark.target_rows and benchmark.target_tokens:
-        units = benchmark.target_rows * checkpoints * benchmark.target_tokens
-        return units, rate_names(TARGET, model, store_settings(gradients))
-    if stage in (EVALUATION, UNTUNED) and benchmark.test_rows:
-        return float(benchmark.test_rows), evaluation_rates(job, benchmark)
-    return None, ()
+def _counts(run: Earlier, tokens: Mapping[str, float]) -> Counts:
+    """Return what passed through a finished run, by its own record."""
+    model, rows = fingerprint(node_of_chooser(run.job)), run.record.rows
+    target, tested = rows.get("target"), [part.used for name, part in rows.items() if name != "target"]
+    target_mean = tokens.get(target.content + model) if target else None
+    return Counts(
+        candidates=run.pool.candidates,
+        row_tokens=tokens.get(run.pool.content + model, run.row_tokens),
+        target=target.used if target else None,
+        target_tokens=target.used * target_mean if target and target_mean else None,
+        chosen=run.selection.n_selected,
+        chosen_tokens=run.selection.n_tokens,
+        tested=sum(tested) or None,
+    )
 
 
-def finished(runs: Iterable[Earlier], facts: Facts, cache: Path) -> set[str]:
-    """Keys of the stages that the cache holds, as far as the records of runs name its entries."""
-    from gtp_exp.stages import LIBRARIES, VERSIONS
-
-    there: set[str] = set()
-    for run in runs:
-        try:
-            works = stages(run.job, facts)
-        except (KeyError, TypeError):  # its pool, benchmark or selector is none of the jobs'
-            continue
-        for work in works:
-            cost = run.record.stages.get(work.stage)
-            if cost is None or not cost.key:
-                continue
-            kind = work.stage.split(":")[0].split(" ")[0]  # "gradients: pool" lies in gradients/
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                entries = [
-                    json.loads((cache / kind / key / "manifest.json").read_text(encoding="utf-8"))
-                    for key in cost.key.split()
-                ]
-                current = all(
-                    entry["version"] == VERSIONS[kind] and entry["reads"]["libraries"] == LIBRARIES
-                    for entry in entries
-                )
-                if kind == SELECTION:
-                    current &= entries[0]["reads"]["version"] == facts.selector(run.job).version
-                if current:
-                    there.add(work.key)
-    return there
+def price(units: float | None, names: Iterable[str], rates: Mapping[str, Rate]) -> tuple[float, Rate] | None:
+    """Return seconds at the closest measured rate, and that rate; None without one."""
+    rate = next((rates[name] for name in names if name in rates), None)
+    return None if units is None or rate is None else (units * rate.seconds / rate.units, rate)
