@@ -12,8 +12,7 @@ from options import option
 from gtp_exp.config import build
 from gtp_exp.estimate.__main__ import estimate
 from gtp_exp.estimate.jobs import compose_jobs
-from gtp_exp.estimate.rates import POOL, WARMUP
-from gtp_exp.estimate.walk import plan
+from gtp_exp.estimate.walk import POOL, WARMUP, plan
 from gtp_exp.leaderboard.comparability import flatten
 
 CONF = Path(__file__).resolve().parents[1] / "conf"

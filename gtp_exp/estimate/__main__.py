@@ -30,13 +30,15 @@ def main() -> int:
 
 def estimate(jobs: list[dict[str, Any]], names: list[dict[str, str]]) -> str:
     """Return the table for composed jobs, as text. names: the chosen option of every group of each job."""
-    from gtp_exp.estimate.rates import earlier_runs, measured, overhead  # after the process has gone off line
+    from gtp_exp.estimate.parts import Parts  # after the process has gone off line
+    from gtp_exp.estimate.rates import measured
+    from gtp_exp.estimate.runs import earlier_runs, overhead
     from gtp_exp.estimate.table import table
     from gtp_exp.estimate.walk import plan
 
-    runs = earlier_runs(Path(jobs[0]["outputs"]) / "runs")
-    planned = plan(jobs, runs)
-    return table(jobs, names, planned, measured(runs, planned.row_tokens), overhead(runs, jobs))
+    parts = Parts(earlier_runs(Path(jobs[0]["outputs"]) / "runs"))
+    planned = plan(jobs, parts)
+    return table(jobs, names, planned, measured(parts, jobs), overhead(parts.runs, jobs))
 
 
 def _stay_here() -> None:

@@ -19,7 +19,7 @@ from gtp_exp.data.benchmark import EvalTask, SplitsPool
 from gtp_exp.data.examples import Example, Pool, TokenizedExample
 from gtp_exp.data.hashing import content_hash
 from gtp_exp.errors import UserError, first_line
-from gtp_exp.estimate.rates import Earlier, Job, fingerprint
+from gtp_exp.estimate.runs import Earlier, Job, fingerprint
 from gtp_exp.experiment import Experiment
 from gtp_exp.inputs import Inputs, PreparedRows, load_inputs, prepare_rows
 from gtp_exp.launch.launcher import Device
@@ -55,22 +55,10 @@ class Data:
     tuned: Model
     chooser: Model
     inputs: Inputs
-    notes: Mapping[str, str]  # by config group
-
-    @functools.cached_property
-    def row_tokens(self) -> float:
-        """Return the mean length of a candidate, as the model that chooses reads it."""
-        return _mean_tokens(self.inputs.candidates_to_select)
-
-    @functools.cached_property
-    def tuned_row_tokens(self) -> float:
-        """Return the mean length of a candidate, as the tuned model reads it."""
-        return _mean_tokens(self.inputs.candidates)
-
-    @functools.cached_property
-    def target_row_tokens(self) -> float:
-        """Return the mean length of a target row; 0 where there is none."""
-        return 0.0 if self.inputs.target is None else _mean_tokens(self.inputs.target)
+    notes: Mapping[str, str]  # what is known of the rows and not known of the models, by config group
+    row_tokens: float  # mean length of a candidate as the model that chooses reads it
+    tuned_tokens: float  # as the tuned model does
+    target_tokens: float  # mean length of a target row
 
 
 @dataclass(frozen=True)
@@ -91,14 +79,10 @@ class _Rows:
         return self.tested
 
 
-def _mean_tokens(rows: PreparedRows) -> float:
-    return sum(row.n_tokens for row in rows.tokenized) / len(rows.tokenized)
-
-
 class Parts:
     """Builds jobs and reads what they are made of, each part once; makes and downloads nothing."""
 
-    def __init__(self, runs: Sequence[Earlier]) -> None:
+    def __init__(self, runs: Sequence[Earlier] = ()) -> None:
         """Read nothing yet. runs: complete ones, which may know of rows that are not here."""
         self.runs = runs
         self._kept: dict[Any, Any] = {}
@@ -148,7 +132,8 @@ class Parts:
             "dataset": _note_on_pool(inputs.candidates, tuned, run),
             "benchmark": unknown or _note_on_benchmark(inputs),
         }
-        return Data(tuned, chooser, inputs, notes)
+        read = (inputs.candidates_to_select, inputs.candidates, inputs.target)
+        return Data(tuned, chooser, inputs, notes, *(rows and _mean_tokens(rows) or 0.0 for rows in read))
 
     def _model(self, config: ModelConfig, experiment: Experiment) -> Model:
         """Return a model that is here, or a placeholder without a tokenizer."""
@@ -169,7 +154,9 @@ class Parts:
     def _same_rows(self, job: Job, *groups: str) -> Earlier | None:
         """Return a run that is like a job in some groups, of a selector that looks at no row if there is one:
         what it chose is the least biased in length."""
-        found = [run for run in self.runs if all(run.job.get(name) == job.get(name) for name in groups)]
+        found = [
+            run for run in self.runs if all(run.record.config.get(name) == job.get(name) for name in groups)
+        ]
         return min(found, key=lambda run: run.record.names.selector not in ("random", "full"), default=None)
 
     def _tokenise(
@@ -235,7 +222,14 @@ def _unread_pool(job: Job, why: str, run: Earlier | None, held_out: int) -> tupl
     """Return the candidates of a pool that is not here, as an earlier run found them or as the configuration
     tells. held_out: rows that the benchmark takes."""
     if run is not None:
-        row = Unread(run.pool.content, (), "", run.name, round(run.row_tokens), f"those of {run.name}")
+        row = Unread(
+            run.pool.content,
+            (),
+            "",
+            run.name,
+            round(run.selection.n_tokens / run.selection.n_selected),
+            f"those of {run.name}",
+        )
         return (row,) * run.pool.candidates
     rows, place = published_rows(job["dataset"])
     key = fingerprint(job["dataset"], job["benchmark"] if held_out else None)
@@ -301,3 +295,7 @@ def _note_on_benchmark(inputs: Inputs) -> str:
     )
     tests = f"{sum(sizes):,} test rows" if all(sizes) else "as many test rows as lm-eval holds"
     return f"{target}, {tests} in {len(tasks)} task{'s' * (len(tasks) != 1)}"
+
+
+def _mean_tokens(rows: PreparedRows) -> float:
+    return sum(row.n_tokens for row in rows.tokenized) / len(rows.tokenized)

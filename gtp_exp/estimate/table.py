@@ -5,17 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gtp_exp.estimate.rates import POOL, STAGES, TARGET, Job, Rate, price
-from gtp_exp.estimate.walk import Plan, Work
+from gtp_exp.estimate.rates import Rate, price
+from gtp_exp.estimate.runs import Job
+from gtp_exp.estimate.walk import POOL, STAGES, TARGET, Plan, Work
 from gtp_exp.leaderboard.comparability import flatten
 
 Names = Mapping[str, str]  # group -> chosen option
-GROUPS = {
-    "dataset": "pool",
-    "benchmark": "benchmark",
-    "model": "model",
-    "selection_model": "selection model",
-}
 HEADS = ("", "jobs", "distinct", "done", "passes", "tokens", "disk", "time")
 
 
@@ -36,14 +31,14 @@ class Line:
     @property
     def prices(self) -> list[tuple[float, Rate] | None]:
         """Return seconds and rate of each of those; None where nothing has been measured."""
-        return [price(work.size.units, work.rates, self.rates) for work in self.left]
+        return [price(work, self.rates) for work in self.left]
 
     def cells(self, around: float = 0.0) -> list[str]:
         """Return the line of the table. around: further seconds."""
         left, prices = self.left, self.prices
-        passes = sum((work.size.rows or 0) * work.size.passes for work in left)
-        tokens = sum(work.size.tokens or 0.0 for work in left)
-        bound = "\u2264 " if any(work.at_most and work.size.tokens for work in left) else ""
+        passes = f"{_passes(left):,}" if _passes(left) else ""
+        tokens = sum(work.tokens or 0.0 for work in left)
+        bound = "\u2264 " if any(work.at_most and work.tokens for work in left) else ""
         nbytes = sum(work.nbytes for work in left)
         time = duration(sum(found[0] for found in prices if found) + around)
         if None in prices:
@@ -53,7 +48,7 @@ class Line:
             f"{self.jobs:,}",
             f"{len(self.works):,}",
             f"{len(self.works) - len(left):,}",
-            "unknown" if any(work.size.rows is None for work in left) else f"{passes:,}" if passes else "",
+            "unknown" if any(work.rows is None for work in left) else passes,
             f"{bound}{short(tokens)}" if tokens else "",
             f"{short(nbytes)}B" if nbytes else "",
             time,
@@ -68,11 +63,8 @@ def table(
     overhead: float | None,
 ) -> str:
     """Return the estimate as text. overhead: seconds of a job outside its stages."""
-    lines = [
-        Line(stage, len(planned.users_of(stage)), works, rates)
-        for stage in STAGES
-        if (works := planned.of(stage))
-    ]
+    used = [stage for stage in STAGES if stage in planned.users]
+    lines = [Line(stage, len(planned.users[stage]), planned.of(stage), rates) for stage in used]
     total = Line("total", len(jobs), list(planned.works.values()), rates)
     around = None if overhead is None else overhead * len(jobs)
     outside = ["around the stages", f"{len(jobs):,}", "", "", "", "", ""]
@@ -84,9 +76,12 @@ def table(
     for row in rows:
         rest = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         out.append("  ".join([row[0].ljust(widths[0]), *rest]).rstrip())
-    return "\n".join(
-        [*out, "", *_notes(jobs, names, planned, total), *_time(lines, total), "nothing was started"]
-    )
+    notes = [*_data(names, planned), *_gradients(jobs, total), *_time(lines, total)]
+    return "\n".join([*out, "", *notes, "nothing was started"])
+
+
+def _passes(works: Sequence[Work]) -> int:
+    return sum((work.rows or 0) * work.passes for work in works)
 
 
 def axes(jobs: Sequence[Job], names: Sequence[Names]) -> str:
@@ -105,19 +100,21 @@ def axes(jobs: Sequence[Job], names: Sequence[Names]) -> str:
     return " x ".join(f"{n} {key}{'s' if '.' not in key else ''}" for key, n in counts.items()) or "all alike"
 
 
-def _notes(jobs: Sequence[Job], names: Sequence[Names], planned: Plan, total: Line) -> list[str]:
+def _data(names: Sequence[Names], planned: Plan) -> list[str]:
     notes = [
-        f"{label} {name.get(group)}: {data.notes[group]}"
-        for group, label in GROUPS.items()
+        f"{'pool' if group == 'dataset' else group} {name.get(group)}: {data.notes[group]}"
+        for group in ("dataset", "benchmark", "model", "selection_model")
         for data, name in zip(planned.data, names, strict=True)
         if data.notes[group]
     ]
-    notes = list(dict.fromkeys(notes))  # most jobs share their data
-    if stores := [work.size for work in total.left if work.stage in (POOL, TARGET)]:
-        passes = sum((size.rows or 0) * size.passes for size in stores)
-        notes.append(f"gradient passes, rows x checkpoints: {passes:,}")
-        if any(job["gradients"]["sketch"]["kind"] == "none" for job in jobs):
-            notes.append("gradients.sketch.kind=none keeps whole gradients: their disk is not counted")
+    return list(dict.fromkeys(notes))  # most jobs share their data
+
+
+def _gradients(jobs: Sequence[Job], total: Line) -> list[str]:
+    stores = [work for work in total.left if work.stage in (POOL, TARGET)]
+    notes = [f"gradient passes, rows x checkpoints: {_passes(stores):,}"] if stores else []
+    if stores and any(job["gradients"]["sketch"]["kind"] == "none" for job in jobs):
+        notes.append("gradients.sketch.kind=none keeps whole gradients: their disk is not counted")
     return notes
 
 

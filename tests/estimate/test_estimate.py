@@ -21,10 +21,11 @@ from gtp_exp.errors import UserError
 from gtp_exp.estimate import parts
 from gtp_exp.estimate.__main__ import estimate
 from gtp_exp.estimate.jobs import compose_jobs
-from gtp_exp.estimate.parts import ASSUMED_ROWS, published_rows
-from gtp_exp.estimate.rates import POOL, TARGET, earlier_runs, measured, overhead, price
+from gtp_exp.estimate.parts import ASSUMED_ROWS, Parts, published_rows
+from gtp_exp.estimate.rates import measured, price
+from gtp_exp.estimate.runs import earlier_runs, overhead
 from gtp_exp.estimate.table import axes, duration, short
-from gtp_exp.estimate.walk import chosen, plan, store_bytes
+from gtp_exp.estimate.walk import POOL, TARGET, chosen, plan, store_bytes
 from gtp_exp.gradients.directions import Direction
 from gtp_exp.gradients.settings import GradientConfig
 from gtp_exp.gradients.shards import StorageType
@@ -33,6 +34,7 @@ from gtp_exp.gradients.store import GradientStore
 from gtp_exp.model.loading import ModelConfig, ModelSource, prepare
 from gtp_exp.records.record import State, read_record, write_record
 from gtp_exp.selection.base import Budget, Unit
+from gtp_exp.stages import EVALUATION, UNTUNED
 from gtp_exp.worker import _begin, _now, assemble
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -128,12 +130,12 @@ def test_a_finished_grid_is_done_and_measures_the_next_one(computed):
     assert "the cache holds every stage" in same and "unknown" not in same
 
     more = compose("-m", "selector=less,random", "budget=10pct", "seed=0,1", f"outputs={outputs}")
-    runs = earlier_runs(outputs / "runs")
-    planned = plan(configs(more), runs)
+    finished = Parts(earlier_runs(outputs / "runs"))
+    planned = plan(configs(more), finished)
     left = {work.stage for work in planned.works.values() if not work.cached}
     assert left == {"selection", "finetune", "evaluation"}
-    rates = measured(runs, planned.row_tokens)
-    assert all(price(work.size.units, work.rates, rates) for work in planned.works.values())
+    rates = measured(finished, configs(more))
+    assert all(price(work, rates) for work in planned.works.values())
     shown = estimate(configs(more), [job["names"] for job in more])
     assert "at the rates of sweep/0" in shown and "unknown" not in shown
 
@@ -166,21 +168,12 @@ def test_a_measured_stage_costs_what_it_took(computed):
     jobs, _, outputs = computed
     (run,) = [r for r in earlier_runs(outputs / "runs") if r.record.names.selector == "less"]
     job = next(c for c in configs(jobs) if "LESS" in c["selector"]["_target_"])
-    planned = plan([job], [run])
-    rates = measured([run], planned.row_tokens)
+    planned, rates = plan([job]), measured(Parts([run]), [job])
     assert {work.stage for work in planned.works.values()} == ALL
-    prices = {
-        stage: sum(price(work.size.units, work.rates, rates)[0] for work in planned.of(stage))
-        for stage in ALL
-    }
-    tested = [stage for stage in ALL if stage.startswith("evaluation")]  # one rate, tuned or not
-    seconds = {stage: run.record.stages[stage].seconds for stage in ALL}
-    assert sum(prices[stage] for stage in tested) == pytest.approx(sum(seconds[stage] for stage in tested))
-    # The selector's rows are not of mean length.
-    tokens = run.record.selection.n_tokens * job["train"]["epochs"]
-    seconds["finetune"] *= planned.of("finetune")[0].size.tokens / tokens
-    for stage in ALL - set(tested):
-        assert prices[stage] == pytest.approx(seconds[stage]), stage
+    # One rate for pool and target, and one for the tests, tuned or not.
+    for stages in ({"warmup"}, {POOL, TARGET}, {"selection"}, {"finetune"}, {EVALUATION, UNTUNED}):
+        prices = [price(work, rates)[0] for stage in stages for work in planned.of(stage)]
+        assert sum(prices) == pytest.approx(sum(run.record.stages[stage].seconds for stage in stages)), stages
 
 
 @pytest.mark.parametrize(("override", "expected"), CHANGES)
@@ -198,7 +191,7 @@ def test_in_domain_has_no_target_store_and_rows_held_out_leave_the_pool(computed
     assert not plan([job]).of(TARGET)
     (job,) = configs(compose("selector=less", "benchmark=pool_held_out", "benchmark.test_rows=10", outputs))
     planned = plan([job])
-    assert planned.of(POOL)[0].size.rows == 40 - 10 and not planned.of(TARGET)  # one of 41 has no answer
+    assert planned.of(POOL)[0].rows == 40 - 10 and not planned.of(TARGET)  # one of 41 has no answer
 
 
 @pytest.mark.parametrize(
@@ -271,16 +264,16 @@ def test_what_is_not_here_shares_stages_as_its_configuration_does(absent):
         "evaluation": 8,
         "evaluation of the untuned model": 1,
     }
-    assert {work.size.rows for work in planned.of(POOL)} == {50, 60}
-    assert {work.size.rows for stage in (TARGET, "evaluation") for work in planned.of(stage)} == {None}
+    assert {work.rows for work in planned.of(POOL)} == {50, 60}
+    assert {work.rows for stage in (TARGET, "evaluation") for work in planned.of(stage)} == {None}
     text = estimate(configs(jobs), [job["names"] for job in jobs])
     assert "benchmark toy: its rows are unknown and left out of the sums (not on this machine)" in text
 
 
 def test_a_pool_that_is_gone_is_the_one_that_a_finished_run_has_used(computed, absent):
     jobs, planned, outputs = computed
-    found = plan(configs(jobs), earlier_runs(outputs / "runs"))
-    assert {work.size.rows for work in found.of(POOL)} == {work.size.rows for work in planned.of(POOL)}
+    found = plan(configs(jobs), Parts(earlier_runs(outputs / "runs")))
+    assert {work.rows for work in found.of(POOL)} == {work.rows for work in planned.of(POOL)}
     assert all(work.cached for work in [*found.of("warmup"), *found.of(POOL)])
 
 
@@ -290,7 +283,7 @@ def test_of_a_large_pool_only_a_sample_is_tokenised(computed, monkeypatch):
     monkeypatch.setattr(parts, "SAMPLED_ROWS", 10)
     text = estimate(configs(jobs), [job["names"] for job in jobs])
     assert "tokenised 10 of them" in text and "the cache holds every stage" in text
-    assert {work.size.rows for work in plan(configs(jobs)).of(POOL)} == {41}
+    assert {work.rows for work in plan(configs(jobs)).of(POOL)} == {41}
 
 
 def test_a_model_that_was_never_made_is_said_to_be_missing(tmp_path):
