@@ -6,6 +6,7 @@ stage share it here too, but what a cache holds of such rows or of such a model 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,10 +37,9 @@ SAMPLED_ROWS = 400
 class Unread(Example):
     """Stands for a row that is not on this machine; its id is the key of the rows that it is one of."""
 
-    rows_from: str = ""  # how their number is known; empty where it is not
     tokens: int = 0
-    tokens_from: str = ""
     at_most: bool = False  # whether `tokens` is only a bound
+    note: str = ""  # what is known of the rows
 
 
 def unread(rows: Sequence[Example]) -> Unread | None:
@@ -55,7 +55,7 @@ class Data:
     tuned: Model
     chooser: Model
     inputs: Inputs
-    notes: Mapping[str, str]  # what is known of the rows and not known of the models, by config group
+    notes: Mapping[str, str]  # by config group
     row_tokens: float  # mean length of a candidate as the model that chooses reads it
     tuned_tokens: float  # as the tuned model does
     target_tokens: float  # mean length of a target row
@@ -63,11 +63,11 @@ class Data:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Offers rows that are there, or placeholders, as a data set and a benchmark do."""
+    """Offers rows as a data set and a benchmark do."""
 
-    pool: Pool = Pool(())
-    targeted: tuple[Example, ...] | None = None
-    tested: tuple[EvalTask, ...] = ()
+    pool: Pool
+    targeted: tuple[Example, ...] | None
+    tested: tuple[EvalTask, ...]
 
     def load(self) -> Pool:
         return self.pool
@@ -87,7 +87,7 @@ class Parts:
         self.runs = runs
         self._kept: dict[Any, Any] = {}
 
-    def _once(self, make: Callable[..., Any], *key: Any) -> Any:
+    def _once(self, make: Callable[[], Any], *key: Any) -> Any:
         """Return `make()`, made once for a key."""
         if key not in self._kept:
             self._kept[key] = make()
@@ -96,52 +96,53 @@ class Parts:
     def experiment(self, job: Job) -> Experiment:
         """Return a job as the worker builds it. Raises UserError with the key that is wrong."""
         return assemble(
-            job, lambda node, group: self._once(lambda: build(node, group), group, fingerprint(node))
+            job, lambda node, name: self._once(lambda: build(node, name), name, fingerprint(node))
         )
 
     def data(self, job: Job, experiment: Experiment) -> Data:
         """Return a job's models and rows, with placeholders for what is not here."""
         read = ("model", "selection_model", "dataset", "benchmark", "outputs", "launch")
-        key = fingerprint([job.get(name) for name in read])
-        return self._once(lambda: self._data(job, experiment), "data", key)
+        return self._once(lambda: self._data(job, experiment), fingerprint([job.get(name) for name in read]))
 
     def _data(self, job: Job, experiment: Experiment) -> Data:
-        tuned = chooser = self._model(experiment.model, experiment)
-        if experiment.selection_model is not None:
-            chooser = self._model(experiment.selection_model, experiment)
-        dataset, benchmark, unknown = experiment.dataset, experiment.benchmark, ""
-        splits = isinstance(benchmark, SplitsPool)
-        run = self._same_rows(job, "dataset", "model", "selection_model", *["benchmark"] * splits)
+        dataset, benchmark, models = experiment.dataset, experiment.benchmark, experiment.model
+        tuned, chooser = (
+            self._model(config, experiment) for config in (models, experiment.selection_model or models)
+        )
+        splits, known = isinstance(benchmark, SplitsPool), ["dataset", "model", "selection_model"]
+        held_out = getattr(benchmark, "test_rows", 0) if splits else 0
+        run = self._run_like(job, [*known, "benchmark"] if splits else known)
         pool, why = self._once(lambda: _tried(dataset.load), "pool", id(dataset))
         if pool is None:
-            held_out = getattr(benchmark, "test_rows", 0) if splits else 0
             pool = Pool(_unread_pool(job, why, run, held_out))
-            if splits:
-                rows = (Unread(fingerprint(job["dataset"], job["benchmark"]), (), rows_from="test"),)
-                task = EvalTask("held out", "", {}, (), held_out=rows * held_out)
-                benchmark = _Rows(tested=(task,))
         elif run and run.pool.rows != len(pool.examples) + sum(pool.skipped.values()):
             run = None  # the data have changed since
-        if not isinstance(benchmark, (SplitsPool, _Rows)):
-            benchmark, unknown = self._once(functools.partial(_read, benchmark), "benchmark", id(benchmark))
-        tokenise = functools.partial(self._tokenise, run)
-        inputs = load_inputs(_Rows(pool), benchmark, tuned, chooser, tokenise)
+        key, why = fingerprint(job["benchmark"], job["dataset"] if splits else None), ""
+        if splits and unread(pool.examples):
+            task = EvalTask(key, "", {}, (), held_out=(Unread(key, ()),) * held_out)
+            benchmark = _Rows(pool, None, (task,))
+        elif not splits:
+            tested, why = self._once(
+                lambda: _tried(lambda: (benchmark.target(), benchmark.tasks())), "benchmark", id(benchmark)
+            )
+            target, tasks = tested or ((Unread(key, ()),), (EvalTask(key, "", {}, None),))
+            benchmark = _Rows(pool, target, tasks)
+        prepare_soon = functools.partial(self._prepare, run)
+        inputs = load_inputs(_Rows(pool, None, ()), benchmark, tuned, chooser, prepare_soon)
         notes = {
-            "model": _note_on_model(tuned, experiment),
-            "selection_model": "" if chooser is tuned else _note_on_model(chooser, experiment),
             "dataset": _note_on_pool(inputs.candidates, tuned, run),
-            "benchmark": unknown or _note_on_benchmark(inputs),
+            "benchmark": f"its rows are left out of the sums ({why})" if why else _note_on_benchmark(inputs),
+            "model": _note_on_model(tuned, experiment),
+            "selection_model": _note_on_model(chooser, experiment) if chooser is not tuned else "",
         }
         read = (inputs.candidates_to_select, inputs.candidates, inputs.target)
-        return Data(tuned, chooser, inputs, notes, *(rows and _mean_tokens(rows) or 0.0 for rows in read))
+        return Data(tuned, chooser, inputs, notes, *(rows and mean_tokens(rows) or 0.0 for rows in read))
 
     def _model(self, config: ModelConfig, experiment: Experiment) -> Model:
         """Return a model that is here, or a placeholder without a tokenizer."""
-        root = Path(experiment.settings.outputs) / "cache"
-        try:
+        root, device = Path(experiment.settings.outputs) / "cache", torch.device("cpu")
+        with contextlib.suppress(UserError):  # the job is meant for a machine with a GPU
             device = choose_device(experiment.launch.device.value)
-        except UserError:  # the job is meant for a machine with a GPU
-            device = torch.device("cpu")
 
         def make() -> Model:
             try:
@@ -151,92 +152,75 @@ class Parts:
 
         return self._once(make, "model", id(config), root, device)
 
-    def _same_rows(self, job: Job, *groups: str) -> Earlier | None:
+    def _run_like(self, job: Job, groups: Sequence[str]) -> Earlier | None:
         """Return a run that is like a job in some groups, of a selector that looks at no row if there is one:
         what it chose is the least biased in length."""
-        found = [
-            run for run in self.runs if all(run.record.config.get(name) == job.get(name) for name in groups)
-        ]
+        found = [run for run in self.runs if all(run.record.config.get(g) == job.get(g) for g in groups)]
         return min(found, key=lambda run: run.record.names.selector not in ("random", "full"), default=None)
 
-    def _tokenise(
+    def _prepare(
         self, run: Earlier | None, name: str, examples: Sequence[Example], model: Model
     ) -> PreparedRows:
-        """Do what `prepare_rows` does, once for the same rows. run: one that has read the same pool."""
+        """Do what `prepare_rows` does, soon and once for the same rows. run: one that has read the pool."""
         run = run if name.startswith("pool") else None
-        make = lambda: (_prepared(name, examples, model, run), examples)  # noqa: E731  an id is of what is kept
-        return self._once(make, "rows", id(examples), id(model), id(run))[0]
+        made = self._once(
+            lambda: (_prepared(name, examples, model, run), examples), id(examples), id(model), id(run)
+        )
+        return made[0]  # the rows themselves are kept beside it, or another's could get their id
 
 
 def _prepared(name: str, examples: Sequence[Example], model: Model, run: Earlier | None) -> PreparedRows:
-    """Do what `prepare_rows` does, as far as it can be done soon, or at all.
+    """Do what `prepare_rows` does, as far as it can be done, and soon.
 
     The rows of a test have no part in a key and are not tokenised. Of many rows some tell the length, and an
     earlier run tells which carry loss; without one, all are taken to.
     """
-    known = unread(examples)
-    if known is not None:
-        return _counted(examples, known.tokens, known.id)
-    if name.startswith("test"):
-        return _counted(examples, 0, content_hash(examples))
-    if model.tokenizer is None:
+    key, tokens, limit = "", 0.0, model.config.max_length
+    if known := unread(examples):
+        key, tokens = known.id, known.tokens
+    elif model.tokenizer is None and examples:
         sizes = [sum(len(message.content) for message in row.messages) / 4 for row in examples]
-        mean = sum(min(model.config.max_length, size) for size in sizes) / max(1, len(sizes))
-        return _counted(examples, round(max(1, mean)), content_hash(examples))
-    if len(examples) <= MOST_ROWS:
-        return prepare_rows(name, examples, model)
-    sample = prepare_rows(name, examples[:: len(examples) // SAMPLED_ROWS], model).tokenized
-    mean = round(sum(row.n_tokens for row in sample) / len(sample))
-    if run is None:
-        return _counted(examples, mean, content_hash(examples))
-    return _counted(examples[: run.pool.candidates], mean, run.pool.content)
+        tokens = max(1.0, sum(min(limit, size) for size in sizes) / len(sizes))
+    elif not name.startswith("test"):
+        if len(examples) <= MOST_ROWS:
+            return prepare_rows(name, examples, model)
+        tokens = mean_tokens(prepare_rows(name, examples[:: len(examples) // SAMPLED_ROWS], model))
+        if run is not None:
+            key, examples = run.pool.content, examples[: run.pool.candidates]
+    n, row = len(examples), TokenizedExample("", (0,) * round(tokens), ())
+    return PreparedRows(tuple(examples), (row,) * n, tuple(range(n)), {}, 0, key or content_hash(examples))
 
 
-def _counted(examples: Sequence[Example], tokens: int, key: str) -> PreparedRows:
-    """Return rows of one length, without their token ids."""
-    row = TokenizedExample("", (0,) * tokens, ())
-    n = len(examples)
-    return PreparedRows(tuple(examples), (row,) * n, tuple(range(n)), {}, 0, key)
+def mean_tokens(rows: PreparedRows) -> float:
+    """Return the mean number of tokens of a row."""
+    return sum(row.n_tokens for row in rows.tokenized) / len(rows.tokenized)
 
 
-def _tried(load: Callable[[], Pool]) -> tuple[Pool | None, str]:
-    """Return a pool, or None and why it cannot be read."""
+def _tried(read: Callable[[], Any]) -> tuple[Any, str]:
+    """Return what could be read, or None and why it could not."""
     try:
-        return load(), ""
-    except (UserError, OSError) as error:
-        return None, _why(error)
-
-
-def _read(benchmark: Any) -> tuple[_Rows, str]:
-    """Return what a benchmark offers, or a row and a task that stand for it and why it cannot be read."""
-    try:
-        return _Rows(targeted=benchmark.target(), tested=benchmark.tasks()), ""
+        return read(), ""
     except Exception as error:  # whatever a library raises without network
-        key = fingerprint(describe(benchmark))
-        return _Rows(targeted=(Unread(key, ()),), tested=(EvalTask(key, "", {}, None),)), (
-            f"its rows are unknown and left out of the sums ({_why(error)})"
-        )
+        why = first_line(error)
+        absent = any(word in why for word in ("Offline", "offline", "from the hub"))
+        return None, "not on this machine" if absent else why
 
 
 def _unread_pool(job: Job, why: str, run: Earlier | None, held_out: int) -> tuple[Unread, ...]:
     """Return the candidates of a pool that is not here, as an earlier run found them or as the configuration
     tells. held_out: rows that the benchmark takes."""
     if run is not None:
-        row = Unread(
-            run.pool.content,
-            (),
-            "",
-            run.name,
-            round(run.selection.n_tokens / run.selection.n_selected),
-            f"those of {run.name}",
+        n, tokens = run.pool.candidates, round(run.selection.n_tokens / run.selection.n_selected)
+        key, place, how = run.pool.content, run.name, f"those of {run.name}"
+    else:
+        (n, place), tokens = published_rows(job["dataset"]), job["model"]["max_length"]
+        key, how = (
+            fingerprint(job["dataset"], job["benchmark"] if held_out else None),
+            "at most, by model.max_length",
         )
-        return (row,) * run.pool.candidates
-    rows, place = published_rows(job["dataset"])
-    key = fingerprint(job["dataset"], job["benchmark"] if held_out else None)
-    bound = "at most, by model.max_length"
-    return (Unread(key, (), "", f"{place}, {why}", job["model"]["max_length"], bound, True),) * (
-        rows - held_out
-    )
+        n -= held_out
+    note = f"{n:,} rows ({place}, {why}), {tokens:,} tokens a row ({how})"
+    return (Unread(key, (), "", tokens, run is None, note),) * n
 
 
 def published_rows(node: Mapping[str, Any]) -> tuple[int, str]:
@@ -254,48 +238,36 @@ def published_rows(node: Mapping[str, Any]) -> tuple[int, str]:
     return ASSUMED_ROWS, f"unknown: {ASSUMED_ROWS:,} rows assumed"
 
 
-def _why(error: Exception) -> str:
-    message = first_line(error)
-    absent = any(word in message for word in ("Offline", "offline", "from the hub"))
-    return "not on this machine" if absent else message
+def _note_on_pool(rows: PreparedRows, model: Model, run: Earlier | None) -> str:
+    """Say how many candidates there are, how long they are, and how that is known."""
+    if known := unread(rows.examples):
+        return known.note
+    left_out, read, how = sum(rows.excluded.values()), "read", "tokenised"
+    if left_out:
+        read = f"read, {left_out:,} left out"
+    if model.tokenizer is None:
+        how = "characters / 4, the tokenizer is not here"
+    elif len(rows.examples) > MOST_ROWS:
+        read = f"those that {run.name} has used" if run else "read, all taken to have a completion"
+        how = f"tokenised {SAMPLED_ROWS:,} of them"
+    return f"{len(rows.examples):,} rows ({read}), {mean_tokens(rows):,.0f} tokens a row ({how})"
+
+
+def _note_on_benchmark(inputs: Inputs) -> str:
+    """Say how many rows a benchmark has as target and as test."""
+    sizes = [len(test.task.docs or test.task.held_out) for test in inputs.tasks]
+    aim = (
+        "the pool is the target" if inputs.target is None else f"{len(inputs.target.examples):,} target rows"
+    )
+    tests = f"{sum(sizes):,} test rows" if all(sizes) else "as many test rows as lm-eval holds"
+    return f"{aim}, {tests} in {len(sizes)} task{'s' * (len(sizes) != 1)}"
 
 
 def _note_on_model(model: Model, job: Experiment) -> str:
     """Say what is not known of a model; empty where all is."""
     if model.tokenizer is None:
-        return "not on this machine; what it has made is not found"
+        return "not on this machine; which of its stages are done is not known"
     guessed = model.config.precision is Precision.AUTO and job.launch.device is not Device.CPU
     if guessed and model.dtype is torch.float32:
-        return "no GPU here, so in fp32; what it has made in bf16 is not found"
+        return "fp32, for want of a GPU here; which stages are done in bf16 is not known"
     return ""
-
-
-def _note_on_pool(rows: PreparedRows, model: Model, run: Earlier | None) -> str:
-    """Say how many candidates there are, how long they are, and how that is known."""
-    left_out = sum(rows.excluded.values())
-    rows_from = f"read, {left_out:,} left out" if left_out else "read"
-    tokens_from = "tokenised"
-    if known := unread(rows.examples):
-        rows_from, tokens_from = known.rows_from, known.tokens_from
-    elif model.tokenizer is None:
-        tokens_from = "characters / 4, the tokenizer is not here"
-    elif len(rows.tokenized) > MOST_ROWS:
-        rows_from = f"those that {run.name} has used" if run else "read, all taken to have a completion"
-        tokens_from = f"tokenised {SAMPLED_ROWS:,} of them"
-    n, mean = len(rows.examples), _mean_tokens(rows)
-    return f"{n:,} rows ({rows_from}), {mean:,.0f} tokens a row ({tokens_from})"
-
-
-def _note_on_benchmark(inputs: Inputs) -> str:
-    """Say how many rows a benchmark has as target and as test."""
-    tasks = [test.task for test in inputs.tasks]
-    sizes = [len(task.docs or task.held_out) for task in tasks]
-    target = (
-        "the pool is the target" if inputs.target is None else f"{len(inputs.target.examples):,} target rows"
-    )
-    tests = f"{sum(sizes):,} test rows" if all(sizes) else "as many test rows as lm-eval holds"
-    return f"{target}, {tests} in {len(tasks)} task{'s' * (len(tasks) != 1)}"
-
-
-def _mean_tokens(rows: PreparedRows) -> float:
-    return sum(row.n_tokens for row in rows.tokenized) / len(rows.tokenized)

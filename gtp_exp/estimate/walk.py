@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,23 +28,14 @@ WARMUP, POOL, TARGET = "warmup", "gradients: pool", "gradients: target"  # as re
 SELECTION, FINETUNE = "selection", "finetune"
 STAGES = (WARMUP, POOL, TARGET, SELECTION, FINETUNE, EVALUATION, UNTUNED)
 
-Found = tuple[
-    str, StageResult, PreparedTask | None
-]  # a stage's name, what the cache says of it, what it tests
+# A stage's name, what the cache says of it, and the task that it tests.
+Found = tuple[str, StageResult, PreparedTask | None]
 
 
 class CacheThatOnlyLooks(Cache):
     """Says of each stage whether its entry is there and what it cost; makes none, and deletes none."""
 
-    def stage(
-        self,
-        stage: str,
-        version: int,
-        reads: Mapping[str, Any],
-        produce: Callable[[Path], None],
-        label: str = "",
-        together: bool = False,
-    ) -> StageResult:
+    def stage(self, stage: str, version: int, reads: Mapping[str, Any], *_: Any, **__: Any) -> StageResult:
         """Return where the entry lies, or would lie. Its files are not compared to their checksums."""
         path = self.entry(stage, version, reads).path
         manifest = read_sealed(path / MANIFEST)
