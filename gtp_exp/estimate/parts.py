@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from gtp_exp.config import build, describe
-from gtp_exp.data.benchmark import EvalTask, SplitsPool
+from gtp_exp.data.benchmark import Benchmark, EvalTask, SplitsPool
 from gtp_exp.data.examples import Example, Pool, TokenizedExample
 from gtp_exp.data.hashing import content_hash
 from gtp_exp.errors import UserError, first_line
@@ -105,28 +105,17 @@ class Parts:
         return self._once(lambda: self._data(job, experiment), fingerprint([job.get(name) for name in read]))
 
     def _data(self, job: Job, experiment: Experiment) -> Data:
-        dataset, benchmark, models = experiment.dataset, experiment.benchmark, experiment.model
-        tuned, chooser = (
-            self._model(config, experiment) for config in (models, experiment.selection_model or models)
-        )
-        splits, known = isinstance(benchmark, SplitsPool), ["dataset", "model", "selection_model"]
-        held_out = getattr(benchmark, "test_rows", 0) if splits else 0
-        run = self._run_like(job, [*known, "benchmark"] if splits else known)
+        tuned = self._model(experiment.model, experiment)
+        chooser = self._model(experiment.selection_model or experiment.model, experiment)
+        dataset, splits = experiment.dataset, isinstance(experiment.benchmark, SplitsPool)
+        held_out = getattr(experiment.benchmark, "test_rows", 0) if splits else 0
+        run = self._run_like(job, ["dataset", "model", "selection_model", *["benchmark"] * splits])
         pool, why = self._once(lambda: _tried(dataset.load), "pool", id(dataset))
         if pool is None:
             pool = Pool(_unread_pool(job, why, run, held_out))
         elif run and run.pool.rows != len(pool.examples) + sum(pool.skipped.values()):
             run = None  # the data have changed since
-        key, why = fingerprint(job["benchmark"], job["dataset"] if splits else None), ""
-        if splits and unread(pool.examples):
-            task = EvalTask(key, "", {}, (), held_out=(Unread(key, ()),) * held_out)
-            benchmark = _Rows(pool, None, (task,))
-        elif not splits:
-            tested, why = self._once(
-                lambda: _tried(lambda: (benchmark.target(), benchmark.tasks())), "benchmark", id(benchmark)
-            )
-            target, tasks = tested or ((Unread(key, ()),), (EvalTask(key, "", {}, None),))
-            benchmark = _Rows(pool, target, tasks)
+        benchmark, why = self._benchmark(job, experiment.benchmark, pool, held_out)
         prepare_soon = functools.partial(self._prepare, run)
         inputs = load_inputs(_Rows(pool, None, ()), benchmark, tuned, chooser, prepare_soon)
         notes = {
@@ -138,10 +127,23 @@ class Parts:
         read = (inputs.candidates_to_select, inputs.candidates, inputs.target)
         return Data(tuned, chooser, inputs, notes, *(rows and mean_tokens(rows) or 0.0 for rows in read))
 
+    def _benchmark(self, job: Job, benchmark: Benchmark, pool: Pool, held_out: int) -> tuple[Benchmark, str]:
+        """Return a benchmark, or placeholders for its rows and why they cannot be read."""
+        if isinstance(benchmark, SplitsPool):
+            key = fingerprint(job["benchmark"], job["dataset"])
+            task = EvalTask(key, "", {}, (), held_out=(Unread(key, ()),) * held_out)
+            return (_Rows(pool, None, (task,)) if unread(pool.examples) else benchmark), ""
+        rows, why = self._once(
+            lambda: _tried(lambda: (benchmark.target(), benchmark.tasks())), "benchmark", id(benchmark)
+        )
+        key = fingerprint(job["benchmark"])
+        target, tasks = rows or ((Unread(key, ()),), (EvalTask(key, "", {}, None),))
+        return _Rows(pool, target, tasks), why
+
     def _model(self, config: ModelConfig, experiment: Experiment) -> Model:
         """Return a model that is here, or a placeholder without a tokenizer."""
         root, device = Path(experiment.settings.outputs) / "cache", torch.device("cpu")
-        with contextlib.suppress(UserError):  # the job is meant for a machine with a GPU
+        with contextlib.suppress(UserError):  # where the job is meant for another machine, with a GPU
             device = choose_device(experiment.launch.device.value)
 
         def make() -> Model:

@@ -97,6 +97,27 @@ def test_the_keys_are_those_of_the_jobs_and_what_is_there_is_done(computed):
     assert set(again.works) == made and all(work.cached for work in again.works.values())
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model@selection_model=tiny", "selection_model.max_length=256"],
+        ["benchmark=pool_held_out", "benchmark.test_rows=10"],
+        ["benchmark.in_domain=true"],
+        ["until=selection", "seed=5"],
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_so_it_is_for_every_kind_of_job(overrides, tmp_path):
+    prepare(ModelConfig(source=ModelSource.TINY), tmp_path / "cache", torch.device("cpu"))
+    jobs = compose("selector=less", "budget=10pct", f"outputs={tmp_path}", *overrides)
+    before = plan(configs(jobs))
+    assert not any(work.cached for work in before.works.values())
+    run(jobs[0], tmp_path / "run")
+    stages = read_record(tmp_path / "run" / "results.json").stages
+    assert set(before.works) == {f"{stage} {key}" for stage in stages for key in stages[stage].key.split()}
+    assert all(work.cached for work in plan(configs(jobs)).works.values())
+
+
 def test_the_number_of_processes_is_part_of_the_keys_where_there_is_dropout(computed):
     jobs, planned, outputs = computed
     two = compose(*GRID, f"outputs={outputs}", "launch.num_processes=2")
