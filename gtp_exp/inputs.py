@@ -12,6 +12,7 @@ from typing import Protocol
 
 from gtp_exp.data.benchmark import Benchmark, EvalTask, SplitsPool
 from gtp_exp.data.examples import Example, Pool, TokenizedExample
+from gtp_exp.data.generation import check_room_to_generate
 from gtp_exp.data.hashing import content_hash
 from gtp_exp.data.leakage import TestRows, flagged, leakage
 from gtp_exp.data.tokenization import tokenize
@@ -88,7 +89,8 @@ class Inputs:
 def load_inputs(dataset: DatasetSource, benchmark: Benchmark, tuned: Model, chooser: Model) -> Inputs:
     """Read and tokenise all rows of a job. chooser: the model that chooses; may be the `tuned` one itself.
 
-    Raises UserError for data that cannot be read, and for a part without a row that carries loss.
+    Raises UserError for data that cannot be read, for a part without a row that carries loss, and for a test
+    whose answers do not fit the model.
     """
     pool = dataset.load()
     if isinstance(benchmark, SplitsPool):
@@ -97,11 +99,14 @@ def load_inputs(dataset: DatasetSource, benchmark: Benchmark, tuned: Model, choo
     target = benchmark.target()
     to_select, candidates = _as_both_read(candidates, tuned, chooser)
     prepared_target = None if target is None else prepare_rows("target", target, chooser)
+    tests = benchmark.tasks()
+    for task in tests:
+        check_room_to_generate(task, tuned.config.max_length)
     tasks = tuple(
         PreparedTask(
             task, prepare_rows(f"test of {task.name}", task.held_out, tuned) if task.held_out else None
         )
-        for task in benchmark.tasks()
+        for task in tests
     )
     return Inputs(pool, candidates, to_select, prepared_target, tasks)
 
