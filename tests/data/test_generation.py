@@ -1,4 +1,4 @@
-"""A task whose answers cannot fit the model is refused before any work; lm-eval would end on it afterwards."""
+"""A task whose answers cannot fit the model is refused before any work; lm-eval would end on it after it."""
 
 from __future__ import annotations
 
