@@ -31,29 +31,35 @@ def check_room_to_generate(task: EvalTask, max_length: int) -> None:
 
 
 def max_generated_tokens(task: EvalTask) -> int | None:
-    """Return how many tokens the model may write for an answer; None for a task where it writes nothing."""
-    if task.metric == HELD_OUT_LOSS:
-        return None
-    config = _whole_config(task)
-    if config.get("output_type", "generate_until") != "generate_until":
+    """Return how many tokens the model may write for an answer; None for a task where it writes nothing, and
+    for a group of tasks."""
+    config = None if task.metric == HELD_OUT_LOSS else _whole_config(task)
+    if config is None or config.get("output_type", "generate_until") != "generate_until":
         return None
     settings = config.get("generation_kwargs") or {}
     return next((int(settings[name]) for name in _NAMES if settings.get(name) is not None), _DEFAULT)
 
 
-def _whole_config(task: EvalTask) -> Mapping[str, Any]:
-    """Return the task's settings, with those of the file that it includes or that lm-eval bundles."""
-    path = task.config.get("include")
-    if path is None and task.docs is not None:
+def _whole_config(task: EvalTask) -> Mapping[str, Any] | None:
+    """Return the task's settings, with those of the files that it includes or that lm-eval bundles; None
+    where these are not of one task."""
+    included = task.config.get("include")
+    if included is None and task.docs is not None:
         return task.config
     import lm_eval
     from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._index import Kind
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    if path is None:
+    if included is None:
         entry = TaskManager().task_index.get(task.name)
-        path = None if entry is None else entry.yaml_path
-    if path is None:
-        return task.config
-    source = Path(lm_eval.__file__).parent.parent / path  # an absolute path stays as it is
-    return {**load_yaml(source, resolve_func=False), **task.config}
+        if entry is None or entry.kind is not Kind.TASK or entry.yaml_path is None:
+            return None
+        included = entry.yaml_path
+    whole: dict[str, Any] = {}
+    for path in included if isinstance(included, list) else [included]:
+        source = Path(lm_eval.__file__).parent.parent / path  # an absolute path stays as it is
+        if not source.is_file():
+            return None  # the evaluation will say so
+        whole |= load_yaml(source, resolve_func=False)
+    return {**whole, **task.config}

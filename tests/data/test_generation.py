@@ -29,6 +29,7 @@ def task(config, metric="exact_match,none", docs=({"input": "x"},)):
         (BBH, 1024),
         ({**BBH, "generation_kwargs": {"max_gen_toks": 99}}, 99),
         ({"include": "lm_eval/tasks/mmlu/default/mmlu_anatomy.yaml"}, None),
+        ({"include": [BBH["include"]]}, 1024),
     ],
 )
 def test_the_length_of_answers_is_read_where_lm_eval_reads_it(config, expected):
@@ -54,6 +55,8 @@ def test_a_task_of_the_held_out_loss_writes_nothing():
 def test_a_bundled_task_is_found_by_its_name():
     bundled = EvalTask("bbh_cot_fewshot_boolean_expressions", "exact_match,get-answer", {}, None)
     assert max_generated_tokens(bundled) == 1024
+    group = EvalTask("mmlu", "acc,none", {}, None)  # of tasks that write nothing
+    assert max_generated_tokens(group) is None
 
 
 @pytest.mark.parametrize("max_length", [512, 1023, 1024])
