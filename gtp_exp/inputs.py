@@ -14,6 +14,7 @@ from typing import Any
 from gtp_exp.config import describe
 from gtp_exp.data.benchmark import Benchmark, EvalTask, SplitsPool
 from gtp_exp.data.examples import Example, Pool, TokenizedExample
+from gtp_exp.data.generation import check_room_to_generate
 from gtp_exp.data.hashing import digest, rows_hash
 from gtp_exp.data.leakage import TestRows, flagged, leakage
 from gtp_exp.data.sources.base import DataSource
@@ -108,8 +109,8 @@ def load_inputs(
 ) -> Inputs:
     """Read and tokenise all rows of a job. chooser: the model that chooses; may be the `tuned` one itself.
 
-    prepare: used in place of `prepare_rows`. Raises UserError for data that cannot be read, and for a part
-    without a row that carries loss.
+    prepare: used in place of `prepare_rows`. Raises UserError for data that cannot be read, for a part
+    without a row that carries loss, and for a test whose answers do not fit the model.
     """
     prepare = prepare or prepare_rows
     pool = dataset.load()
@@ -123,12 +124,15 @@ def load_inputs(
         to_select = prepare("pool of the selection model", candidates.examples, chooser, over_length)
         candidates = _as_both_read(candidates, to_select)
     prepared_target = None if target is None else prepare("target", target, chooser, over_length)
+    tests = benchmark.tasks()
+    for task in tests:
+        check_room_to_generate(task, tuned.config.max_length)
     tasks = tuple(
         PreparedTask(
             task,
             prepare(f"test of {task.name}", task.held_out, tuned, OverLength.DROP) if task.held_out else None,
         )
-        for task in benchmark.tasks()
+        for task in tests
     )
     return Inputs(pool, candidates, to_select, prepared_target, tasks)
 

@@ -110,8 +110,8 @@ def runs(turns: tuple[str, ...], lengths: Iterable[int]) -> Iterable[tuple[str, 
 
 def _question(text: str) -> str:
     """Return the text in the form in which questions are compared; empty where it asks nothing."""
-    text = " ".join(comparable(text).split())
-    bare = text.rstrip(_SENTENCE_END).rstrip()
+    text = " ".join(words(comparable(text)))  # blanks beside a character that is a word do not count
+    bare = text.rstrip(f"{_SENTENCE_END} ")
     # "5!" is a factorial, not an exclamation.
     return f"{bare}!" if bare[-1:].isdigit() and text[len(bare) :].startswith("!") else bare
 

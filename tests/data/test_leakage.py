@@ -141,6 +141,11 @@ def test_the_same_question_is_found_in_a_script_without_blanks(language):
     assert rows.asks(row) and not rows.asks(conversation(1, text[1:], "x"))
 
 
+def test_blanks_in_a_script_without_them_do_not_count():
+    assert against("请问 GPT 模型是什么？", "请问GPT模型 是什么")["same_prompt"] == 1
+    assert against("GPT 4 是什么", "GPT4是什么")["same_prompt"] == 0
+
+
 def test_mixed_text_is_compared_by_words_and_characters():
     test = "请问 Transformer 模型里的 attention 机制和 RNN 有什么不同"
     assert against(test, "请问Transformer模型里的attention机制和RNN有什么区别")["shared_ngram"] == 1
