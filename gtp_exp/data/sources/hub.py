@@ -13,7 +13,7 @@ from typing import Any, Optional
 from gtp_exp.data.examples import Pool
 from gtp_exp.data.local_folder import cache_of_content, content_digest
 from gtp_exp.data.reading import read_rows, records_of, without_folders
-from gtp_exp.data.rows import ColumnNames, Format, Place, check_rows, detect_layout, read_pool, subset
+from gtp_exp.data.rows import ColumnNames, Format, Ids, Place, check_rows, detect_layout, read_pool, subset
 from gtp_exp.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ class Hub:
     columns: ColumnNames = field(default_factory=ColumnNames)
     rows: Optional[int] = None
     seed: int = 0  # of that subset
+    ids: Ids = Ids.COLUMN
 
     def __post_init__(self) -> None:
         if self.path is None:
@@ -49,7 +50,12 @@ class Hub:
         if self.path is not None and Path(self.path).is_file():
             file = Path(self.path)
             records = records_of(
-                read_rows(file), self.path, format=self.format, columns=self.columns, stem=file.stem
+                read_rows(file),
+                self.path,
+                format=self.format,
+                columns=self.columns,
+                ids=self.ids,
+                stem=file.stem,
             )
             pool = read_pool(records, seen=seen)
             check_size(len(seen), self.expected_rows, self.path)
@@ -62,7 +68,9 @@ class Hub:
         # spares reading millions of rows for a few thousand.
         order = range(len(data)) if self.rows is None else rng.sample(range(len(data)), len(data))
         stem = Path(self.path or self.hub_id).name
-        form = detect_layout(data.column_names, where, format=self.format, columns=self.columns, stem=stem)
+        form = detect_layout(
+            data.column_names, where, format=self.format, columns=self.columns, ids=self.ids, stem=stem
+        )
         records = ((place, row, form) for place, row in _rows(data, order, where))
         pool = read_pool(records, seen=seen, limit=self.rows)
         in_order = tuple(sorted(pool.examples, key=lambda e: seen[e.id].number))
