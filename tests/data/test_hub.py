@@ -127,6 +127,16 @@ def test_repeated_ids_are_passed_over_where_rows_are_numbered(tmp_path):
     assert [example.id for example in examples] == ["mydata-000001", "mydata-000002"]
 
 
+@pytest.mark.parametrize("name", ["mydata", "mydata/data/train-00000-of-00001.parquet"])
+def test_a_path_may_begin_at_home(tmp_path, monkeypatch, name):
+    with_card(tmp_path / "home" / "mydata", ROWS[1:4])
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert len(hub(path=f"~/{name}").load().examples) == 3
+    with pytest.raises(UserError) as error:
+        hub(path=f"~/{name}", expected_rows=5).load()
+    assert "~/" in str(error.value) and str(tmp_path) not in str(error.value)
+
+
 def test_a_subset_above_the_usable_rows_is_refused(copy):
     with pytest.raises(UserError, match="rows=91 is more than the 90 usable rows"):
         hub(path=copy, rows=91).load()

@@ -12,7 +12,7 @@ from typing import Any, Optional
 
 from gtp_exp.data.examples import Pool
 from gtp_exp.data.local_folder import cache_of_content, content_digest
-from gtp_exp.data.reading import read_rows, records_of, without_folders
+from gtp_exp.data.reading import read_rows, records_of, shown, without_folders
 from gtp_exp.data.rows import ColumnNames, Format, Ids, Place, check_rows, detect_layout, read_pool, subset
 from gtp_exp.errors import UserError, first_line
 
@@ -47,19 +47,19 @@ class Hub:
         read."""
         rng = random.Random(self.seed)
         seen: dict[str, Place] = {}
-        if self.path is not None and Path(self.path).is_file():
-            file = Path(self.path)
+        file = None if self.path is None else Path(self.path).expanduser()
+        if file is not None and file.is_file():
             records = records_of(
                 read_rows(file),
-                self.path,
+                shown(file),
                 format=self.format,
                 columns=self.columns,
                 ids=self.ids,
                 stem=file.stem,
             )
             pool = read_pool(records, seen=seen)
-            check_size(len(seen), self.expected_rows, self.path)
-            return subset(pool, self.rows, rng, self.path)
+            check_size(len(seen), self.expected_rows, shown(file))
+            return subset(pool, self.rows, rng, shown(file))
 
         data = _dataset(self)
         where = f"{self.path or self.hub_id}[{self.split}]"
@@ -110,7 +110,7 @@ def _dataset(source: Hub) -> Any:
             return load_dataset(
                 source.hub_id, name=source.config, split=source.split, revision=source.revision
             )
-        folder = Path(source.path)
+        folder = Path(source.path).expanduser()
         if not folder.exists():
             log.info("looked for %s", folder.absolute())
             raise UserError(
