@@ -1,4 +1,4 @@
-"""Read local files row by row: JSON lines or a JSON array, packed or not, or parquet; what the data sources share."""
+"""Read local files row by row: JSON lines, a JSON array, both also packed, or parquet."""
 
 from __future__ import annotations
 
