@@ -15,7 +15,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from gtp_exp.data.rows import ColumnNames, Format, Ids, Place, Record, detect_layout
 from gtp_exp.errors import UserError, first_line
@@ -172,7 +172,7 @@ def _unpacked(path: Path, packed: str, name: str) -> Iterator[io.BufferedReader]
             return
         from fsspec.compression import compr
 
-        openers: Mapping[Any, Any] = compr
+        openers = cast("dict[str, Any]", compr)
         if PACKED[packed] not in openers:
             raise UserError(
                 f"{name} is packed as {packed}, which needs a package (pip install zstandard); "
