@@ -28,6 +28,7 @@ from gtp_exp.files import read_json, write_json
 from gtp_exp.gradients.checkpoints import load_checkpoint, save_checkpoint
 from gtp_exp.gradients.collect import VERSION as GRADIENTS_VERSION
 from gtp_exp.gradients.collect import collect
+from gtp_exp.gradients.engines.choose import check_adapters
 from gtp_exp.gradients.settings import GradientConfig
 from gtp_exp.gradients.store import GradientStore
 from gtp_exp.inputs import Inputs, PreparedRows, PreparedTask
@@ -111,6 +112,7 @@ def warm_up(
 
     def produce(directory: Path) -> None:
         loaded = model.load_trainable(gradients.seed)
+        check_adapters(loaded.model, gradients.engine)
         generator = torch.Generator().manual_seed(gradients.seed)
         n = gradients.warmup_rows(len(candidates.examples))
         subset = torch.randperm(len(candidates.examples), generator=generator)[:n].tolist()

@@ -121,6 +121,20 @@ def test_a_selector_that_needs_no_gradients_computes_none(outputs, first):
     assert {"warmup", "gradients: pool"}.isdisjoint(record.stages)
 
 
+@pytest.mark.parametrize("engine", ["auto", "packed", "hooks"])
+def test_adapters_without_an_exact_engine_are_refused_before_the_warm_up(tmp_path, engine):
+    job = ["selector=less", "model.lora.target_modules=[q_proj,embed_tokens]", f"gradients.engine={engine}"]
+    with pytest.raises(UserError, match="embed_tokens.*model.lora.target_modules.*gradients.engine=autograd"):
+        run(tmp_path, *job)
+    assert not list((tmp_path / "cache" / "warmup").glob("*/manifest.json"))
+    assert not list((tmp_path / "cache" / "warmup").glob("*.part/**/*.safetensors"))
+
+
+def test_the_engine_that_the_refusal_names_takes_these_adapters(tmp_path):
+    job = ["selector=less", "model.lora.target_modules=[q_proj,embed_tokens]", "gradients.engine=autograd"]
+    assert run(tmp_path, *job, "until=selection").selection.n_selected == 4
+
+
 def test_an_in_domain_run_needs_no_target_rows(outputs, first):
     record = run(outputs, "selector=less", "benchmark.in_domain=true")
     assert "gradients: target" not in record.stages and record.selection.n_selected == 4

@@ -1,16 +1,21 @@
-"""Read local files row by row: JSON lines, a JSON array, or parquet; what the data sources share."""
+"""Read local files row by row: JSON lines, a JSON array, both also packed, or parquet."""
 
 from __future__ import annotations
 
+import contextlib
 import glob
+import importlib
+import io
 import json
 import logging
+import lzma
 import os
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from gtp_exp.data.rows import ColumnNames, Format, Ids, Place, Record, detect_layout
 from gtp_exp.errors import UserError, first_line
@@ -20,6 +25,10 @@ log = logging.getLogger(__name__)
 LINES = (".jsonl", ".ndjson")
 
 SUFFIXES = (*LINES, ".json", ".parquet")
+# What a text file may be packed with, by its last suffix, in the words of fsspec.
+PACKED = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
+_TABLES = (".csv", ".tsv", ".arrow", ".txt")  # `datasets` reads these, out of a folder
+_ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar")
 
 
 def expand(patterns: Sequence[str]) -> list[Path]:
@@ -40,8 +49,7 @@ def expand(patterns: Sequence[str]) -> list[Path]:
         for path in matches:
             if path.is_dir():
                 raise UserError(f"{shown(path)} is a folder; name its files, such as '{shown(path)}/*.jsonl'")
-            if path.suffix.lower() not in SUFFIXES:
-                raise UserError(f"{shown(path)} is none of {', '.join(SUFFIXES)}; convert or rename it")
+            check_kind(path, shown(path))
         paths += matches
     given: dict[Path, list[Path]] = {}
     for path in paths:
@@ -50,6 +58,34 @@ def expand(patterns: Sequence[str]) -> list[Path]:
         if len(same) > 1:
             raise UserError(f"{shown(same[0])} is named {len(same)} times; name each file once")
     return paths
+
+
+def check_kind(path: Path, name: str) -> None:
+    """Raise UserError for a file that is not read row by row, with the remedy. name: for messages."""
+    kind, packed = _kind(path)
+    if kind in SUFFIXES and not (packed and kind == ".parquet"):
+        return
+    if kind in _TABLES and not packed:
+        raise UserError(
+            f"{name} is a {kind} file: put it into a folder without other files and give that folder "
+            f"(dataset=hub dataset.path=FOLDER), or convert it to one of {', '.join(SUFFIXES)}"
+        )
+    if packed or kind in _ARCHIVES:
+        raise UserError(f"{name} is packed: unpack it and name the files that were in it")
+    raise UserError(
+        f"{name} is none of {', '.join(SUFFIXES)}, nor packed as {', '.join(PACKED)}; convert or rename it"
+    )
+
+
+def _kind(path: Path) -> tuple[str, str]:
+    """Return the suffix that tells a file's form, and the one that tells how it is packed: `.json`, `.gz`."""
+    last = path.suffix.lower()
+    return (Path(path.stem).suffix.lower(), last) if last in PACKED else (last, "")
+
+
+def stem(path: Path) -> str:
+    """Return a file's name without the suffixes that tell its form."""
+    return Path(path.stem).stem if path.suffix.lower() in PACKED else path.stem
 
 
 def shown(path: Path) -> str:
@@ -74,8 +110,9 @@ def stems(paths: Sequence[Path]) -> list[str]:
 
     No folder is in it, so that ids are the same on every machine.
     """
-    times = Counter(p.stem for p in paths)
-    return [p.stem if times[p.stem] == 1 else f"{p.stem}-{number}" for number, p in enumerate(paths, 1)]
+    names = [stem(path) for path in paths]
+    times = Counter(names)
+    return [name if times[name] == 1 else f"{name}-{number}" for number, name in enumerate(names, 1)]
 
 
 def records_of(
@@ -108,20 +145,48 @@ def read_rows(path: Path, name: str | None = None) -> Iterator[tuple[Place, Mapp
     cannot be read.
     """
     name = shown(path) if name is None else name
+    check_kind(path, name)
+    kind, packed = _kind(path)
     try:
-        if path.suffix.lower() == ".parquet":
+        if kind == ".parquet":
             yield from _parquet(path, name)
             return
-        with open(path, "rb") as handle:
-            if path.suffix.lower() == ".json" and handle.read(256).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[":
-                handle.seek(0)
+        with _unpacked(path, packed, name) as handle:
+            if kind == ".json" and handle.peek(256).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[":
                 yield from _json_array(handle.read(), name)
             else:
-                handle.seek(0)
                 yield from parse_lines(handle, name)
     except OSError as error:
         reason = error.strerror or without_folders(first_line(error))
         raise UserError(f"{name} cannot be read: {reason}") from error
+    except (EOFError, *_damages()) as error:
+        raise UserError(f"{name} is cut short or damaged: {first_line(error)}; get it again") from error
+
+
+@contextlib.contextmanager
+def _unpacked(path: Path, packed: str, name: str) -> Iterator[io.BufferedReader]:
+    """Open a file and unpack it on the way. Raises UserError where a package is needed for that."""
+    with open(path, "rb") as file:
+        if not packed:
+            yield file
+            return
+        from fsspec.compression import compr
+
+        openers = cast("dict[str, Any]", compr)
+        if PACKED[packed] not in openers:
+            raise UserError(
+                f"{name} is packed as {packed}, which needs a package (pip install zstandard); "
+                "or unpack it (zstd -d)"
+            )
+        yield io.BufferedReader(openers[PACKED[packed]](file, mode="rb"))
+
+
+def _damages() -> list[type[Exception]]:
+    """Return what a damaged packed file raises, as far as it is no OSError."""
+    found: list[type[Exception]] = [zlib.error, lzma.LZMAError]
+    with contextlib.suppress(ImportError):
+        found.append(importlib.import_module("zstandard").ZstdError)
+    return found
 
 
 def parse_lines(lines: Iterable[bytes], name: str) -> Iterator[tuple[Place, Mapping[str, Any]]]:

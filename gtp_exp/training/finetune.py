@@ -119,6 +119,17 @@ def _arguments(
 
 
 def save_tuned(loaded: LoadedModel, directory: Path) -> None:
-    """Write the adapter (or the whole model) to `directory`, in the form that `from_pretrained` reads."""
+    """Write the adapter (or the whole model) to `directory`, in the form that `from_pretrained` reads.
+
+    The tokenizer is beside it, with the chat template that was trained with. An adapter names its base by hub
+    id and commit, or a local base by its whole path, so that it loads from any working directory.
+    """
+    for adapter in getattr(loaded.model, "peft_config", {}).values():
+        base = Path(adapter.base_model_name_or_path)
+        if base.is_dir():
+            adapter.base_model_name_or_path = str(base.resolve())
+        else:
+            adapter.revision = getattr(loaded.model.config, "_commit_hash", None)
+    loaded.tokenizer.save_pretrained(directory)
     loaded.model.save_pretrained(directory, safe_serialization=True)
     (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty model card

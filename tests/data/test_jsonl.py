@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 import os
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from pyarrow import parquet
 from gtp_exp.data.examples import Message, Pool
 from gtp_exp.data.reading import without_folders
 from gtp_exp.data.rows import Format, Ids
+from gtp_exp.data.sources.hub import Hub
 from gtp_exp.data.sources.jsonl import Jsonl
 from gtp_exp.errors import UserError
 
@@ -368,6 +372,75 @@ def test_parquet_rows_are_named_by_number(tmp_path):
 def test_a_damaged_json_array_is_refused(tmp_path, content):
     (tmp_path / "a.json").write_text(content)
     assert "a.json" in refused(str(tmp_path / "a.json"))
+
+
+PACK = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+
+
+@pytest.mark.parametrize("packed", PACK)
+@pytest.mark.parametrize("kind", [".jsonl", ".ndjson", ".json"])
+def test_a_packed_file_gives_the_rows_of_the_file(tmp_path, kind, packed):
+    rows = [{"prompt": f"Add {i} and 3.", "completion": f"{i + 3}"} for i in range(2000)]
+    text = json.dumps(rows) if kind == ".json" else "".join(json.dumps(row) + "\n" for row in rows)
+    plain, file = tmp_path / f"pool{kind}", tmp_path / f"pool{kind}{packed}"
+    plain.write_text(text)
+    file.write_bytes(PACK[packed](text.encode()))
+    assert load(str(file)) == load(str(plain)) == Hub(path=str(file)).load()
+    assert load(str(file)).examples[0].id == "pool-000001"
+
+
+@pytest.mark.parametrize("packed", PACK)
+def test_a_packed_file_that_is_cut_short_is_named(tmp_path, packed):
+    whole = PACK[packed](os.urandom(9000).hex().encode())
+    (tmp_path / f"pool.jsonl{packed}").write_bytes(whole[: len(whole) // 2])
+    message = refused(str(tmp_path / f"pool.jsonl{packed}"))
+    assert f"pool.jsonl{packed} is cut short or damaged" in message or "is not JSON" in message
+
+
+def test_a_file_that_only_claims_to_be_packed_is_named(tmp_path):
+    (tmp_path / "pool.jsonl.gz").write_text(json.dumps(GOOD))
+    assert "pool.jsonl.gz cannot be read: Not a gzipped file" in refused(str(tmp_path / "pool.jsonl.gz"))
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("pool.csv", "is a .csv file: put it into a folder"),
+        ("pool.tsv", "dataset.path=FOLDER"),
+        ("pool.csv.gz", "is packed: unpack it"),
+        ("pool.parquet.gz", "is packed: unpack it"),
+        ("pool.zip", "is packed: unpack it"),
+        ("pool.xlsx", "is none of .jsonl, .ndjson, .json, .parquet, nor packed as .gz"),
+        ("pool", "is none of"),
+    ],
+)
+def test_another_kind_of_file_is_refused_with_its_remedy(tmp_path, name, remedy):
+    (tmp_path / name).write_text("prompt,completion\nAdd 2 and 3.,5\n")
+    message = refused(str(tmp_path / name))
+    assert name in message and remedy in message
+    with pytest.raises(UserError) as error:
+        Hub(path=str(tmp_path / name)).load()
+    assert remedy in str(error.value)
+
+
+def test_the_remedy_for_csv_works(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "pool.csv").write_text("prompt,completion\nAdd 2 and 3.,five\n")
+    (example,) = Hub(path=str(tmp_path / "folder")).load().examples
+    assert example.completion == "five"
+
+
+def test_a_zst_file_is_read_or_refused_with_what_to_install(tmp_path):
+    file = tmp_path / "pool.jsonl.zst"
+    try:
+        from zstandard import ZstdCompressor
+    except ImportError:
+        file.write_bytes(b"")
+        assert "pip install zstandard" in refused(str(file))
+        return
+    file.write_bytes(ZstdCompressor().compress(json.dumps(GOOD).encode()))
+    assert len(load(str(file)).examples) == 1
 
 
 @pytest.fixture

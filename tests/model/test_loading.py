@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -71,6 +72,43 @@ def test_a_saved_model_comes_back(tiny_config, tmp_path, lora):
     torch.testing.assert_close(found, expected)
     assert float((found - untuned).abs().max()) > 1e-3
     assert not list((tmp_path / "saved").glob("*.bin"))
+
+
+@pytest.mark.parametrize("adapted", [True, False])
+def test_a_saved_model_loads_anywhere_with_the_template_that_it_was_trained_with(
+    tiny_config, tmp_path, monkeypatch, adapted
+):
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoModelForCausalLM
+
+    from gtp_exp.training.finetune import save_tuned
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    lora = tiny_config.lora if adapted else None
+    config = replace(tiny_config, system_prompt="Briefly.", lora=lora)
+    model = prepare(config, Path("outputs") / "cache", CPU)  # relative, as `outputs` is by default
+    loaded = model.load_trainable(0)
+    with torch.no_grad():
+        for parameter in loaded.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05)
+    save_tuned(loaded, Path("saved"))
+
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    kind = AutoPeftModelForCausalLM if adapted else AutoModelForCausalLM
+    again = kind.from_pretrained("../saved", dtype=torch.float32).eval()
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(again(ids).logits, loaded.model(ids).logits)
+    tokenizer = AutoTokenizer.from_pretrained("../saved")
+    turns = [{"role": "user", "content": "One plus one?"}, {"role": "assistant", "content": "2"}]
+    rendered = tokenizer.apply_chat_template(turns, tokenize=False)
+    assert rendered == loaded.tokenizer.apply_chat_template(turns, tokenize=False) and "Briefly." in rendered
+    assert tokenizer(rendered)["input_ids"] == loaded.tokenizer(rendered)["input_ids"]
+    texts = [file.read_text() for file in (tmp_path / "saved").glob("*.json")]
+    # The base's folder, and none where it is not needed.
+    assert sum(str(tmp_path) in text for text in texts) == (1 if adapted else 0)
 
 
 def test_what_changes_the_model_changes_its_identity(tiny, tiny_config, tmp_path):

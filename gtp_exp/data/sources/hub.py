@@ -12,7 +12,7 @@ from typing import Any, Optional
 
 from gtp_exp.data.examples import Pool
 from gtp_exp.data.local_folder import cache_of_content, content_digest
-from gtp_exp.data.reading import read_rows, records_of, shown, without_folders
+from gtp_exp.data.reading import read_rows, records_of, shown, stem, without_folders
 from gtp_exp.data.rows import ColumnNames, Format, Ids, Place, check_rows, detect_layout, read_pool, subset
 from gtp_exp.data.sources.base import DataSource
 from gtp_exp.errors import UserError, first_line
@@ -56,7 +56,7 @@ class Hub(DataSource):
                 format=self.format,
                 columns=self.columns,
                 ids=self.ids,
-                stem=file.stem,
+                stem=stem(file),
             )
             pool = read_pool(records, seen=seen, strict=self.strict)
             check_size(len(seen), self.expected_rows, shown(file))
@@ -68,9 +68,9 @@ class Hub(DataSource):
         # A random order that stops when enough rows are usable is a uniform subset of the usable rows, and
         # spares reading millions of rows for a few thousand.
         order = range(len(data)) if self.rows is None else rng.sample(range(len(data)), len(data))
-        stem = Path(self.path or self.hub_id).name
+        name = Path(self.path or self.hub_id).name
         form = detect_layout(
-            data.column_names, where, format=self.format, columns=self.columns, ids=self.ids, stem=stem
+            data.column_names, where, format=self.format, columns=self.columns, ids=self.ids, stem=name
         )
         records = ((place, row, form) for place, row in _rows(data, order, where))
         pool = read_pool(records, seen=seen, limit=self.rows, strict=self.strict)

@@ -38,8 +38,8 @@ class MixturePart:
 
     label: str  # becomes the hidden fact `source` of its rows
     files: list[str]  # below the mixture's path, in its archive, or in its hub repository
-    rows: Optional[int]
-    expected_rows: Optional[int]
+    rows: Optional[int] = None  # a uniform random subset of this size; None for all
+    expected_rows: Optional[int] = None
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,8 @@ def refuse(adapters: Adapters, engine: str) -> UserError:
     return UserError(
         f"engine={engine} computes LoRA on linear layers only, and found {shown}"
         + (f" and {more} more" if more > 0 else "")
-        + ". Use plain LoRA, or engine=autograd, which is exact for any parameter, one example at a time"
+        + ". Use plain LoRA (model.lora.target_modules), or gradients.engine=autograd, which is exact for "
+        "any parameter, one example at a time"
     )
 
 

@@ -51,6 +51,13 @@ def make_engine(
     return PackedEngine(model, adapters, reduction, kernel, compiled=kind is Engine.COMPILED)
 
 
+def check_adapters(model: torch.nn.Module, requested: Engine) -> None:
+    """Raise UserError for adapters that no engine may be chosen for, so that it shows before a warm-up."""
+    one_by_one = requested is Engine.AUTOGRAD or (requested is Engine.AUTO and not has_adapters(model))
+    if not one_by_one:
+        _lora(model, Engine.PACKED if requested is Engine.AUTO else requested)
+
+
 @dataclass(frozen=True)
 class EngineChoice:
     """Holds what the machine and the model decide, and a resumed run must repeat."""
