@@ -7,11 +7,14 @@ name the key.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import inspect
 import math
+import sys
+import sysconfig
 from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
@@ -82,22 +85,53 @@ def describe(value: Any) -> Any:
     return value
 
 
+OURS = ("gtp_exp", "gtp_baselines", "gtp_benchmarks")
+
+
 def _class_name(cls: type) -> str:
     """Name a class in a cache key.
 
     One of ours may move to another file without being another class. One of a user's own is told by its name
-    and the hash of its source file, so that an edit is never answered from the cache.
+    and the hash of its source, so that an edit is never answered from the cache.
     """
-    if cls.__module__.partition(".")[0] in ("gtp_exp", "gtp_baselines", "gtp_benchmarks"):
+    if cls.__module__.partition(".")[0] in OURS:
         return cls.__qualname__
     return f"{cls.__module__}.{cls.__qualname__} {_source_hash(cls)}".rstrip()
 
 
-@functools.cache  # of a class whose objects come by the thousand the file is read once
+@functools.cache  # of a class whose objects come by the thousand the files are read once
 def _source_hash(cls: type) -> str:
-    """Return the SHA-256 (hex) of the file that defines a class; empty where there is none."""
-    try:
-        source = inspect.getsourcefile(cls)
-        return "" if source is None else hashlib.sha256(Path(source).read_bytes()).hexdigest()
-    except (OSError, TypeError):
-        return ""
+    """Return the SHA-256 (hex) of the files that a user's class is made of: its own, those of its bases, and
+    those that they import, as far as they are the user's; empty where there are none."""
+    waiting = [base.__module__ for base in cls.__mro__]
+    sources: dict[str, bytes] = {}
+    seen: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        module = sys.modules.get(name)
+        if name in seen or module is None:
+            continue
+        seen.add(name)
+        file = getattr(module, "__file__", None)
+        if file is None or not (name == cls.__module__ or _is_users(name, file)):
+            continue
+        with contextlib.suppress(OSError):
+            sources[name] = Path(file).read_bytes()
+            values = list(vars(module).values())
+            waiting += [getattr(v, "__name__", "") if inspect.ismodule(v) else _home(v) for v in values]
+    text = b"".join(name.encode() + b"\n" + source for name, source in sorted(sources.items()))
+    return hashlib.sha256(text).hexdigest() if sources else ""
+
+
+def _home(value: Any) -> str:
+    """Return the name of the module that defines a class or function; "" for another value."""
+    home = getattr(value, "__module__", None) if callable(value) else None
+    return home if isinstance(home, str) else ""
+
+
+def _is_users(name: str, file: str) -> bool:
+    """Say whether a module is neither ours, nor Python's, nor of an installed package."""
+    parents = Path(file).resolve().parents
+    installed = {"site-packages", "dist-packages"}.intersection(parent.name for parent in parents)
+    pythons = Path(sysconfig.get_paths()["stdlib"]).resolve() in parents
+    return not (name.partition(".")[0] in OURS or installed or pythons)

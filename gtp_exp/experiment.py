@@ -13,10 +13,11 @@ import torch
 
 from gtp_exp.cache import Cache, StageResult
 from gtp_exp.data.benchmark import Benchmark
+from gtp_exp.data.sources.base import DataSource
 from gtp_exp.distributed import Processes, connect
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.settings import GradientConfig
-from gtp_exp.inputs import DatasetSource, Inputs, Overlap, PreparedTask, check_agreement, load_inputs
+from gtp_exp.inputs import Inputs, Overlap, PreparedTask, check_agreement, load_inputs
 from gtp_exp.launch.launcher import Launch
 from gtp_exp.model.device import be_deterministic, choose_device
 from gtp_exp.model.loading import Model, ModelConfig, prepare
@@ -80,7 +81,7 @@ class Experiment:
 
     model: ModelConfig
     selection_model: ModelConfig | None  # chooses in place of the model that is tuned; None: the same one
-    dataset: DatasetSource
+    dataset: DataSource
     gradients: GradientConfig
     selector: Selector
     budget: Budget
@@ -95,6 +96,11 @@ class Experiment:
             raise UserError(
                 f"selector._target_: {type(self.selector).__name__} is no selector; let its class inherit "
                 "gtp_exp.selection.base.Selector and return a Selection from `select`"
+            )
+        if not isinstance(self.dataset, DataSource):
+            raise UserError(
+                f"dataset._target_: {type(self.dataset).__name__} is no data set; let its class inherit "
+                "gtp_exp.data.sources.base.DataSource and return a Pool from `load`"
             )
         stored = [direction.value for direction in self.gradients.directions]
         for key in ("direction", "target_direction"):
@@ -192,8 +198,7 @@ def report_selection(
     """
     rows = selected_rows(inputs.candidates.examples, selection, inputs.pool.hidden)
     export(rows, directory, title=f"{directory.name}: {len(rows)} selected examples")
-    n_tokens = [row.n_tokens for row in inputs.candidates.tokenized]
-    summary = summarise(rows, inputs.pool, n_tokens, selection)
+    summary = summarise(rows, inputs.pool, inputs.candidates.tokenized, selection)
     journal.event("selection", {"n_selected": summary.n_selected, "n_tokens": summary.n_tokens})
     table = [
         [row.rank, row.id, row.weight, row.score, json.dumps(row.messages, ensure_ascii=False)]
@@ -225,8 +230,7 @@ def with_sources(record: RunRecord, runner: StageRunner, sources: SelectionSourc
         model={**tuned.identity, "device": tuned.device.type},
         selection_model=None if chooser is tuned else dict(chooser.identity),
         pool=sources.inputs.pool_summary(),
-        rows={name: rows.counts() for name, rows in sources.inputs.named_rows().items()},
-        test_rows={test.task.name: n for test in sources.inputs.tasks if (n := test.task.n_rows)},
+        rows=sources.inputs.row_counts(),
     )
 
 

@@ -153,6 +153,27 @@ def checksums(directory: Path) -> dict[str, str]:
     return {p.relative_to(directory).as_posix(): sha256_file(p) for p in files}
 
 
+def folder_digest(folder: Path, matters: Callable[[Path], bool]) -> str:
+    """Return the SHA-256 (hex) of the files below a folder, their names included; linked folders are
+    followed, each once.
+
+    matters: whether a file or folder, given by its path below `folder`, is part of the content.
+    """
+    digest, seen = hashlib.sha256(), set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        here = Path(parent)
+        if here.resolve() in seen:
+            folders.clear()
+            continue
+        seen.add(here.resolve())
+        below = here.relative_to(folder)
+        folders[:] = sorted(name for name in folders if matters(below / name))
+        for name in sorted(files):
+            if matters(below / name) and (here / name).is_file():  # a link may lead nowhere
+                digest.update(f"{(below / name).as_posix()} {sha256_file(here / name)}\n".encode())
+    return digest.hexdigest()
+
+
 def first_damage(directory: Path, recorded: Mapping[str, str]) -> str:
     """Name the first file that is not as recorded, and say why; return "" when every one is."""
     for name, expected in recorded.items():

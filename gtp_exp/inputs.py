@@ -8,28 +8,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
+from gtp_exp.config import describe
 from gtp_exp.data.benchmark import Benchmark, EvalTask, SplitsPool
 from gtp_exp.data.examples import Example, Pool, TokenizedExample
 from gtp_exp.data.generation import check_room_to_generate
-from gtp_exp.data.hashing import content_hash
+from gtp_exp.data.hashing import digest, rows_hash
 from gtp_exp.data.leakage import TestRows, flagged, leakage
-from gtp_exp.data.tokenization import tokenize
+from gtp_exp.data.sources.base import DataSource
+from gtp_exp.data.tokenization import OverLength, tokenize
 from gtp_exp.distributed import Processes
 from gtp_exp.errors import UserError
-from gtp_exp.model.loading import Model
+from gtp_exp.model.loading import Model, check_token_ids
 from gtp_exp.records.record import PoolSummary, RowCounts
 
 log = logging.getLogger(__name__)
-
-
-class DatasetSource(Protocol):
-    """Say what an option of the group `dataset` has to offer."""
-
-    def load(self) -> Pool:
-        """Read the whole pool. Raises UserError where it cannot be read."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -41,7 +34,7 @@ class PreparedRows:
     positions: tuple[int, ...]  # among the examples that were given to be prepared
     excluded: Mapping[str, int]  # reason -> rows left out
     cut: int  # rows shortened to the model's context
-    key: str  # content hash of the examples
+    key: str  # hash of the examples, their token ids and labels
 
     def counts(self) -> RowCounts:
         """Return what became of the rows, as results.json tells it."""
@@ -54,6 +47,11 @@ class PreparedTask:
 
     task: EvalTask
     held_out: PreparedRows | None
+
+    @property
+    def content(self) -> str:
+        """Return the hash of what is asked, and how: documents, prompts, metric and right answers."""
+        return digest(describe(self.task), self.held_out and self.held_out.key)
 
 
 @dataclass(frozen=True)
@@ -75,6 +73,14 @@ class Inputs:
         rows = {"target": self.target, **{test.task.name: test.held_out for test in self.tasks}}
         return {name: part for name, part in rows.items() if part is not None}
 
+    def row_counts(self) -> dict[str, RowCounts]:
+        """Return what became of the rows of the target and of each test task, as results.json tells it."""
+        contents = {test.task.name: test.content for test in self.tasks}
+        counts = {name: rows.counts() for name, rows in self.named_rows().items()}
+        return {
+            name: replace(told, content=contents.get(name, told.content)) for name, told in counts.items()
+        }
+
     def pool_summary(self) -> PoolSummary:
         """Return what became of the pool's rows, as results.json tells it."""
         return PoolSummary(
@@ -86,7 +92,7 @@ class Inputs:
         )
 
 
-def load_inputs(dataset: DatasetSource, benchmark: Benchmark, tuned: Model, chooser: Model) -> Inputs:
+def load_inputs(dataset: DataSource, benchmark: Benchmark, tuned: Model, chooser: Model) -> Inputs:
     """Read and tokenise all rows of a job. chooser: the model that chooses; may be the `tuned` one itself.
 
     Raises UserError for data that cannot be read, for a part without a row that carries loss, and for a test
@@ -95,28 +101,35 @@ def load_inputs(dataset: DatasetSource, benchmark: Benchmark, tuned: Model, choo
     pool = dataset.load()
     if isinstance(benchmark, SplitsPool):
         pool, benchmark = benchmark.split(pool)
-    candidates = prepare_rows("pool", pool.examples, tuned)
+    over_length = dataset.over_length
+    candidates = prepare_rows("pool", pool.examples, tuned, over_length)
     target = benchmark.target()
-    to_select, candidates = _as_both_read(candidates, tuned, chooser)
-    prepared_target = None if target is None else prepare_rows("target", target, chooser)
+    to_select, candidates = _as_both_read(candidates, tuned, chooser, over_length)
+    prepared_target = None if target is None else prepare_rows("target", target, chooser, over_length)
     tests = benchmark.tasks()
     for task in tests:
         check_room_to_generate(task, tuned.config.max_length)
     tasks = tuple(
         PreparedTask(
-            task, prepare_rows(f"test of {task.name}", task.held_out, tuned) if task.held_out else None
+            task,
+            prepare_rows(f"test of {task.name}", task.held_out, tuned, OverLength.DROP)
+            if task.held_out
+            else None,
         )
         for task in tests
     )
     return Inputs(pool, candidates, to_select, prepared_target, tasks)
 
 
-def prepare_rows(name: str, examples: Sequence[Example], model: Model) -> PreparedRows:
+def prepare_rows(
+    name: str, examples: Sequence[Example], model: Model, over_length: OverLength
+) -> PreparedRows:
     """Tokenise examples; leave out those without a completion token, count and log them.
 
-    name: of the rows, for messages. Raises UserError if none is left.
+    name: of the rows, for messages; over_length: what becomes of those above the model's max_length. Raises
+    UserError if none is left.
     """
-    tokens = tokenize(examples, model.tokenizer, max_length=model.config.max_length)
+    tokens = tokenize(examples, model.tokenizer, max_length=model.config.max_length, over_length=over_length)
     excluded = {reason: len(ids) for reason, ids in tokens.excluded.items() if ids}
     for reason, count in excluded.items():
         log.warning("%s: left out %d of %d rows (%s)", name, count, len(examples), reason)
@@ -127,31 +140,35 @@ def prepare_rows(name: str, examples: Sequence[Example], model: Model) -> Prepar
         raise UserError(
             f"the {name} has no row with a completion; {len(examples)} rows read, excluded: {excluded}"
         )
+    largest = (max(row.input_ids) for row in tokens.examples)
+    check_token_ids(largest, model.tokenizer, model.n_embeddings, model.config.name_or_path)
     kept = tuple(examples[i] for i in tokens.kept)
     cut = len(tokens.truncated)
-    return PreparedRows(kept, tokens.examples, tokens.kept, excluded, cut, content_hash(kept))
+    key = rows_hash(kept, tokens.examples)
+    return PreparedRows(kept, tokens.examples, tokens.kept, excluded, cut, key)
 
 
 def _as_both_read(
-    candidates: PreparedRows, tuned: Model, chooser: Model
+    candidates: PreparedRows, tuned: Model, chooser: Model, over_length: OverLength
 ) -> tuple[PreparedRows, PreparedRows]:
     """Return the rows that both models can read: as the one that chooses reads them, and as the tuned one."""
     if chooser is tuned:
         return candidates, candidates
-    to_select = prepare_rows("pool of the selection model", candidates.examples, chooser)
+    to_select = prepare_rows("pool of the selection model", candidates.examples, chooser, over_length)
     if len(to_select.examples) == len(candidates.examples):
         return to_select, candidates
     lost = {
         reason: to_select.excluded.get(reason, 0) + candidates.excluded.get(reason, 0)
         for reason in {**to_select.excluded, **candidates.excluded}
     }
+    tokenized = tuple(candidates.tokenized[i] for i in to_select.positions)
     return to_select, replace(
         candidates,
         examples=to_select.examples,
-        tokenized=tuple(candidates.tokenized[i] for i in to_select.positions),
+        tokenized=tokenized,
         positions=tuple(candidates.positions[i] for i in to_select.positions),
         excluded=lost,
-        key=to_select.key,
+        key=rows_hash(to_select.examples, tokenized),
     )
 
 

@@ -23,7 +23,7 @@ from gtp_exp.cache import Cache, StageResult
 from gtp_exp.config import describe
 from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.errors import UserError
-from gtp_exp.evaluation import evaluate
+from gtp_exp.evaluation.tasks import evaluate
 from gtp_exp.files import read_json, write_json
 from gtp_exp.gradients.checkpoints import load_checkpoint, save_checkpoint
 from gtp_exp.gradients.collect import VERSION as GRADIENTS_VERSION
@@ -50,7 +50,7 @@ VERSIONS = {
     "pass": 2,
     "selection": 2,
     "finetune": 5,
-    "evaluation": 2,
+    "evaluation": 3,
 }
 # Another release of these may give other numbers too.
 LIBRARIES = {
@@ -271,6 +271,7 @@ def select(
         reads["more"] = more
     if sources.tuned is not chooser:
         reads["tokens counted for"] = sources.tuned.identity
+        reads["pool as it chooses"] = inputs.candidates_to_select.key
     return runner.run_stage("selection", reads, produce, together=selector.distributed)
 
 
@@ -406,6 +407,7 @@ def evaluate_task(
         "tuned": tuned and tuned.key,
         "model": evaluated.model.identity,
         "task": describe(test.task),
+        "held_out": test.held_out and test.held_out.key,
     }
     return runner.run_stage("evaluation", reads, produce, cost=EVALUATION if tuned else UNTUNED)
 

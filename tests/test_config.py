@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from dataclasses import dataclass, field
 
 import pytest
@@ -149,3 +151,49 @@ def test_describe_tells_objects_apart_by_class_and_value():
     a, b = Budget(Unit.ROWS, 5), Budget(Unit.TOKENS, 5)
     assert describe(a) != describe(b)
     assert describe(a) == {"class": "Budget", "unit": "rows", "amount": 5}
+
+
+OWN = """from dataclasses import dataclass
+{imports}
+
+@dataclass(frozen=True)
+class Own{base}:
+    n: int = 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("imports", "base"),
+    [
+        ("", ""),
+        ("from helper_of_mine import shift", ""),
+        ("import helper_of_mine", ""),
+        ("from step_of_mine import step", ""),
+        ("from helper_of_mine import Base", "(Base)"),
+    ],
+)
+def test_a_users_class_is_told_by_its_source_and_by_what_that_imports(tmp_path, monkeypatch, imports, base):
+    names = ("own_of_mine", "helper_of_mine", "step_of_mine", "unread_of_mine")
+    files = {name: tmp_path / f"{name}.py" for name in names}
+    files["own_of_mine"].write_text(OWN.format(imports=imports, base=base))
+    files["helper_of_mine"].write_text("def shift(x):\n    return x + 1\n\nclass Base:\n    pass\n")
+    files["step_of_mine"].write_text("from helper_of_mine import shift\n\ndef step(x):\n    return shift(x)")
+    files["unread_of_mine"].write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def key() -> object:
+        for name in names:
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        return describe(importlib.import_module("own_of_mine").Own())
+
+    first = key()
+    for name, path in files.items():
+        before = path.read_text()
+        path.write_text(before + "\n# edited\n")
+        read = name == "own_of_mine" or f"{name} " in f"{imports} " or (name == "helper_of_mine" and imports)
+        assert (key() != first) == bool(read), name
+        path.write_text(before)
+    assert key() == first
+    for name in names:
+        sys.modules.pop(name, None)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from conftest import conversation
 from gtp_exp.data.benchmark import EvalTask
 from gtp_exp.data.examples import Example, Pool
+from gtp_exp.data.sources.base import DataSource
 
 # Overrides of a job with this data, for --config-dir tests/conf.
 TOY = [
@@ -32,7 +33,7 @@ CHOICE = {
 
 
 @dataclass(frozen=True)
-class ToyPool:
+class ToyPool(DataSource):
     rows: int
 
     def load(self) -> Pool:

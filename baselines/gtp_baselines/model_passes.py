@@ -18,8 +18,8 @@ from gtp_exp.data.examples import IGNORE, Example, TokenizedExample
 from gtp_exp.data.hashing import digest
 from gtp_exp.data.tokenization import tokenize
 from gtp_exp.errors import UserError
-from gtp_exp.evaluation import row_nats
 from gtp_exp.model.loading import LoadedModel
+from gtp_exp.model.loss import row_nats
 
 
 class Pooling(Enum):

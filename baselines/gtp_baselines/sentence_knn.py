@@ -21,7 +21,7 @@ from gtp_baselines.neighbours import choose_nearest
 from gtp_baselines.ranking import text
 from gtp_exp.data.examples import Example
 from gtp_exp.errors import UserError, first_line
-from gtp_exp.model.loading import fingerprint
+from gtp_exp.model.identity import fingerprint
 from gtp_exp.selection.base import Selection, SelectionProblem, Selector
 
 PACKAGE = "sentence-transformers"

@@ -18,6 +18,7 @@ from typing import Any, Optional
 
 from gtp_exp.data.benchmark import EvalTask, Mean
 from gtp_exp.data.examples import Example, Message
+from gtp_exp.data.local_folder import cache_of_content, content_digest
 from gtp_exp.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,12 @@ class LmEvalSuite:
         return tuple(self._eval_task(name, task) for name, task in self._load().items())
 
     def _load(self) -> Mapping[str, Any]:
-        return _load(tuple(self.names), self.folder, self.dataset_path)
+        if self.dataset_path is None:
+            return _load(tuple(self.names), self.folder)
+        copy = _local_copy(self.dataset_path)
+        content = content_digest(copy)  # the folder may have other files than when it was read before
+        with cache_of_content(content):
+            return _load(tuple(self.names), self.folder, str(copy), self.dataset_path, content)
 
     def _eval_task(self, name: str, task: Any) -> EvalTask:
         import lm_eval
@@ -98,6 +104,8 @@ class LmEvalSuite:
             # The included file may change under the same path: its version belongs to what is evaluated.
             "metadata": {"version": task.VERSION, "lm_eval": lm_eval.__version__},
         }
+        if not config["include"].startswith("lm_eval/"):  # a task of the user's own, with its code beside it
+            config["metadata"]["files"] = content_digest(Path(config["include"]).parent)
         if not _has_fewshot_in_yaml(task):
             config["fewshot_config"] = _fewshot_config(name, task)
         return EvalTask(
@@ -121,9 +129,15 @@ def _portable(path: str) -> str:
 
 
 @cache
-def _load(names: tuple[str, ...], folder: str | None, dataset_path: str | None) -> Mapping[str, Any]:
+def _load(
+    names: tuple[str, ...], folder: str | None, copy: str = "", given: str = "", content: str = ""
+) -> Mapping[str, Any]:
     """Return lm-eval's task objects by name, with their data. Raises UserError if a name or the data is not
-    there."""
+    there.
+
+    copy: the local folder with the data, "" for the hub; given: its path as messages name it; content: its
+    digest, so that edited data are read again.
+    """
     import lm_eval.tasks
 
     bundled = Path(lm_eval.tasks.__file__).parent / (folder or "")
@@ -131,7 +145,7 @@ def _load(names: tuple[str, ...], folder: str | None, dataset_path: str | None) 
         raise UserError(
             f"benchmark.folder='{folder}' is no folder of {bundled.parent}; null searches all tasks"
         )
-    overrides = {} if dataset_path is None else {"dataset_path": _local_copy(dataset_path)}
+    overrides = {"dataset_path": copy} if copy else {}
     manager = lm_eval.tasks.TaskManager(include_path=str(bundled), include_defaults=False)
     unknown = [name for name in names if name not in manager.all_tasks]
     if unknown:
@@ -148,7 +162,7 @@ def _load(names: tuple[str, ...], folder: str | None, dataset_path: str | None) 
         try:
             return dict(manager.load(_SUITE)["tasks"])
         except (ConnectionError, FileNotFoundError, ValueError, KeyError) as error:
-            place = f"benchmark.dataset_path={dataset_path}" if dataset_path else "the hub"
+            place = f"benchmark.dataset_path={given}" if given else "the hub"
             raise UserError(
                 f"cannot read the data of {', '.join(names)} from {place}: {first_line(error)}. Download "
                 "the data set (hf download --repo-type dataset ID --local-dir FOLDER) and set "
@@ -156,13 +170,13 @@ def _load(names: tuple[str, ...], folder: str | None, dataset_path: str | None) 
             ) from error
 
 
-def _local_copy(path: str) -> str:
+def _local_copy(path: str) -> Path:
     folder = Path(path).expanduser().resolve()
     if not folder.is_dir():
         raise UserError(
             f"benchmark.dataset_path={path} is no folder; give the folder of a downloaded data set"
         )
-    return str(folder)
+    return folder
 
 
 def _shots(name: str, task: Any, n: int, key: str) -> Sequence[Mapping[str, Any]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 IGNORE = -100  # label of a token that carries no loss
+ANSWER, END = 1, 2  # parts of what the model writes: the answer's own tokens, and the end of turn behind it
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,8 @@ class Message:
 
     role: str  # system, user or assistant
     content: str
+    reasoning: str = ""  # what the assistant thinks before it answers
+    train: bool = True  # whether an assistant's turn may carry loss
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Example:
     id: str
     messages: tuple[Message, ...]
     subtask: str = ""
+    tools: str = ""  # JSON list of the tools that the assistant may call, for the chat template
 
     @property
     def prompt(self) -> str:
@@ -51,16 +55,33 @@ class Pool:
 
 @dataclass(frozen=True)
 class TokenizedExample:
-    """Holds token ids and labels of equal length, unshifted; labels are IGNORE outside the completion."""
+    """Holds token ids and labels of equal length, unshifted.
+
+    Labels are IGNORE outside of what the model itself writes: answers, what the chat template puts before an
+    answer, and the end of turn behind it. `answers` are the ranges of the answers' own tokens, end exclusive.
+    """
 
     id: str
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
+    answers: tuple[tuple[int, int], ...] = ()
+    cut: bool = False  # whether the end is missing, because the row was longer than the limit
 
     @property
     def n_tokens(self) -> int:
         """Return the number of tokens, prompt included."""
         return len(self.input_ids)
+
+    @property
+    def parts(self) -> list[int]:
+        """Return for every token what it is: ANSWER, END of turn, or 0."""
+        parts = [0] * len(self.input_ids)
+        for first, stop in self.answers:
+            parts[first:stop] = [ANSWER] * (stop - first)
+            while stop < len(parts) and self.labels[stop] != IGNORE:
+                parts[stop] = END
+                stop += 1
+        return parts
 
     @property
     def n_completion_tokens(self) -> int:

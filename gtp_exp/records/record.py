@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from gtp_exp.decode import decode
 from gtp_exp.errors import UserError
 from gtp_exp.files import write_whole
-from gtp_exp.records.renamed import with_present_names
+from gtp_exp.records.renamed import ADDED_TO_ROW, ADDED_TO_SELECTION, with_present_names
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ class PoolSummary:
     candidates: int
     excluded: Mapping[str, int]  # reason -> rows
     cut: int  # candidates shortened to model.max_length
-    content: str  # hash of the candidates: a file can be edited under its name
+    content: str  # hash of the candidates and their tokens: a file can be edited under its name
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class RowCounts:
     used: int
     left_out: Mapping[str, int]  # reason -> rows
     cut: int  # rows shortened to model.max_length
-    content: str  # hash of the used rows
+    content: str  # hash of the used rows, and of the task that they test
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,7 @@ class SelectionSummary:
     pool_mix: Mapping[str, Mapping[str, float]]  # the same for the pool
     exact_duplicates: int
     near_duplicates: int
+    n_cut: int = 0  # chosen rows that lost their end, because they are longer than model.max_length
 
     def __post_init__(self) -> None:
         for name in ("indices_ids", "weights"):
@@ -123,7 +124,6 @@ class RunRecord:
     selection_model: Mapping[str, Any] | None = None  # the same of the model that chose, if another one
     pool: PoolSummary | None = None
     rows: Mapping[str, RowCounts] = field(default_factory=dict)  # target, and each test task by name
-    test_rows: Mapping[str, int] = field(default_factory=dict)  # of each test task by name
     selection: SelectionSummary | None = None
     # target, selected, pool -> rows, and how many overlap with test rows (leakage.py)
     leakage: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
@@ -152,6 +152,8 @@ class RunRecord:
             )
         if isinstance(data.get("config"), dict):
             data = {**data, "config": with_present_names(data["config"])}
+        if isinstance(data.get("selection"), dict):
+            data = {**data, "selection": {**ADDED_TO_SELECTION, **data["selection"]}}
         return decode(RunRecord, data, "", whole=True)
 
 
@@ -163,8 +165,9 @@ class SelectedRow:
     id: str
     weight: float
     score: float
-    messages: tuple[Mapping[str, str], ...]  # {role, content}
+    messages: tuple[Mapping[str, Any], ...]  # {role, content}, and what else changes their meaning
     hidden: Mapping[str, Any] = field(default_factory=dict)  # labels that only reports read
+    tools: str = ""  # JSON list of the tools that the assistant may call
 
 
 def write_record(record: RunRecord, run_dir: Path) -> Path:
@@ -216,7 +219,10 @@ def read_selected(path: Path) -> Iterator[SelectedRow]:
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, start=1):
             try:
-                yield decode(SelectedRow, json.loads(line, parse_constant=_refuse_constant), "", whole=True)
+                row = json.loads(line, parse_constant=_refuse_constant)
+                if isinstance(row, dict):
+                    row = {**ADDED_TO_ROW, **row}
+                yield decode(SelectedRow, row, "", whole=True)
             except (UserError, ValueError, RecursionError) as error:
                 raise UserError(f"{path}, line {number}: {error}") from None
 

@@ -1,4 +1,4 @@
-"""Names that options have had: a record under one of them is read as one under the present name.
+"""Names that options have had, and fields that records have not always had: older records are read, too.
 
 A value of `_target_` is looked up whole; the table is the only place that knows of earlier layouts.
 """
@@ -16,6 +16,9 @@ CLASSES = {
     "gtp_exp.data.hub.Hub": "gtp_exp.data.sources.hub.Hub",
     "gtp_exp.data.mixture.Mixture": "gtp_exp.data.sources.mixture.Mixture",
 }
+# Fields that came later, with what they would have held in every record before.
+ADDED_TO_SELECTION = {"n_cut": 0}
+ADDED_TO_ROW = {"tools": ""}
 PACKAGES = {"baselines.": "gtp_baselines.", "benchmarks.": "gtp_benchmarks."}
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gtp_exp.data.examples import Example, Pool
+from gtp_exp.data.examples import Example, Message, Pool, TokenizedExample
 from gtp_exp.data.near_duplicates import near_duplicates
+from gtp_exp.data.rendering import as_dict
+from gtp_exp.files import sha256_file
 from gtp_exp.records.record import SelectedRow, SelectionSummary, write_selected
 from gtp_exp.selection.base import Selection
 
@@ -26,12 +29,19 @@ def selected_rows(
         zip(selection.indices.tolist(), selection.weights.tolist(), strict=True), 1
     ):
         example = candidates[i]
-        messages = tuple({"role": m.role, "content": m.content} for m in example.messages)
+        messages = tuple(map(_as_exported, example.messages))
         score = float(selection.scores[i])
         chosen.append(
-            SelectedRow(rank, example.id, weight, score, messages, dict(hidden.get(example.id, {})))
+            SelectedRow(
+                rank, example.id, weight, score, messages, dict(hidden.get(example.id, {})), example.tools
+            )
         )
     return chosen
+
+
+def _as_exported(message: Message) -> dict[str, Any]:
+    """Return a message as other people's tools read it, with the fields that change its meaning."""
+    return {**as_dict(message), **({} if message.train else {"weight": 0})}
 
 
 def export(chosen: Sequence[SelectedRow], directory: Path, title: str) -> None:
@@ -41,23 +51,33 @@ def export(chosen: Sequence[SelectedRow], directory: Path, title: str) -> None:
 
     write_selected(chosen, directory)
     folder = directory / "selected"
-    (folder / "data").mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / "data", ignore_errors=True)  # of an earlier job in this folder
+    (folder / "data").mkdir(parents=True)
+    tools = {"tools": [r.tools for r in chosen]} if any(r.tools for r in chosen) else {}
     table = pa.table(
         {
             "id": [r.id for r in chosen],
             "messages": [[dict(m) for m in r.messages] for r in chosen],
+            **tools,
             "gtp_weight": pa.array([r.weight for r in chosen], pa.float32()),
             "gtp_score": pa.array([r.score for r in chosen], pa.float32()),
         }
     )
-    pq.write_table(table, folder / "data" / "train-00000-of-00001.parquet")
-    (folder / "README.md").write_text(_CARD.format(title=title, n=len(chosen)), encoding="utf-8")
+    unnamed = folder / "data" / "train.parquet"
+    pq.write_table(table, unnamed)
+    # `datasets` knows a local folder again by its last name and its card alone, and all of ours are called
+    # `selected`: by the digest in the card it tells one selection from another.
+    named = unnamed.with_stem(f"train-{sha256_file(unnamed)[:16]}")
+    unnamed.rename(named)
+    card = _CARD.format(title=title, n=len(chosen), file=named.name)
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def summarise(
-    chosen: Sequence[SelectedRow], pool: Pool, n_tokens: Sequence[int], selection: Selection
+    chosen: Sequence[SelectedRow], pool: Pool, tokenized: Sequence[TokenizedExample], selection: Selection
 ) -> SelectionSummary:
-    """Compare the chosen rows with the pool, and count duplicates. n_tokens: of every candidate."""
+    """Compare the chosen rows with the pool, and count duplicates. tokenized: every candidate."""
+    n_tokens = [row.n_tokens for row in tokenized]
     chosen_tokens = [n_tokens[i] for i in selection.indices.tolist()]
     texts = [json.dumps(r.messages, sort_keys=True, ensure_ascii=False) for r in chosen]
     pool_labels = [pool.hidden.get(example.id, {}) for example in pool.examples]
@@ -74,6 +94,7 @@ def summarise(
         pool_mix={label: _mix(pool_labels, label, label in grouped) for label in labels}
         | {LENGTH: _lengths(n_tokens)},
         exact_duplicates=len(texts) - len(set(texts)),
+        n_cut=sum(tokenized[i].cut for i in selection.indices.tolist()),
         near_duplicates=near_duplicates([" ".join(m["content"] for m in r.messages) for r in chosen]),
     )
 
@@ -101,7 +122,7 @@ configs:
 - config_name: default
   data_files:
   - split: train
-    path: data/train-*.parquet
+    path: data/{file}
 tags:
 - instruction-tuning
 - data-selection

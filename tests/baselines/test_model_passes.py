@@ -19,7 +19,7 @@ from gtp_baselines.rds_plus import RDSPlus
 from gtp_exp.data.examples import IGNORE, Example, Message, TokenizedExample
 from gtp_exp.data.tokenization import tokenize
 from gtp_exp.errors import UserError
-from gtp_exp.evaluation import held_out_loss
+from gtp_exp.evaluation.held_out import held_out_loss
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,8 @@ def test_the_loss_is_that_of_the_evaluation(given, model, tokens):
     found = labelled_loss(tokens, model, batch_size=4, label="test")
     for example, nats in list(zip(given.candidates, found.tolist(), strict=True))[:5]:
         (row,) = tokenize([example], model.tokenizer, max_length=model.max_length).examples
-        expected = held_out_loss([row], model, batch_size=1, label="test")["nats_per_token"]
+        loss = held_out_loss([row], model, batch_size=1, label="test")
+        expected = (loss["nats_per_answer"] + loss["nats_end"]) / row.n_completion_tokens
         assert nats == pytest.approx(expected, abs=1e-5)
 
 

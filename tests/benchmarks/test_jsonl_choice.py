@@ -186,7 +186,7 @@ def test_impossible_settings_are_refused(benchmark, change, named):
 @pytest.mark.parametrize("num_fewshot", [0, 2])
 @pytest.mark.parametrize("chat", [True, False])
 def test_a_real_model_runs_through_it(benchmark, tiny, tmp_path, chat, num_fewshot):
-    from gtp_exp.evaluation import evaluate
+    from gtp_exp.evaluation.tasks import evaluate
 
     (task,) = replace(benchmark, test_rows=4, chat=chat, num_fewshot=num_fewshot).tasks()
     held_out = tokenize(task.held_out, tiny.tokenizer, max_length=tiny.config.max_length).examples

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +48,21 @@ def mmlu(tmp_path_factory) -> LmEvalSuite:
         chat=False,
         metric="acc,none",
     )
+
+
+def test_the_rows_are_those_of_the_named_folder_whatever_was_read_before(tmp_path):
+    def questions(folder: Path, ids: range) -> list[str]:
+        splits = {"test": ids, "validation": ids, "dev": range(20, 25)}
+        rows = {split: [mmlu_row(i, "anatomy") for i in numbers] for split, numbers in splits.items()}
+        copy = data_set(folder, {"anatomy": rows})
+        suite = LmEvalSuite(["mmlu_anatomy"], "mmlu/default", copy, 2, None, 0, False, "acc,none")
+        (task,) = suite.tasks()
+        return [str(doc["question"]) for doc in task.docs or ()]
+
+    assert questions(tmp_path / "old" / "mmlu", range(3)) == [f"anatomy {i}?" for i in range(3)]
+    assert questions(tmp_path / "new" / "mmlu", range(4)) == [f"anatomy {i}?" for i in range(4)]
+    shutil.rmtree(tmp_path / "old")  # edited in place
+    assert questions(tmp_path / "old" / "mmlu", range(6, 8)) == ["anatomy 6?", "anatomy 7?"]
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +153,7 @@ def test_gsm8k_targets_are_training_rows_with_their_reasoning(gsm8k):
 
 @pytest.mark.parametrize("suite", ["mmlu", "bbh", "tydiqa", "gsm8k"])
 def test_a_model_is_evaluated_with_the_bundled_prompts_and_metric(suite, request, tiny, tmp_path):
-    from gtp_exp.evaluation import evaluate
+    from gtp_exp.evaluation.tasks import evaluate
 
     settings = replace(request.getfixturevalue(suite), test_rows=1)
     task = settings.tasks()[0]
@@ -146,7 +162,8 @@ def test_a_model_is_evaluated_with_the_bundled_prompts_and_metric(suite, request
             task, config={**task.config, "generation_kwargs": {"until": ["\n"], "max_gen_toks": 2}}
         )
     held_out = tokenize(task.held_out, tiny.tokenizer, max_length=tiny.config.max_length).examples
-    metrics = evaluate(task, tiny.load(), held_out=held_out, batch_size=4, directory=tmp_path)
+    loaded = replace(tiny.load(), max_length=4096)  # a character is a token: three examples take 2,000
+    metrics = evaluate(task, loaded, held_out=held_out, batch_size=4, directory=tmp_path)
     assert metrics["headline"] == settings.metric.split(",")[0]
     assert 0 <= metrics[metrics["headline"]] <= 1 and metrics["nats_per_token"] > 0
     rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
@@ -154,6 +171,15 @@ def test_a_model_is_evaluated_with_the_bundled_prompts_and_metric(suite, request
     for shot in settings.target()[: min(settings.num_fewshot, settings.target_rows)]:
         assert shot.completion in prompt
     assert task.held_out[0].prompt.split("\n")[-1] in prompt
+
+
+def test_examples_that_do_not_fit_are_not_cut(gsm8k, tiny, tmp_path):
+    from gtp_exp.evaluation.tasks import evaluate
+
+    task = replace(gsm8k, test_rows=1).tasks()[0]
+    with pytest.raises(UserError, match="no prompt fits model.max_length=256.*benchmark.num_fewshot"):
+        held_out = tokenize(task.held_out, tiny.tokenizer, max_length=256).examples
+        evaluate(task, tiny.load(), held_out=held_out, batch_size=4, directory=tmp_path)
 
 
 def test_without_a_copy_offline_the_message_says_what_to_do(mmlu):

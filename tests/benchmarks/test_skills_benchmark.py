@@ -187,7 +187,7 @@ def test_lm_eval_takes_nothing_but_the_answer(tasks, lm_eval_run):
 
 def test_a_real_model_runs_through_every_kind_of_task(tiny, tmp_path):
     """Random weights: the numbers say nothing, but prompts, choices and metrics go all the way."""
-    from gtp_exp.evaluation import evaluate
+    from gtp_exp.evaluation.tasks import evaluate
 
     small = replace(
         SETTINGS, skills=["boolean"], test_rows=4, generation_skills=["boolean"], generation_rows=2

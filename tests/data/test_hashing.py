@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
-from gtp_exp.data.examples import Example, Message, Pool
-from gtp_exp.data.hashing import content_hash
+from gtp_exp.data.examples import Example, Message, Pool, TokenizedExample
+from gtp_exp.data.hashing import content_hash, rows_hash
 
 A = Example("a", (Message("user", "Hi"), Message("assistant", "Hello é\u2028")))
 B = Example("b", (Message("user", "Bye"), Message("assistant", "See you")), "talk")
@@ -35,3 +35,19 @@ def test_the_hash_ignores_what_selectors_do_not_see():
     plain = content_hash((A, B))
     assert content_hash(Pool((A, B))) == plain
     assert content_hash(Pool((A, B), {"a": {"source": "s"}}, {"empty completion": 3})) == plain
+
+
+def test_the_hash_of_rows_follows_everything_that_a_model_reads_of_them():
+    row = TokenizedExample("a", (1, 2, 3), (-100, 2, 3))
+    other = {"id": "b", "input_ids": (1, 2, 4), "labels": (-100, -100, 3)}
+    assert set(other) == {field.name for field in fields(TokenizedExample)}
+    changed = [replace(row, **{name: value}) for name, value in other.items()]
+    hashes = {rows_hash([A], [each]) for each in [row, *changed]} | {rows_hash([B], [row])}
+    assert len(hashes) == 5
+    assert rows_hash([A], [row]) == rows_hash([A], [replace(row)])
+
+
+def test_the_hash_of_rows_tells_where_one_ends():
+    first = TokenizedExample("a", (1, 2), (1, 2)), TokenizedExample("b", (3,), (3,))
+    second = TokenizedExample("a", (1,), (1,)), TokenizedExample("b", (2, 3), (2, 3))
+    assert rows_hash([A, B], first) != rows_hash([A, B], second)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import datasets
 import pytest
 from datasets import Dataset, DatasetDict
 from forms import chat, columns, write_lines
 
+from gtp_exp.data.local_folder import content_digest
 from gtp_exp.data.rows import Format
 from gtp_exp.data.sources.hub import Hub
 from gtp_exp.errors import UserError
@@ -54,6 +57,47 @@ def test_every_kind_of_local_copy_gives_the_same_pool(tmp_path, copy):
     assert pools[0].skipped == {"empty completion": 10}
     assert pools[0].hidden["001"] == {"source": "s"}
     assert all(pool == pools[0] for pool in pools)
+
+
+def with_card(folder: Path, rows: list[dict]) -> Path:
+    """A downloaded data set whose card lists its files; all of them have the same card."""
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    Dataset.from_list(rows).to_parquet(folder / "data" / "train-00000-of-00001.parquet")
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n"
+        "    path: data/train-*.parquet\n---\n"
+    )
+    return folder
+
+
+def test_a_folder_gives_its_own_rows_whatever_was_read_before(tmp_path):
+    first = with_card(tmp_path / "first" / "mydata", ROWS[1:4])
+    second = with_card(tmp_path / "second" / "mydata", ROWS[5:7])
+
+    def ids(folder: Path) -> list[str]:
+        return [example.id for example in hub(path=str(folder)).load().examples]
+
+    assert ids(first) == ["001", "002", "003"]
+    assert ids(second) == ["005", "006"]
+    with_card(first, ROWS[8:10])  # edited in place
+    assert ids(first) == ["008", "009"]
+
+
+def test_a_linked_folder_is_part_of_what_is_read(tmp_path):
+    folder = with_card(tmp_path / "set", ROWS[1:4])
+    elsewhere = (folder / "data").rename(tmp_path / "elsewhere")
+    (folder / "data").symlink_to(elsewhere)
+    before = content_digest(folder)
+    Dataset.from_list(ROWS[5:7]).to_parquet(elsewhere / "train-00000-of-00001.parquet")
+    assert content_digest(folder) != before
+    assert len(hub(path=str(folder)).load().examples) == 2
+
+
+def test_a_folder_linked_into_itself_is_read_once(tmp_path):
+    folder = with_card(tmp_path / "set", ROWS[1:4])
+    before = content_digest(folder)
+    (folder / "again").symlink_to(folder)
+    assert content_digest(folder) == before
 
 
 def test_a_subset_is_seeded_complete_and_in_row_order(copy):

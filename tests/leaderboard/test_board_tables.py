@@ -80,12 +80,85 @@ def test_another_selection_model_of_the_same_settings_splits_the_table():
     assert [set(table.differing) for table in tables(runs)] == [{"selection_model.found.weights"}] * 2
 
 
-@pytest.mark.parametrize("key", ["model", "dataset", "gradients", "train", "benchmark", "eval_batch_size"])
+@pytest.mark.parametrize("key", ["model", "dataset", "gradients", "train", "benchmark"])
 def test_any_other_setting_that_differs_splits_the_table_and_is_named(key):
     found = tables([record(seed=0), record(seed=1, config={key: {"changed": True}})])
     assert len(found) == 2
     assert all(f"{key}.changed" in table.differing for table in found)
     assert {len(row.runs) for table in found for row in table.rows} == {1}
+
+
+def told(run):
+    """A run whose record tells the content of both tasks."""
+    return replace(run, rows={**run.rows, "roman": run.rows["sorting"]})
+
+
+def elsewhere(run, **paths):
+    """The same run from files in another place, under the name of another option."""
+    return replace(
+        run, config={**run.config, **paths}, names=replace(run.names, model="hub", dataset="jsonl")
+    )
+
+
+def test_where_rows_and_weights_lie_makes_no_difference():
+    here = {
+        "model": {
+            "source": "hub",
+            "name_or_path": "m",
+            "precision": "auto",
+            "lora": {"r": 8, "dropout": 0.0},
+        },
+        "dataset": {"_target_": "gtp_exp.data.sources.jsonl.Jsonl", "files": ["pool.jsonl"], "rows": None},
+        "benchmark": {"name": "own", "test": "test.jsonl", "test_rows": 9},
+    }
+    there = {
+        "model": {**here["model"], "name_or_path": "/elsewhere/m", "precision": "fp32"},
+        "dataset": {"_target_": "gtp_exp.data.sources.hub.Hub", "path": "./pool.jsonl", "split": "train"},
+        "benchmark": {"name": "own", "test": "/data/test.jsonl", "test_rows": 9},
+    }
+    first = [told(record("random", seed=s, config=here)) for s in (0, 1)]
+    (table,) = tables([*first, *(elsewhere(told(record("gtp", seed=s)), **there) for s in (0, 1))])
+    assert [(row.label, len(row.runs)) for row in table.rows] == [("gtp", 2), ("random", 2)]
+    assert not table.differing
+
+
+@pytest.mark.parametrize("what", ["weights", "chat_template", "dtype"])
+def test_another_model_of_the_same_settings_is_another_model(what):
+    other = replace(record(seed=1), model={**record().model, what: "other"})
+    assert len(tables([record(seed=0), other])) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"eval_batch_size": 4},
+        {"train": {"lr": 1e-4, "epochs": 3, "micro_batch_size": 2}},
+        {"gradients": {"dim": 1024, "seed": 0, "token_budget": 64, "shard_rows": 8}},
+        {"gradients": {"dim": 1024, "seed": 0, "warmup": {"micro_batch_size": 2}}},
+        {"selector": {"_target_": "gtp_baselines.gtp", "chunk_rows": 16, "batch_size": 2}},
+    ],
+)
+def test_what_fits_a_machines_memory_makes_no_difference(change):
+    (table,) = tables([record(seed=0), record(seed=1, config=change)])
+    assert len(table.rows) == 1 and not table.differing
+
+
+@pytest.mark.parametrize("key", ["train", "gradients.warmup"])
+def test_the_size_of_a_pass_counts_where_dropout_draws_masks_for_it(key):
+    def run(seed, size):
+        group = {"train": {"train": size}, "gradients.warmup": {"gradients": {"seed": 0, "warmup": size}}}[
+            key
+        ]
+        return record(seed=seed, config={"model": {"lora": {"dropout": 0.1}}, **group})
+
+    found = tables([run(0, {"micro_batch_size": 2}), run(1, {"micro_batch_size": 4})])
+    assert [set(table.differing) for table in found] == [{f"{key}.micro_batch_size"}] * 2
+
+
+def test_a_users_selector_is_told_by_every_setting():
+    runs = [record(seed=s, config={"selector": {"_target_": "mine.Own", "batch_size": s}}) for s in (0, 1)]
+    (table,) = tables(runs)
+    assert len(table.rows) == 2
 
 
 def test_a_table_heading_gives_a_groups_name_for_its_many_keys():

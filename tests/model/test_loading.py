@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
+from conftest import conversation
 from gtp_exp.errors import UserError
+from gtp_exp.inputs import prepare_rows
 from gtp_exp.launch.launcher import not_deterministic
 from gtp_exp.model import builtin, device
 from gtp_exp.model.device import Precision, choose_device, choose_dtype
@@ -83,6 +87,66 @@ def test_what_changes_the_model_changes_its_identity(tiny, tiny_config, tmp_path
         {"system_prompt": ""},
     ):
         assert identity(**change) != tiny.identity
+
+
+def with_token_beyond_the_embeddings(tiny, folder, place):
+    """A tokenizer with one token more than the model. place: of the token: padding, template or no text."""
+    shutil.copytree(tiny.location, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<new>"]})
+    if place == "padding":
+        tokenizer.pad_token = "<new>"
+    if place == "template":
+        tokenizer.chat_template = "<new>" + tokenizer.chat_template
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("place", ["padding", "template"])
+def test_a_token_without_an_embedding_is_named_before_anything_is_loaded(tiny, tiny_config, tmp_path, place):
+    folder = with_token_beyond_the_embeddings(tiny, tmp_path / "own", place)
+    config = replace(tiny_config, source=ModelSource.HUB, name_or_path=str(folder))
+    with pytest.raises(UserError, match="own gives '<new>' the id 259, .* ids 0 to 258 only.*resize_token"):
+        prepare(config, tmp_path, CPU)
+
+
+def test_a_token_without_an_embedding_may_be_there_as_long_as_no_row_holds_it(tiny, tiny_config, tmp_path):
+    folder = with_token_beyond_the_embeddings(tiny, tmp_path / "own", "no text")
+    config = replace(tiny_config, source=ModelSource.HUB, name_or_path=str(folder))
+    model = prepare(config, tmp_path, CPU)
+    rows = [conversation(0, "Hi", "Hello")]
+    assert prepare_rows("pool", rows, model).examples
+    with pytest.raises(UserError, match="'<new>' the id 259"):
+        prepare_rows("pool", [*rows, conversation(1, "Hi", "Hello <new>")], model)
+
+
+MINE = """from transformers import LlamaForCausalLM
+
+class Mine(LlamaForCausalLM):
+    scale = 1
+"""
+
+
+def test_code_that_stands_elsewhere_is_part_of_the_identity(tiny, tiny_config, tmp_path, monkeypatch):
+    """A configuration may name the code of another repository, which changes without the weights."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder, code = tmp_path / "own", tmp_path / "code"
+    shutil.copytree(tiny.location, folder)
+    code.mkdir()
+    (code / "modeling_mine.py").write_text(MINE)
+    settings = json.loads((folder / "config.json").read_text())
+    settings["auto_map"] = {"AutoModelForCausalLM": f"{code}--modeling_mine.Mine"}
+    (folder / "config.json").write_text(json.dumps(settings))
+    own = replace(tiny_config, source=ModelSource.HUB, name_or_path=str(folder))
+
+    def identity(trusted: bool):
+        return prepare(replace(own, trust_remote_code=trusted), tmp_path, CPU).identity
+
+    first, untrusted = identity(True), identity(False)
+    assert "code" not in untrusted and identity(True) == first
+    (code / "modeling_mine.py").write_text(MINE.replace("scale = 1", "scale = 2"))
+    assert identity(True)["code"] != first["code"] and identity(True)["weights"] == first["weights"]
+    assert identity(False) == untrusted
 
 
 def test_an_unknown_id_offline_says_both_ways_out(tiny_config, tmp_path):

@@ -10,7 +10,7 @@ import torch
 
 from conftest import conversation
 from gtp_exp.data import near_duplicates as counting
-from gtp_exp.data.examples import Pool
+from gtp_exp.data.examples import Example, Message, Pool, TokenizedExample
 from gtp_exp.data.near_duplicates import NEAR, near_duplicates
 from gtp_exp.records import selected
 from gtp_exp.selection.base import Selection
@@ -28,6 +28,9 @@ POOL = Pool(
         for i in range(4)
     },
 )
+TOKENIZED = [
+    TokenizedExample(f"row-{i}", (1,) * n, (1,) * n, cut=n > 50) for i, n in enumerate([5, 6, 70, 700])
+]
 CHOSEN = Selection(torch.tensor([2, 0, 1]), torch.tensor([1.5, 1.0, 0.5]), torch.tensor([0.3, 0.2, 0.4, 0.1]))
 
 
@@ -53,9 +56,37 @@ def test_the_export_loads_as_a_data_set_without_hidden_labels(tmp_path):
     assert json.loads((tmp_path / "selected.jsonl").read_text().splitlines()[0])["hidden"]["skill"] == "echo"
 
 
+def test_the_export_keeps_what_changes_the_meaning_of_a_row(tmp_path):
+    from gtp_exp.data.sources.jsonl import Jsonl
+
+    turns = (
+        Message("user", "Hi"),
+        Message("assistant", "BAD", train=False),
+        Message("user", "Again"),
+        Message("assistant", "Hello", "I greet."),
+    )
+    pool = (Example("a", turns, tools='[{"name": "weather"}]'), POOL.examples[0])
+    chosen = Selection(torch.tensor([0, 1]), torch.ones(2), torch.ones(2))
+    selected.export(selected.selected_rows(pool, chosen, {}), tmp_path, "title")
+    (file,) = (tmp_path / "selected" / "data").glob("*.parquet")
+    again = Jsonl([str(file)]).load()
+    assert again.examples == pool and not again.skipped
+
+
+def test_the_exports_of_two_runs_load_as_what_they_are(tmp_path):
+    from datasets import load_dataset
+
+    # The last is a run anew in the folder of the first.
+    for name, part in (("first", rows()), ("second", rows()[:2]), ("first", rows()[1:])):
+        selected.export(part, tmp_path / name, "title")
+        folder = str(tmp_path / name / "selected")
+        data = load_dataset(folder, split="train", cache_dir=str(tmp_path / "hf"))
+        assert list(data["id"]) == [row.id for row in part]
+
+
 def test_the_summary_counts_duplicates_and_compares_labels_with_the_pool():
-    summary = selected.summarise(rows(), POOL, [5, 6, 70, 700], CHOSEN)
-    assert (summary.n_selected, summary.n_tokens) == (3, 81)
+    summary = selected.summarise(rows(), POOL, TOKENIZED, CHOSEN)
+    assert (summary.n_selected, summary.n_tokens, summary.n_cut) == (3, 81, 1)
     assert summary.label_mix[selected.LENGTH] == {"1-31": 2 / 3, "64-127": 1 / 3}
     assert summary.pool_mix[selected.LENGTH] == {"1-31": 0.5, "64-127": 0.25, "512-1023": 0.25}
     assert summary.exact_duplicates == 1
@@ -107,5 +138,5 @@ def test_rows_without_labels_count_in_the_pool_as_in_the_choice():
     half = Pool(POOL.examples, {"row-0": {"source": "A"}, "row-2": {"source": "A"}})
     everything = Selection(torch.arange(4), torch.ones(4), torch.ones(4))
     chosen = selected.selected_rows(half.examples, everything, half.hidden)
-    summary = selected.summarise(chosen, half, [5, 6, 70, 700], everything)
+    summary = selected.summarise(chosen, half, TOKENIZED, everything)
     assert summary.label_mix["source"] == summary.pool_mix["source"] == {"A": 0.5, "None": 0.5}

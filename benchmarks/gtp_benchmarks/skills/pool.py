@@ -15,6 +15,7 @@ from gtp_benchmarks.skills.chit_chat import CHIT_CHAT
 from gtp_benchmarks.skills.question import Question, Skill, Split
 from gtp_benchmarks.skills.registry import SKILLS, check_skills
 from gtp_exp.data.examples import Example, Message, Pool
+from gtp_exp.data.sources.base import DataSource
 from gtp_exp.errors import UserError
 
 # An original is drawn for copying with a density that falls off as rank^(1/_SKEW - 1): as in web data, a few
@@ -32,7 +33,7 @@ class Duplicate(Enum):
 
 
 @dataclass(frozen=True)
-class SkillsPool:
+class SkillsPool(DataSource):
     """Describes the generated pool.
 
     Shares are of all rows; `corrupted_share` is of the distinct rows whose answer can be wrong.

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, Optional
 
 from gtp_exp.data.examples import Pool
+from gtp_exp.data.local_folder import cache_of_content, content_digest
 from gtp_exp.data.reading import read_rows, records_of, without_folders
 from gtp_exp.data.rows import ColumnNames, Format, Place, check_rows, detect_layout, read_pool, subset
+from gtp_exp.data.sources.base import DataSource
 from gtp_exp.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
@@ -21,7 +23,7 @@ _BLOCK = 1024  # rows turned into Python objects at a time
 
 
 @dataclass(frozen=True)
-class Hub:
+class Hub(DataSource):
     """Describes a pool from one split of a hub data set."""
 
     hub_id: str = ""  # owner/name
@@ -50,7 +52,7 @@ class Hub:
             records = records_of(
                 read_rows(file), self.path, format=self.format, columns=self.columns, stem=file.stem
             )
-            pool = read_pool(records, seen=seen)
+            pool = read_pool(records, seen=seen, strict=self.strict)
             check_size(len(seen), self.expected_rows, self.path)
             return subset(pool, self.rows, rng, self.path)
 
@@ -63,7 +65,7 @@ class Hub:
         stem = Path(self.path or self.hub_id).name
         form = detect_layout(data.column_names, where, format=self.format, columns=self.columns, stem=stem)
         records = ((place, row, form) for place, row in _rows(data, order, where))
-        pool = read_pool(records, seen=seen, limit=self.rows)
+        pool = read_pool(records, seen=seen, limit=self.rows, strict=self.strict)
         in_order = tuple(sorted(pool.examples, key=lambda e: seen[e.id].number))
         return subset(Pool(in_order, pool.hidden, pool.skipped), self.rows, rng, where)
 
@@ -111,7 +113,8 @@ def _dataset(source: Hub) -> Any:
             return load_from_disk(str(folder))[source.split]
         if (folder / "state.json").exists():
             return load_from_disk(str(folder))
-        return load_dataset(str(folder), name=source.config, split=source.split)
+        with cache_of_content(content_digest(folder)):
+            return load_dataset(str(folder), name=source.config, split=source.split)
     except (OSError, ValueError, KeyError, DatasetsError) as error:
         reason = without_folders(first_line(error))
         if source.path is not None:

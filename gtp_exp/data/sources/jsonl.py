@@ -11,13 +11,14 @@ from typing import Optional
 from gtp_exp.data.examples import Pool
 from gtp_exp.data.reading import expand, read_rows, records_of, shown, stems
 from gtp_exp.data.rows import ColumnNames, Format, check_rows, read_pool, subset
+from gtp_exp.data.sources.base import DataSource
 from gtp_exp.errors import UserError
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Jsonl:
+class Jsonl(DataSource):
     """Describes a pool from local files; each file may have its own form."""
 
     files: list[str] = field(
@@ -41,5 +42,5 @@ class Jsonl:
             records_of(read_rows(path), shown(path), format=self.format, columns=self.columns, stem=stem)
             for path, stem in zip(paths, stems(paths), strict=True)
         )
-        pool = read_pool(records, seen={})
+        pool = read_pool(records, seen={}, strict=self.strict)
         return subset(pool, self.rows, random.Random(self.seed), ", ".join(map(shown, paths)))

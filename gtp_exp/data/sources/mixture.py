@@ -15,6 +15,7 @@ from typing import Optional
 from gtp_exp.data.examples import Pool
 from gtp_exp.data.reading import LINES, expand, parse_lines, read_rows, records_of, shown, without_folders
 from gtp_exp.data.rows import ColumnNames, Format, Place, Record, check_rows, join_pools, read_pool, subset
+from gtp_exp.data.sources.base import DataSource
 from gtp_exp.data.sources.hub import check_hub_id, check_size
 from gtp_exp.errors import UserError, first_line
 
@@ -32,7 +33,7 @@ class MixturePart:
 
 
 @dataclass(frozen=True)
-class Mixture:
+class Mixture(DataSource):
     """Describes a pool of several sources.
 
     The files are looked for in `path` if it is given, else on the hub if `hub_id` is given, else in the
@@ -71,7 +72,7 @@ class Mixture:
             records = chain.from_iterable(
                 _records(home, file, self, source, position) for position, file in enumerate(source.files, 1)
             )
-            pool = read_pool(records, seen=seen)
+            pool = read_pool(records, seen=seen, strict=self.strict)
             check_size(len(seen) - before, source.expected_rows, f"source '{source.label}'")
             # Every source has its own generator, so that adding one leaves the others' subsets alone.
             rng = random.Random(f"{self.seed} {source.label}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -10,17 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from gtp_exp.data.batching import length_sorted_batches, pad_collate
 from gtp_exp.data.benchmark import HELD_OUT_LOSS, EvalTask
 from gtp_exp.data.examples import TokenizedExample
 from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.errors import UserError, first_line
+from gtp_exp.evaluation.held_out import held_out_loss
 from gtp_exp.model.loading import LoadedModel
-from gtp_exp.model.loss import row_nats
+
+log = logging.getLogger(__name__)
 
 SEED = 1234  # of lm-eval's samplers: part of the task, the same in every run
+
+Documents = Mapping[str, Sequence[int]]  # by the name of lm-eval's task: positions among its documents
 
 
 def evaluate(
@@ -36,74 +39,46 @@ def evaluate(
 
     Writes per-document results to `samples.jsonl` in `directory`. held_out: the answers of `task.held_out` as
     the model reads them, without rows that do not fit it. The result holds lm-eval's numbers ("acc",
-    "exact_match", ..., with "<name>_stderr"), nats_per_token and nats_per_answer of the held-out answers, and
-    "headline", the name of the metric that counts.
+    "exact_match", ..., with "<name>_stderr"), the held-out loss of the right answers, "headline", the name of
+    the metric that counts, and how many rows were tested and how many left out ("rows_tested",
+    "rows_left_out"): a row whose prompt does not fit the model is left out of all metrics alike.
     """
-    loss_only: dict[str, float | str] = {"headline": HELD_OUT_LOSS}
-    only = task.metric == HELD_OUT_LOSS
-    metrics = loss_only if only else _lm_eval(task, loaded, batch_size, directory, processes)
+    metrics: dict[str, float | str] = {"headline": HELD_OUT_LOSS}
+    rows = list(held_out)
+    tested, all_rows = len(rows), len(task.held_out)
+    if task.metric != HELD_OUT_LOSS:
+        positions = {example.id: i for i, example in enumerate(task.held_out)}
+        paired = task.docs is not None and len(task.held_out) == len(task.docs)
+        asked = {task.name: sorted(positions[row.id] for row in rows)} if paired else {}
+        metrics, answered = _lm_eval(task, loaded, batch_size, directory, processes, asked)
+        tested, all_rows = len(answered), len(task.docs or ()) or len(answered)
+        if paired:
+            rows = [row for row in rows if positions[row.id] in answered]
     if task.held_out:
-        metrics |= held_out_loss(
-            held_out, loaded, batch_size=batch_size, label=task.name, processes=processes
-        )
-    return metrics
-
-
-def held_out_loss(
-    rows: Sequence[TokenizedExample],
-    loaded: LoadedModel,
-    *,
-    batch_size: int,
-    label: str,
-    processes: Processes = ALONE,
-) -> dict[str, float]:
-    """Return the negative log-likelihood of the completions, in nats per token and per answer.
-
-    label: the task's name, for messages. Raises UserError without a row, and for a loss that is not finite.
-    """
-    if not rows:
-        raise UserError(f"task '{label}': no test answer fits model.max_length={loaded.max_length}; raise it")
-    device = next(loaded.model.parameters()).device
-    nats = torch.zeros(len(rows), dtype=torch.float64)
-    with torch.inference_mode():
-        batches = length_sorted_batches([row.n_tokens for row in rows], batch_size)
-        own = batches[processes.rank :: processes.size]
-        for batch in tqdm(own, desc=f"{label}: held-out loss", unit="batch"):
-            inputs = pad_collate([rows[i] for i in batch], loaded.tokenizer.pad_token_id)
-            nats[torch.tensor(batch)] = row_nats(loaded.model, {k: v.to(device) for k, v in inputs.items()})
-    nats = processes.all_reduce(nats)  # a row is in the batch of one process, and zero elsewhere
-    if not torch.isfinite(nats).all():
-        raise UserError(f"task '{label}': the held-out loss is not finite; the tuned model has diverged")
-    n_tokens = sum(row.n_completion_tokens for row in rows)
-    error = float(nats.std() / math.sqrt(len(nats))) if len(nats) > 1 else 0.0
-    return {
-        "nats_per_token": float(nats.sum()) / n_tokens,
-        "nats_per_answer": float(nats.mean()),
-        "nats_per_answer_stderr": error,
-    }
+        metrics |= held_out_loss(rows, loaded, batch_size=batch_size, label=task.name, processes=processes)
+    return {**metrics, "rows_tested": float(tested), "rows_left_out": float(all_rows - tested)}
 
 
 def _lm_eval(
-    task: EvalTask, loaded: LoadedModel, batch_size: int, directory: Path, processes: Processes
-) -> dict[str, float | str]:
-    """Return lm-eval's metrics of a task, in every process; write its samples to the directory."""
+    task: EvalTask,
+    loaded: LoadedModel,
+    batch_size: int,
+    directory: Path,
+    processes: Processes,
+    asked: Documents,
+) -> tuple[dict[str, float | str], set[int]]:
+    """Return lm-eval's metrics of a task and the positions of the tested documents, in every process; write
+    its samples to the directory. asked: the documents to test; empty for all."""
     from lm_eval import evaluator
 
     # What it would tell of code and machine it finds by starting git, pip and others: seconds per task.
     evaluator.get_git_commit_hash = lambda: None
     evaluator.add_env_info = lambda storage: None
-    from lm_eval.models import huggingface
     from lm_eval.tasks import TaskManager
 
-    wrapper: Any = huggingface.HFLM  # its decorator hides the signature
-    lm = wrapper(
-        pretrained=loaded.model,
-        tokenizer=loaded.tokenizer,
-        batch_size=batch_size,
-        max_length=loaded.max_length,
-    )
-    if processes.size > 1:
-        _divide(lm, processes)
+    from gtp_exp.evaluation.chat_model import ChatModel, PromptsTooLong
+
+    lm = ChatModel(loaded, batch_size, processes)
     state = torch.get_rng_state()
     try:
         # lm-eval wants absolute data paths, which must not end up in a cache that others may copy.
@@ -111,18 +86,24 @@ def _lm_eval(
             _render(task, Path(scratch))
             # Indexing lm-eval's 13,000 bundled tasks takes 8 s: only when one is asked for.
             manager = TaskManager(include_path=scratch, include_defaults=task.docs is None)
-            output: Any = evaluator.simple_evaluate(
-                model=lm,
-                tasks=[task.name],
-                task_manager=manager,
-                apply_chat_template=task.chat,
-                log_samples=True,
-                bootstrap_iters=0,
-                random_seed=SEED,
-                numpy_random_seed=SEED,
-                torch_random_seed=SEED,
-                fewshot_random_seed=SEED,
-            )
+            while True:
+                try:
+                    output: Any = evaluator.simple_evaluate(
+                        model=lm,
+                        tasks=[task.name],
+                        task_manager=manager,
+                        apply_chat_template=task.chat,
+                        samples={name: list(positions) for name, positions in asked.items()} or None,
+                        log_samples=True,
+                        bootstrap_iters=0,
+                        random_seed=SEED,
+                        numpy_random_seed=SEED,
+                        torch_random_seed=SEED,
+                        fewshot_random_seed=SEED,
+                    )
+                    break
+                except PromptsTooLong as error:
+                    asked = _fitting(task, asked, error.fitting, loaded.max_length)
     except (ConnectionError, FileNotFoundError) as error:
         raise UserError(
             f"task '{task.name}' cannot get its data ({first_line(error)}); "
@@ -133,27 +114,39 @@ def _lm_eval(
     if not processes.main:  # lm-eval brings everything to the main process
         return processes.broadcast(None)
     _write_samples(output["samples"], directory / "samples.jsonl")
-    return processes.broadcast(_headline(task, output))
+    tested = {row["doc_id"] for rows in output["samples"].values() for row in rows}
+    return processes.broadcast((_headline(task, output), tested))
 
 
-def _divide(lm: Any, processes: Processes) -> None:
-    """Let lm-eval divide the documents among the processes. By itself it does so only for models that it has
-    launched, and by local rank."""
-    from accelerate import Accelerator
+def _fitting(task: EvalTask, asked: Documents, fitting: Documents, max_length: int) -> Documents:
+    """Return the documents that are still to be asked. fitting: positions among those asked before.
 
-    accelerator = Accelerator()
-    lm.accelerator, lm._device = accelerator, accelerator.device
-    lm._rank, lm._world_size = processes.rank, processes.size
+    Raises UserError where none is left.
+    """
+    kept = {
+        name: [asked[name][i] for i in positions] if asked.get(name) else list(positions)
+        for name, positions in fitting.items()
+    }
+    if empty := [name for name, positions in kept.items() if not positions]:
+        raise UserError(
+            f"task '{empty[0]}': no prompt fits model.max_length={max_length}, with its examples and the "
+            "tokens to be generated; raise it, or lower benchmark.num_fewshot or the task's max_gen_toks"
+        )
+    log.warning(
+        "%s: left out documents whose prompt is longer than model.max_length=%d; %d are tested",
+        *(task.name, max_length, sum(map(len, kept.values()))),
+    )
+    return kept
 
 
 def _render(task: EvalTask, folder: Path) -> None:
     """Write the task as lm-eval reads it (JSON is YAML); a bundled task without overrides needs no file."""
     config: dict[str, Any] = dict(task.config)
     if task.docs is not None:
-        data = {"test": _write_jsonl(folder / "test.jsonl", task.docs)}
-        config = {"task": task.name, "dataset_path": "json", "test_split": "test", **config}
+        data = {"test": _write_parquet(folder / "test.parquet", task.docs)}
+        config = {"task": task.name, "dataset_path": "parquet", "test_split": "test", **config}
         if task.fewshot:
-            data["train"] = _write_jsonl(folder / "train.jsonl", task.fewshot)
+            data["train"] = _write_parquet(folder / "train.parquet", task.fewshot)
             config["fewshot_split"] = "train"
         # Its copy of the rows goes where they are: in the user's cache each run would leave another.
         config["dataset_kwargs"] = {"data_files": data, "cache_dir": str(folder / "datasets")}
@@ -198,6 +191,10 @@ def _write_samples(samples: Mapping[str, Sequence[Mapping[str, Any]]], path: Pat
                 file.write(text + "\n")
 
 
-def _write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+def _write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write rows so that every value keeps its type: read from JSON, the text 2024-05-01 becomes a date."""
+    from datasets import Dataset
+
+    names = dict.fromkeys(name for row in rows for name in row)
+    Dataset.from_dict({name: [row.get(name) for row in rows] for name in names}).to_parquet(path)
     return str(path.resolve())

@@ -14,7 +14,8 @@ from gtp_exp.data.benchmark import EvalTask
 from gtp_exp.data.examples import IGNORE
 from gtp_exp.data.tokenization import tokenize
 from gtp_exp.errors import UserError
-from gtp_exp.evaluation import evaluate, held_out_loss
+from gtp_exp.evaluation.held_out import held_out_loss
+from gtp_exp.evaluation.tasks import evaluate
 
 CHOICE = {
     "output_type": "multiple_choice",
@@ -93,18 +94,21 @@ def test_accuracy_is_whether_the_gold_choice_is_likelier(tiny, tmp_path):
 
 
 def test_held_out_loss_equals_a_plain_loop_for_any_batch_size(tiny, examples):
-    loaded, total, count = tiny.load(), 0.0, 0
+    loaded, total, count, end = tiny.load(), 0.0, 0, 0.0
     tokens = tokenize(examples, tiny.tokenizer, max_length=256).examples
     for row in tokens:
         with torch.no_grad():
             log_p = loaded.model(torch.tensor([row.input_ids])).logits[0].log_softmax(-1)
         for t in range(1, len(row.input_ids)):
-            if row.labels[t] != IGNORE:
+            if row.labels[t] == tiny.tokenizer.eos_token_id:
+                end -= float(log_p[t - 1, row.labels[t]])
+            elif row.labels[t] != IGNORE:
                 total, count = total - float(log_p[t - 1, row.labels[t]]), count + 1
     for batch_size in (1, 5, 64):
         found = held_out_loss(tokens, loaded, batch_size=batch_size, label="x")
         assert found["nats_per_token"] == pytest.approx(total / count, rel=1e-5)
         assert found["nats_per_answer"] == pytest.approx(total / len(examples), rel=1e-5)
+        assert found["nats_end"] == pytest.approx(end / len(examples), rel=1e-5)
 
 
 def test_generation_tasks_are_scored_by_exact_match(tiny, tmp_path):

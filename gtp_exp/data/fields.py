@@ -1,0 +1,101 @@
+"""Read the fields beside role and text that change what a row means; others use them in their training data.
+
+    weight: 0, train: false    of a message: the turn carries no loss
+    reasoning_content          of a message: what the assistant thinks before it answers
+    system, history, tools     of a row: the system turn, earlier question-answer pairs, the tools on offer
+
+Where the meaning is not ours to give (calls of tools, pictures, a template's own settings), the row is left
+out, with the field's name as the reason. A field that is not read at all is named once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+REASONING = ("reasoning_content", "reasoning", "thinking")
+TRAIN = ("weight", "train", "training", "loss")
+# Of a message or a row: without them it would be another one.
+NOT_READ_HERE = (
+    "tool_calls",
+    "function_call",
+    "functions",
+    "images",
+    "image",
+    "videos",
+    "video",
+    "audios",
+    "audio",
+    "documents",
+    "refusal",
+    "chat_template_kwargs",
+)
+# Of a row; a column with such a name is more than a label for reports.
+OF_TRAINING = ("weight", "sample_weight", "loss_mask", "mask", "train", "chosen", "rejected", "kto_tag")
+
+
+class LeftOut(Exception):
+    """Tells why a row cannot be used."""
+
+
+def is_trained(item: Mapping[str, Any]) -> bool:
+    """Return whether a message of the assistant may carry loss. Raises LeftOut for other weights than 0 and
+    1."""
+    trained = True
+    for name in TRAIN:
+        value = item.get(name)
+        if value is None:
+            continue
+        if value not in (0, 1):
+            raise LeftOut(f"a message whose '{name}' is neither 0 nor 1")
+        trained = trained and bool(value)
+    return trained
+
+
+def reasoning_of(item: Mapping[str, Any]) -> str:
+    """Return the reasoning beside an answer, or an empty text. Raises LeftOut where it is no text."""
+    for name in REASONING:
+        if value := item.get(name):
+            if not isinstance(value, str):
+                raise LeftOut(f"'{name}' that is no text")
+            return value
+    return ""
+
+
+def check_known(item: Mapping[str, Any]) -> None:
+    """Raise LeftOut for a message or a row with a field that would have to be used and cannot be."""
+    for name in NOT_READ_HERE:
+        if item.get(name):
+            raise LeftOut(f"'{name}' is not supported")
+
+
+def tools_of(value: Any) -> str:
+    """Return a row's tools as JSON, or an empty text. Raises LeftOut where they are no list."""
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise LeftOut("'tools' that is neither a list nor JSON") from None
+    if not value:
+        return ""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise LeftOut("'tools' that is no list")
+    return json.dumps([_without_null(tool) for tool in value], ensure_ascii=False)
+
+
+def history_of(value: Any) -> list[tuple[str, str]]:
+    """Return earlier questions and answers. Raises LeftOut where they are no pairs of texts."""
+    pairs = []
+    for pair in value or []:
+        if not (isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(p, str) for p in pair)):
+            raise LeftOut("'history' that holds no pairs of texts")
+        pairs.append((pair[0], pair[1]))
+    return pairs
+
+
+def _without_null(value: Any) -> Any:
+    """Return a value of a table without the keys that other rows have; templates would print them."""
+    if isinstance(value, Mapping):
+        return {key: _without_null(part) for key, part in value.items() if part is not None}
+    return [_without_null(part) for part in value] if isinstance(value, list) else value

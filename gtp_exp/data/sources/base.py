@@ -1,0 +1,20 @@
+"""Define what every data set offers: a pool, and what becomes of rows that cannot be used as they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gtp_exp.data.examples import Pool
+from gtp_exp.data.tokenization import OverLength
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSource:
+    """Describes a data set; an option of the group `dataset` inherits it."""
+
+    over_length: OverLength = OverLength.DROP  # of rows of pool and target above model.max_length
+    strict: bool = False  # whether a row that cannot be used is an error; else it is left out, and counted
+
+    def load(self) -> Pool:
+        """Read the whole pool. Raises UserError where it cannot be read."""
+        raise NotImplementedError

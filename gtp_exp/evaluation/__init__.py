@@ -1,0 +1,1 @@
+"""Test a model on one task: lm-eval's metrics, and the held-out loss of the right answers beside them."""
