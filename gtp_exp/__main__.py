@@ -45,6 +45,7 @@ def _job(config: DictConfig) -> float:
     """One job. Its value is the mean headline metric of its tasks, for a sweeper to optimise."""
     hydra_config = HydraConfig.get()
     directory = Path(hydra_config.runtime.output_dir)
+    os.chdir(hydra_config.runtime.cwd)  # a path means what it means there, with hydra.job.chdir too
     # Hydra's own account of a multirun tells this machine's folders; what a job was, its resolved.yaml tells.
     (Path(hydra_config.sweep.dir) / "multirun.yaml").unlink(missing_ok=True)
     code = _run(config, directory)
@@ -98,7 +99,7 @@ def _run_folder(arguments: list[str]) -> list[str]:
     parsed = get_args_parser().parse_args(arguments)
     if parsed.config_name in (None, "config"):
         return []
-    folder = "'${outputs}/runs/${now:%Y-%m-%d_%H-%M-%S-%f}'"
+    folder = "'${home:${outputs}}/runs/${now:%Y-%m-%d_%H-%M-%S-%f}'"
     defaults = {
         "hydra.run.dir": folder,
         "hydra.sweep.dir": folder,

@@ -119,7 +119,7 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
     """
     settings, selector, gradients = experiment.settings, experiment.selector, experiment.gradients
     processes, device = start_processes(experiment.launch)
-    cache = Cache(Path(settings.outputs) / "cache", processes)
+    cache = Cache(Path(settings.outputs).expanduser() / "cache", processes)
     tracker = experiment.tracking.tracker() if processes.main else NoTracker()
     journal = Journal(directory / METRICS_NAME if processes.main else None, tracker)
     runner = StageRunner(cache, journal)

@@ -5,9 +5,11 @@ Everything that can be wrong with the data shows here, before the long work.
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from gtp_exp.config import describe
 from gtp_exp.data.benchmark import Benchmark, EvalTask, SplitsPool
@@ -48,10 +50,16 @@ class PreparedTask:
     task: EvalTask
     held_out: PreparedRows | None
 
+    @functools.cached_property
+    def description(self) -> Any:
+        """Return the task as the cache key of its evaluation holds it; made once, for it may have many
+        rows."""
+        return describe(self.task)
+
     @property
     def content(self) -> str:
         """Return the hash of what is asked, and how: documents, prompts, metric and right answers."""
-        return digest(describe(self.task), self.held_out and self.held_out.key)
+        return digest(self.description, self.held_out and self.held_out.key)
 
 
 @dataclass(frozen=True)
@@ -92,29 +100,37 @@ class Inputs:
         )
 
 
-def load_inputs(dataset: DataSource, benchmark: Benchmark, tuned: Model, chooser: Model) -> Inputs:
+def load_inputs(
+    dataset: DataSource,
+    benchmark: Benchmark,
+    tuned: Model,
+    chooser: Model,
+    prepare: Callable[[str, Sequence[Example], Model, OverLength], PreparedRows] | None = None,
+) -> Inputs:
     """Read and tokenise all rows of a job. chooser: the model that chooses; may be the `tuned` one itself.
 
-    Raises UserError for data that cannot be read, for a part without a row that carries loss, and for a test
-    whose answers do not fit the model.
+    prepare: used in place of `prepare_rows`. Raises UserError for data that cannot be read, for a part
+    without a row that carries loss, and for a test whose answers do not fit the model.
     """
+    prepare = prepare or prepare_rows
     pool = dataset.load()
     if isinstance(benchmark, SplitsPool):
         pool, benchmark = benchmark.split(pool)
     over_length = dataset.over_length
-    candidates = prepare_rows("pool", pool.examples, tuned, over_length)
+    candidates = prepare("pool", pool.examples, tuned, over_length)
     target = benchmark.target()
-    to_select, candidates = _as_both_read(candidates, tuned, chooser, over_length)
-    prepared_target = None if target is None else prepare_rows("target", target, chooser, over_length)
+    to_select = candidates
+    if chooser is not tuned:
+        to_select = prepare("pool of the selection model", candidates.examples, chooser, over_length)
+        candidates = _as_both_read(candidates, to_select)
+    prepared_target = None if target is None else prepare("target", target, chooser, over_length)
     tests = benchmark.tasks()
     for task in tests:
         check_room_to_generate(task, tuned.config.max_length)
     tasks = tuple(
         PreparedTask(
             task,
-            prepare_rows(f"test of {task.name}", task.held_out, tuned, OverLength.DROP)
-            if task.held_out
-            else None,
+            prepare(f"test of {task.name}", task.held_out, tuned, OverLength.DROP) if task.held_out else None,
         )
         for task in tests
     )
@@ -148,21 +164,17 @@ def prepare_rows(
     return PreparedRows(kept, tokens.examples, tokens.kept, excluded, cut, key)
 
 
-def _as_both_read(
-    candidates: PreparedRows, tuned: Model, chooser: Model, over_length: OverLength
-) -> tuple[PreparedRows, PreparedRows]:
-    """Return the rows that both models can read: as the one that chooses reads them, and as the tuned one."""
-    if chooser is tuned:
-        return candidates, candidates
-    to_select = prepare_rows("pool of the selection model", candidates.examples, chooser, over_length)
+def _as_both_read(candidates: PreparedRows, to_select: PreparedRows) -> PreparedRows:
+    """Return the candidates, as the tuned model reads them, without those that the model that chooses cannot
+    read. to_select: what it can."""
     if len(to_select.examples) == len(candidates.examples):
-        return to_select, candidates
+        return candidates
     lost = {
         reason: to_select.excluded.get(reason, 0) + candidates.excluded.get(reason, 0)
         for reason in {**to_select.excluded, **candidates.excluded}
     }
     tokenized = tuple(candidates.tokenized[i] for i in to_select.positions)
-    return to_select, replace(
+    return replace(
         candidates,
         examples=to_select.examples,
         tokenized=tokenized,

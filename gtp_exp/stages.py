@@ -112,7 +112,7 @@ def warm_up(
     def produce(directory: Path) -> None:
         loaded = model.load_trainable(gradients.seed)
         generator = torch.Generator().manual_seed(gradients.seed)
-        n = max(1, round(gradients.warmup_share * len(candidates.examples)))
+        n = gradients.warmup_rows(len(candidates.examples))
         subset = torch.randperm(len(candidates.examples), generator=generator)[:n].tolist()
         checkpoints = []
 
@@ -406,7 +406,7 @@ def evaluate_task(
     reads = {
         "tuned": tuned and tuned.key,
         "model": evaluated.model.identity,
-        "task": describe(test.task),
+        "task": test.description,
         "held_out": test.held_out and test.held_out.key,
     }
     return runner.run_stage("evaluation", reads, produce, cost=EVALUATION if tuned else UNTUNED)

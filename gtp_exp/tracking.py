@@ -84,14 +84,37 @@ class WandbMode(Enum):
 class WandbTracking:
     """Mirrors the event log to Weights & Biases: the option `tracking=wandb`."""
 
-    project: str = "gtp-exp"
-    entity: Optional[str] = None
-    mode: WandbMode = WandbMode.OFFLINE
+    project: Optional[str] = None  # null: WANDB_PROJECT, else gtp-exp
+    entity: Optional[str] = None  # null: WANDB_ENTITY, else the account's own
+    mode: Optional[WandbMode] = None  # null: WANDB_MODE and WANDB_DISABLED, else offline
     timeout_s: float = 30.0  # of a connection attempt; then the run goes on offline
 
     def tracker(self) -> Tracker:
         """Return a tracker of one run, not yet started."""
         return _WandbTracker(self)
+
+
+PROJECT = "gtp-exp"
+_OTHER_NAMES = {"dryrun": "offline", "run": "online"}  # of the modes, which W&B once had
+_YES = {"1", "on", "yes", "true"}
+
+
+def wandb_mode(settings: WandbTracking, environment: Mapping[str, str]) -> str:
+    """Return the mode to start W&B in: that of the settings, else the environment's, else offline.
+
+    A value of the environment that names no mode is told, and does not stop the job.
+    """
+    if settings.mode is not None:
+        return settings.mode.value
+    if environment.get("WANDB_DISABLED", "").strip().lower() in _YES:
+        log.info("W&B: off (WANDB_DISABLED)")
+        return WandbMode.DISABLED.value
+    given = environment.get("WANDB_MODE", "").strip().lower()
+    mode = _OTHER_NAMES.get(given, given)
+    known = [known.value for known in WandbMode]
+    if given and mode not in known:
+        log.warning("W&B: WANDB_MODE=%s is none of %s; tracking offline", given, ", ".join(known))
+    return mode if mode in known else WandbMode.OFFLINE.value
 
 
 class _WandbTracker:
@@ -102,7 +125,7 @@ class _WandbTracker:
         self.run: Any = None
 
     def start(self, run: RunInfo) -> None:
-        mode = self.settings.mode.value
+        mode = wandb_mode(self.settings, os.environ)
         if mode == "online" and not _has_key():
             log.warning("W&B: mode online but no API key (WANDB_API_KEY or `wandb login`); tracking offline")
             mode = "offline"
@@ -114,17 +137,21 @@ class _WandbTracker:
                 log.warning("W&B: %s did not start (%s)", attempt, first_line(error))
 
     def _init(self, run: RunInfo, mode: Any) -> Any:
+        # The library reads the environment by itself, and stops at a mode that it does not know.
+        os.environ["WANDB_MODE"] = mode
         import wandb
 
+        folder = os.environ.get("WANDB_DIR") or str(run.directory)
+        Path(folder).mkdir(parents=True, exist_ok=True)
         # Staged copies belong to the run, not to the home folder.
         os.environ.setdefault("WANDB_DATA_DIR", str(run.directory / "wandb"))
         os.environ.setdefault("WANDB_SILENT", "true")
         started = wandb.init(
-            project=self.settings.project,
+            project=self.settings.project or os.environ.get("WANDB_PROJECT") or PROJECT,
             entity=self.settings.entity,
             name=run.name,
             group=run.group,
-            dir=str(run.directory),
+            dir=folder,
             config=dict(run.config),
             mode=mode,
             settings=wandb.Settings(

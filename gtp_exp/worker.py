@@ -86,7 +86,8 @@ def _complete(
         log.error("interrupted; run the same command again to go on from the last finished stage")
         return replace(record, state=State.INTERRUPTED, error="interrupted"), 130
     except Exception as error:
-        if told := storage_fault(error, Path(str(config.get("outputs")))) or not_deterministic(error):
+        outputs = Path(str(config.get("outputs"))).expanduser()
+        if told := storage_fault(error, outputs) or not_deterministic(error):
             log.error("%s", told)
             return replace(record, state=State.FAILED, error=told), 2
         if _lost_contact(error):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -270,3 +271,36 @@ def test_a_preset_runs_without_a_word_more_and_into_its_own_folder(tmp_path):
     done = subprocess.run([*line, *settings], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("outputs/runs/demo/*/results.json"))) == 2
+
+
+def test_a_path_means_the_same_in_every_key(tmp_path, tiny):
+    """~ is the home folder; other paths are relative to where the command was started, chdir or not."""
+    home, work = tmp_path / "home", tmp_path / "work"
+    shutil.copytree(tiny.location, home / "models" / "mine")
+    work.mkdir()
+    for file, numbers in ((work / "pool.jsonl", range(8)), (home / "rows.jsonl", range(8, 16))):
+        rows = [{"prompt": f"What is {i} plus 2?", "completion": f"{i + 2}"} for i in numbers]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    job = ["dataset=jsonl", "benchmark=pool_held_out", "benchmark.test_rows=2", "selector=random"]
+    paths = [
+        'outputs="~/out"',
+        "model.source=hub",
+        'model.name_or_path="~/models/mine"',
+        'dataset.files=["~/rows.jsonl",pool.jsonl]',
+        "hydra.job.chdir=true",
+    ]
+    environment = {**ENVIRONMENT, "HOME": str(home)}
+    done = subprocess.run(
+        command(*job, "budget=50pct", "until=selection", *paths),
+        cwd=work,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (run,) = (home / "out" / "runs").iterdir()
+    told = json.loads((run / "results.json").read_text())
+    assert told["state"] == "complete" and told["pool"]["rows"] == 16
+    assert told["config"]["outputs"] == "~/out" and str(home) not in json.dumps(told)
+    assert (home / "out" / "cache" / "selection").is_dir()
+    assert [path.name for path in work.iterdir()] == ["pool.jsonl"]

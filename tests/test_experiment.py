@@ -106,9 +106,11 @@ def test_a_stages_key_is_made_of_what_it_reads_and_nothing_else(outputs, first):
 
 def test_a_row_is_tokenised_once_for_a_model(tmp_path, monkeypatch):
     rendered = Counter()
-    render = tokenization._render
+    render = tokenization.render
     monkeypatch.setattr(
-        tokenization, "_render", lambda row, tokenizer: rendered.update([row]) or render(row, tokenizer)
+        tokenization,
+        "render",
+        lambda row, tokenizer: rendered.update([row] * bool(row.id)) or render(row, tokenizer),
     )
     record = run(tmp_path, "selector=less")
     assert rendered.total() == 41 + record.rows["target"].used + record.rows["toy_sums"].used
@@ -253,9 +255,12 @@ def test_the_record_counts_rows_left_out_and_names_precision(outputs, first):
     assert first.model["dtype"] in ("float32", "bfloat16") and first.model["device"] == "cpu"
 
 
-def test_a_test_row_that_is_cut_is_counted(tmp_path):
-    found = run(tmp_path, "selector=random", "model.max_length=42")
-    assert found.rows["toy_sums"].cut > 0 and found.pool.cut > 0
+def test_a_row_that_does_not_fit_is_counted(tmp_path):
+    found = run(tmp_path, "selector=full", "budget=100pct", "model.max_length=43", "dataset.over_length=cut")
+    assert found.pool.cut == found.selection.n_cut > 0
+    dropped = run(tmp_path, "selector=full", "budget=100pct", "model.max_length=43")
+    assert dropped.pool.excluded["longer than model.max_length"] == found.pool.cut
+    assert dropped.pool.cut == dropped.selection.n_cut == 0
 
 
 def test_a_run_until_selection_trains_nothing(outputs, first):
@@ -301,7 +306,13 @@ def test_one_model_chooses_for_another(outputs, first):
 
 
 def test_a_row_that_either_model_cannot_read_is_no_candidate(outputs):
-    found = run(outputs, "selector=random", "model@selection_model=tiny", "selection_model.max_length=40")
+    found = run(
+        outputs,
+        "selector=random",
+        "model@selection_model=tiny",
+        "selection_model.max_length=40",
+        "dataset.over_length=cut",
+    )
     whole = run(outputs, "selector=random")
     assert 0 < found.pool.candidates < whole.pool.candidates
     assert found.pool.candidates + sum(found.pool.excluded.values()) == found.pool.rows

@@ -11,9 +11,8 @@ from options import option
 
 from gtp_exp.config import build
 from gtp_exp.estimate.__main__ import estimate
-from gtp_exp.estimate.facts import gather
 from gtp_exp.estimate.jobs import compose_jobs
-from gtp_exp.estimate.plan import POOL, WARMUP, plan
+from gtp_exp.estimate.walk import POOL, WARMUP, plan
 from gtp_exp.leaderboard.comparability import flatten
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -87,7 +86,7 @@ def test_no_two_jobs_of_a_preset_are_the_same(name):
 def test_every_job_builds_with_the_tiny_model_and_they_share_one_trajectory_per_setting(name):
     """A warm-up or a store for each selector would be another experiment, and many times the cost."""
     jobs = with_tiny(name)
-    planned = plan(jobs, gather(jobs, []))
+    planned = plan(jobs)
     settings = {(c["gradients"]["warmup"]["epochs"], c["gradients"]["seed"]) for c in jobs}
     assert len(planned.of(WARMUP)) == len(planned.of(POOL)) == len(settings)
 

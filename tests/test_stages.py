@@ -11,9 +11,8 @@ from omegaconf import OmegaConf
 from stage_changes import ALL
 from test_experiment import ROOT, TOY, run
 
-from gtp_exp.cache import Cache, StageResult
+from gtp_exp.estimate.walk import CacheThatOnlyLooks
 from gtp_exp.experiment import prepare_models
-from gtp_exp.files import read_sealed
 from gtp_exp.inputs import load_inputs
 from gtp_exp.stages import (
     EvaluatedModel,
@@ -28,15 +27,6 @@ from gtp_exp.stages import (
 )
 from gtp_exp.tracking import Journal, NoTracker
 from gtp_exp.worker import assemble
-
-
-class CacheThatOnlyLooks(Cache):
-    """Says of each stage whether its entry is there and what it cost; never makes one."""
-
-    def stage(self, stage, version, reads, produce, label="", together=False):
-        path = self.entry(stage, version, reads).path
-        manifest = read_sealed(path / "manifest.json")
-        return StageResult(path, path.name, manifest["seconds"] if manifest else 0.0, manifest is not None)
 
 
 def walk(outputs: Path, *overrides: str):

@@ -6,14 +6,17 @@ import json
 
 import pytest
 
-from gtp_exp.tracking import Journal, NoTracking, RunInfo, WandbMode, WandbTracking
+from gtp_exp.tracking import Journal, NoTracking, RunInfo, WandbMode, WandbTracking, wandb_mode
 
 
 @pytest.fixture
 def isolated(tmp_path, monkeypatch):
     """No key, no W&B state of the person who runs the tests."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DATA_DIR"):
-        monkeypatch.delenv(name, raising=False)
+    names = ("API_KEY", "MODE", "DATA_DIR", "DIR", "PROJECT", "ENTITY", "DISABLED")
+    for name in names:
+        monkeypatch.delenv(f"WANDB_{name}", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")  # set by a test, it is as before afterwards
+    monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
@@ -34,6 +37,59 @@ def test_wandb_offline_leaves_a_run_to_sync(isolated):
     events = session(WandbTracking("p", None, WandbMode.OFFLINE, 5.0).tracker(), isolated / "run")
     assert events[0]["loss"] == 2.0
     assert list((isolated / "run" / "wandb").glob("offline-run-*/run-*.wandb"))
+
+
+@pytest.mark.parametrize(
+    ("environment", "mode"),
+    [
+        ({}, "offline"),
+        ({"WANDB_MODE": ""}, "offline"),
+        ({"WANDB_MODE": "online"}, "online"),
+        ({"WANDB_MODE": " Online "}, "online"),
+        ({"WANDB_MODE": "run"}, "online"),
+        ({"WANDB_MODE": "dryrun"}, "offline"),
+        ({"WANDB_MODE": "disabled"}, "disabled"),
+        ({"WANDB_DISABLED": "true"}, "disabled"),
+        ({"WANDB_DISABLED": "1", "WANDB_MODE": "online"}, "disabled"),
+        ({"WANDB_DISABLED": "false", "WANDB_MODE": "online"}, "online"),
+        ({"WANDB_DISABLED": ""}, "offline"),
+    ],
+)
+def test_the_environment_says_the_mode_where_the_settings_do_not(environment, mode, caplog):
+    assert wandb_mode(WandbTracking(), environment) == mode
+    assert wandb_mode(WandbTracking(mode=WandbMode.ONLINE), environment) == "online"
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_a_mode_that_nobody_knows_is_told_and_tracked_offline(isolated, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_MODE", "shared")
+    session(WandbTracking(timeout_s=5.0).tracker(), isolated / "run")
+    assert caplog.text.count("WANDB_MODE=shared is none of offline, online, disabled; tracking offline") == 1
+    assert list((isolated / "run" / "wandb").glob("offline-run-*/run-*.wandb"))
+
+
+def test_project_and_folder_of_the_environment_are_taken(isolated, monkeypatch):
+    monkeypatch.setenv("WANDB_PROJECT", "mine-to-find")
+    monkeypatch.setenv("WANDB_DIR", str(isolated / "there"))
+    session(WandbTracking(timeout_s=5.0).tracker(), isolated / "run")
+    (file,) = (isolated / "there" / "wandb").glob("offline-run-*/run-*.wandb")
+    assert b"mine-to-find" in file.read_bytes() and b"gtp-exp" not in file.read_bytes()
+    session(WandbTracking(project="said", timeout_s=5.0).tracker(), isolated / "run")
+    files = (isolated / "there" / "wandb").glob("offline-run-*/run-*.wandb")
+    assert any(b"said" in file.read_bytes() for file in files)
+
+
+def test_a_folder_that_cannot_be_made_does_not_stop_the_run(isolated, monkeypatch, caplog):
+    (isolated / "file").write_text("")
+    monkeypatch.setenv("WANDB_DIR", str(isolated / "file" / "there"))
+    assert len(session(WandbTracking(timeout_s=5.0).tracker(), isolated / "run")) == 1
+    assert "W&B: offline did not start" in caplog.text
+
+
+def test_tracking_that_is_off_leaves_nothing(isolated, monkeypatch):
+    monkeypatch.setenv("WANDB_DISABLED", "true")
+    session(WandbTracking(timeout_s=5.0).tracker(), isolated / "run")
+    assert [path.name for path in (isolated / "run").iterdir()] == ["metrics.jsonl"]
 
 
 def test_online_without_a_key_goes_offline_without_asking(isolated, caplog):

@@ -8,6 +8,7 @@ encoder's own maximum length are cut, and counted in the diagnostics. Ours throu
 from __future__ import annotations
 
 import importlib.metadata
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,15 +55,19 @@ class SentenceKNN(Selector):
 
         with self._loading():
             release = importlib.metadata.version(PACKAGE)
-            architecture = AutoConfig.from_pretrained(self.encoder, revision=self.revision)
-        return {"encoder": fingerprint(self.encoder, architecture, self.revision), PACKAGE: release}
+            architecture = AutoConfig.from_pretrained(self._location, revision=self.revision)
+        return {"encoder": fingerprint(self._location, architecture, self.revision), PACKAGE: release}
+
+    @property
+    def _location(self) -> str:
+        return os.path.expanduser(self.encoder)
 
     def _load(self) -> Any:
         with self._loading():
             from sentence_transformers import SentenceTransformer
 
             return SentenceTransformer(
-                self.encoder,
+                self._location,
                 revision=self.revision,
                 trust_remote_code=False,
                 model_kwargs={"use_safetensors": True},

@@ -140,7 +140,7 @@ def _load(
     """
     import lm_eval.tasks
 
-    bundled = Path(lm_eval.tasks.__file__).parent / (folder or "")
+    bundled = Path(lm_eval.tasks.__file__).parent / Path(folder or "").expanduser()
     if not bundled.is_dir():
         raise UserError(
             f"benchmark.folder='{folder}' is no folder of {bundled.parent}; null searches all tasks"

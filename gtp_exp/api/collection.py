@@ -64,7 +64,7 @@ def collect(
             "of a warm-up; give its checkpoints, or set directions=[Direction.SGD]"
         )
     examples = _tokenized(_examples(rows), tokenizer, _max_length(model, max_length))
-    folder = _temporary("store") if path is None else Path(path)
+    folder = _temporary("store") if path is None else Path(path).expanduser()
     if checkpoints is not None:
         trajectory = [load_checkpoint(Path(checkpoint)) for checkpoint in checkpoints]
         return _collect(model, examples, trajectory, folder, settings)

@@ -82,7 +82,7 @@ def _compose(overrides: Sequence[str], config_dir: str | os.PathLike[str] | None
     """Return the job's configuration with Hydra's own under `hydra`, and make the latter the current one."""
     search: list[str] = []
     if config_dir is not None:
-        folder = Path(config_dir).resolve()
+        folder = Path(config_dir).expanduser().resolve()
         if not folder.is_dir():
             raise UserError(f"config_dir={config_dir} is not a folder")
         search = [f"hydra.searchpath=[file://{folder}]"]

@@ -24,6 +24,9 @@ from gtp_exp.launch.secrets import check_no_secrets
 from gtp_exp.records.record import RECORD_NAME, SELECTED_NAME, Names, State, read_record, write_record
 from gtp_exp.records.renamed import with_present_names
 
+# `${home:${outputs}}` is `outputs` with ~ for the home folder, for the folders that Hydra makes.
+OmegaConf.register_new_resolver("home", os.path.expanduser, replace=True)
+
 
 def conf_dir() -> str:
     """Return conf/ beside the package in a checkout, inside it in a wheel."""
@@ -59,7 +62,7 @@ def _check_options(arguments: Sequence[str]) -> None:
 def _check_outputs(arguments: Sequence[str]) -> None:
     """Refuse an outputs folder where Hydra would fail to make a folder, by a traceback."""
     named = [text.partition("=")[2] for text in arguments if text.startswith("outputs=")]
-    folder = Path(named[-1] if named else "outputs")
+    folder = Path(named[-1].strip("'\"") if named else "outputs").expanduser()
     if "${" in str(folder) or {"--help", "--hydra-help", "--cfg", "--info", "-c", "-i"} & set(arguments):
         return
     try:

@@ -22,7 +22,7 @@ def results(folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -
     holds no run.
     """
     folders = [folder] if isinstance(folder, (str, os.PathLike)) else list(folder)
-    loaded = load([Path(path) for path in folders])
+    loaded = load([Path(path).expanduser() for path in folders])
     rows = [_row(run) for run in loaded.runs]
     rows += [{"run": each.name, "state": "unreadable", "error": each.reason} for each in loaded.unreadable]
     # Columns of every run first, then those of the tasks; each in the order in which they were met.

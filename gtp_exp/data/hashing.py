@@ -43,6 +43,7 @@ def rows_hash(examples: Sequence[Example], tokenized: Sequence[TokenizedExample]
     """
     hasher = hashlib.sha256(content_hash(examples).encode())
     for row in tokenized:
-        hasher.update(f"{row.id} {len(row.input_ids)} {len(row.labels)}\n".encode())
+        told = [row.id, len(row.input_ids), len(row.labels), row.answers, row.cut]
+        hasher.update(json.dumps(told).encode() + b"\n")
         hasher.update(array("i", row.input_ids).tobytes() + array("i", row.labels).tobytes())
     return hasher.hexdigest()

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gtp_exp.data.rows import ColumnNames, Format, Place, Record, detect_layout
+from gtp_exp.data.rows import ColumnNames, Format, Ids, Place, Record, detect_layout
 from gtp_exp.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
@@ -86,6 +86,7 @@ def records_of(
     columns: ColumnNames,
     stem: str,
     source: str | None = None,
+    ids: Ids | None = None,
 ) -> Iterator[Record]:
     """Yield the rows of one file with their layout, which the first row decides. Raises UserError if there is
     no row."""
@@ -93,7 +94,7 @@ def records_of(
     for place, row in rows:
         if layout is None:
             layout = detect_layout(
-                row.keys(), str(place), format=format, columns=columns, stem=stem, source=source
+                row.keys(), str(place), format=format, columns=columns, ids=ids, stem=stem, source=source
             )
         yield place, row, layout
     if layout is None:

@@ -48,6 +48,14 @@ class Format(Enum):
     ALPACA = "alpaca"  # instruction, input (may be empty), output
 
 
+class Ids(Enum):
+    """Says what the id of a row is made of."""
+
+    COLUMN = "column"  # columns.id, else a column `id`, else the file's name and the row's number
+    FILE = "file"  # the same with the file's name before it: for files that each count their rows from 0
+    NUMBER = "number"  # the file's name and the row's number, whatever columns there are
+
+
 @dataclass(frozen=True)
 class ColumnNames:
     """Names the column of each part; only those of the form in use are read."""
@@ -89,6 +97,7 @@ class RowLayout:
     id_column: str | None  # None: ids are made of `stem` and the row number
     stem: str
     source: str | None = None  # label of the file in a mixture, kept among the hidden facts
+    ids: Ids | None = None  # None: not of a pool, so that the options of `dataset` say nothing of it
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -110,8 +119,9 @@ def detect_layout(
     columns: ColumnNames,
     stem: str,
     source: str | None = None,
+    ids: Ids | None = None,
 ) -> RowLayout:
-    """Return how to read a file that has the columns `present`.
+    """Return how to read a file that has the columns `present`. ids: None for rows that no option describes.
 
     Raises UserError where they do not fit, with the columns that are there.
     """
@@ -137,13 +147,15 @@ def detect_layout(
                 f"{where} has no column '{name}', which dataset.format={format.value} reads; it has "
                 f"{listed}. Name the right column in dataset.columns"
             )
+    if ids is Ids.NUMBER:
+        return RowLayout(format, columns, None, stem, source, ids)
     if columns.id is not None and columns.id not in present:
         raise UserError(
             f"{where} has no column '{columns.id}' (dataset.columns.id); it has {listed}. "
-            "Name the right column, or set null to number the rows"
+            "Name the right column, or set dataset.ids=number to number the rows"
         )
     id_column = columns.id if columns.id is not None else ("id" if "id" in present else None)
-    return RowLayout(format, columns, id_column, stem, source)
+    return RowLayout(format, columns, id_column, stem, source, ids)
 
 
 Record = tuple[Place, Mapping[str, Any], RowLayout]
@@ -166,8 +178,8 @@ def read_pool(
         example_id = _id(row, place, layout)
         if example_id in seen:
             raise UserError(
-                f"id '{example_id}' occurs twice: {seen[example_id]} and {place}; make ids unique, "
-                "or point dataset.columns.id to another column"
+                f"id '{example_id}' occurs twice: {seen[example_id]} and {place}; make ids unique"
+                + _remedy(layout, same_file=seen[example_id].name == place.name)
             )
         seen[example_id] = place
         unread.update(_unread(row, layout))
@@ -194,6 +206,14 @@ def read_pool(
         named = ", ".join(f"{name} ({n} rows)" for name, n in sorted(unread.items()))
         log.warning("these fields of the data are not used: %s", named)
     return Pool(tuple(examples), hidden, {reason: len(ids) for reason, ids in skipped.items()})
+
+
+def _remedy(layout: RowLayout, *, same_file: bool) -> str:
+    """Return what of the options of `dataset` makes repeated ids unique, to end a message with."""
+    if layout.ids is None:
+        return ""
+    by_file = "" if same_file else "dataset.ids=file to put the file's name before them, "
+    return f", or set {by_file}dataset.ids=number to number the rows, or dataset.columns.id to another column"
 
 
 def join_pools(pools: Iterable[Pool]) -> Pool:
@@ -244,12 +264,11 @@ def _id(row: Mapping[str, Any], place: Place, layout: RowLayout) -> str:
             f"{place} has no '{layout.id_column}', which other rows of the file have; give each row an id"
         )
     value = row[layout.id_column]
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    value = as_text(value, layout.id_column, place)
-    if not value:
+    if not isinstance(value, int) or isinstance(value, bool):
+        value = as_text(value, layout.id_column, place)
+    if value == "":
         raise UserError(f"{place} has an empty '{layout.id_column}'; give each row an id")
-    return value
+    return f"{layout.stem}-{value}" if layout.ids is Ids.FILE else str(value)
 
 
 def _example(example_id: str, row: Mapping[str, Any], place: Place, layout: RowLayout) -> Example:

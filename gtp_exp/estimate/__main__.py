@@ -9,11 +9,9 @@ import sys
 import warnings
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 from gtp_exp.errors import UserError
-from gtp_exp.estimate.plan import Job, plan
-from gtp_exp.estimate.rates import earlier_runs, finished, measured, overhead
-from gtp_exp.estimate.table import table
 
 
 def main() -> int:
@@ -30,16 +28,17 @@ def main() -> int:
     return 0
 
 
-def estimate(jobs: list[Job], names: list[dict[str, str]]) -> str:
-    """Return the table for composed jobs, as text."""
-    from gtp_exp.estimate.facts import gather
+def estimate(jobs: list[dict[str, Any]], names: list[dict[str, str]]) -> str:
+    """Return the table for composed jobs, as text. names: the chosen option of every group of each job."""
+    from gtp_exp.estimate.parts import Parts  # after the process has gone off line
+    from gtp_exp.estimate.rates import measured
+    from gtp_exp.estimate.runs import earlier_runs, overhead
+    from gtp_exp.estimate.table import table
+    from gtp_exp.estimate.walk import plan
 
-    outputs = Path(jobs[0]["outputs"])
-    runs = earlier_runs(outputs / "runs")
-    facts = gather(jobs, runs)
-    there = finished(runs, facts, outputs / "cache")
-    rates = measured(runs, facts)
-    return table(jobs, names, facts, plan(jobs, facts), there, rates, overhead(runs, jobs))
+    parts = Parts(earlier_runs(Path(jobs[0]["outputs"]) / "runs"))
+    planned = plan(jobs, parts)
+    return table(jobs, names, planned, measured(parts, jobs), overhead(parts.runs, jobs))
 
 
 def _stay_here() -> None:

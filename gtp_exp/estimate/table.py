@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gtp_exp.estimate.plan import POOL, STAGES, TARGET, Facts, Job, Planned, Work, fingerprint
 from gtp_exp.estimate.rates import Rate, price
+from gtp_exp.estimate.runs import Job
+from gtp_exp.estimate.walk import POOL, STAGES, TARGET, Plan, Work
 from gtp_exp.leaderboard.comparability import flatten
 
 Names = Mapping[str, str]  # group -> chosen option
@@ -15,44 +16,39 @@ HEADS = ("", "jobs", "distinct", "done", "passes", "tokens", "disk", "time")
 
 @dataclass(frozen=True)
 class Line:
-    """Some stages, summed over those that are still to be computed."""
+    """Sums up some stages; passes, tokens, disk and time are those of the stages that are not done."""
 
     label: str
     jobs: int
     works: Sequence[Work]
-    done: Sequence[Work]
     rates: Mapping[str, Rate]
 
     @property
     def left(self) -> list[Work]:
-        done = {work.key for work in self.done}
-        return [work for work in self.works if work.key not in done]
+        """Return the stages that are still to be computed."""
+        return [work for work in self.works if not work.cached]
 
     @property
     def prices(self) -> list[tuple[float, Rate] | None]:
+        """Return seconds and rate of each of those; None where nothing has been measured."""
         return [price(work, self.rates) for work in self.left]
 
-    @property
-    def seconds(self) -> float:
-        return sum(found[0] for found in self.prices if found)
-
     def cells(self, around: float = 0.0) -> list[str]:
-        """around: further seconds."""
-        left, seconds = self.left, self.seconds + around
-        unknown = any(work.rows is None for work in left)
-        passes = sum((work.rows or 0) * work.passes for work in left)
+        """Return the line of the table. around: further seconds."""
+        left, prices = self.left, self.prices
+        passes = f"{_passes(left):,}" if _passes(left) else ""
         tokens = sum(work.tokens or 0.0 for work in left)
         bound = "\u2264 " if any(work.at_most and work.tokens for work in left) else ""
         nbytes = sum(work.nbytes for work in left)
-        time = duration(seconds)
-        if None in self.prices:
-            time = f"> {time}" if any(self.prices) else "unknown"
+        time = duration(sum(found[0] for found in prices if found) + around)
+        if None in prices:
+            time = f"> {time}" if any(prices) else "unknown"
         return [
             self.label,
             f"{self.jobs:,}",
-            f"{sum(work.parts for work in self.works):,}",
-            f"{sum(work.parts for work in self.done):,}",
-            "unknown" if unknown else f"{passes:,}" if passes else "",
+            f"{len(self.works):,}",
+            f"{len(self.works) - len(left):,}",
+            "unknown" if any(work.rows is None for work in left) else passes,
             f"{bound}{short(tokens)}" if tokens else "",
             f"{short(nbytes)}B" if nbytes else "",
             time,
@@ -62,20 +58,14 @@ class Line:
 def table(
     jobs: Sequence[Job],
     names: Sequence[Names],
-    facts: Facts,
-    planned: Planned,
-    there: set[str],
+    planned: Plan,
     rates: Mapping[str, Rate],
     overhead: float | None,
 ) -> str:
-    """there: keys of stages that the cache holds. overhead: seconds of a job outside its stages."""
-    lines = []
-    for stage in STAGES:
-        if works := planned.of(stage):
-            users = set().union(*(planned.jobs[work.key] for work in works))
-            lines.append(Line(stage, len(users), works, [w for w in works if w.key in there], rates))
-    every = list(planned.works.values())
-    total = Line("total", len(jobs), every, [work for work in every if work.key in there], rates)
+    """Return the estimate as text. overhead: seconds of a job outside its stages."""
+    used = [stage for stage in STAGES if stage in planned.users]
+    lines = [Line(stage, len(planned.users[stage]), planned.of(stage), rates) for stage in used]
+    total = Line("total", len(jobs), list(planned.works.values()), rates)
     around = None if overhead is None else overhead * len(jobs)
     outside = ["around the stages", f"{len(jobs):,}", "", "", "", "", ""]
     outside.append("unknown" if around is None else duration(around))
@@ -86,7 +76,12 @@ def table(
     for row in rows:
         rest = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         out.append("  ".join([row[0].ljust(widths[0]), *rest]).rstrip())
-    return "\n".join([*out, "", *_notes(jobs, names, facts, lines, total)])
+    notes = [*_data(names, planned), *_gradients(jobs, total), *_time(lines, total)]
+    return "\n".join([*out, "", *notes, "nothing was started"])
+
+
+def _passes(works: Sequence[Work]) -> int:
+    return sum((work.rows or 0) * work.passes for work in works)
 
 
 def axes(jobs: Sequence[Job], names: Sequence[Names]) -> str:
@@ -105,35 +100,22 @@ def axes(jobs: Sequence[Job], names: Sequence[Names]) -> str:
     return " x ".join(f"{n} {key}{'s' if '.' not in key else ''}" for key, n in counts.items()) or "all alike"
 
 
-def _notes(
-    jobs: Sequence[Job], names: Sequence[Names], facts: Facts, lines: Sequence[Line], total: Line
-) -> list[str]:
-    notes = []
-    for job, name in _distinct(jobs, names, "dataset"):
-        pool = facts.pool(job)
-        notes.append(
-            f"pool {name['dataset']}: {pool.rows:,} rows ({pool.rows_from}), {pool.tokens:,.0f} tokens a row "
-            f"({pool.tokens_from})"
-        )
-    for job, name in _distinct(jobs, names, "benchmark"):
-        known = facts.benchmark(job)
-        said = f"its rows are unknown and left out of the sums ({known.unknown})"
-        if not known.unknown:
-            target = "the pool is the target" if known.in_domain else f"{known.target_rows:,} target rows"
-            tests = (
-                "as many test rows as lm-eval holds"
-                if known.test_rows is None
-                else f"{known.test_rows:,} test rows"
-            )
-            said = f"{target}, {tests} in {known.tasks} task{'s' * (known.tasks != 1)}"
-        notes.append(f"benchmark {name['benchmark']}: {said}")
-    if stores := [work for work in total.left if work.stage in (POOL, TARGET)]:
-        passes = sum((work.rows or 0) * work.passes for work in stores)
-        notes.append(f"gradient passes, rows x checkpoints: {passes:,}")
-        if any(job["gradients"]["sketch"]["kind"] == "none" for job in jobs):
-            notes.append("gradients.sketch.kind=none keeps whole gradients: their disk is not counted")
-    notes = list(dict.fromkeys(notes))  # pools that differ in their seed alone read alike
-    return [*notes, *_time(lines, total), "nothing was started"]
+def _data(names: Sequence[Names], planned: Plan) -> list[str]:
+    notes = [
+        f"{'pool' if group == 'dataset' else group} {name.get(group)}: {data.notes[group]}"
+        for group in ("dataset", "benchmark", "model", "selection_model")
+        for data, name in zip(planned.data, names, strict=True)
+        if data.notes[group]
+    ]
+    return list(dict.fromkeys(notes))  # most jobs share their data
+
+
+def _gradients(jobs: Sequence[Job], total: Line) -> list[str]:
+    stores = [work for work in total.left if work.stage in (POOL, TARGET)]
+    notes = [f"gradient passes, rows x checkpoints: {_passes(stores):,}"] if stores else []
+    if stores and any(job["gradients"]["sketch"]["kind"] == "none" for job in jobs):
+        notes.append("gradients.sketch.kind=none keeps whole gradients: their disk is not counted")
+    return notes
 
 
 def _time(lines: Sequence[Line], total: Line) -> list[str]:
@@ -147,11 +129,6 @@ def _time(lines: Sequence[Line], total: Line) -> list[str]:
     if missing := [line.label for line in lines if None in line.prices]:
         notes.append(f"time: not measured, at least in part: {', '.join(missing)}")
     return notes
-
-
-def _distinct(jobs: Sequence[Job], names: Sequence[Names], group: str) -> list[tuple[Job, Names]]:
-    pairs = zip(jobs, names, strict=True)
-    return list({fingerprint(job[group], job["model"]): (job, name) for job, name in pairs}.values())
 
 
 def short(n: float) -> str:

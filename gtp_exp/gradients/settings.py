@@ -49,6 +49,10 @@ class GradientConfig:
         if self.warmup.use_weights:
             raise UserError("gradients.warmup.use_weights=true: no selection has given the warm-up weights")
 
+    def warmup_rows(self, n_candidates: int) -> int:
+        """Return how many of the candidates the warm-up trains on."""
+        return max(1, round(self.warmup_share * n_candidates))
+
     def reads(self) -> dict[str, Any]:
         """Return the part that changes the stored numbers, for the cache key."""
         settings = describe(self)

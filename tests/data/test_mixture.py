@@ -10,7 +10,7 @@ from forms import chat, columns, write_lines
 from options import option
 
 from gtp_exp.config import build
-from gtp_exp.data.rows import Format
+from gtp_exp.data.rows import Format, Ids
 from gtp_exp.data.sources.mixture import Mixture, MixturePart
 from gtp_exp.errors import UserError
 
@@ -78,6 +78,12 @@ def test_an_id_in_two_sources_is_refused_with_both_places(folder):
     write_lines(folder / "b.jsonl", chat("a00", "Hi", "Hello"))
     with pytest.raises(UserError, match="id 'a00' occurs twice: .*a.jsonl:1 and .*b.jsonl:1"):
         mixture(A, B, path=str(folder)).load()
+
+
+def test_an_id_in_two_sources_can_be_told_apart_by_its_label(folder):
+    write_lines(folder / "b.jsonl", chat("a00", "Hi", "Hello"))
+    ids = [e.id for e in mixture(A, B, path=str(folder), ids=Ids.FILE).load().examples]
+    assert ids[0] == "first-a00" and ids[-1] == "second-a00"
 
 
 def test_another_size_than_expected_is_refused(folder):

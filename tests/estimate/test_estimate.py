@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from stage_changes import ALL, CHANGES
 from test_command_line import ENVIRONMENT, TOY, command
 
 from gtp_exp import experiment
+from gtp_exp.config import build
 from gtp_exp.errors import UserError
+from gtp_exp.estimate import parts
 from gtp_exp.estimate.__main__ import estimate
-from gtp_exp.estimate.facts import ASSUMED_ROWS, gather, published_rows
 from gtp_exp.estimate.jobs import compose_jobs
-from gtp_exp.estimate.plan import POOL, TARGET, chosen, plan, stages, store_bytes
-from gtp_exp.estimate.rates import Earlier, earlier_runs, finished, measured, overhead, price
+from gtp_exp.estimate.parts import ASSUMED_ROWS, Parts, published_rows
+from gtp_exp.estimate.rates import measured, price
+from gtp_exp.estimate.runs import earlier_runs, overhead
 from gtp_exp.estimate.table import axes, duration, short
+from gtp_exp.estimate.walk import POOL, TARGET, chosen, plan, store_bytes
+from gtp_exp.gradients.directions import Direction
+from gtp_exp.gradients.settings import GradientConfig
+from gtp_exp.gradients.shards import StorageType
+from gtp_exp.gradients.sketch import Sketch, SketchKind
 from gtp_exp.gradients.store import GradientStore
-from gtp_exp.records.record import State, write_record
+from gtp_exp.model.loading import ModelConfig, ModelSource, prepare
+from gtp_exp.records.record import State, read_record, write_record
 from gtp_exp.selection.base import Budget, Unit
+from gtp_exp.stages import EVALUATION, UNTUNED
 from gtp_exp.worker import _begin, _now, assemble
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,8 +63,9 @@ def run(job, directory):
 def computed(tmp_path_factory):
     """A small grid, estimated and then run. Returns its jobs, the plan made before, and where it ran."""
     outputs = tmp_path_factory.mktemp("outputs")
+    prepare(ModelConfig(source=ModelSource.TINY), outputs / "cache", torch.device("cpu"))
     jobs = compose(*GRID, f"outputs={outputs}")
-    planned = plan(configs(jobs), gather(configs(jobs), []))
+    planned = plan(configs(jobs))
     for i, job in enumerate(jobs):
         run(job, outputs / "runs" / "sweep" / str(i))
     return jobs, planned, outputs
@@ -60,10 +73,7 @@ def computed(tmp_path_factory):
 
 def test_what_is_counted_is_what_gets_computed(computed):
     _, planned, outputs = computed
-    counted = {}
-    for work in planned.works.values():
-        kind = work.stage.split(":")[0].split(" ")[0]
-        counted[kind] = counted.get(kind, 0) + work.parts
+    counted = Counter(work.stage.split(":")[0].split(" ")[0] for work in planned.works.values())
     made = {
         folder.name: len(list(folder.glob("*/manifest.json")))
         for folder in (outputs / "cache").iterdir()
@@ -73,21 +83,66 @@ def test_what_is_counted_is_what_gets_computed(computed):
     assert made["gradients"] == 2 and made["warmup"] == 1 and made["finetune"] == 4
 
 
+def test_the_keys_are_those_of_the_jobs_and_what_is_there_is_done(computed):
+    jobs, planned, outputs = computed
+    assert not any(work.cached for work in planned.works.values())
+    made = {
+        f"{stage} {key}"
+        for path in (outputs / "runs").rglob("results.json")
+        for stage, cost in read_record(path).stages.items()
+        for key in cost.key.split()
+    }
+    assert set(planned.works) == made
+    again = plan(configs(jobs))
+    assert set(again.works) == made and all(work.cached for work in again.works.values())
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model@selection_model=tiny", "selection_model.max_length=256"],
+        ["benchmark=pool_held_out", "benchmark.test_rows=10"],
+        ["benchmark.in_domain=true"],
+        ["until=selection", "seed=5"],
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_so_it_is_for_every_kind_of_job(overrides, tmp_path):
+    prepare(ModelConfig(source=ModelSource.TINY), tmp_path / "cache", torch.device("cpu"))
+    jobs = compose("selector=less", "budget=10pct", f"outputs={tmp_path}", *overrides)
+    before = plan(configs(jobs))
+    assert not any(work.cached for work in before.works.values())
+    run(jobs[0], tmp_path / "run")
+    stages = read_record(tmp_path / "run" / "results.json").stages
+    assert set(before.works) == {f"{stage} {key}" for stage in stages for key in stages[stage].key.split()}
+    assert all(work.cached for work in plan(configs(jobs)).works.values())
+
+
+def test_the_number_of_processes_is_part_of_the_keys_where_there_is_dropout(computed):
+    jobs, planned, outputs = computed
+    two = compose(*GRID, f"outputs={outputs}", "launch.num_processes=2")
+    assert set(plan(configs(two)).works) == set(planned.works)
+    dropped = [f"outputs={outputs}", "selector=less", "model.lora.dropout=0.1"]
+    both = [*compose(*dropped), *compose(*dropped, "launch.num_processes=2")]
+    assert len(plan(configs(both)).of("warmup")) == 2
+
+
 def test_the_disk_of_a_store_is_its_shards(computed):
     jobs, planned, outputs = computed
     counted = sum(work.nbytes for stage in (POOL, TARGET) for work in planned.of(stage))
     shards = sum(path.stat().st_size for path in (outputs / "cache" / "gradients").rglob("*.safetensors"))
-    assert 0.97 * counted < shards < 1.05 * counted  # one row of 47 turns out to have no answer
+    assert counted < shards < 1.05 * counted  # the rest is safetensors' headers
     stores = [GradientStore.open(p.parent) for p in (outputs / "cache").rglob("store.json")]
-    gradients = jobs[0]["config"]["gradients"]
-    of_rows = {store.n: store_bytes(store.n, 2, gradients) for store in stores}
+    gradients = build(jobs[0]["config"]["gradients"], "gradients")
+    of_rows = {store.n: store_bytes(store.n, gradients) for store in stores}
     assert all(of_rows[store.n] == 2 * 3 * store.n * (4 * store.dim + 4) for store in stores)
 
 
 def test_int8_and_whole_gradients():
-    settings = {"sketch": {"kind": "countsketch", "dim": 100}, "storage": "int8", "directions": ["sgd"]}
-    assert store_bytes(10, 2, settings) == 10 * 2 * 108
-    assert store_bytes(10, 2, {**settings, "sketch": {"kind": "none", "dim": 100}}) == 0
+    settings = GradientConfig(sketch=Sketch(dim=100), storage=StorageType.INT8, directions=[Direction.SGD])
+    settings = replace(settings, warmup=replace(settings.warmup, epochs=2))
+    assert store_bytes(10, settings) == 10 * 2 * 108
+    assert store_bytes(10, replace(settings, sketch=Sketch(SketchKind.NONE))) == 0
 
 
 def test_a_finished_grid_is_done_and_measures_the_next_one(computed):
@@ -96,13 +151,11 @@ def test_a_finished_grid_is_done_and_measures_the_next_one(computed):
     assert "the cache holds every stage" in same and "unknown" not in same
 
     more = compose("-m", "selector=less,random", "budget=10pct", "seed=0,1", f"outputs={outputs}")
-    runs = earlier_runs(outputs / "runs")
-    facts = gather(configs(more), runs)
-    planned = plan(configs(more), facts)
-    there = finished(runs, facts, outputs / "cache")
-    left = {work.stage for work in planned.works.values() if work.key not in there}
+    finished = Parts(earlier_runs(outputs / "runs"))
+    planned = plan(configs(more), finished)
+    left = {work.stage for work in planned.works.values() if not work.cached}
     assert left == {"selection", "finetune", "evaluation"}
-    rates = measured(runs, facts)
+    rates = measured(finished, configs(more))
     assert all(price(work, rates) for work in planned.works.values())
     shown = estimate(configs(more), [job["names"] for job in more])
     assert "at the rates of sweep/0" in shown and "unknown" not in shown
@@ -113,58 +166,53 @@ def test_the_time_around_the_stages_is_what_they_leave_of_the_run(computed):
     (run,) = [r for r in earlier_runs(outputs / "runs") if r.record.names.selector == "less"]
     own = sum(cost.seconds for cost in run.record.stages.values() if not cost.cached)
     times = {"started": "2026-01-01T00:00:00+00:00", "finished": "2026-01-01T00:10:00+00:00"}
-    timed = Earlier(run.name, replace(run.record, **times))
+    timed = replace(run, record=replace(run.record, **times))
     assert overhead([timed], configs(jobs)) == pytest.approx(600 - own)
     assert overhead([], configs(jobs)) is None
     assert overhead([timed], configs(compose("dataset.rows=39"))) is None
 
 
-def test_a_damaged_or_foreign_entry_is_not_done(computed, tmp_path):
-    jobs, planned, outputs = computed
-    runs = earlier_runs(outputs / "runs")
-    facts = gather(configs(jobs), runs)
-    assert finished(runs, facts, outputs / "cache") == set(planned.works)
-    assert finished(runs, facts, tmp_path) == set()
+def test_an_entry_without_its_manifest_is_not_done_and_stays_as_it_is(computed, tmp_path):
+    jobs, _, outputs = computed
+    copy = tmp_path / "outputs"
+    shutil.copytree(outputs / "cache", copy / "cache")
+    (entry,) = (copy / "cache" / "warmup").glob("*/")
+    (entry / "manifest.json").write_text("{")
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
+    planned = plan([{**job, "outputs": str(copy)} for job in configs(jobs)])
+    assert {work.stage for work in planned.works.values() if not work.cached} == {"warmup"}
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == before
 
 
 def test_a_measured_stage_costs_what_it_took(computed):
     """The rate of a stage times its own size is its time."""
     jobs, _, outputs = computed
     (run,) = [r for r in earlier_runs(outputs / "runs") if r.record.names.selector == "less"]
-    facts = gather(configs(jobs), [run])
-    rates = measured([run], facts)
     job = next(c for c in configs(jobs) if "LESS" in c["selector"]["_target_"])
-    works = stages(job, facts)
-    assert {work.stage for work in works} == ALL
-    tested = [work for work in works if work.stage.startswith("evaluation")]  # one rate, tuned or not
-    assert sum(price(work, rates)[0] for work in tested) == pytest.approx(
-        sum(run.record.stages[work.stage].seconds for work in tested)
-    )
-    for work in works[: -len(tested)]:
-        found = price(work, rates)
-        assert found is not None
-        seconds = run.record.stages[work.stage].seconds
-        if work.stage == "finetune":  # the selector's rows are not of mean length
-            seconds *= work.tokens / (run.record.selection.n_tokens * job["train"]["epochs"])
-        # A row without completion is a row of the pool but no candidate.
-        assert found[0] == pytest.approx(seconds, rel=0.05), work.stage
+    planned, rates = plan([job]), measured(Parts([run]), [job])
+    assert {work.stage for work in planned.works.values()} == ALL
+    # One rate for pool and target, and one for the tests, tuned or not.
+    for stages in ({"warmup"}, {POOL, TARGET}, {"selection"}, {"finetune"}, {EVALUATION, UNTUNED}):
+        prices = [price(work, rates)[0] for stage in stages for work in planned.of(stage)]
+        assert sum(prices) == pytest.approx(sum(run.record.stages[stage].seconds for stage in stages)), stages
 
 
 @pytest.mark.parametrize(("override", "expected"), CHANGES)
-def test_a_change_adds_what_depends_on_it_and_nothing_else(override, expected):
-    jobs = configs(compose("selector=less", "budget=10pct")) + configs(
-        compose("selector=less", "budget=10pct", override)
-    )
-    planned = plan(jobs, gather(jobs, []))
+@pytest.mark.parametrize("here", [True, False])
+def test_a_change_adds_what_depends_on_it_and_nothing_else(override, expected, here, computed, tmp_path):
+    """Whether the model is on this machine or a placeholder stands for it."""
+    same = ["selector=less", "budget=10pct", f"outputs={computed[2] if here else tmp_path}"]
+    planned = plan(configs(compose(*same)) + configs(compose(*same, override)))
     assert {stage for stage in ALL if len(planned.of(stage)) == 2} == expected
 
 
-def test_in_domain_has_no_target_store_and_rows_held_out_leave_the_pool():
-    (job,) = configs(compose("selector=less", "benchmark.in_domain=true"))
-    assert not plan([job], gather([job], [])).of(TARGET)
-    (job,) = configs(compose("selector=less", "benchmark=pool_held_out", "benchmark.test_rows=10"))
-    planned = plan([job], gather([job], []))
-    assert planned.of(POOL)[0].rows == 41 - 10 and not planned.of(TARGET)
+def test_in_domain_has_no_target_store_and_rows_held_out_leave_the_pool(computed):
+    outputs = f"outputs={computed[2]}"
+    (job,) = configs(compose("selector=less", "benchmark.in_domain=true", outputs))
+    assert not plan([job]).of(TARGET)
+    (job,) = configs(compose("selector=less", "benchmark=pool_held_out", "benchmark.test_rows=10", outputs))
+    planned = plan([job])
+    assert planned.of(POOL)[0].rows == 40 - 10 and not planned.of(TARGET)  # one of 41 has no answer
 
 
 @pytest.mark.parametrize(
@@ -176,10 +224,10 @@ def test_in_domain_has_no_target_store_and_rows_held_out_leave_the_pool():
     ],
 )
 def test_a_budget_takes_what_the_selectors_take(unit, amount):
-    rows, tokens = chosen({"unit": unit.value, "amount": amount}, 137, 10.0, everything=False)
+    rows, tokens = chosen(Budget(unit, amount), 137, 10.0, everything=False)
     wanted = Budget(unit, amount).rows(137)
     assert tokens == (amount if wanted is None else 10.0 * rows) and rows == (wanted or 1)
-    assert chosen({"unit": unit.value, "amount": amount}, 137, 10.0, everything=True) == (137, 1370.0)
+    assert chosen(Budget(unit, amount), 137, 10.0, everything=True) == (137, 1370.0)
 
 
 SOURCES = [{"rows": 5, "expected_rows": 9}, {"rows": None, "expected_rows": 7}]
@@ -213,10 +261,63 @@ def test_a_pool_that_is_not_here_is_bounded_and_said_to_be():
     assert "512 tokens a row (at most, by model.max_length)" in text and "≤" in text
 
 
+@pytest.fixture
+def absent(monkeypatch):
+    """A pool and a benchmark that cannot be read."""
+
+    def refuse(self, *_):
+        raise UserError("cannot be read from the hub")
+
+    monkeypatch.setattr("toy.ToyPool.load", refuse)
+    monkeypatch.setattr("toy.ToyBenchmark.target", refuse)
+
+
+def test_what_is_not_here_shares_stages_as_its_configuration_does(absent):
+    jobs = compose("-m", "selector=less,random", "budget=5pct", "dataset.rows=50,60", "seed=0,1")
+    planned = plan(configs(jobs))
+    counts = {stage: len(planned.of(stage)) for stage in ALL}
+    assert counts == {
+        "warmup": 2,
+        "gradients: pool": 2,
+        "gradients: target": 2,
+        "selection": 8,
+        "finetune": 8,
+        "evaluation": 8,
+        "evaluation of the untuned model": 1,
+    }
+    assert {work.rows for work in planned.of(POOL)} == {50, 60}
+    assert {work.rows for stage in (TARGET, "evaluation") for work in planned.of(stage)} == {None}
+    text = estimate(configs(jobs), [job["names"] for job in jobs])
+    assert "benchmark toy: its rows are left out of the sums (not on this machine)" in text
+
+
+def test_a_pool_that_is_gone_is_the_one_that_a_finished_run_has_used(computed, absent):
+    jobs, planned, outputs = computed
+    found = plan(configs(jobs), Parts(earlier_runs(outputs / "runs")))
+    assert {work.rows for work in found.of(POOL)} == {work.rows for work in planned.of(POOL)}
+    assert all(work.cached for work in [*found.of("warmup"), *found.of(POOL)])
+
+
+def test_of_a_large_pool_only_a_sample_is_tokenised(computed, monkeypatch):
+    jobs, planned, outputs = computed
+    monkeypatch.setattr(parts, "MOST_ROWS", 30)
+    monkeypatch.setattr(parts, "SAMPLED_ROWS", 10)
+    text = estimate(configs(jobs), [job["names"] for job in jobs])
+    assert "tokenised 10 of them" in text and "the cache holds every stage" in text
+    assert {work.rows for work in plan(configs(jobs)).of(POOL)} == {41}
+
+
+def test_a_model_that_was_never_made_is_said_to_be_missing(tmp_path):
+    jobs = compose("selector=random", f"outputs={tmp_path}")
+    text = estimate(configs(jobs), [job["names"] for job in jobs])
+    assert "model tiny: not on this machine" in text and "the tokenizer is not here" in text
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_wrong_job_is_named():
     jobs = configs(compose("-m", "selector=random", "budget.amount=0.1,7"))
     with pytest.raises(UserError, match=r"budget\.amount=7"):
-        gather(jobs, [])
+        plan(jobs)
 
 
 def test_the_axes_of_a_grid_are_named():

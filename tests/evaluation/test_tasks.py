@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from conftest import conversation
+from gtp_exp.data import tokenization
 from gtp_exp.data.benchmark import EvalTask
 from gtp_exp.data.examples import IGNORE
 from gtp_exp.data.tokenization import tokenize
@@ -109,6 +110,28 @@ def test_held_out_loss_equals_a_plain_loop_for_any_batch_size(tiny, examples):
         assert found["nats_per_token"] == pytest.approx(total / count, rel=1e-5)
         assert found["nats_per_answer"] == pytest.approx(total / len(examples), rel=1e-5)
         assert found["nats_end"] == pytest.approx(end / len(examples), rel=1e-5)
+
+
+def test_a_row_that_does_not_fit_is_left_out_of_every_metric(tiny, tmp_path):
+    """With examples before the question more is too long than the held-out row tells."""
+    long = "Is it even? " * 18  # fits alone, not with an example before it
+    questions = [doc["question"] for doc in DOCS[:8]] + [long, long * 3]
+    docs = tuple({**DOCS[i], "question": question} for i, question in enumerate(questions))
+    rows = tuple(conversation(i, q, ["yes", "no"][i % 2]) for i, q in enumerate(questions))
+    shots = ({"question": "Is 12 even?", "choices": ["yes", "no"], "gold": 0},)
+    config = {**CHOICE, "num_fewshot": 1, "fewshot_config": {"sampler": "first_n"}}
+    tested = task(docs=docs, held_out=rows, config=config, fewshot=shots)
+    held_out = tokenize(
+        rows, tiny.tokenizer, max_length=256, over_length=tokenization.OverLength.DROP
+    ).examples
+    assert len(held_out) == 9
+    metrics = evaluate(tested, tiny.load(), held_out=held_out, batch_size=4, directory=tmp_path)
+    assert (metrics["rows_tested"], metrics["rows_left_out"]) == (8, 2)
+    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [s["doc_id"] for s in samples] == list(range(8))
+    assert metrics["acc"] == sum(s["acc"] for s in samples) / 8
+    alone = held_out_loss(held_out[:8], tiny.load(), batch_size=4, label="x")
+    assert metrics["nats_per_token"] == pytest.approx(alone["nats_per_token"])
 
 
 def test_generation_tasks_are_scored_by_exact_match(tiny, tmp_path):

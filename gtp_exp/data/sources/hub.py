@@ -12,8 +12,8 @@ from typing import Any, Optional
 
 from gtp_exp.data.examples import Pool
 from gtp_exp.data.local_folder import cache_of_content, content_digest
-from gtp_exp.data.reading import read_rows, records_of, without_folders
-from gtp_exp.data.rows import ColumnNames, Format, Place, check_rows, detect_layout, read_pool, subset
+from gtp_exp.data.reading import read_rows, records_of, shown, without_folders
+from gtp_exp.data.rows import ColumnNames, Format, Ids, Place, check_rows, detect_layout, read_pool, subset
 from gtp_exp.data.sources.base import DataSource
 from gtp_exp.errors import UserError, first_line
 
@@ -36,6 +36,7 @@ class Hub(DataSource):
     columns: ColumnNames = field(default_factory=ColumnNames)
     rows: Optional[int] = None
     seed: int = 0  # of that subset
+    ids: Ids = Ids.COLUMN
 
     def __post_init__(self) -> None:
         if self.path is None:
@@ -47,14 +48,19 @@ class Hub(DataSource):
         read."""
         rng = random.Random(self.seed)
         seen: dict[str, Place] = {}
-        if self.path is not None and Path(self.path).is_file():
-            file = Path(self.path)
+        file = None if self.path is None else Path(self.path).expanduser()
+        if file is not None and file.is_file():
             records = records_of(
-                read_rows(file), self.path, format=self.format, columns=self.columns, stem=file.stem
+                read_rows(file),
+                shown(file),
+                format=self.format,
+                columns=self.columns,
+                ids=self.ids,
+                stem=file.stem,
             )
             pool = read_pool(records, seen=seen, strict=self.strict)
-            check_size(len(seen), self.expected_rows, self.path)
-            return subset(pool, self.rows, rng, self.path)
+            check_size(len(seen), self.expected_rows, shown(file))
+            return subset(pool, self.rows, rng, shown(file))
 
         data = _dataset(self)
         where = f"{self.path or self.hub_id}[{self.split}]"
@@ -63,7 +69,9 @@ class Hub(DataSource):
         # spares reading millions of rows for a few thousand.
         order = range(len(data)) if self.rows is None else rng.sample(range(len(data)), len(data))
         stem = Path(self.path or self.hub_id).name
-        form = detect_layout(data.column_names, where, format=self.format, columns=self.columns, stem=stem)
+        form = detect_layout(
+            data.column_names, where, format=self.format, columns=self.columns, ids=self.ids, stem=stem
+        )
         records = ((place, row, form) for place, row in _rows(data, order, where))
         pool = read_pool(records, seen=seen, limit=self.rows, strict=self.strict)
         in_order = tuple(sorted(pool.examples, key=lambda e: seen[e.id].number))
@@ -103,7 +111,7 @@ def _dataset(source: Hub) -> Any:
             return load_dataset(
                 source.hub_id, name=source.config, split=source.split, revision=source.revision
             )
-        folder = Path(source.path)
+        folder = Path(source.path).expanduser()
         if not folder.exists():
             log.info("looked for %s", folder.absolute())
             raise UserError(

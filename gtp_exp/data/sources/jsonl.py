@@ -10,7 +10,7 @@ from typing import Optional
 
 from gtp_exp.data.examples import Pool
 from gtp_exp.data.reading import expand, read_rows, records_of, shown, stems
-from gtp_exp.data.rows import ColumnNames, Format, check_rows, read_pool, subset
+from gtp_exp.data.rows import ColumnNames, Format, Ids, check_rows, read_pool, subset
 from gtp_exp.data.sources.base import DataSource
 from gtp_exp.errors import UserError
 
@@ -28,6 +28,7 @@ class Jsonl(DataSource):
     columns: ColumnNames = field(default_factory=ColumnNames)
     rows: Optional[int] = None
     seed: int = 0  # of that subset
+    ids: Ids = Ids.COLUMN
 
     def __post_init__(self) -> None:
         if not self.files:
@@ -39,7 +40,14 @@ class Jsonl(DataSource):
         read."""
         paths = expand(self.files)
         records = chain.from_iterable(
-            records_of(read_rows(path), shown(path), format=self.format, columns=self.columns, stem=stem)
+            records_of(
+                read_rows(path),
+                shown(path),
+                format=self.format,
+                columns=self.columns,
+                ids=self.ids,
+                stem=stem,
+            )
             for path, stem in zip(paths, stems(paths), strict=True)
         )
         pool = read_pool(records, seen={}, strict=self.strict)

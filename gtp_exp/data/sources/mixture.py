@@ -14,7 +14,17 @@ from typing import Optional
 
 from gtp_exp.data.examples import Pool
 from gtp_exp.data.reading import LINES, expand, parse_lines, read_rows, records_of, shown, without_folders
-from gtp_exp.data.rows import ColumnNames, Format, Place, Record, check_rows, join_pools, read_pool, subset
+from gtp_exp.data.rows import (
+    ColumnNames,
+    Format,
+    Ids,
+    Place,
+    Record,
+    check_rows,
+    join_pools,
+    read_pool,
+    subset,
+)
 from gtp_exp.data.sources.base import DataSource
 from gtp_exp.data.sources.hub import check_hub_id, check_size
 from gtp_exp.errors import UserError, first_line
@@ -49,6 +59,7 @@ class Mixture(DataSource):
     columns: ColumnNames = field(default_factory=ColumnNames)
     rows: Optional[int] = None
     seed: int = 0  # of the subsets
+    ids: Ids = Ids.COLUMN
 
     def __post_init__(self) -> None:
         labels = [s.label for s in self.sources]
@@ -121,7 +132,12 @@ def _records(
 ) -> Iterator[Record]:
     """Yield the rows of one file of a source."""
     stem = source.label if len(source.files) == 1 else f"{source.label}-{position}"
-    settings = {"format": mixture.format, "columns": mixture.columns, "source": source.label}
+    settings = {
+        "format": mixture.format,
+        "columns": mixture.columns,
+        "ids": mixture.ids,
+        "source": source.label,
+    }
     if home is not None and home.is_file():
         yield from _zipped(home, mixture.path or f"{mixture.hub_id}/{mixture.archive}", file, stem, settings)
         return

@@ -1,0 +1,197 @@
+"""The dry run of some jobs: the pipeline's own stages, asked of a cache that makes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gtp_exp import stages
+from gtp_exp.cache import Cache, StageResult
+from gtp_exp.distributed import Processes
+from gtp_exp.estimate.parts import Data, Parts, unread
+from gtp_exp.estimate.runs import Job, fingerprint
+from gtp_exp.experiment import Experiment, Until
+from gtp_exp.files import MANIFEST, read_sealed
+from gtp_exp.gradients.settings import GradientConfig
+from gtp_exp.gradients.shards import shard_tensors
+from gtp_exp.gradients.sketch import SketchKind
+from gtp_exp.inputs import PreparedTask
+from gtp_exp.selection.base import Budget, Need, Unit
+from gtp_exp.stages import EVALUATION, UNTUNED
+from gtp_exp.tracking import Journal, NoTracker
+
+WARMUP, POOL, TARGET = "warmup", "gradients: pool", "gradients: target"  # as results.json names them
+SELECTION, FINETUNE = "selection", "finetune"
+STAGES = (WARMUP, POOL, TARGET, SELECTION, FINETUNE, EVALUATION, UNTUNED)
+
+# A stage's name, what the cache says of it, and the task that it tests.
+Found = tuple[str, StageResult, PreparedTask | None]
+
+
+class CacheThatOnlyLooks(Cache):
+    """Says of each stage whether its entry is there and what it cost; makes none, and deletes none."""
+
+    def stage(self, stage: str, version: int, reads: Mapping[str, Any], *_: Any, **__: Any) -> StageResult:
+        """Return where the entry lies, or would lie. Its files are not compared to their checksums."""
+        path = self.entry(stage, version, reads).path
+        manifest = read_sealed(path / MANIFEST)
+        seconds = 0.0 if manifest is None else float(manifest["seconds"])
+        return StageResult(path, path.name, seconds, manifest is not None)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Holds one distinct stage: whether it is done, how large it is, and what prices it."""
+
+    stage: str
+    cached: bool
+    rates: Sequence[str]  # names of its rates, the closest first
+    rows: int | None  # None: unknown
+    passes: int  # of every row: epochs or checkpoints
+    tokens: float | None = None  # over all passes
+    at_most: bool = False  # whether `tokens` is only a bound
+    nbytes: int = 0  # of a gradient store
+
+    @property
+    def units(self) -> float | None:
+        """Return what the stage's time is proportional to."""
+        return self.rows if self.stage in (SELECTION, EVALUATION, UNTUNED) else self.tokens
+
+
+@dataclass
+class Plan:
+    """Holds the distinct stages of some jobs, and the jobs that share each."""
+
+    works: dict[str, Work] = field(default_factory=dict)  # by the stage's name and key
+    users: dict[str, set[int]] = field(default_factory=dict)  # stage -> the jobs that need it
+    data: list[Data] = field(default_factory=list)  # of each job
+
+    def of(self, stage: str) -> list[Work]:
+        """Return the distinct stages of one name."""
+        return [work for work in self.works.values() if work.stage == stage]
+
+
+def plan(jobs: Sequence[Job], parts: Parts | None = None) -> Plan:
+    """Go through the stages of every job. Raises UserError for a job that is wrong."""
+    parts, planned = parts or Parts(), Plan()
+    tests: dict[tuple[str | None, int], list[Found]] = {}
+    for i, job in enumerate(jobs):
+        experiment = parts.experiment(job)
+        data = parts.data(job, experiment)
+        planned.data.append(data)
+        for stage, result, task in walk(experiment, data, tests):
+            key = f"{stage} {result.key}"
+            planned.users.setdefault(stage, set()).add(i)
+            if key not in planned.works:
+                rates = rate_names(stage, job)
+                planned.works[key] = _work(stage, result.cached, rates, experiment, data, task)
+    return planned
+
+
+def walk(job: Experiment, data: Data, tests: dict[tuple[str | None, int], list[Found]]) -> Iterator[Found]:
+    """Yield what the cache says of each stage of `experiment.run`, in order.
+
+    tests: what it has said of evaluations, by the key of the tuned model and the data; those with many rows
+    take long to ask for.
+    """
+    cache = CacheThatOnlyLooks(Path(job.settings.outputs) / "cache", Processes(0, job.launch.num_processes))
+    runner = stages.StageRunner(cache, Journal(None, NoTracker()))
+    chooser, inputs, settings, gradients = data.chooser, data.inputs, job.settings, job.gradients
+    stores = []
+    if Need.GRADIENTS in job.selector.needs:
+        trajectory = stages.warm_up(runner, chooser, inputs.candidates_to_select, gradients)
+        yield WARMUP, trajectory, None
+        for split, rows in (("pool", inputs.candidates_to_select), ("target", inputs.target)):
+            if rows is not None:
+                stores.append(stages.collect_gradients(runner, chooser, split, rows, trajectory, gradients))
+                yield f"gradients: {split}", stores[-1], None
+    sources = stages.SelectionSources(chooser, data.tuned, inputs, stages.GradientStores(*stores))
+    selected = stages.select(runner, sources, job.selector, job.budget, settings.seed)
+    yield SELECTION, selected, None
+    if settings.until is Until.SELECTION:
+        return
+    tuned = stages.tune(runner, data.tuned, inputs.candidates, selected, job.train, settings.seed)
+    yield FINETUNE, tuned, None
+    for stage, tested in ((EVALUATION, tuned), (UNTUNED, None)):
+        key = tested and tested.key, id(data)
+        if key not in tests:
+            model = stages.EvaluatedModel(data.tuned, tested)
+            tests[key] = [
+                (stage, stages.evaluate_task(runner, model, task, settings.eval_batch_size), task)
+                for task in inputs.tasks
+            ]
+        yield from tests[key]
+
+
+def rate_names(stage: str, job: Job) -> list[str]:
+    """Return the names of a stage's rates, the closest first: with the same settings, and with any."""
+    kind = stage.split(":")[0].split()[0]  # the same for pool and target, tuned and untuned
+    gradients = job["gradients"]
+    alike = {
+        WARMUP: (gradients["warmup"], None),
+        "gradients": ({**gradients, "warmup": None}, None),
+        SELECTION: (job["selector"]["_target_"],),  # one selector says nothing of another
+        FINETUNE: (job["train"], None),
+        EVALUATION: (job["benchmark"], job["benchmark"]["_target_"]),
+    }
+    model = job["model"] if kind in (FINETUNE, EVALUATION) else job.get("selection_model") or job["model"]
+    counted = {"epochs": None, "seed": None}  # by the units, or of no weight
+    return [fingerprint(kind, model, {**s, **counted} if isinstance(s, Mapping) else s) for s in alike[kind]]
+
+
+def _work(
+    stage: str, cached: bool, rates: list[str], job: Experiment, data: Data, task: PreparedTask | None
+) -> Work:
+    """Return a stage with how much passes through it."""
+    rows, target, gradients = data.inputs.candidates.examples, data.inputs.target, job.gradients
+    everything, known, nbytes = job.selector.ignores_budget, unread(rows), 0
+    n, passes, mean = len(rows), gradients.warmup.epochs, data.row_tokens
+    if task is not None:
+        n, passes, mean = len(task.task.docs or task.task.held_out) or None, 1, None
+    elif stage == WARMUP:
+        n = gradients.warmup_rows(n)
+    elif stage == TARGET:
+        n, mean = (
+            None if target is None or unread(target.examples) else len(target.examples),
+            data.target_tokens,
+        )
+    elif stage == SELECTION:
+        passes = int(Need.MODEL in job.selector.needs)
+    elif stage == FINETUNE:
+        n, tokens = chosen(job.budget, n, data.tuned_tokens, everything=everything, assumed=known is not None)
+        passes, mean = job.train.epochs, tokens / n
+    if stage in (POOL, TARGET):
+        nbytes = store_bytes(n or 0, gradients)
+    exact = stage == TARGET or (stage == FINETUNE and job.budget.unit is Unit.TOKENS and not everything)
+    tokens = None if n is None or mean is None else n * passes * mean
+    at_most = known is not None and known.at_most and not exact
+    return Work(stage, cached, rates, n, passes, tokens, at_most, nbytes)
+
+
+def chosen(
+    budget: Budget, n: int, row_tokens: float, *, everything: bool, assumed: bool = False
+) -> tuple[int, float]:
+    """Return the rows and tokens that a budget takes of n candidates.
+
+    Raises UserError where they are too few, unless their number is no more than assumed.
+    """
+    if assumed and budget.unit is Unit.ROWS:
+        budget = Budget(budget.unit, min(budget.amount, n))
+    rows = n if everything else budget.rows(n)
+    if rows is None:
+        return min(n, max(1, round(budget.amount / row_tokens))), float(budget.amount)
+    return rows, rows * row_tokens
+
+
+def store_bytes(rows: int, gradients: GradientConfig) -> int:
+    """Return the bytes of a store of this many rows; 0 where the sketch keeps the model's own dimension."""
+    if gradients.sketch.kind is SketchKind.NONE:
+        return 0
+    names = [direction.value for direction in gradients.directions]
+    features = {name: torch.zeros(1, gradients.sketch.dim) for name in names}
+    shard = shard_tensors(features, {name: torch.zeros(1) for name in names}, gradients.storage)
+    return rows * gradients.warmup.epochs * sum(tensor.nbytes for tensor in shard.values())
