@@ -9,6 +9,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from options import option
 
+import gtp_exp.api.start  # noqa: F401  the configuration's `${home:...}` is its
 from gtp_exp.config import build
 from gtp_exp.estimate.__main__ import estimate
 from gtp_exp.estimate.jobs import compose_jobs
