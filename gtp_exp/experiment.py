@@ -231,7 +231,6 @@ def with_sources(record: RunRecord, runner: StageRunner, sources: SelectionSourc
         selection_model=None if chooser is tuned else dict(chooser.identity),
         pool=sources.inputs.pool_summary(),
         rows=sources.inputs.row_counts(),
-        test_rows={test.task.name: n for test in sources.inputs.tasks if (n := test.task.n_rows)},
     )
 
 

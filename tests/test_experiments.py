@@ -9,7 +9,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from options import option
 
-import gtp_exp.api.start  # noqa: F401 (the resolver of folders that Hydra makes)
+import gtp_exp.api.start  # noqa: F401  the configuration's `${home:...}` is its
 from gtp_exp.config import build
 from gtp_exp.estimate.__main__ import estimate
 from gtp_exp.estimate.jobs import compose_jobs
@@ -121,6 +121,7 @@ def test_less_original_has_the_published_settings():
         "model.name_or_path": "meta-llama/Llama-2-7b-hf",
         "model.precision": "bf16",
         "model.max_length": "2048",
+        "dataset.over_length": "cut",
         "model.lora.r": "128",
         "model.lora.alpha": "512",
         "model.lora.dropout": "0.1",
@@ -160,6 +161,7 @@ def test_less_original_has_the_published_settings():
 def test_date_lm_has_the_settings_of_its_leaderboard():
     assert values("date_lm_finetune", "model.name_or_path") == {"meta-llama/Llama-3.1-8B"}
     assert values("date_lm_finetune", "dataset.rows") == {"200000"}
+    assert values("date_lm_finetune", "dataset.over_length") == {"cut"}
     assert values("date_lm_finetune", "budget.unit") == {"rows"}
     assert values("date_lm_finetune", "budget.amount") == {"10000"}
     for part in ("gradients.warmup", "train"):

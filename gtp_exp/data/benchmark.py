@@ -38,11 +38,6 @@ class EvalTask:
     chat: bool = True  # prompts go through the tokenizer's chat template
     held_out: tuple[Example, ...] = ()  # the test prompts with their gold answers, for the held-out loss
 
-    @property
-    def n_rows(self) -> int | None:
-        """Return the number of test rows; None where only lm-eval knows them."""
-        return len(self.held_out if self.docs is None else self.docs) or None
-
 
 class Benchmark(Protocol):
     """Lists what an option of the group `benchmark` has to offer."""

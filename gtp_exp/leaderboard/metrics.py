@@ -98,13 +98,15 @@ def mean_over_tasks(
 
 
 def n_test_rows(record: RunRecord, task: str) -> int:
-    """Return the number of test rows of a task, those included whose held-out loss could not be taken.
+    """Return the number of rows that a task was tested on; 0 where the record does not tell.
 
-    0 where the record does not tell.
+    A record of an earlier release tells only how many rows became of tokenising them, used or left out.
     """
+    tested = record.metrics.get(task, {}).get("rows_tested")
+    if tested is not None:
+        return int(tested)
     counts = record.rows.get(task)
-    told = 0 if counts is None else counts.used + sum(counts.left_out.values())
-    return record.test_rows.get(task, told)
+    return 0 if counts is None else counts.used + sum(counts.left_out.values())
 
 
 def row_weights(records: Sequence[RunRecord], mean: Mean | None) -> tuple[dict[str, int] | None, list[str]]:

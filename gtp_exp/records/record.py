@@ -124,7 +124,6 @@ class RunRecord:
     selection_model: Mapping[str, Any] | None = None  # the same of the model that chose, if another one
     pool: PoolSummary | None = None
     rows: Mapping[str, RowCounts] = field(default_factory=dict)  # target, and each test task by name
-    test_rows: Mapping[str, int] = field(default_factory=dict)  # of each test task by name
     selection: SelectionSummary | None = None
     # target, selected, pool -> rows, and how many overlap with test rows (leakage.py)
     leakage: Mapping[str, Mapping[str, int]] = field(default_factory=dict)

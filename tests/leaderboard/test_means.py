@@ -25,12 +25,19 @@ OVER_ROWS = (0.25 * 20 + 0.5 * 77) / 100
 def suite(seed=0, selector="random", benchmark=None, **changes):
     """A run of three tasks of unequal size."""
     metrics = {
-        task: {"acc": acc, "nats_per_token": 1 + acc, "headline": "acc"}
-        for task, (acc, _) in ACCURACIES.items()
+        task: {"acc": acc, "nats_per_token": 1 + acc, "headline": "acc", "rows_tested": float(n)}
+        for task, (acc, n) in ACCURACIES.items()
     }
     run = record(selector, seed, config={"benchmark": benchmark or {}})
-    rows = {task: n for task, (_, n) in ACCURACIES.items()}
-    return replace(run, **{"metrics": metrics, "untuned": metrics, "test_rows": rows, "rows": {}, **changes})
+    return replace(run, **{"metrics": metrics, "untuned": metrics, "rows": {}, **changes})
+
+
+def uncounted(*tasks):
+    """The metrics of the suite, without the number of test rows of some tasks."""
+    return {
+        task: {k: v for k, v in values.items() if k != "rows_tested" or task not in tasks}
+        for task, values in suite().metrics.items()
+    }
 
 
 def board(tmp_path, run, **options):
@@ -94,12 +101,12 @@ def test_table_page_and_exports_show_the_same_mean(tmp_path, capsys, arguments, 
 
 def test_a_record_that_counted_rows_as_it_tokenised_them_has_the_same_mean(tmp_path):
     counted = {task: RowCounts(n - 1, {"too long": 1}, 0, "c") for task, (_, n) in ACCURACIES.items()}
-    found = board(tmp_path, suite(test_rows={}, rows=counted))
+    found = board(tmp_path, suite(metrics=uncounted(*ACCURACIES), rows=counted))
     assert found.lines[0].summary["acc"].mean == pytest.approx(OVER_ROWS)
 
 
 def test_without_the_number_of_rows_the_mean_is_over_tasks_and_says_so(tmp_path):
-    found = board(tmp_path, suite(test_rows={"anatomy": 3, "virology": 20}))
+    found = board(tmp_path, suite(metrics=uncounted("law")))
     assert found.lines[0].summary["acc"].mean == pytest.approx(OVER_TASKS)
     assert found.metrics[0].label == "acc over tasks"
     assert any("no run tells the number of test rows of law" in note for note in found.notes)
