@@ -130,6 +130,9 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
         experiment.budget.rows(len(inputs.candidates.examples))  # raises UserError where they are too few
         overlap = Overlap(inputs)
 
+        metrics, untuned, batch_size = {}, {}, settings.eval_batch_size
+        if settings.until is Until.EVALUATION:  # at once: what cannot be tested shows before any training
+            untuned = evaluate_all(runner, EvaluatedModel(tuned_model, None), inputs.tasks, batch_size)
         stores = GradientStores()
         if Need.GRADIENTS in selector.needs:
             trajectory = warm_up(runner, chooser, inputs.candidates_to_select, gradients)
@@ -142,13 +145,10 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
         summary = report_selection(journal, directory, inputs, selection) if processes.main else None
         overlap.count("selected", [inputs.candidates.examples[i] for i in selection.indices.tolist()])
 
-        metrics, untuned = {}, {}
         if settings.until is Until.EVALUATION:
-            batch_size = settings.eval_batch_size
             tuned = tune(runner, tuned_model, inputs.candidates, selected, experiment.train, settings.seed)
             mirror_history(journal, "finetune", tuned)
             metrics = evaluate_all(runner, EvaluatedModel(tuned_model, tuned), inputs.tasks, batch_size)
-            untuned = evaluate_all(runner, EvaluatedModel(tuned_model, None), inputs.tasks, batch_size)
 
         record = replace(record, selection=summary, leakage=overlap.report, metrics=metrics, untuned=untuned)
         record = with_sources(record, runner, sources)

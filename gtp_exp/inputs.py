@@ -18,11 +18,13 @@ from gtp_exp.data.generation import check_room_to_generate
 from gtp_exp.data.hashing import digest, rows_hash
 from gtp_exp.data.leakage import TestRows, flagged, leakage
 from gtp_exp.data.sources.base import DataSource
-from gtp_exp.data.tokenization import OverLength, tokenize
+from gtp_exp.data.tokenization import OverLength, RowRules, tokenize, with_special_tokens
 from gtp_exp.distributed import Processes
 from gtp_exp.errors import UserError
 from gtp_exp.model.loading import Model, check_token_ids
 from gtp_exp.records.record import PoolSummary, RowCounts
+
+TEST_RULES = RowRules(OverLength.DROP)  # a test asks what it asks, or does not ask
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +107,7 @@ def load_inputs(
     benchmark: Benchmark,
     tuned: Model,
     chooser: Model,
-    prepare: Callable[[str, Sequence[Example], Model, OverLength], PreparedRows] | None = None,
+    prepare: Callable[[str, Sequence[Example], Model, RowRules], PreparedRows] | None = None,
 ) -> Inputs:
     """Read and tokenise all rows of a job. chooser: the model that chooses; may be the `tuned` one itself.
 
@@ -116,39 +118,43 @@ def load_inputs(
     pool = dataset.load()
     if isinstance(benchmark, SplitsPool):
         pool, benchmark = benchmark.split(pool)
-    over_length = dataset.over_length
-    candidates = prepare("pool", pool.examples, tuned, over_length)
+    rules = dataset.rules
+    candidates = prepare("pool", pool.examples, tuned, rules)
     target = benchmark.target()
     to_select = candidates
     if chooser is not tuned:
-        to_select = prepare("pool of the selection model", candidates.examples, chooser, over_length)
+        to_select = prepare("pool of the selection model", candidates.examples, chooser, rules)
         candidates = _as_both_read(candidates, to_select)
-    prepared_target = None if target is None else prepare("target", target, chooser, over_length)
+    prepared_target = None if target is None else prepare("target", target, chooser, rules)
     tests = benchmark.tasks()
     for task in tests:
         check_room_to_generate(task, tuned.config.max_length)
     tasks = tuple(
         PreparedTask(
             task,
-            prepare(f"test of {task.name}", task.held_out, tuned, OverLength.DROP) if task.held_out else None,
+            prepare(f"test of {task.name}", task.held_out, tuned, TEST_RULES) if task.held_out else None,
         )
         for task in tests
     )
     return Inputs(pool, candidates, to_select, prepared_target, tasks)
 
 
-def prepare_rows(
-    name: str, examples: Sequence[Example], model: Model, over_length: OverLength
-) -> PreparedRows:
+def prepare_rows(name: str, examples: Sequence[Example], model: Model, rules: RowRules) -> PreparedRows:
     """Tokenise examples; leave out those without a completion token, count and log them.
 
-    name: of the rows, for messages; over_length: what becomes of those above the model's max_length. Raises
+    name: of the rows, for messages; rules: what becomes of those that cannot be taken as they are. Raises
     UserError if none is left.
     """
-    tokens = tokenize(examples, model.tokenizer, max_length=model.config.max_length, over_length=over_length)
+    tokens = tokenize(examples, model.tokenizer, max_length=model.config.max_length, rules=rules)
     excluded = {reason: len(ids) for reason, ids in tokens.excluded.items() if ids}
     for reason, count in excluded.items():
         log.warning("%s: left out %d of %d rows (%s)", name, count, len(examples), reason)
+    if special := with_special_tokens(examples, model.tokenizer):
+        log.warning(
+            "%s: the text of %d rows names special tokens of the tokenizer (%s); they are read by "
+            "dataset.special_tokens=%s",
+            *(name, len(special), ", ".join(special[:3]), rules.special_tokens.value),
+        )
     if tokens.truncated:
         limit = f"model.max_length={model.config.max_length}"
         log.warning("%s: cut %d of %d rows to %s", name, len(tokens.truncated), len(examples), limit)

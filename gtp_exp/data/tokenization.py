@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -57,6 +58,21 @@ class OverLength(Enum):
     DROP = "drop"  # it is left out, and counted
     CUT = "cut"  # it loses its end, so that the model is not taught to stop there
     ERROR = "error"
+
+
+class SpecialTokens(Enum):
+    """Says how the names of special tokens are read that stand in a row's own text, such as <|im_end|>."""
+
+    KEEP = "keep"  # as the special token
+    ESCAPE = "escape"  # as text: a zero-width space is put behind their first character
+
+
+@dataclass(frozen=True)
+class RowRules:
+    """Holds what becomes of rows that cannot be taken as they are."""
+
+    over_length: OverLength = OverLength.CUT
+    special_tokens: SpecialTokens = SpecialTokens.KEEP
 
 
 @dataclass(frozen=True)
@@ -124,13 +140,14 @@ def tokenize(
     tokenizer: Any,
     *,
     max_length: int,
-    over_length: OverLength = OverLength.CUT,
+    rules: RowRules = RowRules(),  # noqa: B008 (frozen)
 ) -> Tokenized:
     """Return token ids and labels of every example that keeps at least one completion token within
     `max_length`.
 
-    over_length: what becomes of longer rows; they are cut at the right. Raises UserError if the tokenizer
-    cannot say where a completion lies, and for a row that is too long where that is an error.
+    rules: what becomes of longer rows, which are cut at the right, and of special tokens in a row's own text.
+    Raises UserError if the tokenizer cannot say where a completion lies, and for a row that is too long where
+    that is an error.
     """
     if max_length < 2:
         raise UserError(f"max_length={max_length} leaves no room for a prompt and a completion token")
@@ -142,8 +159,10 @@ def tokenize(
     with tqdm(total=len(examples), desc="tokenise", unit="row", delay=2.0) as progress:
         for start in range(0, len(examples), _CHUNK):
             chunk = examples[start : start + _CHUNK]
+            if rules.special_tokens is SpecialTokens.ESCAPE:
+                chunk = [escaped(example, tokenizer) for example in chunk]
             for index, outcome in enumerate(encode(chunk, tokenizer), start):
-                row = outcome if isinstance(outcome, str) else _fit(outcome, max_length, over_length)
+                row = outcome if isinstance(outcome, str) else _fit(outcome, max_length, rules.over_length)
                 if isinstance(row, str):
                     excluded.setdefault(row, []).append(examples[index].id)
                     continue
@@ -188,6 +207,38 @@ def encode(examples: Sequence[Example], tokenizer: Any) -> list[TokenizedExample
             ids, offsets = _cut_at_prompts(outcome.text, starts, tokenizer, ids, offsets)
         rows.append(_labelled(example.id, outcome, ids, offsets, stops))
     return rows
+
+
+def with_special_tokens(examples: Sequence[Example], tokenizer: Any) -> list[str]:
+    """Return the ids of the examples whose own text names a special token of the tokenizer."""
+    names = _special_names(tokenizer)
+    return [
+        example.id
+        for example in examples
+        if any(names.search(text) for m in example.messages for text in (m.content, m.reasoning))
+    ]
+
+
+def escaped(example: Example, tokenizer: Any) -> Example:
+    """Return the example with the special tokens that its own text names told as text."""
+    names = _special_names(tokenizer)
+
+    def escape(text: str) -> str:
+        return names.sub(lambda found: found[0][0] + "\u200b" + found[0][1:], text)
+
+    messages = [
+        replace(m, content=escape(m.content), reasoning=escape(m.reasoning)) for m in example.messages
+    ]
+    return replace(example, messages=tuple(messages))
+
+
+def _special_names(tokenizer: Any) -> re.Pattern[str]:
+    """Return what finds the names of special tokens in a text; not those of one character."""
+    names = {token for token in tokenizer.all_special_tokens if len(token) > 1}
+    names |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    names = {name for name in names if len(name) > 1}
+    longest_first = sorted(names, key=lambda name: (-len(name), name))
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
 def _check_offsets(tokenizer: Any) -> None:

@@ -20,7 +20,7 @@ from gtp_exp.data.benchmark import Benchmark, EvalTask, SplitsPool
 from gtp_exp.data.examples import Example, Pool, TokenizedExample
 from gtp_exp.data.hashing import content_hash
 from gtp_exp.data.sources.base import DataSource
-from gtp_exp.data.tokenization import OverLength
+from gtp_exp.data.tokenization import RowRules
 from gtp_exp.errors import UserError, first_line
 from gtp_exp.estimate.runs import Earlier, Job, fingerprint
 from gtp_exp.experiment import Experiment
@@ -119,7 +119,7 @@ class Parts:
             run = None  # the data have changed since
         benchmark, why = self._benchmark(job, experiment.benchmark, pool, held_out)
         prepare_soon = functools.partial(self._prepare, run)
-        rows = _Rows(pool, None, (), over_length=dataset.over_length)
+        rows = _Rows(pool, None, (), over_length=dataset.over_length, special_tokens=dataset.special_tokens)
         inputs = load_inputs(rows, benchmark, tuned, chooser, prepare_soon)
         notes = {
             "dataset": _note_on_pool(inputs.candidates, tuned, run),
@@ -164,19 +164,19 @@ class Parts:
         return min(found, key=lambda run: run.record.names.selector not in ("random", "full"), default=None)
 
     def _prepare(
-        self, run: Earlier | None, name: str, examples: Sequence[Example], model: Model, policy: OverLength
+        self, run: Earlier | None, name: str, examples: Sequence[Example], model: Model, rules: RowRules
     ) -> PreparedRows:
         """Do what `prepare_rows` does, soon and once for the same rows. run: one that has read the pool."""
         run = run if name.startswith("pool") else None
         made = self._once(
-            lambda: (_prepared(name, examples, model, policy, run), examples),
-            *(id(examples), id(model), id(run), policy),
+            lambda: (_prepared(name, examples, model, rules, run), examples),
+            *(id(examples), id(model), id(run), rules),
         )
         return made[0]  # the rows themselves are kept beside it, or another's could get their id
 
 
 def _prepared(
-    name: str, examples: Sequence[Example], model: Model, policy: OverLength, run: Earlier | None
+    name: str, examples: Sequence[Example], model: Model, rules: RowRules, run: Earlier | None
 ) -> PreparedRows:
     """Do what `prepare_rows` does, as far as it can be done, and soon.
 
@@ -191,8 +191,8 @@ def _prepared(
         tokens = max(1.0, sum(min(limit, size) for size in sizes) / len(sizes))
     else:
         if len(examples) <= MOST_ROWS:
-            return prepare_rows(name, examples, model, policy)
-        tokens = mean_tokens(prepare_rows(name, examples[:: len(examples) // SAMPLED_ROWS], model, policy))
+            return prepare_rows(name, examples, model, rules)
+        tokens = mean_tokens(prepare_rows(name, examples[:: len(examples) // SAMPLED_ROWS], model, rules))
         if run is not None:
             key, examples = run.pool.content, examples[: run.pool.candidates]
     n, row = len(examples), TokenizedExample("", (0,) * round(tokens), ())

@@ -122,7 +122,7 @@ def test_a_row_that_does_not_fit_is_left_out_of_every_metric(tiny, tmp_path):
     config = {**CHOICE, "num_fewshot": 1, "fewshot_config": {"sampler": "first_n"}}
     tested = task(docs=docs, held_out=rows, config=config, fewshot=shots)
     held_out = tokenize(
-        rows, tiny.tokenizer, max_length=256, over_length=tokenization.OverLength.DROP
+        rows, tiny.tokenizer, max_length=256, rules=tokenization.RowRules(tokenization.OverLength.DROP)
     ).examples
     assert len(held_out) == 9
     metrics = evaluate(tested, tiny.load(), held_out=held_out, batch_size=4, directory=tmp_path)

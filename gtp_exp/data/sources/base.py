@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gtp_exp.data.examples import Pool
-from gtp_exp.data.tokenization import OverLength
+from gtp_exp.data.tokenization import OverLength, RowRules, SpecialTokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,7 +13,13 @@ class DataSource:
     """Describes a data set; an option of the group `dataset` inherits it."""
 
     over_length: OverLength = OverLength.DROP  # of rows of pool and target above model.max_length
+    special_tokens: SpecialTokens = SpecialTokens.KEEP  # that the text of pool and target names
     strict: bool = False  # whether a row that cannot be used is an error; else it is left out, and counted
+
+    @property
+    def rules(self) -> RowRules:
+        """Return how rows of pool and target are taken that cannot be taken as they are."""
+        return RowRules(self.over_length, self.special_tokens)
 
     def load(self) -> Pool:
         """Read the whole pool. Raises UserError where it cannot be read."""
