@@ -33,6 +33,7 @@ from gtp_exp.errors import UserError
 from gtp_exp.leaderboard.metrics import headline_mean
 from gtp_exp.records.record import RECORD_NAME, read_record
 
+INTERRUPTED = 130  # exit status after Ctrl-C, as a shell tells it
 _failed: list[str] = []  # jobs of this multirun that did not complete
 
 
@@ -124,13 +125,14 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    if "--estimate" in sys.argv:
-        raise SystemExit(_estimate([a for a in sys.argv[1:] if a != "--estimate"]))
-    sys.argv += _run_folder(sys.argv[1:])
     try:
+        if "--estimate" in sys.argv:
+            raise SystemExit(_estimate([a for a in sys.argv[1:] if a != "--estimate"]))
+        sys.argv += _run_folder(sys.argv[1:])
         _job()
     except KeyboardInterrupt:
-        raise SystemExit("interrupted; the same command goes on from the last finished stage") from None
+        print("interrupted; the same command goes on from the last finished stage", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
     if _failed:
         raise SystemExit(f"{len(_failed)} job(s) failed: {', '.join(_failed)}")
 

@@ -221,7 +221,7 @@ def test_ctrl_c_ends_a_multirun_at_the_current_job(tmp_path):
     worker = running_worker(tmp_path)
     os.killpg(parent.pid, signal.SIGINT)  # as a terminal does: to parent and worker
     _, printed = parent.communicate(timeout=60)
-    assert parent.returncode != 0 and gone(worker)
+    assert parent.returncode == 130 and gone(worker)
     assert "interrupted" in printed and "Traceback" not in printed
     assert record(tmp_path)["state"] == "interrupted"  # of the one job that had begun
 

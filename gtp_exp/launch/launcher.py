@@ -86,7 +86,7 @@ class Launch:
         worker = [sys.executable, "-m", "gtp_exp.worker", str(resolved)]
         if self.config_file is None:
             return worker
-        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+        launcher = [sys.executable, "-m", "gtp_exp.launch.accelerated", "--config_file"]
         launcher.append(str(Path(self.config_file).expanduser()))
         options = ["--num_processes", str(self.num_processes)]
         if self.machines == 1:  # any free port; several machines meet at the one that the file names

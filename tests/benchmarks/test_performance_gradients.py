@@ -5,11 +5,13 @@ measured. On a tiny model, with one round; nothing is asserted about time.
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
 from tqdm import tqdm
 
+from gtp_benchmarks.performance import gradients
 from gtp_benchmarks.performance.gradient_methods import (
     SKETCH,
     WHOLE,
@@ -103,8 +105,8 @@ def _ordered(gradients, ours):
 
 def test_no_gradient_is_zero_from_the_start(model, examples, ours):
     """B = 0, as training begins, would hide the gradient of A."""
-    gradients = ours.by_name(examples[:1])[examples[0].id]
-    assert all(g.abs().max() > 0 for g in gradients.values())
+    found = ours.by_name(examples[:1])[examples[0].id]
+    assert all(g.abs().max() > 0 for g in found.values())
 
 
 def test_the_plain_step_has_the_mean_of_our_gradients(model, examples, ours):
@@ -182,6 +184,41 @@ def test_the_report_holds_every_part(weights, tmp_path, capsys):
     for package, peer in (("trak", "LESS's procedure"), ("bergson", "bergson")):
         told = any(f"{peer} was not measured" in note and "pip install" in note for note in report["notes"])
         assert told == (missing(package) is not None)
+
+
+def small(weights, folder, *more):
+    arguments = ["--model", "tiny", "--examples", "16", "--repeats", "1", "--output", str(folder)]
+    return [*arguments, "--cache", str(weights.cache), *more]
+
+
+def test_what_the_processor_is_not_fast_in_is_left_out_with_a_line(weights, tmp_path, capsys):
+    parts = ["exact", "fp32", "bf16", "sketch", "less"]
+    assert main(small(weights, tmp_path, "--precisions", "fp32", "--parts", *parts)) == 0
+    report = json.loads((tmp_path / "gradients.json").read_text())
+    assert list(report["sections"]) == parts and set(report["repeats"]["fp32"]) >= {"plain", "ours"}
+    assert not any(report["repeats"][part] for part in ("bf16", "sketch", "less"))
+    assert set(report["sections"]["exact"]["relative_error"]) == {"fp32"}
+    told = capsys.readouterr().err
+    for part in ("bf16", "sketch", "less"):
+        assert f"{part} was not measured: this processor has no fast bf16" in told
+
+
+def test_every_part_says_how_long_it_takes(weights, tmp_path, capsys):
+    assert main(small(weights, tmp_path, "--precisions", "fp32", "--parts", "fp32", "sketch_fp32")) == 0
+    told = capsys.readouterr().err
+    for section in ("fp32", "sketch, fp32, r = 8", "sketch, fp32, r = 64"):
+        assert re.search(rf"(^|\r){section}: 1 x \d runs, about \d+ (s|minutes)$", told, re.M), section
+
+
+def test_what_is_stopped_keeps_the_parts_that_are_done(weights, tmp_path, monkeypatch, capsys):
+    def stopped(bench):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(gradients.SECTIONS, gradients.Part.BERGSON, (stopped, lambda repeats: 1))
+    assert main(small(weights, tmp_path, "--parts", "fp32", "bergson")) == 130
+    report = json.loads((tmp_path / "gradients.json").read_text())
+    assert list(report["sections"]) == ["fp32"] and report["figures"]
+    assert "interrupted; 1 of 2 parts are written" in capsys.readouterr().err
 
 
 def test_memory_is_measured_in_processes_of_their_own(weights, examples):

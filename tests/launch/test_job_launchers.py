@@ -63,6 +63,25 @@ def test_optuna_is_told_the_headline_metric_and_which_trials_failed(tmp_path):
     assert "train.learning_rate: 0.001" in report.read_text()
 
 
+@pytest.mark.parametrize(("kind", "processes"), [("NO", 1), ("MULTI_GPU", 2)])
+def test_a_mistake_is_told_in_one_line_through_accelerate_too(tmp_path, kind, processes):
+    """Accelerate starts one process by itself, and several through torchrun."""
+    (tmp_path / "accelerate.yaml").write_text(
+        f"compute_environment: LOCAL_MACHINE\ndistributed_type: '{kind}'\nnum_machines: 1\n"
+    )
+    launched = ["launch.config_file=accelerate.yaml", f"launch.num_processes={processes}"]
+    done = subprocess.run(
+        command("selector=random", "budget=rows", "budget.amount=999", *launched),
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "budget.amount=999 rows is more than the 40 candidates" in done.stderr.strip().splitlines()[-1]
+
+
 def launch_with(file: Path) -> Launch:
     return Launch(num_processes=4, config_file=str(file))
 

@@ -3,6 +3,9 @@
     python -m gtp_benchmarks.performance.gradients           # about twelve minutes on two cores
     python -m gtp_benchmarks.performance.gradients --help
 
+Where the processor has no fast bf16 the parts in bf16 would take hours, and are left out. Every part says how
+long it will take, and stands in the report as soon as it is done, so that what is stopped keeps what it has.
+
 Methods that are compared run in one process, in turn; the figures are ratios of medians. Ours is what
 `gtp_exp.gradients.collect` runs for every shard, without the writing to disk.
 """
@@ -13,6 +16,7 @@ import argparse
 import logging
 import multiprocessing
 import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -52,7 +56,7 @@ from gtp_exp.errors import UserError
 from gtp_exp.gradients.engines.check import relative_error
 from gtp_exp.gradients.engines.choose import Engine
 from gtp_exp.gradients.engines.linear import LinearKernel
-from gtp_exp.model.device import Precision
+from gtp_exp.model.device import Precision, choose_dtype
 from gtp_exp.model.loss import Reduction, reference_gradients
 
 PLAIN_BARS = {Precision.FP32: 1.15, Precision.BF16: 1.5}  # speed, ours / plain step
@@ -60,6 +64,7 @@ SKETCH_BARS = {8: 0.93, 64: 0.85}  # by rank: speed with direction and sketch / 
 BERGSON_BAR = 1.0
 MEMORY_BAR = 1.5  # peak, ours / plain step
 BERGSON_TOKENS = 1024  # padded tokens a batch: bergson's best on the CPUs that were tried
+LESS_SAMPLE = 64  # one in so many columns of the projection tells how long it will take
 LESS_SHARE = {8: 1, 64: 16}  # by rank: one in so many blocks of the projection is measured
 
 
@@ -90,9 +95,15 @@ class Bench:
     """Holds what the sections share: the model, the data, the number of repeats, and the progress bar."""
 
     def __init__(
-        self, weights: Weights, examples: Sequence[TokenizedExample], repeats: int, progress: tqdm
+        self,
+        weights: Weights,
+        examples: Sequence[TokenizedExample],
+        repeats: int,
+        progress: tqdm,
+        precisions: Sequence[Precision] = (Precision.FP32, Precision.BF16),
     ) -> None:
         self.weights, self.examples, self.repeats, self.progress = weights, examples, repeats, progress
+        self.precisions = tuple(precisions)  # those that are measured
         self.half = half_of(examples)
         self.fallbacks: list[str] = []
 
@@ -115,12 +126,22 @@ class Bench:
         examples: Sequence[TokenizedExample],
         *,
         repeats: int | None = None,
-        warm_up: int = PLAIN_BATCH,
+        expected: float | None = None,
     ) -> dict[str, Timing]:
-        """Measure rounds of all methods on the examples, after an untimed run of each on the first few."""
-        for name, method in methods.items() if warm_up else ():
-            self.say(f"{section}: warming up {name}")
-            method(examples[:warm_up])
+        """Measure rounds of all methods on the examples, after an untimed run of each on the first few.
+
+        expected: seconds of one round, where that is known; the first few are then left out.
+        """
+        n = repeats or self.repeats
+        if expected is None:
+            expected = 0.0
+            for name, method in methods.items():
+                self.say(f"{section}: warming up {name}")
+                start = time.perf_counter()
+                method(examples[:PLAIN_BATCH])
+                expected += (time.perf_counter() - start) * len(examples) / PLAIN_BATCH
+        line = f"{section}: {n} x {len(methods)} runs, about {_spoken(n * expected)}"
+        self.progress.write(line, file=sys.stderr)
         return interleaved(
             {name: lambda method=method: method(examples) for name, method in methods.items()},
             repeats or self.repeats,
@@ -141,25 +162,29 @@ def exactness(bench: Bench) -> Section:
     batch-size-1 autograd in bf16.
     """
     bench.say("exact")
-    exact, rounded = (bench.weights.load(precision, r=8) for precision in (Precision.FP32, Precision.BF16))
-    ours, ours_rounded = bench.ours(exact, bench.half), bench.ours(rounded, bench.half)
+    exact = bench.weights.load(Precision.FP32, r=8)
+    ours = bench.ours(exact, bench.half)
     by_length = sorted(bench.half, key=lambda e: e.n_tokens)
     four = [by_length[round(k * (len(by_length) - 1) / 3)] for k in range(4)]
-    found, found_rounded = ours.by_name(bench.half), ours_rounded.by_name(bench.half)
-    errors: dict[str, list[float]] = {"fp32": [], "bf16": [], "bf16, batch size 1": []}
-    for example in four:
-        truth = reference_gradients(exact, ours.parameters, example, Reduction.MEAN)
-        one_by_one = reference_gradients(rounded, ours_rounded.parameters, example, Reduction.MEAN)
-        errors["fp32"].append(relative_error(found[example.id], truth, order=float("inf")))
-        errors["bf16"].append(relative_error(found_rounded[example.id], truth, order=2))
-        errors["bf16, batch size 1"].append(relative_error(one_by_one, truth, order=2))
-    bench.progress.update()
-    fp32, bf16, one = (max(values) for values in errors.values())
+    found = ours.by_name(bench.half)
+    truths = {e.id: reference_gradients(exact, ours.parameters, e, Reduction.MEAN) for e in four}
+    errors = {"fp32": [relative_error(found[i], truth, order=float("inf")) for i, truth in truths.items()]}
     note = (
-        f"exactness, the worst of four examples against batch-size-1 autograd in fp32: fp32 {fp32:.1e} of "
-        f"the largest value; bf16 {bf16:.1e} in the l2 norm, where batch-size-1 autograd in bf16 has "
-        f"{one:.1e}"
+        "exactness, the worst of four examples against batch-size-1 autograd in fp32: fp32 "
+        f"{max(errors['fp32']):.1e} of the largest value"
     )
+    if Precision.BF16 in bench.precisions:
+        rounded = bench.weights.load(Precision.BF16, r=8)
+        ours = bench.ours(rounded, bench.half)
+        found = ours.by_name(bench.half)
+        ones = {e.id: reference_gradients(rounded, ours.parameters, e, Reduction.MEAN) for e in four}
+        for name, values in (("bf16", found), ("bf16, batch size 1", ones)):
+            errors[name] = [relative_error(values[i], truth, order=2) for i, truth in truths.items()]
+        note += (
+            f"; bf16 {max(errors['bf16']):.1e} in the l2 norm, where batch-size-1 autograd in bf16 has "
+            f"{max(errors['bf16, batch size 1']):.1e}"
+        )
+    bench.progress.update()
     return Section(details={"relative_error": errors}, notes=[note])
 
 
@@ -229,13 +254,19 @@ def against_less(bench: Bench) -> Section:
         ours = bench.ours(bench.weights.load(Precision.BF16, r), examples)
         moments = random_moments(ours.parameters)
         less = LessProcedure(bench.weights.load(Precision.BF16, r), moments)
-        gradients, projector = less.gradients(examples), less.projector(SKETCH.dim // share)
+        start = time.perf_counter()
+        gradients = less.gradients(examples)
+        middle = time.perf_counter()
+        less.project(gradients, less.projector(SKETCH.dim // share // LESS_SAMPLE))
+        # Ours is not slower than LESS's gradients, and a projection's time grows with its dimension.
+        expected = 2 * (middle - start) + LESS_SAMPLE * (time.perf_counter() - middle)
+        projector = less.projector(SKETCH.dim // share)
         methods: dict[str, Method] = {
             "ours": ours.directions(moments),
             "LESS, gradients": less.gradients,
             "LESS, projection": lambda _, less=less, g=gradients, p=projector: less.project(g, p),
         }
-        found = bench.measure(f"LESS, r = {r}", methods, examples, repeats=1, warm_up=0)
+        found = bench.measure(f"LESS, r = {r}", methods, examples, repeats=1, expected=expected)
         projection = share * found["LESS, projection"].median
         total = Timing((found["LESS, gradients"].median + projection,), len(examples))
         what = (
@@ -255,12 +286,11 @@ def against_less(bench: Bench) -> Section:
 
 def against_bergson(bench: Bench) -> Section:
     """Compare our rate with that of bergson's collector."""
-    precisions = (Precision.FP32, Precision.BF16)
     if reason := missing("bergson"):
-        bench.progress.update(2 * len(precisions) * bench.repeats)
+        bench.progress.update(2 * len(bench.precisions) * bench.repeats)
         return Section(notes=[f"bergson was not measured: {reason}"])
     figures, timings = [], {}
-    for precision in precisions:
+    for precision in bench.precisions:
         ours = bench.ours(bench.weights.load(precision, r=8), bench.half)
         model = bench.weights.load(precision, r=8)
         if precision is Precision.BF16:
@@ -276,10 +306,10 @@ def against_bergson(bench: Bench) -> Section:
     return Section(figures, timings, {"data": _about(bench.half)})
 
 
-def memory(bench: Bench, precisions: Sequence[Precision] = (Precision.FP32, Precision.BF16)) -> Section:
+def memory(bench: Bench, precisions: Sequence[Precision] | None = None) -> Section:
     """Compare our peak memory with that of a plain training step."""
     figures, peaks = [], {}
-    for precision in precisions:
+    for precision in bench.precisions if precisions is None else precisions:
         for method in ("ours", "plain"):
             bench.say(f"memory, {precision.value}: {method}")
             arguments = (bench.weights, method, precision, len(bench.examples), torch.get_num_threads())
@@ -336,10 +366,19 @@ SECTIONS: dict[Part, tuple[Callable[[Bench], Section], Callable[[int], int]]] = 
 }
 
 
+ONLY_BF16 = (Part.BF16, Part.SKETCH, Part.LESS)
+NO_FAST_BF16 = "this processor has no fast bf16; --precisions fp32 bf16 measures it all the same, for hours"
+
+
 def _speed(
     timings: Mapping[str, Timing], ours: str, theirs: str, what: str, bar: float | None = None
 ) -> Figure:
     return speed_ratio(what, timings[ours], timings[theirs], unit="examples/s", bar=bar)
+
+
+def _spoken(seconds: float) -> str:
+    """Return a time as a person says it."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
 
 
 def _choice(ours: Ours) -> dict[str, Any]:
@@ -398,6 +437,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="PART",
         help="any of %(choices)s",
     )
+    fast = choose_dtype(Precision.AUTO, torch.device("cpu")) is torch.bfloat16
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        choices=["fp32", "bf16"],
+        default=["fp32", "bf16"] if fast else ["fp32"],
+        help="that are measured; by default those that the processor is fast in",
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path, default=Path("outputs/performance"), help="folder")
     parser.add_argument("--cache", type=Path, default=Path("outputs/cache"), help="for converted models")
@@ -413,18 +460,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(arguments.threads)
     setup = machine(arguments.threads)
     weights = Weights(arguments.model, arguments.model_path, arguments.cache)
+    precisions = [p for p in (Precision.FP32, Precision.BF16) if p.value in arguments.precisions]
     chosen = [part for part in Part if part.value in arguments.parts]
     sections: dict[str, Section] = {}
+    text = ""
     try:
         vocabulary = weights.load(Precision.BF16, r=8).config.vocab_size
         steps = sum(SECTIONS[part][1](arguments.repeats) for part in chosen)
         with tqdm(total=steps, unit="run", desc="gradients") as progress:
-            bench = Bench(weights, make_examples(arguments.examples, vocabulary), arguments.repeats, progress)
+            examples = make_examples(arguments.examples, vocabulary)
+            bench = Bench(weights, examples, arguments.repeats, progress, precisions)
             for part in chosen:
-                sections[part.value] = SECTIONS[part][0](bench)
+                needs = Precision.BF16 if part in ONLY_BF16 else Precision.FP32
+                if needs in precisions or part in (Part.MEMORY, Part.BERGSON):
+                    section = SECTIONS[part][0](bench)
+                else:
+                    section = Section(notes=[f"{part.value} was not measured: {_why_not(needs)}"])
+                    progress.write(section.notes[0], file=sys.stderr)
+                sections[part.value] = section
+                text = _write(arguments, argv, setup, bench, sections)
+                progress.write(f"{part.value}: written to {arguments.output}", file=sys.stderr)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"interrupted; {len(sections)} of {len(chosen)} parts are written", file=sys.stderr)
+        return 130
+    print(text)
+    return 0
+
+
+def _why_not(precision: Precision) -> str:
+    """Return why nothing is measured in a precision that was not asked for."""
+    return NO_FAST_BF16 if precision is Precision.BF16 else "--precisions leaves out fp32"
+
+
+def _write(
+    arguments: argparse.Namespace,
+    argv: Sequence[str] | None,
+    setup: Mapping[str, Any],
+    bench: Bench,
+    sections: Mapping[str, Section],
+) -> str:
+    """Write the report of the parts that are done, and return its text."""
     notes = [
         f"{arguments.repeats} rounds; model {arguments.model}, LoRA on q, k, v, o, r = 8 unless said; the "
         "plain step is forward, loss and backward, without the optimizer",
@@ -433,7 +511,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         *dict.fromkeys(bench.fallbacks),
         *(note for section in sections.values() for note in section.notes),
     ]
-    text = write_report(
+    return write_report(
         arguments.output,
         "gradients",
         command=" ".join(
@@ -445,8 +523,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         repeats={name: section.timings for name, section in sections.items()},
         details={"sections": {name: section.details for name, section in sections.items()}},
     )
-    print(text)
-    return 0
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import numpy as np
 import torch
@@ -206,7 +207,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     setup = machine(options.threads)
     recalls = recoveries(options.rows, options.dim, options.seeds)
+    _write(options, argv, setup, recalls, [])  # the next part takes longer, and may be stopped
     fits = truths(options.truth_rows, options.truth_dim, options.truth_sizes, options.seeds)
+    print(_write(options, argv, setup, recalls, fits))
+    if options.picture:
+        picture(recalls, options.picture)
+    return 0
+
+
+def _write(
+    options: argparse.Namespace,
+    argv: Sequence[str] | None,
+    setup: dict[str, Any],
+    recalls: Sequence[Recall],
+    fits: Sequence[Truth],
+) -> str:
+    """Write what is measured so far, and return it as text."""
     command = "python -m gtp_benchmarks.performance.recovery " + " ".join(argv or sys.argv[1:])
     text = "\n\n".join([tables(recalls, fits), f"`{command.strip()}`", in_words(setup), ""])
     options.output.mkdir(parents=True, exist_ok=True)
@@ -214,10 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     values = {"command": command, "machine": setup}
     values |= {"recall": [asdict(r) for r in recalls], "truth": [asdict(t) for t in fits]}
     (options.output / "recovery.json").write_text(json.dumps(values, indent=1) + "\n")
-    if options.picture:
-        picture(recalls, options.picture)
-    print(text)
-    return 0
+    return text
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -471,20 +471,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"The observed target lies {pool.noise} from the clean one. Residual and clean: distance of the "
         "chosen rows' weighted sum to the observed and the clean target, over its norm, at the best scale."
     )
-    if "pass" in options.parts:
-        measure_pass(pool, options.repeats, report)
-    if "inside" in options.parts:
-        measure_inside(pool, options.sizes, options.repeats, report)
-    if "beyond" in options.parts:
-        measure_beyond(pool, options.beyond, options.repeats, report)
-    if "storage" in options.parts:
-        measure_storage(pool, min(options.sizes), report)
-    if "disk" in options.parts:
-        scratch = Path(tempfile.mkdtemp(prefix="gtp-exp-", dir=options.scratch))
-        try:
-            measure_disk(options.disk_rows, options.dim, options.disk_sizes, scratch, report)
-        finally:
-            shutil.rmtree(scratch)
+    measures: dict[str, Callable[[], None]] = {
+        "pass": lambda: measure_pass(pool, options.repeats, report),
+        "inside": lambda: measure_inside(pool, options.sizes, options.repeats, report),
+        "beyond": lambda: measure_beyond(pool, options.beyond, options.repeats, report),
+        "storage": lambda: measure_storage(pool, min(options.sizes), report),
+        "disk": lambda: _measure_disk(options, report),
+    }
+    text = ""
+    for part in (part for part in PARTS if part in options.parts):
+        print(f"{part}: begins", file=sys.stderr)
+        start = time.perf_counter()
+        measures[part]()
+        text = _write(options, argv, setup, report)  # what is stopped keeps what it has
+        took = time.perf_counter() - start
+        print(f"{part}: done in {took:.0f} s, written to {options.output}", file=sys.stderr)
+    print(text)
+    return 0
+
+
+def _measure_disk(options: argparse.Namespace, report: Report) -> None:
+    """Measure selections from a store on disk, which is removed afterwards."""
+    scratch = Path(tempfile.mkdtemp(prefix="gtp-exp-", dir=options.scratch))
+    try:
+        measure_disk(options.disk_rows, options.dim, options.disk_sizes, scratch, report)
+    finally:
+        shutil.rmtree(scratch)
+
+
+def _write(
+    options: argparse.Namespace, argv: Sequence[str] | None, setup: Mapping[str, Any], report: Report
+) -> str:
+    """Write the report of the parts that are done, and return its text."""
     text = write_report(
         options.output,
         "selection",
@@ -498,8 +516,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     methods = "\n".join([HEAD, *(row.line() for row in report.rows)])
     text = "\n\n".join([text, methods, *report.tables, ""])
     (options.output / "selection.md").write_text(text)
-    print(text)
-    return 0
+    return text
 
 
 if __name__ == "__main__":
