@@ -145,7 +145,7 @@ class Parts:
 
     def _model(self, config: ModelConfig, experiment: Experiment) -> Model:
         """Return a model that is here, or a placeholder without a tokenizer."""
-        root, device = Path(experiment.settings.outputs) / "cache", torch.device("cpu")
+        root, device = Path(experiment.settings.outputs).expanduser() / "cache", torch.device("cpu")
         with contextlib.suppress(UserError):  # where the job is meant for another machine, with a GPU
             device = choose_device(experiment.launch.device.value)
 

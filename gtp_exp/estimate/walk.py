@@ -98,7 +98,9 @@ def walk(job: Experiment, data: Data, tests: dict[tuple[str | None, int], list[F
     tests: what it has said of evaluations, by the key of the tuned model and the data; those with many rows
     take long to ask for.
     """
-    cache = CacheThatOnlyLooks(Path(job.settings.outputs) / "cache", Processes(0, job.launch.num_processes))
+    cache = CacheThatOnlyLooks(
+        Path(job.settings.outputs).expanduser() / "cache", Processes(0, job.launch.num_processes)
+    )
     runner = stages.StageRunner(cache, Journal(None, NoTracker()))
     chooser, inputs, settings, gradients = data.chooser, data.inputs, job.settings, job.gradients
     stores = []
