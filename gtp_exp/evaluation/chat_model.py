@@ -13,6 +13,7 @@ from gtp_exp.data.examples import IGNORE, Example, Message, TokenizedExample
 from gtp_exp.data.tokenization import encode
 from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.errors import UserError
+from gtp_exp.evaluation.shared_prompts import can_share, score_answers
 from gtp_exp.model.loading import LoadedModel
 
 HFLM: Any = huggingface.HFLM  # a decorator hides the class from type checkers
@@ -55,6 +56,7 @@ class ChatModel(HFLM):
         self._chats: dict[str, Sequence[Mapping[str, str]]] = {}  # by prompt, as text
         self._pairs: dict[tuple[str, str], tuple[list[int], list[int]]] = {}  # by prompt and answer
         self._prompts: dict[str, list[int]] = {}  # token ids by prompt
+        self._shares_prompts = can_share(loaded.model)
         self._asked: Sequence[Any] = ()  # requests of the call that is under way
         (probe,) = self._rows([([{"role": "user", "content": _PROBE}], _PROBE)])
         end = max(t for t, label in enumerate(probe.labels) if label != IGNORE)
@@ -109,7 +111,11 @@ class ChatModel(HFLM):
         return self._pairs.get((context, continuation)) or super()._encode_pair(context, continuation)
 
     def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
+        choices = bool(self._asked)
         self._check_lengths(len(prompt) + len(answer) for _, prompt, answer in requests)
+        if choices and self._shares_prompts:
+            pairs = [(prompt, answer) for _, prompt, answer in requests]
+            return score_answers(self.model, pairs, int(self.batch_size))
         return super()._loglikelihood_tokens(requests, *args, **kwargs)
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:

@@ -79,7 +79,7 @@ def labelled_logits(
     labelled = labels[:, 1:] != IGNORE
     positions = labelled.any(0).nonzero().squeeze(1)  # at which some row has a label
     row, column = labelled[:, positions].nonzero(as_tuple=True)
-    if _takes_logits_to_keep(model):
+    if takes_logits_to_keep(model):
         logits = model(**inputs, logits_to_keep=positions).logits
     else:
         logits = model(**inputs).logits[:, positions]
@@ -114,7 +114,8 @@ def reference_gradients(
     }
 
 
-def _takes_logits_to_keep(model: Any) -> bool:
+def takes_logits_to_keep(model: Any) -> bool:
+    """Return whether the model can be asked for its logits at some positions only."""
     inner = getattr(model, "module", model)  # without the wrapper of data-parallel training, and PEFT's
     inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
     return "logits_to_keep" in inspect.signature(inner.forward).parameters
