@@ -79,6 +79,7 @@ def test_the_documentation_runs_as_it_stands(documented):
     folder, names = documented
     assert torch.equal(names["same"].indices, gtp_exp.select(names["pool"], names["target"], 500).indices)
     assert len(names["again"].indices) == 100 and len(names["top"].indices) == 500
+    assert names["one_atom_at_a_time"].diagnostics["solver"] == "omp"
     assert names["store"].ids == tuple(names["ids"]) and names["store"].learning_rates == (1e-3, 5e-4)
     assert isinstance(names["record"], RunRecord) and names["record"].state is State.COMPLETE
     assert names["record"].names.selector == "gtp" and names["record"].selection.n_selected == 10
