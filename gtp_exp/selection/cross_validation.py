@@ -77,7 +77,7 @@ class RegularisationChoice:
         chosen = next(p for p in self.curve if (p.rows, p.ridge) == (self.rows, self.ridge))
         if chosen.error >= 1:
             found.append(
-                f"the choice has an error of {chosen.error:.3g} on held-out rows, where no choice has 1: "
+                f"the choice has an error of {chosen.error:.3g} on held-out rows, choosing nothing has 1: "
                 "what fits some rows of the target does not fit the others; give more, or ones more alike"
             )
         if len(ridges) > 2 and self.ridge in (ridges[0], ridges[-1]):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from planted import clusters
 from problems import features, gtp, problem, with_features
+from tqdm import tqdm
 
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.features import MemoryFeatures, TensorRows
@@ -398,7 +399,7 @@ def test_a_choice_that_fits_no_held_out_row_is_warned_of(caplog):
     pool, noise = torch.randn(200, 24, generator=generator), torch.randn(12, 24, generator=generator)
     said, diagnostics = warnings_of(caplog, pool, noise)
     assert min(point["error"] for point in diagnostics["cross_validation"]) >= 1
-    assert "on held-out rows, where no choice has 1" in said
+    assert "on held-out rows, choosing nothing has 1" in said
     said, diagnostics = warnings_of(caplog, pool, noise + 3)
     assert min(point["error"] for point in diagnostics["cross_validation"]) < 1
     assert "held-out" not in said
@@ -421,6 +422,22 @@ def test_a_ridge_at_an_end_of_its_grid_is_warned_of(caplog, ridges, told):
     best = min(curve, key=lambda point: point.error)
     said = " ".join(RegularisationChoice(10, best.ridge, curve).doubts(ridges))
     assert told in said if told else "cross-validation chose" not in said
+
+
+def test_the_search_for_the_ridge_shows_how_far_it_is(monkeypatch):
+    bars = []
+
+    class Bar(tqdm):
+        def __init__(self, **options):
+            super().__init__(**options)
+            bars.append((self, self.total))
+
+    monkeypatch.setattr("gtp_exp.selection.gtp.tqdm", Bar)
+    generator = torch.Generator().manual_seed(0)
+    pool, target = torch.randn(60, 8, generator=generator), torch.randn(8, 8, generator=generator) + 1
+    gtp(folds=2, ridges=[0.1, 1.0]).select(problem([pool], [target], rows=12))
+    ((bar, most),) = bars
+    assert most == 2 * (2 + 2) and 0 < bar.n <= most and bar.total == bar.n
 
 
 def test_the_two_ridges_have_two_names():

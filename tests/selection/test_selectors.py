@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -332,3 +333,9 @@ def test_what_a_selector_does_not_say_of_itself_has_a_default():
         False,
     )
     assert plain.reads() == {}
+
+
+@pytest.mark.parametrize("kind", [SelectionProblem, Selection])
+def test_the_help_of_the_contract_tells_every_field(kind):
+    for name in kind.__dataclass_fields__:
+        assert re.search(rf"^    .*\b{name}\b.*:", kind.__doc__, re.MULTILINE), name
