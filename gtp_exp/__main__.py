@@ -30,10 +30,11 @@ from gtp_exp.api.start import (
     run_job,
 )
 from gtp_exp.errors import UserError
-from gtp_exp.leaderboard.metrics import headline_mean
-from gtp_exp.records.record import RECORD_NAME, read_record
+from gtp_exp.leaderboard.metrics import describe, headline_mean
+from gtp_exp.records.record import RECORD_NAME, SELECTED_NAME, RunRecord, read_record
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as a shell tells it
+FEW_TASKS = 3  # whose metrics have room at the end of a line
 _failed: list[str] = []  # jobs of this multirun that did not complete
 
 
@@ -53,7 +54,9 @@ def _job(config: DictConfig) -> float:
     if code == 0 and not (directory / RECORD_NAME).is_file():
         return float("nan")  # the job's main process, and its record, are on another machine
     if code == 0:
-        value = headline_mean(read_record(directory / RECORD_NAME))
+        record = read_record(directory / RECORD_NAME)
+        print(outcome(record, directory), flush=True)  # after all that the worker has logged
+        value = headline_mean(record)
         return float("nan") if value is None else value
     name = os.path.relpath(directory)
     if hydra_config.mode is RunMode.RUN:
@@ -74,6 +77,22 @@ def _run(config: DictConfig, directory: Path) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return run_job(resolved, launch)
+
+
+def outcome(record: RunRecord, directory: Path) -> str:
+    """Return one line on a complete job: what was chosen, where it lies, and the metric of each task if those
+    are few."""
+    selection, pool = record.selection, record.pool
+    if selection is None or pool is None:
+        return ""
+    inside = Path.cwd() in directory.absolute().parents
+    file = (Path(os.path.relpath(directory)) if inside else directory) / SELECTED_NAME
+    told = [f"chose {selection.n_selected:,} of {pool.candidates:,} rows: {file}"]
+    if len(record.metrics) <= FEW_TASKS:
+        for task, values in record.metrics.items():
+            metric = describe(str(values["headline"]))
+            told.append(f"{task}: {metric.label} {metric.show(float(values[metric.name]))}")
+    return "; ".join(told)
 
 
 def _estimate(arguments: list[str]) -> int:

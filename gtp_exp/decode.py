@@ -1,7 +1,8 @@
 """From plain values, as YAML and JSON hold them, to frozen dataclasses: checked to the leaves.
 
-Configurations and records are read by this one decoder. Nothing is converted but what the formats cannot
-hold: an enum is written by its value, a tuple as a list, and a whole number may stand for a float.
+Configurations and records are read by this one decoder, and it checks the options of an object that is built
+in Python (`check_fields`). Nothing is converted but what the formats cannot hold: an enum is written by its
+value, a tuple as a list, and a whole number may stand for a float.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
+from numbers import Integral, Real
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from gtp_exp.errors import UserError
@@ -24,8 +26,8 @@ def decode(kind: Any, value: Any, where: str, whole: bool = False) -> Any:
 
     where: the dotted path of the value, for messages. whole: of a file that we wrote, which leaves no key out
     and names no class; else a missing key takes the class's default, and a mapping with `_target_` is built
-    as the class that it names. Raises UserError for another type, an unknown key, a missing key and a number
-    that is not finite.
+    as the class that it names. An enum's member and an object of the class, as in Python, stay as they are.
+    Raises UserError for another type, an unknown key, a missing key and a number that is not finite.
     """
     origin, args = get_origin(kind), get_args(kind)
     if kind is Any:
@@ -36,20 +38,22 @@ def decode(kind: Any, value: Any, where: str, whole: bool = False) -> Any:
         _expect(isinstance(value, Mapping), where, "an object", value)
         return {key: decode(args[1], item, f"{where}.{key}", whole) for key, item in value.items()}
     if origin in (list, tuple):
-        _expect(isinstance(value, list), where, "a list", value)
+        _expect(isinstance(value, (list, tuple)), where, "a list", value)
         return origin(decode(args[0], item, f"{where}[{i}]", whole) for i, item in enumerate(value))
+    if _is_object_of(kind, value):
+        return value
     if issubclass(kind, Enum):
         choices = [member.value for member in kind]
         _expect(value in choices, where, f"one of {choices}", value)
         return kind(value)
     if kind is float:
-        _expect(isinstance(value, (int, float)) and not isinstance(value, bool), where, "a number", value)
+        _expect(isinstance(value, Real) and not isinstance(value, bool), where, "a number", value)
         _expect(_is_finite(value), where, "a finite number", value)
         return float(value)
     if kind in (str, int, bool):
-        fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-        _expect(fits, where, kind.__name__, value)
-        return value
+        fits = isinstance(value, Integral if kind is int else kind)  # numpy's integers are not of `int`
+        _expect(fits and (kind is bool or not isinstance(value, bool)), where, kind.__name__, value)
+        return kind(value)
     if isinstance(value, Mapping) and "_target_" in value and not whole:
         built = decode_node(value, where)
         _expect(_is_protocol(kind) or isinstance(built, kind), where, f"a {kind.__name__}", built)
@@ -68,12 +72,60 @@ def decode_node(node: Mapping[str, Any], where: str) -> Any:
     return _decode_dataclass(cls, {k: v for k, v in node.items() if k != "_target_"}, where, whole=False)
 
 
+def checked_fields(instance: Any, where: str) -> dict[str, Any]:
+    """Return the fields of a dataclass's object, by name, as `decode` would have given them to it.
+
+    So a word becomes the enum that it stands for. where: the path of the object, for messages. A field of a
+    kind that YAML could not hold, a function for example, is returned as it is.
+    """
+    hints = get_type_hints(type(instance))
+    values = {f.name: getattr(instance, f.name) for f in fields(instance) if f.init}
+    return {
+        name: decode(hints[name], value, f"{where}.{name}") if _is_decodable(hints[name]) else value
+        for name, value in values.items()
+    }
+
+
+def check_fields(instance: Any, where: str) -> None:
+    """Check an object of a frozen dataclass in its `__post_init__`, and put `checked_fields` in place."""
+    for name, value in checked_fields(instance, where).items():
+        object.__setattr__(instance, name, value)
+
+
+def _is_decodable(kind: Any) -> bool:
+    """Say whether `decode` knows a kind."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return all(option is type(None) or _is_decodable(option) for option in args)
+    if origin in (dict, Mapping):
+        return _is_decodable(args[1])
+    if origin in (list, tuple):
+        return _is_decodable(args[0]) and (origin is list or args[1:] == (...,))
+    if not isinstance(kind, type):
+        return kind is Any
+    return issubclass(kind, (Enum, str, int, float)) or is_dataclass(kind) or _is_protocol(kind)
+
+
+def _is_object_of(kind: type, value: Any) -> bool:
+    """Say whether a value is a member of the enum, an object of the dataclass, or one with the protocol's
+    methods."""
+    if _is_protocol(kind):
+        methods = [name for name in vars(kind) if not name.startswith("_")]
+        return not isinstance(value, (type, Mapping)) and all(hasattr(value, name) for name in methods)
+    return (issubclass(kind, Enum) or is_dataclass(kind)) and isinstance(value, kind)
+
+
 def _locate(target: Any, where: str) -> type:
     module_name, _, name = str(target).rpartition(".")
     try:
         cls = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise UserError(f"{where}._target_: cannot import '{target}' ({error})") from error
+        remedy = ""
+        if not module_name:
+            remedy = "; give the file's name, too: MODULE.CLASS"
+        elif isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+            remedy = "; is its folder on PYTHONPATH?"
+        raise UserError(f"{where}._target_: cannot import '{target}' ({error}){remedy}") from error
     if not (isinstance(cls, type) and is_dataclass(cls)):
         raise UserError(f"{where}._target_: '{target}' is not a dataclass")
     return cls
@@ -107,7 +159,7 @@ def _is_protocol(kind: type) -> bool:
     return bool(getattr(kind, "_is_protocol", False))
 
 
-def _is_finite(value: float) -> bool:
+def _is_finite(value: Any) -> bool:
     try:
         return math.isfinite(value)
     except OverflowError:  # an integer that no float can hold

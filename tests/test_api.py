@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,10 @@ from gtp_exp.gradients.sketch import Sketch, SketchKind
 from gtp_exp.gradients.store import GradientStore, StoreWriter
 from gtp_exp.gradients.store_command import main as store_command
 from gtp_exp.records.record import RunRecord, State
+from gtp_exp.selection.atoms.sketches import Normalise
+from gtp_exp.selection.base import Budget, Need, Selection, Selector, Unit, unit_weights
+from gtp_exp.selection.solvers.cosamp import CoSaMP
+from gtp_exp.selection.solvers.omp import OMP
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -73,6 +79,7 @@ def test_the_documentation_runs_as_it_stands(documented):
     folder, names = documented
     assert torch.equal(names["same"].indices, gtp_exp.select(names["pool"], names["target"], 500).indices)
     assert len(names["again"].indices) == 100 and len(names["top"].indices) == 500
+    assert names["one_atom_at_a_time"].diagnostics["solver"] == "omp"
     assert names["store"].ids == tuple(names["ids"]) and names["store"].learning_rates == (1e-3, 5e-4)
     assert isinstance(names["record"], RunRecord) and names["record"].state is State.COMPLETE
     assert names["record"].names.selector == "gtp" and names["record"].selection.n_selected == 10
@@ -210,6 +217,66 @@ def test_rows_in_a_stores_quarantine_are_passed_over(tmp_path):
     assert best not in chosen.indices and chosen.diagnostics["quarantined_ids"] == [f"row-{best}"]
 
 
+# Options of the wrong type
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: gtp_exp.GTP(ridges=1.0), r"selector.ridges should be a list, not 1.0"),
+        (lambda: gtp_exp.GTP(ridges=[1.0, "3"]), r"selector.ridges\[1\] should be a number, not '3'"),
+        (lambda: gtp_exp.GTP(round_rows="12"), "selector.round_rows should be int, not '12'"),
+        (lambda: gtp_exp.GTP(round_rows=12.0), "selector.round_rows should be int, not 12.0"),
+        (lambda: gtp_exp.GTP(ridge=float("nan")), "selector.ridge should be a finite number"),
+        (lambda: gtp_exp.GTP(normalise="atoms"), r"normalise should be one of \['none', 'atom'"),
+        (lambda: gtp_exp.GTP(solver="opm"), r"'opm' is no solver; give one of cosamp, omp, .*OMP\(\) of"),
+        (lambda: gtp_exp.GTP(solver=OMP), r"OMP is a class; give an object, OMP\(\)"),
+        (lambda: gtp_exp.GTP(solver=3), "3 is no solver"),
+        (lambda: CoSaMP(prune_stages="4"), "selector.solver.prune_stages should be int"),
+        (lambda: CRAIG(part_rows="9"), "selector.part_rows should be int"),
+        (lambda: Sketch(kind="nune"), "sketch.kind should be one of"),
+        (lambda: GradientConfig(directions="sgd"), "gradients.directions should be a list, not 'sgd'"),
+        (lambda: Budget("row", 5), "budget.unit should be one of"),
+    ],
+)
+def test_an_option_of_a_wrong_type_is_refused_by_its_name(build, words):
+    with pytest.raises(gtp_exp.UserError, match=words):
+        build()
+
+
+def test_options_are_taken_as_yaml_gives_them_and_as_objects():
+    by_word = gtp_exp.GTP(solver="omp", normalise="none", ridges=(1, np.float32(3.0)), folds=np.int64(3))
+    assert by_word == gtp_exp.GTP(solver=OMP(), normalise=Normalise.NONE, ridges=[1.0, 3.0], folds=3)
+    assert type(by_word.folds) is int and type(by_word.ridges[1]) is float
+    assert Sketch(kind="none") == Sketch(SketchKind.NONE)
+    assert GradientConfig(directions=["sgd"], sketch=Sketch(dim=8)).directions == [Direction.SGD]
+    assert Budget("rows", 5) == Budget(Unit.ROWS, 5)
+
+
+def test_a_selector_may_hold_what_yaml_cannot():
+    (pool,), (target,) = arrays()
+    held = Doubled(change=lambda scores: -scores)
+    assert not same(gtp_exp.select(pool, target, 5, held), gtp_exp.select(pool, target, 5, Doubled()))
+
+
+@dataclass(frozen=True)
+class Doubled(Selector):
+    """Rank by twice the first column, and by what a function makes of it."""
+
+    factor: float = 2.0
+    change: Callable[[torch.Tensor], torch.Tensor] = torch.clone
+
+    needs = frozenset({Need.GRADIENTS})
+
+    def select(self, problem):
+        scores = self.change(
+            self.factor
+            * problem.pool_gradients.features(0, "sgd").rows(torch.arange(problem.pool_gradients.n))[:, 0]
+        )
+        chosen = problem.budget.take(scores.argsort(descending=True), problem.n_tokens)
+        return Selection(chosen, unit_weights(len(chosen)), scores)
+
+
 # Input that cannot be used
 
 POOL, TARGET = (each[0] for each in arrays())
@@ -243,25 +310,38 @@ def spoiled(value, row=7):
         (torch.from_numpy(POOL).to_sparse(), TARGET, {}, "dense array"),
         (np.ma.masked_less(POOL, 0), TARGET, {}, "masked"),
         (POOL, TARGET * 0, {}, "the target gradient is zero"),
-        (POOL, TARGET, {"budget": 201}, "201 rows is more than the 200 candidates"),
-        (POOL, TARGET, {"budget": 0}, "budget.amount=0 chooses nothing"),
+        (
+            POOL,
+            TARGET,
+            {"budget": 201},
+            "201 rows is more than the 200 candidates; give at most 200, or a share",
+        ),
+        (POOL, TARGET, {"budget": 0}, "budget=0 chooses nothing; give a number of rows"),
         (POOL, TARGET, {"budget": -1}, "chooses nothing"),
-        (POOL, TARGET, {"budget": 1.5}, "is above 1 for a fraction; 5% is 0.05"),
+        (POOL, TARGET, {"budget": 1.5}, "budget=1.5 is a float and above 1, .*; 5% is 0.05"),
+        (POOL, TARGET, {"budget": 50.0}, "for 50 rows give the int 50"),
+        (POOL * 0, TARGET, {}, "every candidate's gradient is zero, .*; check how they were computed"),
         (POOL, TARGET, {"budget": float("nan")}, "chooses nothing"),
         (POOL, TARGET, {"budget": True}, "budget=True is not a number"),
         (POOL, TARGET, {"budget": "5%"}, "budget='5%' is not a number"),
         (POOL, TARGET, {"ids": ["a"] * 200}, "id 'a' occurs twice: rows 0 and 1"),
-        (POOL, TARGET, {"ids": ["a"]}, "1 ids for 200 rows"),
+        (POOL, TARGET, {"ids": ["a"]}, "ids has the length 1, not 200"),
         (POOL, TARGET, {"seed": -1}, "seed=-1 must lie between"),
         (POOL, TARGET, {"seed": 0.5}, "seed=0.5 must lie between"),
-        (POOL, TARGET, {"learning_rates": [1, 2]}, "a list of 1 numbers"),
+        (POOL, TARGET, {"learning_rates": [1, 2]}, "a list of 1 number, one for each"),
         (POOL, TARGET, {"learning_rates": [0]}, "cannot weight them"),
-        (POOL, TARGET, {"subtasks": ["a"]}, "1 subtasks for 12 target rows"),
+        (POOL, TARGET, {"subtasks": ["a"]}, "subtasks has the length 1, not 12"),
         (POOL, TARGET, {"selector": gtp_exp.GTP}, r"is a class; give an object, GTP\(\)"),
         (POOL, TARGET, {"selector": "gtp"}, "is no selector"),
         (POOL, TARGET, {"selector": BM25()}, "BM25 does not choose by gradients alone"),
         (POOL, TARGET, {"selector": gtp_exp.GTP(direction="adm")}, "adm is not one of sgd, adam, less"),
-        (POOL, TARGET, {"selector": TopK(similarity="angle")}, "'angle' is not one of dot, cosine"),
+        (
+            POOL,
+            TARGET,
+            {"selector": TopK(similarity="angle")},
+            r"similarity should be one of \['dot', 'cosine'\]",
+        ),
+        (POOL, TARGET, {"selector": Doubled(factor="2")}, "selector.factor should be a number, not '2'"),
     ],
 )
 def test_input_that_cannot_be_used_is_refused(pool, target, options, words):
@@ -309,10 +389,10 @@ def test_the_same_arrays_again_write_nothing_and_others_are_refused(tmp_path, mo
     ("matrix", "options", "words"),
     [
         (spoiled(np.nan), {}, "'row-7' is not finite"),
-        (POOL, {"ids": ["a", "b"]}, "2 ids for 200 rows"),
+        (POOL, {"ids": ["a", "b"]}, "ids has the length 2, not 200"),
         (POOL, {"ids": ["a"] * 200}, "occurs twice"),
         (POOL, {"direction": "adm"}, "'adm' is not one of sgd, adam, less"),
-        (POOL, {"learning_rates": [1, 1]}, "a list of 1 numbers"),
+        (POOL, {"learning_rates": [1, 1]}, "a list of 1 number, one for each"),
         ("pool.npy", {}, "is a text"),
     ],
 )

@@ -46,7 +46,12 @@ def test_nested_dataclasses_and_null_are_built():
         ({"amount": -1}, "budget.amount"),
         ({"_target_": "gtp_exp.selection.base.Bugdet"}, "Bugdet"),
         ({"_target_": "os.path.join"}, "os.path.join"),
-        ({"_target_": "no_such_module.X"}, "no_such_module"),
+        (
+            {"_target_": "no_such_module.X"},
+            r"No module named 'no_such_module'\); is its folder on PYTHONPATH\?",
+        ),
+        ({"_target_": "gtp_exp.no_such_module.X"}, r"is its folder on PYTHONPATH\?"),
+        ({"_target_": "Budget"}, "; give the file's name, too: MODULE.CLASS"),
     ],
 )
 def test_a_wrong_value_is_named(change, named):

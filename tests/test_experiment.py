@@ -187,7 +187,7 @@ def test_weights_reach_training_when_asked(outputs, monkeypatch, tmp_path):
         selection = original(self, problem)
         weights = selection.weights.clone()
         weights[0] = 5.0
-        return Selection(selection.indices, weights, selection.scores)
+        return Selection(selection.indices, weights / weights.mean(), selection.scores)
 
     original = Random.select
     monkeypatch.setattr(Random, "select", weighted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -10,6 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+import gtp_exp
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "extending.md").read_text()
@@ -64,6 +68,31 @@ def test_a_selector_of_ones_own_chooses_and_an_edit_is_not_answered_from_the_cac
     file.write_text(FILES["mine/shortest.py"])
     assert not edited["stages"]["selection"]["cached"]
     assert edited["selection"]["n_tokens"] > first["selection"]["n_tokens"]
+
+
+def test_a_selector_of_ones_own_reads_gradients_of_a_job_and_in_domain(folder, monkeypatch):
+    done = run(
+        COMMANDS[0].replace("shortest", "aligned"), folder, "+debug=quick", "budget=rows", "budget.amount=3"
+    )
+    assert done.returncode == 0, done.stderr
+    assert newest(folder)["selection"]["n_selected"] == 3
+    monkeypatch.syspath_prepend(folder / "mine")
+    aligned = importlib.import_module("aligned").Aligned()
+    pool = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+    for target, mean in ((pool[:4] + 1, pool[:4].mean(0) + 1), (None, pool.mean(0))):
+        chosen = gtp_exp.select(pool, target, budget=5, selector=aligned)
+        assert chosen.indices.tolist() == (pool @ mean).argsort(descending=True)[:5].tolist()
+
+
+def test_a_wrong_attribute_of_the_problem_is_told_by_file_and_line_in_a_job(folder):
+    file = folder / "mine" / "shortest.py"
+    file.write_text(FILES["mine/shortest.py"].replace("problem.candidates", "problem.texts"))
+    done = run(COMMANDS[0], folder)
+    file.write_text(FILES["mine/shortest.py"])
+    newest(folder)
+    (line,) = [i for i, text in enumerate(FILES["mine/shortest.py"].splitlines(), 1) if "candidates" in text]
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"asks SelectionProblem for 'texts' (mine/shortest.py, line {line}); what it has:" in done.stderr
 
 
 def test_all_four_together_are_trained_and_tested(folder):

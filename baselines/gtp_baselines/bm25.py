@@ -26,6 +26,7 @@ from bm25s.tokenization import Tokenized
 from gtp_baselines.aggregation import Aggregation, Groups, choose, group_target
 from gtp_baselines.ranking import text
 from gtp_exp.data.words import comparable, terms
+from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError
 from gtp_exp.selection.base import Selection, SelectionProblem, Selector, unit_weights
 
@@ -43,6 +44,7 @@ class BM25(Selector):
     aggregation: Aggregation = Aggregation.MAX_SUBTASK
 
     def __post_init__(self) -> None:
+        check_fields(self, "selector")
         if self.k1 < 0 or not 0 <= self.b <= 1:
             raise UserError(f"BM25 needs selector.k1 >= 0 and 0 <= selector.b <= 1; got {self.k1}, {self.b}")
 

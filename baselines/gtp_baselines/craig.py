@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from gtp_baselines.ranking import tie_order
+from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.features import GradientFeatures
 from gtp_exp.selection.atoms.sketches import CheckpointWeights, checkpoint_shares, require_directions
@@ -56,6 +57,7 @@ class CRAIG(Selector):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
 
     def __post_init__(self) -> None:
+        check_fields(self, "selector")
         if self.part_rows < 2:
             raise UserError(
                 f"selector.part_rows={self.part_rows} leaves nothing to represent; give some 1,000"

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from gtp_baselines.ranking import text
 from gtp_exp.data.words import comparable, words
+from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError
 from gtp_exp.selection.base import Selection, SelectionProblem, Selector, unit_weights
 
@@ -42,6 +43,7 @@ class DedupRandom(Selector):
     hashes: int = 128
 
     def __post_init__(self) -> None:
+        check_fields(self, "selector")
         if not 0 < self.threshold < 1:
             raise UserError(f"selector.threshold={self.threshold} must lie between 0 and 1, such as 0.8")
         if self.ngram < 1 or self.hashes < 2:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 
 from gtp_baselines.aggregation import Aggregation, choose, group_target
 from gtp_baselines.gradient_rows import chunks_of, pool_and_target
+from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError
 from gtp_exp.selection.atoms.subspace import evenly_spaced, principal_rows
 from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector, unit_weights
@@ -40,6 +41,7 @@ class GIST(Selector):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
 
     def __post_init__(self) -> None:
+        check_fields(self, "selector")
         for name in ("rank", "subspace_rows"):
             if getattr(self, name) < 1:
                 raise UserError(f"selector.{name}={getattr(self, name)} spans no subspace; give at least 1")

@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError
 from gtp_exp.selection.atoms.sketches import AtomSettings, Normalise, build_atoms
 from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector
@@ -45,6 +46,7 @@ class GradMatchOMP(Selector):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
 
     def __post_init__(self) -> None:
+        check_fields(self, "selector")
         if not self.ridge > 0:
             raise UserError(
                 f"selector.ridge={self.ridge} must be above 0: copies of a row are told apart by it"

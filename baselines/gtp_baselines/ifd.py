@@ -23,6 +23,7 @@ import torch
 from gtp_baselines.model_passes import labelled_loss, to_last_label, tokens_of
 from gtp_baselines.ranking import rank
 from gtp_exp.data.examples import IGNORE, TokenizedExample
+from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError
 from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector, unit_weights
 
@@ -37,6 +38,7 @@ class IFD(Selector):
     version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
+        check_fields(self, "selector")
         if self.batch_size < 1:
             raise UserError(f"selector.batch_size={self.batch_size} must be at least 1")
 

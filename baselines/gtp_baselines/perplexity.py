@@ -18,6 +18,7 @@ import torch
 
 from gtp_baselines.model_passes import labelled_loss, tokens_of
 from gtp_baselines.ranking import rank
+from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError
 from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector, unit_weights
 
@@ -41,6 +42,7 @@ class Perplexity(Selector):
     version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
+        check_fields(self, "selector")
         if self.batch_size < 1:
             raise UserError(f"selector.batch_size={self.batch_size} must be at least 1")
 

@@ -18,6 +18,7 @@ from typing import ClassVar
 from gtp_baselines.aggregation import Aggregation
 from gtp_baselines.model_passes import Pooling
 from gtp_baselines.neighbours import nearest
+from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError
 from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector
 
@@ -32,6 +33,7 @@ class RDSPlus(Selector):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.MODEL})
 
     def __post_init__(self) -> None:
+        check_fields(self, "selector")
         if self.batch_size < 1:
             raise UserError(f"selector.batch_size={self.batch_size} must be at least 1")
 

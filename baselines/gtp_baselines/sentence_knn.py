@@ -21,6 +21,7 @@ from gtp_baselines.aggregation import Aggregation
 from gtp_baselines.neighbours import choose_nearest
 from gtp_baselines.ranking import text
 from gtp_exp.data.examples import Example
+from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError, first_line
 from gtp_exp.model.identity import fingerprint
 from gtp_exp.selection.base import Selection, SelectionProblem, Selector
@@ -40,6 +41,7 @@ class SentenceKNN(Selector):
     batch_size: int = 64  # of the forward pass; no part of the result
 
     def __post_init__(self) -> None:
+        check_fields(self, "selector")
         if self.batch_size < 1:
             raise UserError(f"selector.batch_size={self.batch_size} must be at least 1")
 

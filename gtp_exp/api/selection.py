@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass, replace
-from enum import Enum
+from dataclasses import is_dataclass, replace
 from numbers import Integral, Real
 from typing import Any
 
 import torch
 
 from gtp_exp.data.examples import Example
+from gtp_exp.decode import checked_fields
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.arrays import (
     DIRECTIONS,
@@ -64,8 +63,7 @@ def select(
         target_parts = target if isinstance(target, GradientStore) else as_matrices(target, "target")
         _check_fit(pool_parts, target_parts)
     n = pool_parts.n if isinstance(pool_parts, GradientStore) else pool_parts[0].shape[0]
-    rows_wanted = _checked_budget(budget)
-    rows_wanted.rows(n)  # raises for more rows than there are
+    rows_wanted = _checked_budget(budget, n)
     rates = _learning_rates(pool_parts, target_parts, learning_rates)
     pool_ids = _ids(pool_parts, ids)
     target_ids = [] if target_parts is None else _ids(target_parts, None, "target-")
@@ -115,24 +113,9 @@ def _checked_selector(selector: Selector | None) -> Selector:
         asked = getattr(selector, key, None)
         if asked is not None and asked not in DIRECTIONS:
             raise UserError(f"selector.{key}={asked} is not one of {', '.join(DIRECTIONS)}")
-    return _with_enums(selector)
-
-
-def _with_enums(selector: Any) -> Any:
-    """Take options that are given by their names, as YAML gives them: GTP(normalise="none")."""
-    if not is_dataclass(selector) or isinstance(selector, type):
-        return selector
-    hints, members = typing.get_type_hints(type(selector)), {}
-    for option in fields(selector):
-        kind, value = hints[option.name], getattr(selector, option.name)
-        if isinstance(kind, type) and issubclass(kind, Enum) and not isinstance(value, kind):
-            names = [member.value for member in kind]
-            if value not in names:
-                raise UserError(
-                    f"selector.{option.name}: '{value}' is not one of {', '.join(map(str, names))}"
-                )
-            members[option.name] = kind(value)
-    return replace(selector, **members)
+    if is_dataclass(selector):  # options of any selector that are given by their words, or of a wrong type
+        return replace(selector, **checked_fields(selector, "selector"))
+    return selector
 
 
 def _check_seed(seed: Any) -> None:
@@ -140,15 +123,28 @@ def _check_seed(seed: Any) -> None:
         raise UserError(f"seed={seed} must lie between 0 and 4294967295")
 
 
-def _checked_budget(budget: Any) -> Budget:
-    """Return rows for an integer, a fraction for any other number."""
-    if isinstance(budget, bool) or not isinstance(budget, Real):
+def _checked_budget(given: Any, n: int) -> Budget:
+    """Return rows for an integer, a share of the n rows of the pool for any other number."""
+    if isinstance(given, bool) or not isinstance(given, Real):
         raise UserError(
-            f"budget={budget!r} is not a number; give a number of rows (500) or a share of the pool (0.05)"
+            f"budget={given!r} is not a number; give a number of rows (500) or a share of the pool (0.05)"
         )
-    if isinstance(budget, Integral):
-        return Budget(Unit.ROWS, int(budget))
-    return Budget(Unit.FRACTION, float(budget))
+    budget = float(given)
+    if not 0 < budget < float("inf"):
+        raise UserError(
+            f"budget={given} chooses nothing; give a number of rows (500) or a share of the pool (0.05)"
+        )
+    if isinstance(given, Integral) and budget > n:
+        raise UserError(
+            f"budget={given} rows is more than the {n} candidates; give at most {n}, or a share of the pool "
+            "such as 0.05"
+        )
+    if isinstance(given, Integral):
+        return Budget(Unit.ROWS, budget)
+    if budget > 1:
+        meant = f"for {budget:.0f} rows give the int {budget:.0f}" if budget.is_integer() else "5% is 0.05"
+        raise UserError(f"budget={budget:g} is a float and above 1, which is the whole pool; {meant}")
+    return Budget(Unit.FRACTION, budget)
 
 
 def _check_fit(pool: Parts, target: Parts) -> None:
@@ -202,7 +198,7 @@ def _subtasks(subtasks: Any, n: int) -> list[str]:
         return [""] * n
     names = [] if isinstance(subtasks, str) else [str(name) for name in subtasks]
     if len(names) != n:
-        raise UserError(f"{len(names)} subtasks for {n} target rows; give one for each row of the target")
+        raise UserError(f"subtasks has the length {len(names)}, not {n}; give one for each row of the target")
     return names
 
 

@@ -152,9 +152,8 @@ def checked_rates(rates: Any, checkpoints: int) -> tuple[float, ...]:
     except (TypeError, ValueError):
         values = ()
     if len(values) != checkpoints:
-        raise UserError(
-            f"learning_rates={rates!r} must be a list of {checkpoints} numbers, one for each checkpoint"
-        )
+        numbers = "1 number" if checkpoints == 1 else f"{checkpoints} numbers"
+        raise UserError(f"learning_rates={rates!r} must be a list of {numbers}, one for each checkpoint")
     if not all(math.isfinite(rate) and rate >= 0 for rate in values) or not sum(values) > 0:
         raise UserError(
             f"the checkpoints' learning rates {list(values)} cannot weight them; "
@@ -169,7 +168,7 @@ def checked_ids(ids: Any, n: int, what: str = "row", prefix: str = "row-") -> tu
         return tuple(f"{prefix}{i}" for i in range(n))
     names = () if isinstance(ids, (str, bytes)) else tuple(str(each) for each in ids)
     if len(names) != n:
-        raise UserError(f"{len(names)} ids for {n} rows; give one id for each {what}")
+        raise UserError(f"ids has the length {len(names)}, not {n}; give one id for each {what}")
     first: dict[str, int] = {}
     for i, name in enumerate(names):
         if name in first:

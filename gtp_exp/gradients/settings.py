@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from gtp_exp.config import describe
+from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.directions import Direction
 from gtp_exp.gradients.engines.choose import Engine
@@ -37,6 +38,7 @@ class GradientConfig:
     max_quarantined_share: float = 0.01
 
     def __post_init__(self) -> None:
+        check_fields(self, "gradients")
         if not 0 < self.warmup_share <= 1:
             raise UserError(f"gradients.warmup_share={self.warmup_share} must lie in (0, 1]; 0.05 is usual")
         if not 0 <= self.max_quarantined_share < 1:

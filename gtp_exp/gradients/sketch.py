@@ -14,6 +14,7 @@ from typing import Protocol
 
 import torch
 
+from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError
 
 
@@ -34,6 +35,7 @@ class Sketch:
     nonzeros: int = 1  # 1 to 8, must divide dim; used by countsketch only
 
     def __post_init__(self) -> None:
+        check_fields(self, "sketch")
         if self.kind is SketchKind.NONE:
             return
         if self.dim < 1:

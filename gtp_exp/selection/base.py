@@ -15,12 +15,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from gtp_exp.data.examples import Example, TokenizedExample
+from gtp_exp.decode import check_fields
 from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.errors import NothingToChoose, UserError
+from gtp_exp.selection.misuse import explain, place, source_line
 
 if TYPE_CHECKING:
     from gtp_exp.gradients.features import GradientFeatures
     from gtp_exp.model.loading import LoadedModel
+
+MEAN_TOLERANCE = 1e-3  # of a selection's weights, well above the rounding of float32
 
 
 class Unit(Enum):
@@ -46,6 +50,7 @@ class Budget:
     amount: float
 
     def __post_init__(self) -> None:
+        check_fields(self, "budget")
         if not 0 < self.amount < float("inf"):
             raise UserError(f"budget.amount={self.amount} chooses nothing; give a positive amount")
         if self.unit is Unit.FRACTION and self.amount > 1:
@@ -94,46 +99,66 @@ class Budget:
 class SelectionProblem:
     """All that a selector may look at. Candidates are the pool rows with at least one completion token.
 
-    `target` is None in-domain: the target is then the pool itself.
-    Gradients are given only to a selector that needs them, likewise the model.
+    candidates: the N rows that may be chosen; an Example has `prompt`, `completion`, `messages` and `id`.
+    n_tokens, n_completion_tokens: int64 [N], of the prompt and completion together, and of the completion.
+    target: the rows that are aimed at; None in-domain, where the target is the pool itself.
+    budget: how much may be chosen; `budget.take(order, n_tokens)` cuts a ranking to it.
+    seed: of whatever the selector draws.
+    pool_gradients, target_gradients: N rows, and one per target example, at each checkpoint; None unless the
+    selector's `needs` hold Need.GRADIENTS, and for the target in-domain. See gtp_exp/gradients/features.py.
+    model: the untuned model and its tokenizer; None unless the selector's `needs` hold Need.MODEL.
+    candidate_tokens, target_tokens: the rows as the model that chooses reads them; a TokenizedExample has
+    `input_ids` and `labels`. Empty where gradients alone are given, by `gtp_exp.select`.
+    processes: those of the job, which call a `distributed` selector together.
     """
 
-    candidates: Sequence[Example]  # N rows
-    n_tokens: torch.Tensor  # int64 [N], prompt and completion
-    n_completion_tokens: torch.Tensor  # int64 [N]
+    candidates: Sequence[Example]
+    n_tokens: torch.Tensor
+    n_completion_tokens: torch.Tensor
     target: Sequence[Example] | None
     budget: Budget
     seed: int
-    pool_gradients: GradientFeatures | None = None  # N rows per checkpoint
-    target_gradients: GradientFeatures | None = None  # one row per target example; None in-domain
-    model: LoadedModel | None = None  # the untuned model and its tokenizer
-    candidate_tokens: Sequence[TokenizedExample] = ()  # as the model that chooses reads them
+    pool_gradients: GradientFeatures | None = None
+    target_gradients: GradientFeatures | None = None
+    model: LoadedModel | None = None
+    candidate_tokens: Sequence[TokenizedExample] = ()
     target_tokens: Sequence[TokenizedExample] = ()
-    processes: Processes = ALONE  # that call a `distributed` selector together
+    processes: Processes = ALONE
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The chosen candidates, most important first."""
+    """The chosen candidates, most important first. Raises UserError for arrays that break this contract.
 
-    indices: torch.Tensor  # int64 [M], into SelectionProblem.candidates, no repeats
-    weights: torch.Tensor  # float32 [M], finite, >= 0, mean 1
-    scores: torch.Tensor  # float32 [N], finite, larger is better; zeros where the method has none
-    diagnostics: Mapping[str, Any] = field(default_factory=dict)  # JSON values only
+    indices: int64 [M], into SelectionProblem.candidates, none twice.
+    weights: float32 [M], finite, 0 or more, mean 1: how much each row counts in training.
+    scores: float32 [N], finite, one per candidate, larger is better; zeros where the method has none.
+    diagnostics: JSON values by name, for the record of the run.
+    """
+
+    indices: torch.Tensor
+    weights: torch.Tensor
+    scores: torch.Tensor
+    diagnostics: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("indices", "weights", "scores"):
-            if not isinstance(getattr(self, name), torch.Tensor):
+        kinds = {"indices": torch.int64, "weights": torch.float32, "scores": torch.float32}
+        for name, kind in kinds.items():
+            value = getattr(self, name)
+            if not isinstance(value, torch.Tensor):
                 raise UserError(
-                    f"a selection's {name} must be a tensor, not {type(getattr(self, name)).__name__}; "
+                    f"a selection's {name} must be a tensor, not {type(value).__name__}; "
                     f"torch.tensor({name}) makes one"
+                )
+            if value.dtype != kind or value.ndim != 1:
+                method = "long" if kind is torch.int64 else "float"
+                raise UserError(
+                    f"a selection's {name} must be {str(kind).removeprefix('torch.')} of one dimension, not "
+                    f"{str(value.dtype).removeprefix('torch.')} of shape {list(value.shape)}; "
+                    f"use {name}.flatten().{method}()"
                 )
         if len(self.indices) == 0:
             raise UserError("the selection is empty; raise the budget or check the pool")
-        if self.indices.dtype != torch.int64:
-            raise UserError(
-                f"a selection's indices must be int64, not {self.indices.dtype}; use indices.long()"
-            )
         if len(self.indices.unique()) != len(self.indices):
             raise UserError("a selection holds the same candidate twice; return every index once")
         if self.weights.shape != self.indices.shape:
@@ -143,6 +168,11 @@ class Selection:
             )
         if not (torch.isfinite(self.weights).all() and (self.weights >= 0).all()):
             raise UserError("a selection's weights must be finite and 0 or more")
+        if abs((mean := float(self.weights.double().mean())) - 1) > MEAN_TOLERANCE:
+            raise UserError(
+                f"a selection's weights have mean {mean:.4g} and must have mean 1, or training would take "
+                "other steps than it is set to; return weights / weights.mean(), or unit_weights(n)"
+            )
         if not torch.isfinite(self.scores).all():
             raise UserError("a selection's scores must be finite; give the lowest score to a row without")
 
@@ -173,13 +203,11 @@ def choose_rows(selector: Selector, problem: SelectionProblem) -> Selection:
     name = type(selector).__name__
     try:
         answer = selector.select(problem)
-    except (AttributeError, TypeError) as error:
-        if "NoneType" in str(error) and (undeclared := _undeclared(selector, problem)):
-            raise UserError(
-                f"{name} reads the problem's {undeclared}, which it has not asked for ({error}); declare it: "
-                f"needs = frozenset({{Need.{undeclared.upper()}}})"
-            ) from error
-        raise
+    except (AttributeError, TypeError, RuntimeError) as error:
+        told = _what_is_none(error, selector, problem) or explain(error, problem)
+        if not told:
+            raise
+        raise UserError(f"{name}.select {told}") from error
     if not isinstance(answer, Selection):
         raise UserError(
             f"{name}.select returned {type(answer).__name__}; return "
@@ -200,12 +228,24 @@ def choose_rows(selector: Selector, problem: SelectionProblem) -> Selection:
     return answer
 
 
-def _undeclared(selector: Selector, problem: SelectionProblem) -> str:
-    """Name what a selector has not asked for and was not given; empty where it was given everything."""
+def _what_is_none(error: Exception, selector: Selector, problem: SelectionProblem) -> str:
+    """Say which part of the problem a selector has read that is None, and why; "" for another error."""
+    if isinstance(error, RuntimeError) or "NoneType" not in str(error):
+        return ""
+    line, found = source_line(error), f"({place(error)}: {error})"
     given = {Need.GRADIENTS: problem.pool_gradients, Need.MODEL: problem.model}
-    return next(
-        (need.value for need, value in given.items() if value is None and need not in selector.needs), ""
-    )
+    undeclared = [need.value for need, part in given.items() if part is None and need not in selector.needs]
+    if problem.target is None and "target" in line:
+        if Need.GRADIENTS in selector.needs or "target_gradients" not in line:
+            return (
+                f"reads the problem's target, which is None in-domain: there the pool is the target {found}"
+            )
+    for name in sorted(undeclared, key=lambda name: name not in line):  # the one that the line names first
+        return (
+            f"reads the problem's {name}, which {type(selector).__name__} has not asked for {found}; "
+            f"declare it: needs = frozenset({{Need.{name.upper()}}})"
+        )
+    return ""
 
 
 def _check_budget(name: str, answer: Selection, problem: SelectionProblem) -> None:

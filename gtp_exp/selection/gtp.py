@@ -10,6 +10,7 @@ cross-validation, rounds and fill, the other solvers, and every option without a
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -18,6 +19,7 @@ from typing import Any, ClassVar, Optional
 import torch
 from tqdm import tqdm
 
+from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError
 from gtp_exp.selection.atoms.sketches import (
     GIB,
@@ -30,6 +32,7 @@ from gtp_exp.selection.atoms.sketches import (
 from gtp_exp.selection.atoms.subspace import Subspace
 from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector
 from gtp_exp.selection.cross_validation import (
+    MORE_SIZES,
     Fold,
     RegularisationChoice,
     choose,
@@ -40,7 +43,13 @@ from gtp_exp.selection.cross_validation import (
 from gtp_exp.selection.partitioned import select_in_parts
 from gtp_exp.selection.rounds import Filled, fill_budget, refit
 from gtp_exp.selection.solvers.cosamp import CoSaMP
+from gtp_exp.selection.solvers.elastic_net import ElasticNet
+from gtp_exp.selection.solvers.omp import OMP, BlockOMP
 from gtp_exp.selection.solvers.pursuit import Pursuit, PursuitProblem, Solver
+
+log = logging.getLogger(__name__)
+
+SOLVERS = {solver.name: solver for solver in (CoSaMP, OMP, BlockOMP, ElasticNet)}  # by their words
 
 
 class TargetColumns(Enum):
@@ -97,6 +106,9 @@ class GTP(Selector):
     distributed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "solver", _as_solver(self.solver))
+        check_fields(self, "selector")
+
         def need(ok: bool, key: str, remedy: str) -> None:
             if not ok:
                 raise UserError(f"selector.{key}={getattr(self, key)} cannot be used; give {remedy}")
@@ -234,7 +246,9 @@ class GTP(Selector):
             return None, folds
         originals = data.copies.multiplicity > 0
 
-        with tqdm(desc="GTP: choosing the ridge", unit="pursuit", delay=2.0) as progress:
+        # The search ends early where the error rises again, so the total is the most that it may take.
+        most = len(folds) * (len(self.ridges) + MORE_SIZES)
+        with tqdm(total=most, desc="GTP: choosing the ridge", unit="pursuit", delay=2.0) as progress:
 
             def solve(fold: Fold, rows: int, ridge: float) -> Pursuit:
                 pursuit = self.solver.pursue(
@@ -250,10 +264,29 @@ class GTP(Selector):
                 progress.update()
                 return pursuit
 
-            return choose(solve, folds, round_rows, self.ridges), None
+            choice = choose(solve, folds, round_rows, self.ridges)
+            progress.total = progress.n
+        if problem.processes.main:
+            for doubt in choice.doubts(self.ridges):
+                log.warning("GTP: %s", doubt)
+        return choice, None
 
     def _weights(self, data: PursuitData, filled: Filled, solution: torch.Tensor) -> torch.Tensor:
         """Return the training weights float32 [M], mean 1, from those of the fit float64 [M, S]."""
         if self.weighting is Weighting.UNIFORM:
             return torch.ones(len(solution))
         return data.training_weights(filled.indices, solution.sum(1))
+
+
+def _as_solver(given: Any) -> Any:
+    """Return a solver as it is, or the one that a word stands for, with the values of its YAML."""
+    if isinstance(given, str) and given in SOLVERS:
+        return SOLVERS[given]()
+    if isinstance(given, type):
+        raise UserError(f"selector.solver={given.__name__} is a class; give an object, {given.__name__}()")
+    if not hasattr(given, "pursue"):
+        raise UserError(
+            f"selector.solver={given!r} is no solver; give one of {', '.join(SOLVERS)}, or an object such as "
+            "OMP() of gtp_exp.selection.solvers.omp"
+        )
+    return given

@@ -69,7 +69,7 @@ class Refit:
     residual: float  # ||B - A^T W|| / ||B||
     cosine: float  # between A^T W and B: the residual without the ridge's shrinkage
     kkt: float
-    ridge: float
+    absolute_ridge: float  # lam of this fit, not over the atoms' mean squared norm, times the rounds
     seconds: float
     rows_without_weight: int
 
@@ -79,7 +79,7 @@ class Refit:
             "residual": self.residual,
             "cosine": self.cosine,
             "kkt": self.kkt,
-            "ridge": self.ridge,
+            "absolute_ridge": self.absolute_ridge,
             "seconds": self.seconds,
             "rows_without_weight": self.rows_without_weight,
         }
@@ -103,7 +103,7 @@ def refit(atoms: Atoms, target: torch.Tensor, filled: Filled, ridge: float) -> R
         residual=float(torch.linalg.vector_norm(residual)) / lengths[0],
         cosine=float((fitted * target).sum()) / (lengths[0] * lengths[1]) if lengths[1] else 0.0,
         kkt=kkt,
-        ridge=ridge,
+        absolute_ridge=ridge,
         seconds=time.perf_counter() - began,
         rows_without_weight=int((weights.sum(1) == 0).sum()),
     )

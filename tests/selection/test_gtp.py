@@ -9,10 +9,12 @@ import pytest
 import torch
 from planted import clusters
 from problems import features, gtp, problem, with_features
+from tqdm import tqdm
 
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.features import MemoryFeatures, TensorRows
 from gtp_exp.selection.base import Unit
+from gtp_exp.selection.cross_validation import CrossValidationPoint, RegularisationChoice
 from gtp_exp.selection.gtp import GTP
 from gtp_exp.selection.solvers.cosamp import CoSaMP
 from gtp_exp.selection.solvers.elastic_net import ElasticNet
@@ -383,6 +385,70 @@ def test_parts_need_a_target_and_a_row_each():
         gtp(partitions=2).select(problem(pool, None, rows=5))
     with pytest.raises(UserError, match="selector.partitions=301"):
         gtp(partitions=301).select(problem(pool, target, rows=5))
+
+
+def warnings_of(caplog, pool, target):
+    """Return what is logged of a choice, and its diagnostics."""
+    caplog.clear()
+    chosen = gtp().select(problem([pool], [target], rows=10))
+    return " ".join(record.getMessage() for record in caplog.records), chosen.diagnostics
+
+
+def test_a_choice_that_fits_no_held_out_row_is_warned_of(caplog):
+    generator = torch.Generator().manual_seed(0)
+    pool, noise = torch.randn(200, 24, generator=generator), torch.randn(12, 24, generator=generator)
+    said, diagnostics = warnings_of(caplog, pool, noise)
+    assert min(point["error"] for point in diagnostics["cross_validation"]) >= 1
+    assert "on held-out rows, choosing nothing has 1" in said
+    said, diagnostics = warnings_of(caplog, pool, noise + 3)
+    assert min(point["error"] for point in diagnostics["cross_validation"]) < 1
+    assert "held-out" not in said
+
+
+@pytest.mark.parametrize(
+    ("ridges", "told"),
+    [
+        ([1e-3, 1e-2, 1e-1], "the largest of selector.ridges, 0.1"),
+        ([1e3, 1e4, 1e5], "the smallest of selector.ridges, 1000"),
+        ([1e-3, 1e-1, 1.0, 1e3, 1e6], ""),
+        ([0.1], ""),
+    ],
+)
+def test_a_ridge_at_an_end_of_its_grid_is_warned_of(caplog, ridges, told):
+    def error(ridge):  # the lowest at 1
+        return abs(torch.tensor(ridge).log().item())
+
+    curve = tuple(CrossValidationPoint(10, ridge, (error(ridge),) * 2) for ridge in ridges)
+    best = min(curve, key=lambda point: point.error)
+    said = " ".join(RegularisationChoice(10, best.ridge, curve).doubts(ridges))
+    assert told in said if told else "cross-validation chose" not in said
+
+
+def test_the_search_for_the_ridge_shows_how_far_it_is(monkeypatch):
+    bars = []
+
+    class Bar(tqdm):
+        def __init__(self, **options):
+            super().__init__(**options)
+            bars.append((self, self.total))
+
+    monkeypatch.setattr("gtp_exp.selection.gtp.tqdm", Bar)
+    generator = torch.Generator().manual_seed(0)
+    pool, target = torch.randn(60, 8, generator=generator), torch.randn(8, 8, generator=generator) + 1
+    gtp(folds=2, ridges=[0.1, 1.0]).select(problem([pool], [target], rows=12))
+    ((bar, most),) = bars
+    assert most == 2 * (2 + 2) and 0 < bar.n <= most and bar.total == bar.n
+
+
+def test_the_two_ridges_have_two_names():
+    generator = torch.Generator().manual_seed(0)
+    pool, target = torch.randn(60, 8, generator=generator), torch.randn(8, 8, generator=generator) + 1
+    settings = {"normalise": "none", "regularisation": "fixed", "ridge": 0.5, "round_rows": 4}
+    report = gtp(**settings).select(problem([pool], [target], rows=12)).diagnostics
+    scale = float(pool.square().sum(1).mean())
+    assert report["ridge"] == 0.5 and len(report["rows_by_round"]) == 3
+    assert report["refit"]["absolute_ridge"] == pytest.approx(3 * 0.5 * scale, rel=1e-5)
+    assert "ridge" not in report["refit"]
 
 
 def test_uncollapsed_copies_compete():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -235,10 +236,32 @@ WRONG = {
     "a row outside": (lambda p: Selection(torch.arange(15) + N - 5, ones(15), ones(N)), "0 to 119"),
     "too few weights": (lambda p: Selection(torch.arange(15), ones(14), ones(N)), "one weight per index"),
     "a negative weight": (lambda p: Selection(torch.arange(15), -ones(15), ones(N)), "0 or more"),
+    "weights of mean 5": (lambda p: Selection(torch.arange(15), 5 * ones(15), ones(N)), "mean 5 and must"),
+    "weights of zero": (lambda p: Selection(torch.arange(15), 0 * ones(15), ones(N)), "mean 0 and must"),
+    "weights of float64": (
+        lambda p: Selection(torch.arange(15), ones(15).double(), ones(N)),
+        r"weights must be float32 .*not float64 of shape \[15\]; use weights.flatten\(\).float\(\)",
+    ),
+    "a column of scores": (
+        lambda p: Selection(torch.arange(15), ones(15), ones(N)[:, None]),
+        r"of one dimension, not float32 of shape \[120, 1\]",
+    ),
     "too few scores": (lambda p: Selection(torch.arange(15), ones(15), ones(15)), "of the 120 candidates"),
     "a score without value": (lambda p: Selection(torch.arange(15), ones(15), ones(N) / 0), "finite"),
     "nothing": (lambda p: None, "returned NoneType"),
     "gradients not asked for": (lambda p: p.pool_gradients.n, "Need.GRADIENTS"),
+    "a text of the problem": (
+        lambda p: p.texts,
+        r"Answers.select asks SelectionProblem for 'texts' \(.*test_selectors.py, line \d+\); what it has: b",
+    ),
+    "a text of an example": (
+        lambda p: p.candidates[0].message,
+        r"Example for 'message', perhaps for 'messages' \(.*; what it has: completion, id, messages, prompt",
+    ),
+    "a length": (
+        lambda p: p.budget[0],
+        r"'Budget' object is not .*\); what it has: amount, rows, take, unit",
+    ),
 }
 
 
@@ -247,6 +270,52 @@ def test_a_wrong_answer_is_told_what_to_return(case, problem):
     answer, told = WRONG[case]
     with pytest.raises(UserError, match=told):
         choose_rows(Answers(answer), given(problem, Answers(answer)))
+
+
+class AnswersByGradients(Answers):
+    """Answer with whatever it is given, by gradients."""
+
+    needs = frozenset({Need.GRADIENTS})
+
+
+MISUSED = {
+    "an array's method": (
+        lambda g: g.mean(0),
+        r"MemoryFeatures for 'mean' \(.*; what it has: dim, directions",
+    ),
+    "a product": (
+        lambda g: g @ torch.ones(DIM),
+        r"failed: unsupported operand .*; what it has: dim, directions",
+    ),
+    "a tensor of it": (lambda g: torch.tensor(g), "failed: .* dtype of MemoryFeatures .*; what it has: dim"),
+    "an index": (
+        lambda g: g.features(0, "sgd")[0],
+        "'TensorRows' object .*; what it has: chunks, dtype, matrix",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MISUSED)
+def test_gradients_that_are_taken_for_an_array_are_told_what_they_have(case, problem):
+    answer, told = MISUSED[case]
+    with pytest.raises(UserError, match=told):
+        choose_rows(AnswersByGradients(lambda p: answer(p.pool_gradients)), problem)
+
+
+def test_a_target_that_is_not_there_in_domain_is_told(problem):
+    asked = replace(problem, target=None, target_gradients=None)
+    for chooser in (
+        Answers(lambda p: [row.id for row in p.target]),
+        AnswersByGradients(lambda p: p.target_gradients.n),
+    ):
+        with pytest.raises(UserError, match="the problem's target, which is None in-domain"):
+            choose_rows(chooser, given(asked, chooser))
+
+
+def test_an_error_of_another_kind_keeps_its_traceback(problem):
+    for error in (lambda p: Answers.answers, lambda p: torch.ones(2) @ torch.ones(3), lambda p: [] + 1):
+        with pytest.raises((AttributeError, RuntimeError, TypeError)):
+            choose_rows(Answers(error), problem)
 
 
 def test_a_token_budget_that_is_exceeded_is_told(problem):
@@ -264,3 +333,9 @@ def test_what_a_selector_does_not_say_of_itself_has_a_default():
         False,
     )
     assert plain.reads() == {}
+
+
+@pytest.mark.parametrize("kind", [SelectionProblem, Selection])
+def test_the_help_of_the_contract_tells_every_field(kind):
+    for name in kind.__dataclass_fields__:
+        assert re.search(rf"^    .*\b{name}\b.*:", kind.__doc__, re.MULTILINE), name

@@ -85,12 +85,13 @@ class PursuitData:
 def require_directions(features: GradientFeatures | None, directions: Sequence[str], selector: str) -> None:
     """Raise UserError for gradients that lack a direction, naming the remedy."""
     if features is None:
-        raise UserError(f"{selector} needs gradients of the pool; give a gradients config")
+        raise UserError(f"{selector} reads gradients, and the problem holds none")
     for direction in directions:
         if direction not in features.directions:
             raise UserError(
                 f"{selector} reads direction '{direction}' but the store holds "
-                f"{', '.join(features.directions)}; add it to gradients.directions"
+                f"{', '.join(features.directions)}; choose one of these, or "
+                "collect again with it in gradients.directions"
             )
 
 
@@ -151,7 +152,7 @@ def build_atoms(problem: SelectionProblem, settings: AtomSettings, selector: str
     scales, gradient_norms, atom_norms = _scales([part.norms for part in parts], shares, settings.normalise)
     if not (gradient_norms > 0).any():
         raise NothingToChoose(
-            "every candidate's gradient is zero, so none can be preferred; check the gradients config"
+            "every candidate's gradient is zero, so none can be preferred; check how they were computed"
         )
     blocks = tuple(Block(part.rows, s, part.basis) for part, s in zip(parts, scales, strict=True))
     copies = no_copies(pool.n)

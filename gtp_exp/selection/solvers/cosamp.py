@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import torch
 
+from gtp_exp.decode import check_fields
 from gtp_exp.selection.solvers.nnls import Columns
 from gtp_exp.selection.solvers.pruning import contributions, fit_columns, prune
 from gtp_exp.selection.solvers.pursuit import Pursuit, PursuitProblem, Search, require
@@ -43,6 +44,7 @@ class CoSaMP:
     name: ClassVar[str] = "cosamp"
 
     def __post_init__(self) -> None:
+        check_fields(self, "selector.solver")
         require(
             self.candidates >= 1, "candidates", self.candidates, "at least 1 (the paper's CoSaMP takes 2)"
         )

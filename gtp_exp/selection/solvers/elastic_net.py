@@ -19,6 +19,7 @@ from typing import ClassVar
 
 import torch
 
+from gtp_exp.decode import check_fields
 from gtp_exp.selection.solvers.nnls import NNLS, Columns, fit
 from gtp_exp.selection.solvers.pruning import contributions, prune
 from gtp_exp.selection.solvers.pursuit import Pursuit, PursuitProblem, Search, require, require_one_column
@@ -51,6 +52,7 @@ class ElasticNet:
     name: ClassVar[str] = "elastic_net"
 
     def __post_init__(self) -> None:
+        check_fields(self, "selector.solver")
         require(self.candidates >= 1, "candidates", self.candidates, "at least 1")
         require(self.prune_stages >= 1, "prune_stages", self.prune_stages, "at least 1")
         require(self.max_iterations >= 1, "max_iterations", self.max_iterations, "at least 1")

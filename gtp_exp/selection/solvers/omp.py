@@ -16,6 +16,7 @@ from typing import ClassVar
 
 import torch
 
+from gtp_exp.decode import check_fields
 from gtp_exp.selection.atoms.duplicates import near_copies
 from gtp_exp.selection.solvers.nnls import Columns, columns_of, dependent, fit
 from gtp_exp.selection.solvers.pursuit import Pursuit, PursuitProblem, Search, require, require_one_column
@@ -43,6 +44,7 @@ class BlockOMP:
     name: ClassVar[str] = "block_omp"
 
     def __post_init__(self) -> None:
+        check_fields(self, "selector.solver")
         require(self.steps >= 1, "steps", self.steps, "at least 1")
 
     def pursue(self, problem: PursuitProblem) -> Pursuit:
