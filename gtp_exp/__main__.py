@@ -76,7 +76,7 @@ def _run(config: DictConfig, directory: Path) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return run_job(resolved, launch)
+    return run_job(resolved, launch, more_follow=HydraConfig.get().mode is RunMode.MULTIRUN)
 
 
 def outcome(record: RunRecord, directory: Path) -> str:

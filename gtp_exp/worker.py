@@ -28,22 +28,36 @@ from gtp_exp.config import build
 from gtp_exp.errors import UserError
 from gtp_exp.launch import heartbeat
 from gtp_exp.launch.faults import storage_fault
-from gtp_exp.launch.launcher import GRACE_S, die_with_parent, not_deterministic
+from gtp_exp.launch.fork_server import SERVE, serve
+from gtp_exp.launch.launcher import GRACE_S, not_deterministic
+from gtp_exp.launch.parent import die_with_parent
 from gtp_exp.records.record import Names, RunRecord, State, write_record
 from gtp_exp.tracking import METRICS_NAME
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "lm-eval", "numpy")
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+# What most jobs import sooner or later, for the server that forks them.
+PRELOADED = (
+    "gtp_exp.experiment",
+    "transformers.trainer",
+    "transformers.models.llama.modeling_llama",
+    "peft",
+    "lm_eval.evaluator",
+    "wandb",
+)
 OPTIONAL = ("selection_model",)  # groups that need not be chosen
 log = logging.getLogger("gtp_exp")
 
 
 def main() -> None:
-    """Run the job that the resolved.yaml named on the command line describes, and end the process."""
-    resolved = Path(sys.argv[1])
-    directory, main_process = resolved.parent, _is_main()
+    """Run the job that the resolved.yaml named on the command line describes, and end the process.
+
+    With `--serve`, wait as a server, and do so in each process that is forked from it.
+    """
     die_with_parent()  # under Accelerate's launcher, too
     _quiet_libraries()
+    resolved = Path(serve(int(sys.argv[2]), PRELOADED) if sys.argv[1] == SERVE else sys.argv[1])
+    directory, main_process = resolved.parent, _is_main()
     _log_to(directory / "worker.log" if main_process else None)
     if main_process:
         heartbeat.start(directory)

@@ -124,9 +124,12 @@ def _command(hydra_config: Any) -> list[str]:
     return [*again, *hydra_config.overrides.task]
 
 
-def run_job(resolved: Path, launch: Launch) -> int:
-    """Run a prepared job's workers to their end, see that its record tells it, and return the exit status."""
-    ended = run_worker(resolved, launch)
+def run_job(resolved: Path, launch: Launch, *, more_follow: bool = False) -> int:
+    """Run a prepared job's workers to their end, see that its record tells it, and return the exit status.
+
+    more_follow: whether it is one of several jobs, which then share the time of imports.
+    """
+    ended = run_worker(resolved, launch, more_follow=more_follow)
     if ended.code != 0:
         _mark_dead(resolved.parent, ended)
     return ended.status

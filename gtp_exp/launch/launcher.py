@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import socket
@@ -15,17 +14,21 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Optional
+from typing import Optional, TypeAlias
 
 from omegaconf import OmegaConf
 
 from gtp_exp.errors import UserError, first_line
-from gtp_exp.launch import heartbeat
+from gtp_exp.launch import fork_server, heartbeat
+from gtp_exp.launch.fork_server import ForkedJob
 from gtp_exp.launch.heartbeat import JobWatch
+from gtp_exp.launch.parent import die_with_parent
 
 GRACE_S = 20.0  # seconds that a worker has to write its state before it is killed
 TIMED_OUT = 124  # exit status, the same as that of timeout(1)
 SETTLE_S = 2.0  # seconds that the other workers have to fail by themselves once one has failed
+
+Worker: TypeAlias = "subprocess.Popen[bytes] | ForkedJob"
 
 
 class Device(Enum):
@@ -167,25 +170,17 @@ def follower_log(rank: int) -> str:
     return f"worker.rank{rank}.log"
 
 
-def run_worker(resolved: Path, launch: Launch) -> JobExit:
+def run_worker(resolved: Path, launch: Launch, *, more_follow: bool = False) -> JobExit:
     """Run a job's worker processes to their end and tell how they ended.
 
+    more_follow: other jobs are likely to follow, so the worker is forked where that is safe.
     The main process writes to this terminal, the others into files. When one fails the others are stopped,
     and so they are however this process ends.
     """
-    workers = []
-    for rank, environment in enumerate(launch.environments()):
-        log = resolved.parent / follower_log(rank)
-        with log.open("w") if rank else contextlib.nullcontext() as out:
-            workers.append(
-                subprocess.Popen(
-                    launch.command(resolved),
-                    env=environment,
-                    stdout=out,
-                    stderr=out,
-                    preexec_fn=partial(die_with_parent, os.getpid()),
-                )
-            )
+    if more_follow and _is_forked(launch):
+        workers: list[Worker] = [fork_server.start_job(launch.command(resolved), launch.environment())]
+    else:
+        workers = _fresh_workers(resolved, launch)
     previous = {}
     if threading.current_thread() is threading.main_thread():
 
@@ -204,7 +199,34 @@ def run_worker(resolved: Path, launch: Launch) -> JobExit:
             signal.signal(signum, handler)
 
 
-def _wait(workers: list[subprocess.Popen], watch: JobWatch) -> JobExit:
+def _is_forked(launch: Launch) -> bool:
+    """Return whether a server can fork the job: on Linux, as one process that nothing else starts.
+
+    Only a main thread starts one, as the kernel ends a process with the thread that has started it.
+    """
+    alone = launch.num_processes == 1 and launch.config_file is None
+    return sys.platform == "linux" and alone and threading.current_thread() is threading.main_thread()
+
+
+def _fresh_workers(resolved: Path, launch: Launch) -> list[Worker]:
+    """Start a new Python for each of the job's processes."""
+    workers: list[Worker] = []
+    for rank, environment in enumerate(launch.environments()):
+        log = resolved.parent / follower_log(rank)
+        with log.open("w") if rank else contextlib.nullcontext() as out:
+            workers.append(
+                subprocess.Popen(
+                    launch.command(resolved),
+                    env=environment,
+                    stdout=out,
+                    stderr=out,
+                    preexec_fn=partial(die_with_parent, os.getpid()),
+                )
+            )
+    return workers
+
+
+def _wait(workers: list[Worker], watch: JobWatch) -> JobExit:
     """Wait until all workers have ended, the first has failed or a limit is exceeded."""
     while True:
         codes = [worker.poll() for worker in workers]
@@ -221,7 +243,7 @@ def _wait(workers: list[subprocess.Popen], watch: JobWatch) -> JobExit:
         time.sleep(0.1)
 
 
-def _stop(workers: list[subprocess.Popen]) -> None:
+def _stop(workers: list[Worker]) -> None:
     """End the workers that still run: SIGTERM first, SIGKILL after GRACE_S seconds."""
     running = [worker for worker in workers if worker.poll() is None]
     for worker in running:
@@ -241,15 +263,3 @@ def not_deterministic(error: BaseException) -> str:
     if "use_deterministic_algorithms" not in str(error):
         return ""
     return f"{first_line(error).split(', but')[0]} on this device; set launch.deterministic=false"
-
-
-def die_with_parent(parent: int | None = None) -> None:
-    """Ask the kernel to send SIGTERM to this process when its parent is gone, however the parent ended.
-
-    parent: its process id, if known; exits at once when it is gone already.
-    """
-    if sys.platform == "linux":  # holds even when the parent is killed with SIGKILL
-        pr_set_pdeathsig = 1
-        ctypes.CDLL("libc.so.6").prctl(pr_set_pdeathsig, signal.SIGTERM)
-    if parent is not None and os.getppid() != parent:
-        os._exit(1)
