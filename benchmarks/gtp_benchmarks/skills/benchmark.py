@@ -43,14 +43,16 @@ class SkillsBenchmark:
                 )
         if self.target_rows < 1 and not self.in_domain:
             raise UserError(
-                f"benchmark.target_rows={self.target_rows} gives the selector no target; use 5 or so"
+                f"benchmark.target_rows={self.target_rows} gives the selector no target; use 5 or "
+                "so, or aim at the pool itself by benchmark.in_domain=true"
             )
         if self.test_rows < 1:
             raise UserError(f"benchmark.test_rows={self.test_rows} leaves nothing to test on; use 100 or so")
         if self.generation_skills and not 1 <= self.generation_rows <= self.test_rows:
             raise UserError(
                 f"benchmark.generation_rows={self.generation_rows} must lie between 1 and "
-                f"test_rows={self.test_rows}: the generation task reuses the test questions"
+                f"test_rows={self.test_rows}: the generation task reuses the test questions "
+                "(benchmark.generation_skills=[] leaves it out)"
             )
 
     def target(self) -> tuple[Example, ...] | None:
