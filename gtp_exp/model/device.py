@@ -64,3 +64,9 @@ def cpu_has_bf16() -> bool:
     except OSError:
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Say whether an error means that memory ran out."""
+    # The CPU allocator has no exception class of its own.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

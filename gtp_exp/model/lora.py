@@ -86,3 +86,10 @@ def _check_adapted(model: Any, lora: LoRA, wanted: list[int]) -> None:
             f"model.lora.last_layers={lora.last_layers} does not go with "
             f"model.lora.target_modules={lora.target_modules}: {what}; set last_layers=null, or other modules"
         )
+
+
+def base_model(model: torch.nn.Module) -> Any:
+    """Return the transformers model with its adapters in place, without PEFT's wrapper."""
+    from peft import PeftModel
+
+    return model.get_base_model() if isinstance(model, PeftModel) else model

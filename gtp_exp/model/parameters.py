@@ -1,8 +1,9 @@
-"""Find which of a model's parameters are trained, and put a model back as it was found."""
+"""Find a model's trained parameters and their width, and put a model back as it was found."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -28,3 +29,22 @@ def left_as_found(model: torch.nn.Module, parameters: Mapping[str, torch.nn.Para
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(values[name])
+
+
+def half_precision(model: torch.nn.Module) -> bool:
+    """Say whether any parameter is in float16 or bfloat16."""
+    return any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
+
+
+@contextlib.contextmanager
+def in_float32(model: torch.nn.Module) -> Iterator[None]:
+    """Widen the weights to float32 inside; put the half-precision tensors themselves back afterwards."""
+    tensors = [t for t in itertools.chain(model.parameters(), model.buffers()) if t.is_floating_point()]
+    originals = [t.data for t in tensors]
+    try:
+        for tensor in tensors:
+            tensor.data = tensor.data.float()
+        yield
+    finally:
+        for tensor, original in zip(tensors, originals, strict=True):
+            tensor.data = original

@@ -1,15 +1,17 @@
-"""Make what one training step sees: the order of the rows, what each weighs, and the padded batch."""
+"""Make what one training step sees: the order of the rows, what each weighs, and their batch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset, Sampler
 
 from gtp_exp.data.batching import pad_collate
 from gtp_exp.data.examples import IGNORE, TokenizedExample
+from gtp_exp.model.packing import lay_end_to_end
 from gtp_exp.training.config import BatchLoss
 
 NO_ROW = -1  # stands for an empty row, which adds nothing to a batch
@@ -75,10 +77,31 @@ class TermsDataset(Dataset):
         return self.no_row if i == NO_ROW else self.rows[i]
 
 
-def collate(
-    rows: Sequence[tuple[TokenizedExample, tuple[float, float]]], pad_id: int
-) -> dict[str, torch.Tensor]:
-    """Return the padded batch of these rows, with their a_i as `token_weight` [b] and n_i as `size` [b]."""
-    batch = pad_collate([example for example, _ in rows], pad_id)
-    token_weight, size = torch.tensor([terms for _, terms in rows]).unbind(1)
-    return {**batch, "token_weight": token_weight, "size": size}
+@dataclass(frozen=True)
+class Collate:
+    """Makes the batch of one forward pass: rows end to end, or padded to the longest.
+
+    Beside what the model takes it holds `labels`, the a_i of every token as `token_weight` (both [b, L], or
+    [1, T] end to end), the n_i as `size` [b] and, end to end, the rows' `bounds`.
+    """
+
+    pad_id: int
+    packed: bool
+
+    def __call__(self, rows: Sequence[tuple[TokenizedExample, tuple[float, float]]]) -> dict[str, Any]:
+        """Return the batch of these rows."""
+        examples = [example for example, _ in rows]
+        row_weight, size = torch.tensor([terms for _, terms in rows]).unbind(1)
+        if not self.packed:
+            batch = pad_collate(examples, self.pad_id)
+            return {**batch, "token_weight": row_weight[:, None].expand_as(batch["labels"]), "size": size}
+        laid = lay_end_to_end(examples)
+        lengths = torch.tensor([example.n_tokens for example in examples])
+        return {
+            "input_ids": torch.tensor([laid.tokens]),
+            "position_ids": torch.tensor([laid.positions]),
+            "labels": torch.tensor([laid.labels]),
+            "token_weight": row_weight.repeat_interleave(lengths)[None],
+            "size": size,
+            "bounds": laid.bounds,
+        }

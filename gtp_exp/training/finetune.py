@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 from pathlib import Path
@@ -12,9 +13,12 @@ import torch
 
 from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.model.loading import LoadedModel
-from gtp_exp.training.batches import RowOrder, TermsDataset, TrainingRows, collate
+from gtp_exp.model.packing import packing_obstacle
+from gtp_exp.training.batches import Collate, RowOrder, TermsDataset, TrainingRows
 from gtp_exp.training.config import TrainConfig, micro_batch_size
 from gtp_exp.training.resume import SCRATCH, drop_unfinished, resumable
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:  # they import half of transformers, which a job that finds its stages cached does without
     from transformers import TrainingArguments
@@ -35,8 +39,9 @@ def finetune(
 ) -> None:
     """Train `loaded` in place; write the training curve to `history.jsonl` in `directory`.
 
-    label: for the progress bar. Accumulation and several processes change nothing but rounding (and the masks
-    of dropout): every step sees the same rows. After a kill the run goes on from the last epoch, but with an
+    label: for the progress bar. The rows of a pass lie end to end where the model allows it, without padding.
+    Passes of other sizes and several processes change nothing but rounding (and the masks of dropout): every
+    step sees the same rows. After a kill the run goes on from the last epoch, but with an
     `on_epoch_end` hook it starts over. The hook is called in every process. What it goes on from stays until
     `forget_epochs`.
     """
@@ -53,7 +58,7 @@ def finetune(
         model=loaded.model,
         args=_arguments(loaded, config, scratch, n_rows, seed, processes.size, save=on_epoch_end is None),
         train_dataset=TermsDataset(rows, config.loss, pad_id),
-        data_collator=lambda batch: collate(batch, pad_id),
+        data_collator=Collate(pad_id, packed=_may_pack(loaded, rows, processes)),
         callbacks=[Progress(label, on_epoch_end), SealCheckpoints(scratch, processes)],
     )
     together = trainer.args.per_device_train_batch_size * processes.size  # rows of one pass of all processes
@@ -70,6 +75,14 @@ def finetune(
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     if processes.main:
         (directory / "history.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in history))
+
+
+def _may_pack(loaded: LoadedModel, rows: TrainingRows, processes: Processes) -> bool:
+    """Say whether rows may lie end to end; else log why they are padded."""
+    reason = processes.broadcast(packing_obstacle(loaded.model, rows.examples) if processes.main else None)
+    if reason is not None:
+        log.info("training pads its rows to the longest of a pass, for they cannot be packed: %s", reason)
+    return reason is None
 
 
 def _arguments(

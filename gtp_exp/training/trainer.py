@@ -13,7 +13,9 @@ from transformers import Trainer, TrainerCallback
 
 from gtp_exp.distributed import Processes
 from gtp_exp.errors import UserError
-from gtp_exp.model.loss import labelled_nll
+from gtp_exp.model.linear_kernels import LinearKernel
+from gtp_exp.model.loss import labelled_logits, token_nll
+from gtp_exp.model.packing import rows_apart
 from gtp_exp.training.batches import RowOrder
 from gtp_exp.training.resume import seal_newest
 
@@ -25,6 +27,7 @@ class WeightedTrainer(Trainer):
     """Trains on the loss of `TrainingRows.loss_terms`, in the order of `order`."""
 
     order: RowOrder
+    kernel = LinearKernel.DEFAULT  # of frozen linear layers, where rows lie end to end
     loss_is_scaled_for_ga = True  # by num_items_in_batch, whatever the model would do with its own loss
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
@@ -35,6 +38,15 @@ class WeightedTrainer(Trainer):
         total = torch.stack([batch["size"].sum() for batch in batch_samples]).sum().to(device)
         return self.accelerator.reduce(total, "sum") if self.args.world_size > 1 else total
 
+    def training_step(self, model: Any, inputs: dict, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Return the loss of one pass, forward and backward, and keep rows apart that lie end to end."""
+        bounds = inputs.pop("bounds", None)
+        if bounds is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        without_wrapper: Any = self.model
+        with rows_apart(without_wrapper, bounds, self.kernel) as extra:
+            return super().training_step(model, {**inputs, **extra}, num_items_in_batch)
+
     def compute_loss(
         self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
     ):
@@ -43,8 +55,9 @@ class WeightedTrainer(Trainer):
             raise NotImplementedError("this Trainer trains, and evaluates nothing")
         weight, labels = inputs.pop("token_weight"), inputs.pop("labels")
         inputs.pop("size")
-        nll, row = labelled_nll(model, inputs, labels)
-        loss = (nll * weight[row]).sum() / num_items_in_batch * self.accelerator.num_processes
+        logits, row, column = labelled_logits(model, inputs, labels)
+        nll = token_nll(logits, labels[row, column])
+        loss = (nll * weight[row, column]).sum() / num_items_in_batch * self.accelerator.num_processes
         if not torch.isfinite(loss):
             raise UserError(
                 f"the training loss became {loss.item()} at step {self.state.global_step}; "

@@ -13,12 +13,12 @@ from gtp_exp.errors import UserError
 from gtp_exp.gradients.checkpoints import load_moments, load_trainable
 from gtp_exp.gradients.collect import collect
 from gtp_exp.gradients.directions import Direction, apply_direction
-from gtp_exp.gradients.engines.adapters import base_model
 from gtp_exp.gradients.engines.choose import Engine
 from gtp_exp.gradients.settings import GradientConfig
 from gtp_exp.gradients.sketch import Sketch, SketchKind, make_projection
 from gtp_exp.gradients.store import StorageType
 from gtp_exp.gradients.store_command import main
+from gtp_exp.model.lora import base_model
 from gtp_exp.model.loss import Reduction, reference_gradients
 from gtp_exp.model.parameters import trainable_parameters
 

@@ -38,9 +38,9 @@ def test_they_are_those_of_all_positions(tiny, tokenized):
         for t, label in enumerate(labels[row].tolist())
         if t and label != IGNORE
     ]
-    for logits, tokens, rows in (found, spared):
+    for logits, rows, columns in (found, spared):
         torch.testing.assert_close(logits, torch.stack([z for z, _, _ in expected]))
-        assert tokens.tolist() == [token for _, token, _ in expected]
+        assert labels[rows, columns].tolist() == [token for _, token, _ in expected]
         assert rows.tolist() == [row for _, _, row in expected]
     assert heads[0] < labels.shape[1] == heads[1] == heads[2]
 
@@ -48,8 +48,8 @@ def test_they_are_those_of_all_positions(tiny, tokenized):
 def test_a_batch_without_labels_has_none_and_can_be_differentiated(tiny):
     model = tiny.load_trainable(0).model
     batch = pad_collate([UNLABELLED], 0)
-    logits, tokens, rows = labelled_logits(model, batch, batch.pop("labels"))
-    assert logits.shape[0] == tokens.shape[0] == rows.shape[0] == 0
+    logits, rows, columns = labelled_logits(model, batch, batch.pop("labels"))
+    assert logits.shape[0] == rows.shape[0] == columns.shape[0] == 0
     logits.sum().backward()
     # Zero, but there: data-parallel training waits for every one of them.
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters() if p.requires_grad)

@@ -37,13 +37,6 @@ class Adapters:
     obstacles: tuple[str, ...]  # why the batched engines cannot be used, one sentence each, by module name
 
 
-def base_model(model: torch.nn.Module) -> Any:
-    """Return the transformers model with its adapters in place, without PEFT's wrapper."""
-    from peft import PeftModel
-
-    return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
 def has_adapters(model: torch.nn.Module) -> bool:
     """Say whether PEFT has adapted any module of the model."""
     from peft.tuners.tuners_utils import BaseTunerLayer

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -13,6 +11,7 @@ from gtp_exp.errors import UserError
 from gtp_exp.gradients.engines.base import GradientEngine, gradients_of
 from gtp_exp.gradients.engines.memory import halving
 from gtp_exp.model.loss import Reduction, reference_gradients
+from gtp_exp.model.parameters import half_precision
 
 # Largest relative error by the precision of the model's weights. In float32 batch-size-1 autograd is itself
 # about 1e-5 from float64. In half precision both sides carry rounding errors of several percent in the l2
@@ -56,25 +55,6 @@ def check_engine(
             f"({tolerance:.0e} is allowed)"
         )
     return None
-
-
-def half_precision(model: torch.nn.Module) -> bool:
-    """Say whether any parameter is in float16 or bfloat16."""
-    return any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
-
-
-@contextlib.contextmanager
-def in_float32(model: torch.nn.Module) -> Iterator[None]:
-    """Widen the weights to float32 inside; put the half-precision tensors themselves back afterwards."""
-    tensors = [t for t in itertools.chain(model.parameters(), model.buffers()) if t.is_floating_point()]
-    originals = [t.data for t in tensors]
-    try:
-        for tensor in tensors:
-            tensor.data = tensor.data.float()
-        yield
-    finally:
-        for tensor, original in zip(tensors, originals, strict=True):
-            tensor.data = original
 
 
 def not_finite(ids: Sequence[str]) -> UserError:

@@ -13,12 +13,14 @@ from gtp_exp.data.examples import TokenizedExample
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.engines.adapters import Adapters, find_adapters, has_adapters, refuse
 from gtp_exp.gradients.engines.base import AutogradEngine, GradientEngine
-from gtp_exp.gradients.engines.check import check_engine, half_precision, in_float32
+from gtp_exp.gradients.engines.check import check_engine
 from gtp_exp.gradients.engines.hooks import HooksEngine
-from gtp_exp.gradients.engines.linear import LinearKernel, fastest_kernel
-from gtp_exp.gradients.engines.memory import choose_token_budget, out_of_memory
+from gtp_exp.gradients.engines.memory import choose_token_budget
 from gtp_exp.gradients.engines.packed import PackedEngine, packed_obstacle
+from gtp_exp.model.device import out_of_memory
+from gtp_exp.model.linear_kernels import LinearKernel, fastest_kernel
 from gtp_exp.model.loss import Reduction
+from gtp_exp.model.parameters import half_precision, in_float32
 
 _CHECKED = 8  # examples of the first batch that are compared
 _CHECKED_IN_HALF = 3  # again in half precision, where only gross errors can show

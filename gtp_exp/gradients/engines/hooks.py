@@ -13,8 +13,9 @@ import torch
 
 from gtp_exp.data.batching import pad_collate
 from gtp_exp.data.examples import TokenizedExample
-from gtp_exp.gradients.engines.adapters import Adapters, base_model
+from gtp_exp.gradients.engines.adapters import Adapters
 from gtp_exp.gradients.engines.base import Consume, NotPerExample, pad
+from gtp_exp.model.lora import base_model
 from gtp_exp.model.loss import Reduction, labelled_nll
 
 

@@ -13,6 +13,7 @@ import torch
 from gtp_exp.data.examples import TokenizedExample
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.engines.base import GradientEngine
+from gtp_exp.model.device import out_of_memory
 
 # Larger batches gain little once the matrix products are saturated: on a CPU with a thousand tokens, on a GPU
 # with many more, where a small model's products are over before the next ones are asked for.
@@ -88,9 +89,3 @@ def halving(
     warnings.warn(f"out of memory with {len(batch)} examples in a batch; going on with halves", stacklevel=2)
     half = len(batch) // 2
     return halving(batch[:half], run) + halving(batch[half:], run)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Say whether an error means that memory ran out."""
-    # The CPU allocator has no exception class of its own.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -13,16 +13,17 @@ from typing import Any
 import torch
 
 from gtp_exp.data.examples import TokenizedExample
-from gtp_exp.gradients.engines.adapters import Adapters, base_model
-from gtp_exp.gradients.engines.attention import attention_per_sequence
+from gtp_exp.gradients.engines.adapters import Adapters
 from gtp_exp.gradients.engines.base import Consume, pack, pad
 from gtp_exp.gradients.engines.compiled import compiled_norms
 from gtp_exp.gradients.engines.head import label_head
-from gtp_exp.gradients.engines.linear import LinearKernel, packed_linears
-from gtp_exp.gradients.engines.rectangle import Rectangle
+from gtp_exp.gradients.engines.linear import packed_linears
+from gtp_exp.model.linear_kernels import LinearKernel
+from gtp_exp.model.lora import base_model
 from gtp_exp.model.loss import Reduction, label_positions, token_nll
-
-_KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+from gtp_exp.model.packed_attention import attention_per_sequence
+from gtp_exp.model.packing import lay_end_to_end, mixing_layers
+from gtp_exp.model.rectangle import Rectangle
 
 
 class PackedEngine:
@@ -76,20 +77,17 @@ class Packing:
     """Lays a batch out as one sequence [1, T]: tokens, positions that start anew, places of the labels."""
 
     def __init__(self, batch: Sequence[TokenizedExample], reduction: Reduction, device: torch.device) -> None:
-        self.bounds: list[tuple[int, int]] = []
-        tokens, positions, labelled, targets, weights = [], [], [], [], []
-        for example in batch:
-            start = len(tokens)
-            tokens += example.input_ids
-            positions += range(example.n_tokens)
-            self.bounds.append((start, len(tokens)))
+        laid = lay_end_to_end(batch)
+        self.bounds = laid.bounds
+        labelled, targets, weights = [], [], []
+        for example, (start, _) in zip(batch, laid.bounds, strict=True):
             where, labels = label_positions(example)
             labelled += [start + t for t in where]
             targets += labels
             weights += [1 / len(where) if reduction is Reduction.MEAN else 1.0] * len(where)
         self.inputs: dict[str, Any] = {
-            "input_ids": torch.tensor([tokens], device=device),
-            "position_ids": torch.tensor([positions], device=device),
+            "input_ids": torch.tensor([laid.tokens], device=device),
+            "position_ids": torch.tensor([laid.positions], device=device),
             "use_cache": False,
         }
         self.labelled = torch.tensor(labelled, device=device)
@@ -105,7 +103,4 @@ def packed_obstacle(model: torch.nn.Module, adapters: Adapters) -> str | None:
             return f"{layer.name} adapts a {type(layer.base).__name__}, not a plain linear layer"
         if layer.module is base.get_output_embeddings():
             return f"{layer.name} is the output head"
-    config = base.config.get_text_config()
-    if unknown := sorted(set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS):
-        return f"the model has layers of type {', '.join(unknown)}, which may mix packed sequences"
-    return None
+    return mixing_layers(model)

@@ -8,8 +8,8 @@ from small_models import FAMILIES, base, make_examples, packed, small, with_lora
 
 from gtp_exp.gradients.engines.base import gradients_of
 from gtp_exp.gradients.engines.check import relative_error
-from gtp_exp.gradients.engines.rectangle import Rectangle
 from gtp_exp.gradients.sketch import Sketch, SketchKind, make_projection
+from gtp_exp.model.rectangle import Rectangle
 
 BOUNDS = [(0, 3), (3, 4), (4, 9)]
 

@@ -14,9 +14,10 @@ from test_exactness import engine_of, worst_error
 from gtp_exp.data.examples import IGNORE, TokenizedExample
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.engines import linear
-from gtp_exp.gradients.engines.adapters import base_model, check_differentiable
+from gtp_exp.gradients.engines.adapters import check_differentiable
 from gtp_exp.gradients.engines.choose import Engine, choose_engine, make_engine
 from gtp_exp.gradients.engines.memory import choose_token_budget, halving, saved_bytes
+from gtp_exp.model.lora import base_model
 from gtp_exp.model.loss import Reduction
 from gtp_exp.model.parameters import trainable_parameters
 

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from small_models import make_examples, packed, small
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from gtp_exp.gradients.engines import attention
-from gtp_exp.gradients.engines.adapters import base_model
-from gtp_exp.gradients.engines.attention import _WrittenOut
 from gtp_exp.gradients.engines.base import gradients_of
 from gtp_exp.gradients.engines.check import relative_error
+from gtp_exp.model import packed_attention as attention
+from gtp_exp.model.lora import base_model
 from gtp_exp.model.loss import Reduction, reference_gradients
+from gtp_exp.model.packed_attention import _WrittenOut
 from gtp_exp.model.parameters import trainable_parameters
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
-from gtp_exp.gradients.engines.rectangle import Rectangle
+from gtp_exp.model.rectangle import Rectangle
 
 ATTENTION = "gtp_exp_packed"
 # Implementations that take packed sequences by their bounds, best first, and whether they are installed.

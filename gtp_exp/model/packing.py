@@ -1,0 +1,140 @@
+"""Lay rows end to end without padding, and run a model over them as if each were alone.
+
+A packed pass computes no padding. Its tokens share the linear layers and norms, which see one token at a
+time; positions start anew with every row, and attention is kept within each (packed_attention.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from gtp_exp.data.examples import IGNORE, TokenizedExample
+from gtp_exp.model.device import out_of_memory
+from gtp_exp.model.linear_kernels import LinearKernel, frozen_linears
+from gtp_exp.model.lora import base_model
+from gtp_exp.model.packed_attention import attention_per_sequence
+from gtp_exp.model.parameters import half_precision, in_float32
+from gtp_exp.model.rectangle import Rectangle
+
+_KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+_TOLERANCE = 1e-3  # of the logits in the l2 norm; in float32 rounding makes about 1e-6
+_HALF_TOLERANCE = 0.2
+_ENOUGH_TOKENS = 128  # of a row, to see whether others reach into it
+
+Bounds = Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class EndToEnd:
+    """Holds rows laid end to end as one sequence of T tokens."""
+
+    tokens: list[int]  # [T]
+    positions: list[int]  # [T], from 0 in every row
+    labels: list[int]  # [T], IGNORE also at every row's first token, which nothing of its own predicts
+    bounds: list[tuple[int, int]]  # first token of each row and the one after its last
+
+
+def lay_end_to_end(rows: Sequence[TokenizedExample]) -> EndToEnd:
+    """Return the rows as one sequence, in their order."""
+    tokens, positions, labels, bounds = [], [], [], []
+    for row in rows:
+        bounds.append((len(tokens), len(tokens) + row.n_tokens))
+        tokens += row.input_ids
+        positions += range(row.n_tokens)
+        labels += [IGNORE, *row.labels[1:]]
+    return EndToEnd(tokens, positions, labels, bounds)
+
+
+@contextlib.contextmanager
+def rows_apart(
+    model: torch.nn.Module, bounds: Bounds, kernel: LinearKernel = LinearKernel.DEFAULT
+) -> Iterator[dict[str, Any]]:
+    """Keep the rows of a packed pass apart inside, forward and backward; yield more inputs for the model.
+
+    Pass it no attention mask. kernel: computes the frozen linear layers.
+    """
+    base = base_model(model)
+    device = next(base.parameters()).device
+    # A GPU attends in all rows at once, padded; a CPU in one after the other.
+    rectangle = None if device.type == "cpu" else Rectangle(bounds, device)
+    with frozen_linears(base, kernel), attention_per_sequence(base, bounds, rectangle) as extra:
+        yield {**extra, "use_cache": False}
+
+
+def mixing_layers(model: torch.nn.Module) -> str | None:
+    """Return why the model's layers may mix packed rows by what its configuration says, or None."""
+    config = base_model(model).config.get_text_config()
+    if unknown := sorted(set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS):
+        return f"the model has layers of type {', '.join(unknown)}, which may mix packed sequences"
+    return None
+
+
+def packing_obstacle(model: torch.nn.Module, rows: Sequence[TokenizedExample]) -> str | None:
+    """Return why rows must not be packed for this model, or None. The model is left in evaluation mode.
+
+    The logits of a few rows, the longest among them, are compared: packed, and each row alone.
+    """
+    if reason := mixing_layers(model):
+        return reason
+    model.eval()
+    config = base_model(model).config.get_text_config()
+    by_length = sorted(rows, key=lambda row: row.n_tokens)
+    # The longest sees a row before it if it can, and is seen by the one behind.
+    tried = [by_length[0], by_length[-1], by_length[len(rows) // 4]]
+    if not _looks_at_length(config):
+        tried = [_cut(row, _ENOUGH_TOKENS) for row in tried]
+    try:
+        return _checked_in_float32(model, tried) or _difference(model, tried)
+    # Whatever an unforeseen model does with packed rows, it knows padded ones.
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def _looks_at_length(config: Any) -> bool:
+    """Say whether what a model does with a token may depend on how long its row is: a window of attention, or
+    positions that are scaled."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = {part.get("rope_type", "default") for part in (rope, *rope.values()) if isinstance(part, dict)}
+    return bool(getattr(config, "sliding_window", None)) or not kinds <= {"default", "linear", "llama3"}
+
+
+def _cut(row: TokenizedExample, n: int) -> TokenizedExample:
+    return replace(row, input_ids=row.input_ids[:n], labels=row.labels[:n], answers=())
+
+
+def _checked_in_float32(model: torch.nn.Module, rows: Sequence[TokenizedExample]) -> str | None:
+    """Return the difference where rounding hides nothing: of a model in half precision on the same weights,
+    widened for the time being if memory allows."""
+    if not half_precision(model):
+        return None
+    try:
+        with in_float32(model):
+            return _difference(model, rows)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+    return None
+
+
+@torch.no_grad()
+def _difference(model: torch.nn.Module, rows: Sequence[TokenizedExample]) -> str | None:
+    """Return how the logits of packed rows differ from those of each row alone, where they do."""
+    device = next(model.parameters()).device
+    packed = lay_end_to_end(rows)
+    inputs = {"input_ids": [packed.tokens], "position_ids": [packed.positions]}
+    inputs = {name: torch.tensor(values, device=device) for name, values in inputs.items()}
+    with rows_apart(model, packed.bounds) as extra:
+        together = model(**inputs, **extra).logits[0].float()
+    tolerance = _HALF_TOLERANCE if half_precision(model) else _TOLERANCE
+    for row, (start, end) in zip(rows, packed.bounds, strict=True):
+        tokens = torch.tensor([row.input_ids], device=device)
+        alone = model(input_ids=tokens, use_cache=False).logits[0].float()
+        error = float((together[start:end] - alone).norm() / alone.norm())
+        if not error <= tolerance:
+            return f"the logits of packed rows differ by {error:.1e} from those of a row alone"
+    return None
