@@ -30,7 +30,7 @@ from gtp_exp.api.start import (
     run_job,
 )
 from gtp_exp.errors import UserError
-from gtp_exp.leaderboard.metrics import describe, headline_mean
+from gtp_exp.leaderboard.metrics import headline_mean, metric_named
 from gtp_exp.records.record import RECORD_NAME, SELECTED_NAME, RunRecord, read_record
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as a shell tells it
@@ -90,7 +90,7 @@ def outcome(record: RunRecord, directory: Path) -> str:
     told = [f"chose {selection.n_selected:,} of {pool.candidates:,} rows: {file}"]
     if len(record.metrics) <= FEW_TASKS:
         for task, values in record.metrics.items():
-            metric = describe(str(values["headline"]))
+            metric = metric_named(str(values["headline"]))
             told.append(f"{task}: {metric.label} {metric.show(float(values[metric.name]))}")
     return "; ".join(told)
 

@@ -22,7 +22,7 @@ from gtp_exp.launch.launcher import Launch
 from gtp_exp.model.device import be_deterministic, choose_device
 from gtp_exp.model.loading import Model, ModelConfig, prepare
 from gtp_exp.records.record import RunRecord, SelectionSummary
-from gtp_exp.records.selected import export, selected_rows, summarise
+from gtp_exp.records.selected import export, selected_rows, summarise_selection
 from gtp_exp.selection.base import Budget, Need, Selection, Selector
 from gtp_exp.stages import (
     EvaluatedModel,
@@ -198,7 +198,7 @@ def report_selection(
     """
     rows = selected_rows(inputs.candidates.examples, selection, inputs.pool.hidden)
     export(rows, directory, title=f"{directory.name}: {len(rows)} selected examples")
-    summary = summarise(rows, inputs.pool, inputs.candidates.tokenized, selection)
+    summary = summarise_selection(rows, inputs.pool, inputs.candidates.tokenized, selection)
     journal.event("selection", {"n_selected": summary.n_selected, "n_tokens": summary.n_tokens})
     table = [
         [row.rank, row.id, row.weight, row.score, json.dumps(row.messages, ensure_ascii=False)]

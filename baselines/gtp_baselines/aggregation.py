@@ -59,7 +59,7 @@ def group_target(problem: SelectionProblem, aggregation: Aggregation) -> Groups:
     return Groups(torch.tensor([position[e.subtask] for e in problem.target]), tuple(names))
 
 
-def choose(
+def choose_by_similarity(
     similarity: torch.Tensor, problem: SelectionProblem, aggregation: Aggregation
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Chosen candidates int64 [M], best first, and scores float32 [N]: the similarity to the closest group.

@@ -23,7 +23,7 @@ import scipy.sparse
 import torch
 from bm25s.tokenization import Tokenized
 
-from gtp_baselines.aggregation import Aggregation, Groups, choose, group_target
+from gtp_baselines.aggregation import Aggregation, Groups, choose_by_similarity, group_target
 from gtp_baselines.ranking import text
 from gtp_exp.data.words import comparable, terms
 from gtp_exp.decode import check_fields
@@ -70,7 +70,7 @@ class BM25(Selector):
                 silent,
                 len(groups.names),
             )
-        chosen, scores = choose(relevance, problem, self.aggregation)
+        chosen, scores = choose_by_similarity(relevance, problem, self.aggregation)
         diagnostics = {
             "groups": len(groups.names),
             "groups_without_shared_word": silent,

@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from gtp_baselines.aggregation import Aggregation, choose, group_target
+from gtp_baselines.aggregation import Aggregation, choose_by_similarity, group_target
 from gtp_baselines.gradient_rows import chunks_of, pool_and_target
 from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError
@@ -68,7 +68,7 @@ class GIST(Selector):
         alignment = torch.empty(len(means), pool.n)
         for start, chunk in chunks_of(pool.features(t, self.direction)):
             alignment[:, start : start + len(chunk)] = means @ F.normalize(chunk @ basis.vectors.T, dim=1).T
-        chosen, scores = choose(alignment, problem, self.aggregation)
+        chosen, scores = choose_by_similarity(alignment, problem, self.aggregation)
         diagnostics = {
             "checkpoint": t,
             "rank": len(basis.vectors),

@@ -22,7 +22,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from gtp_baselines.aggregation import Aggregation, choose, group_target
+from gtp_baselines.aggregation import Aggregation, choose_by_similarity, group_target
 from gtp_baselines.gradient_rows import chunks_of, pool_and_target
 from gtp_exp.selection.atoms.sketches import CheckpointWeights, checkpoint_shares
 from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector, unit_weights
@@ -50,5 +50,5 @@ class LESS(Selector):
             means = groups.means(sums).float()  # [G, dim]
             for start, chunk in chunks_of(pool.features(t, self.direction)):
                 influence[:, start : start + len(chunk)] += share * (means @ F.normalize(chunk, dim=1).T)
-        chosen, scores = choose(influence, problem, self.aggregation)
+        chosen, scores = choose_by_similarity(influence, problem, self.aggregation)
         return Selection(chosen, unit_weights(len(chosen)), scores, {"groups": len(groups.names)})

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from gtp_baselines.aggregation import Aggregation, choose, group_target
+from gtp_baselines.aggregation import Aggregation, choose_by_similarity, group_target
 from gtp_baselines.model_passes import Pooling, embed, tokens_of
 from gtp_exp.selection.base import Selection, SelectionProblem, unit_weights
 
@@ -40,5 +40,5 @@ def choose_nearest(
     sums = torch.zeros(len(groups.names), pool.shape[1], dtype=torch.float64)
     groups.sums(target, 0, sums)
     # The mean of the cosines to a group's rows is the product with the mean of their unit vectors.
-    chosen, scores = choose(groups.means(sums).float() @ pool.T, problem, aggregation)
+    chosen, scores = choose_by_similarity(groups.means(sums).float() @ pool.T, problem, aggregation)
     return Selection(chosen, unit_weights(len(chosen)), scores, {"groups": len(groups.names), **diagnostics})

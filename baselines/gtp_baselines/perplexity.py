@@ -23,7 +23,7 @@ from gtp_exp.errors import UserError
 from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector, unit_weights
 
 
-class Part(Enum):
+class LossRange(Enum):
     """Name the part of the distribution of losses that is chosen."""
 
     TOP = "top"  # the rows that surprise the model most
@@ -35,7 +35,7 @@ class Part(Enum):
 class Perplexity(Selector):
     """Choose rows by how much their answers surprise the untuned model."""
 
-    part: Part = Part.MIDDLE
+    part: LossRange = LossRange.MIDDLE
     batch_size: int = 16  # of the forward pass; no part of the result
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.MODEL})
@@ -57,9 +57,9 @@ class Perplexity(Selector):
 
     def score(self, nats: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
         """float64 [N], larger is better. order: the rows by nats, largest first."""
-        if self.part is Part.TOP:
+        if self.part is LossRange.TOP:
             return nats
-        if self.part is Part.BOTTOM:
+        if self.part is LossRange.BOTTOM:
             return -nats
         # Minus the distance to the median's rank; of two rows as far from it the more surprising comes first.
         place = torch.empty(len(order), dtype=torch.float64)

@@ -23,7 +23,7 @@ from gtp_baselines.ranking import text
 from gtp_exp.data.examples import Example
 from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError, first_line
-from gtp_exp.model.identity import fingerprint
+from gtp_exp.model.identity import weights_fingerprint
 from gtp_exp.selection.base import Selection, SelectionProblem, Selector
 
 PACKAGE = "sentence-transformers"
@@ -58,7 +58,7 @@ class SentenceKNN(Selector):
         with self._loading():
             release = importlib.metadata.version(PACKAGE)
             architecture = AutoConfig.from_pretrained(self._location, revision=self.revision)
-        return {"encoder": fingerprint(self._location, architecture, self.revision), PACKAGE: release}
+        return {"encoder": weights_fingerprint(self._location, architecture, self.revision), PACKAGE: release}
 
     @property
     def _location(self) -> str:

@@ -15,7 +15,7 @@ HEADS = ("", "jobs", "distinct", "done", "passes", "tokens", "disk", "time")
 
 
 @dataclass(frozen=True)
-class Line:
+class StageLine:
     """Sums up some stages; passes, tokens, disk and time are those of the stages that are not done."""
 
     label: str
@@ -55,7 +55,7 @@ class Line:
         ]
 
 
-def table(
+def estimate_table(
     jobs: Sequence[Job],
     names: Sequence[Names],
     planned: Plan,
@@ -64,8 +64,8 @@ def table(
 ) -> str:
     """Return the estimate as text. overhead: seconds of a job outside its stages."""
     used = [stage for stage in STAGES if stage in planned.users]
-    lines = [Line(stage, len(planned.users[stage]), planned.of(stage), rates) for stage in used]
-    total = Line("total", len(jobs), list(planned.works.values()), rates)
+    lines = [StageLine(stage, len(planned.users[stage]), planned.of(stage), rates) for stage in used]
+    total = StageLine("total", len(jobs), list(planned.works.values()), rates)
     around = None if overhead is None else overhead * len(jobs)
     outside = ["around the stages", f"{len(jobs):,}", "", "", "", "", ""]
     outside.append("unknown" if around is None else duration(around))
@@ -110,7 +110,7 @@ def _data(names: Sequence[Names], planned: Plan) -> list[str]:
     return list(dict.fromkeys(notes))  # most jobs share their data
 
 
-def _gradients(jobs: Sequence[Job], total: Line) -> list[str]:
+def _gradients(jobs: Sequence[Job], total: StageLine) -> list[str]:
     stores = [work for work in total.left if work.stage in (POOL, TARGET)]
     notes = [f"gradient passes, rows x checkpoints: {_passes(stores):,}"] if stores else []
     if stores and any(job["gradients"]["sketch"]["kind"] == "none" for job in jobs):
@@ -118,7 +118,7 @@ def _gradients(jobs: Sequence[Job], total: Line) -> list[str]:
     return notes
 
 
-def _time(lines: Sequence[Line], total: Line) -> list[str]:
+def _time(lines: Sequence[StageLine], total: StageLine) -> list[str]:
     if not total.left:
         return ["time: the cache holds every stage"]
     runs = sorted({run for found in total.prices if found for run in found[1].runs})

@@ -19,9 +19,9 @@ from gtp_exp.leaderboard.metrics import (
     HEADLINE,
     ON_TARGET,
     Metric,
-    describe,
     headline_metric,
     mean_over_tasks,
+    metric_named,
     row_weights,
 )
 from gtp_exp.leaderboard.records import Run
@@ -41,7 +41,7 @@ MIN_RANK_SEEDS, MIN_RANK_ROWS = 3, 3  # below these a rank diagram says nothing
 
 
 @dataclass(frozen=True)
-class Line:
+class BoardLine:
     """A row with its numbers. `values` maps a metric to seed -> value, `summary` the same to its statistics;
     both lack a metric that the runs lack."""
 
@@ -81,12 +81,12 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Block:
+class BoardBlock:
     """The rows of one budget, best first."""
 
     budget: str
     n_selected: float  # mean over its runs, without those that ignore the budget where others are there
-    lines: tuple[Line, ...]
+    lines: tuple[BoardLine, ...]
     close: tuple[str, ...]  # rows that the leader could not be told from
     ranks: RankComparison | None  # over the seeds that every ranked row has; methods in the order of `lines`
 
@@ -113,12 +113,12 @@ class Board:
     metrics: tuple[Metric, ...]  # the ranking one first; empty for runs that were not evaluated
     tasks: tuple[str, ...]
     untuned: Mapping[str, float]  # metric -> value of the model before tuning
-    blocks: tuple[Block, ...]
+    blocks: tuple[BoardBlock, ...]
     unranked: tuple[tuple[Run, str], ...]  # complete runs that lack numbers, with the reason
     notes: tuple[str, ...]  # what a reader must know before believing the table
 
     @property
-    def lines(self) -> tuple[Line, ...]:
+    def lines(self) -> tuple[BoardLine, ...]:
         return tuple(line for block in self.blocks for line in block.lines)
 
 
@@ -190,7 +190,7 @@ def score(table: Table, *, metric: str, baseline: str, mean: Mean | None = None)
     )
 
 
-def task_changes(board: Board, line: Line) -> tuple[TaskChange, ...]:
+def task_changes(board: Board, line: BoardLine) -> tuple[TaskChange, ...]:
     """Each task's headline metric and held-out loss, so that a gain that costs another task shows."""
     changes: list[TaskChange] = []
     for task in board.tasks:
@@ -209,7 +209,7 @@ def task_changes(board: Board, line: Line) -> tuple[TaskChange, ...]:
             )
             if found:
                 changes.append(
-                    TaskChange(task=task, metric=describe(name), untuned=before, mean=fmean(found))
+                    TaskChange(task=task, metric=metric_named(name), untuned=before, mean=fmean(found))
                 )
     return tuple(changes)
 
@@ -220,8 +220,8 @@ def _metrics(runs: Sequence[Run], first: str) -> tuple[Metric, ...]:
         return ()
     headline = headline_metric({str(v["headline"]) for run in runs for v in run.record.metrics.values()})
     present = {key for run in runs for values in run.record.metrics.values() for key in values}
-    chosen = [headline if first == HEADLINE else describe(first)]
-    beside = [describe(name) for name in (LOSS, ON_TARGET, CORRUPTED, COPIES) if name in present]
+    chosen = [headline if first == HEADLINE else metric_named(first)]
+    beside = [metric_named(name) for name in (LOSS, ON_TARGET, CORRUPTED, COPIES) if name in present]
     for kind in [*beside, headline]:
         if kind.name not in {other.name for other in chosen}:
             chosen.append(kind)
@@ -265,7 +265,7 @@ def _block(
     values: Mapping[Row, Mapping[str, Mapping[int, float]]],
     metrics: tuple[Metric, ...],
     baseline: str,
-) -> Block:
+) -> BoardBlock:
     first = metrics[0] if metrics else None
     of_first = {row: values[row].get(first.name, {}) if first else {} for row in rows}
     shares = {kind.name for kind in metrics if kind.percent}
@@ -317,7 +317,7 @@ def _block(
         best = not close
 
     lines = tuple(
-        Line(
+        BoardLine(
             row=row,
             values=values[row],
             summary=summary[row],
@@ -331,7 +331,7 @@ def _block(
         )
         for row in ordered
     )
-    return Block(
+    return BoardBlock(
         budget=rows[0].budget,
         n_selected=_block_size(lines),
         lines=lines,
@@ -348,7 +348,7 @@ def _better(test: Paired | None, p: float | None, metric: Metric | None) -> bool
     return metric.better(test.difference, 0.0)
 
 
-def _block_size(lines: Sequence[Line]) -> float:
+def _block_size(lines: Sequence[BoardLine]) -> float:
     bound = [line for line in lines if not line.ignores_budget] or lines
     sizes = [run.record.selection.n_selected for li in bound for run in li.row.runs if run.record.selection]
     return fmean(sizes) if sizes else 0.0
@@ -401,7 +401,9 @@ def _untuned(
     return shown, differs
 
 
-def _notes(table: Table, blocks: Sequence[Block], metrics: tuple[Metric, ...], baseline: str) -> list[str]:
+def _notes(
+    table: Table, blocks: Sequence[BoardBlock], metrics: tuple[Metric, ...], baseline: str
+) -> list[str]:
     notes: list[str] = []
     if not metrics:
         notes.append("These runs were not evaluated: only the selections can be compared.")

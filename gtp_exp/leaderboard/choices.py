@@ -12,7 +12,7 @@ from gtp_exp.leaderboard.metrics import CHOICE, COPIES, CORRUPTED, NEAR_COPIES, 
 from gtp_exp.leaderboard.records import Run
 
 
-def judged(run: Run) -> Run:
+def with_choice_judged(run: Run) -> Run:
     """The run with what its labels say of the choice in place of metrics; unchanged without a selection."""
     selection = run.record.selection
     if selection is None or not selection.n_selected:

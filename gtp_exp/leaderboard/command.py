@@ -14,11 +14,11 @@ from gtp_exp.errors import UserError
 from gtp_exp.files import write_whole
 from gtp_exp.leaderboard import date_lm, exports
 from gtp_exp.leaderboard.board import LOSS, check_metric, score
-from gtp_exp.leaderboard.choices import judged
+from gtp_exp.leaderboard.choices import with_choice_judged
 from gtp_exp.leaderboard.comparability import group
 from gtp_exp.leaderboard.metrics import CHOICE, HEADLINE
 from gtp_exp.leaderboard.page.examples import examples_by_row
-from gtp_exp.leaderboard.page.render import render
+from gtp_exp.leaderboard.page.render import render_page
 from gtp_exp.leaderboard.records import load
 
 
@@ -26,18 +26,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write the leaderboard that the arguments ask for and print it; return the exit status."""
     arguments = _parser().parse_args(argv)
     try:
-        print(build(arguments))
+        print(build_boards(arguments))
     except UserError as error:
         print(f"gtp-exp-leaderboard: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def build(arguments: argparse.Namespace) -> str:
+def build_boards(arguments: argparse.Namespace) -> str:
     """Runs -> tables -> files in `out`; returns what to print."""
     loaded = load(arguments.runs)
     if arguments.choices or not any(run.record.metrics for run in loaded.complete):
-        loaded = replace(loaded, runs=tuple(judged(run) for run in loaded.runs))
+        loaded = replace(loaded, runs=tuple(with_choice_judged(run) for run in loaded.runs))
     now = datetime.now(timezone.utc)  # noqa: UP017  Python 3.10
     if arguments.date_lm is not None:
         submission = date_lm.Submission(
@@ -58,7 +58,7 @@ def build(arguments: argparse.Namespace) -> str:
     chosen = examples_by_row(boards, per_row=arguments.examples)
 
     text = exports.markdown(boards, loaded, arguments.baseline)
-    html = render(boards, grouped, loaded, chosen, baseline=arguments.baseline, now=now)
+    html = render_page(boards, grouped, loaded, chosen, baseline=arguments.baseline, now=now)
     document = exports.json_document(boards, loaded, metric=metric, baseline=arguments.baseline)
     files = {
         "leaderboard.md": text,

@@ -10,7 +10,7 @@ from itertools import combinations
 from statistics import fmean
 from typing import Any
 
-from gtp_exp.leaderboard.board import Block, Board, Line
+from gtp_exp.leaderboard.board import Board, BoardBlock, BoardLine
 from gtp_exp.leaderboard.comparability import Row
 from gtp_exp.records.record import RunRecord, SelectionSummary
 
@@ -20,7 +20,7 @@ YES, NO = ("True", "true", "present"), ("False", "false", "absent")
 
 
 @dataclass(frozen=True)
-class Facts:
+class ChoiceFacts:
     """Means over the seeds of a row."""
 
     n_selected: float
@@ -41,15 +41,15 @@ class Mix:
     ordered: bool  # whether the values are sizes, such as 32-63 tokens
     target: tuple[str, ...]  # those that the benchmark names as its own
     pool: Mapping[str, float]
-    rows: tuple[tuple[Line, Mapping[str, float]], ...]
+    rows: tuple[tuple[BoardLine, Mapping[str, float]], ...]
 
 
 @dataclass(frozen=True)
-class Overlap:
+class ChoiceOverlap:
     """shared[i][j]: rows in common as a share of the smaller selection, a mean over equal seeds; on the
     diagonal between different seeds of one row. None where no pair of runs exists."""
 
-    lines: tuple[Line, ...]
+    lines: tuple[BoardLine, ...]
     shared: tuple[tuple[float | None, ...], ...]
     chance: float | None  # what two uniform draws of this size would share
 
@@ -62,11 +62,11 @@ class Curve:
     values: tuple[float, ...]
 
 
-def facts(row: Row) -> Facts:
+def facts(row: Row) -> ChoiceFacts:
     """Return what one row's runs have chosen: copies, shares of labels and lengths, as means."""
     chosen = [(run.record, run.record.selection) for run in row.runs if run.record.selection]
     if not chosen:
-        return Facts(0.0, 0.0, 0.0, 0.0, {}, {}, {})
+        return ChoiceFacts(0.0, 0.0, 0.0, 0.0, {}, {}, {})
     selections = [selection for _, selection in chosen]
     shares = [
         _shares(record, selection, selection.label_mix) | _leaked(record, "selected")
@@ -76,7 +76,7 @@ def facts(row: Row) -> Facts:
         {k: float(v) for k, v in s.diagnostics.items() if isinstance(v, (int, float)) and _finite(v)}
         for s in selections
     ]
-    return Facts(
+    return ChoiceFacts(
         n_selected=fmean(s.n_selected for s in selections),
         n_tokens=fmean(s.n_tokens for s in selections),
         exact_duplicates=fmean(s.exact_duplicates for s in selections),
@@ -96,7 +96,7 @@ def pool_shares(board: Board) -> dict[str, float]:
     return {}
 
 
-def mixes(block: Block) -> tuple[Mix, ...]:
+def mixes(block: BoardBlock) -> tuple[Mix, ...]:
     """Labels with three values or more; those with two are columns of the facts."""
     found: list[Mix] = []
     labels = dict.fromkeys(label for s in _selections(block) for label in s.label_mix)
@@ -134,7 +134,7 @@ def mixes(block: Block) -> tuple[Mix, ...]:
     return tuple(found)
 
 
-def overlap(block: Block) -> Overlap:
+def overlap(block: BoardBlock) -> ChoiceOverlap:
     """Return which share of their rows two selectors have in common, a mean over the seeds that both have."""
     lines = tuple(line for line in block.lines if any(_of(line)))
     ids = [
@@ -159,10 +159,10 @@ def overlap(block: Block) -> Overlap:
     pools = [run.record.pool.candidates for line in lines for run in line.row.runs if run.record.pool]
     # Two uniform draws of M and M' rows from N share M M' / N on average: M' / N of the smaller.
     chance = min(1.0, block.n_selected / pools[0]) if pools and pools[0] else None
-    return Overlap(lines=lines, shared=tuple(shared), chance=chance)
+    return ChoiceOverlap(lines=lines, shared=tuple(shared), chance=chance)
 
 
-def residual_curves(line: Line) -> tuple[Curve, ...]:
+def residual_curves(line: BoardLine) -> tuple[Curve, ...]:
     """What the selector reports of its residual, of the row's first seed: lists of numbers under a name with
     `residual`, and a `curve` beside the `residual` that it led to."""
     for run in line.row.runs:
@@ -240,11 +240,11 @@ def _yes_or_no(values: Mapping[str, float]) -> bool:
     return bool(set(values) & {*YES, *NO}) and set(values) <= {*YES, *NO, "None"}
 
 
-def _selections(block: Block) -> list[SelectionSummary]:
+def _selections(block: BoardBlock) -> list[SelectionSummary]:
     return [selection for line in block.lines for selection in _of(line)]
 
 
-def _of(line: Line) -> list[SelectionSummary]:
+def _of(line: BoardLine) -> list[SelectionSummary]:
     return [run.record.selection for run in line.row.runs if run.record.selection]
 
 

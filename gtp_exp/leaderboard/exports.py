@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from gtp_exp.leaderboard.board import Board, Line
+from gtp_exp.leaderboard.board import Board, BoardLine
 from gtp_exp.leaderboard.diagnostics import facts, pool_shares
 from gtp_exp.leaderboard.metrics import Metric
 from gtp_exp.leaderboard.page.charts import duration
@@ -139,7 +139,7 @@ def json_document(boards: Sequence[Board], loaded: Loaded, *, metric: str, basel
     return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _json_row(board: Board, line: Line) -> dict[str, Any]:
+def _json_row(board: Board, line: BoardLine) -> dict[str, Any]:
     chosen = facts(line.row)
     return {
         "selector": line.row.label,
@@ -161,7 +161,7 @@ def _json_row(board: Board, line: Line) -> dict[str, Any]:
     }
 
 
-def _record(board: Board, line: Line, metric: Metric) -> dict[str, Any]:
+def _record(board: Board, line: BoardLine, metric: Metric) -> dict[str, Any]:
     summary, ranking = line.summary[metric.name], metric is board.metrics[0]
     interval, versus = summary.interval, line.versus if ranking else None
     between = versus.interval if versus else None
@@ -193,7 +193,7 @@ def _record(board: Board, line: Line, metric: Metric) -> dict[str, Any]:
     }
 
 
-def _cells(line: Line, metrics: Sequence[Metric], escape: Callable[[str], str]) -> list[str]:
+def _cells(line: BoardLine, metrics: Sequence[Metric], escape: Callable[[str], str]) -> list[str]:
     cells = [str(line.rank or ""), escape(line.row.label), escape(line.row.budget), str(len(line.row.runs))]
     for i, metric in enumerate(metrics):
         summary = line.summary.get(metric.name)

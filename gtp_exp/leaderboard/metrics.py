@@ -51,7 +51,7 @@ class Metric:
         return a > b if self.higher_is_better else a < b
 
 
-def describe(name: str) -> Metric:
+def metric_named(name: str) -> Metric:
     """Return what a metric's name tells of it; an unknown one counts as better when higher."""
     base = name.split(",")[0].lower()  # lm-eval writes "exact_match,strict-match"
     return Metric(
@@ -65,8 +65,8 @@ def describe(name: str) -> Metric:
 def headline_metric(headlines: set[str]) -> Metric:
     """What `headline` is over several tasks: their common metric, or a mean of unlike ones."""
     if len(headlines) == 1:
-        return describe(next(iter(headlines)))
-    kinds = [describe(name) for name in headlines]
+        return metric_named(next(iter(headlines)))
+    kinds = [metric_named(name) for name in headlines]
     return Metric(
         name=HEADLINE,
         label="headline mean",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from gtp_exp.leaderboard.board import Block, Line
+from gtp_exp.leaderboard.board import BoardBlock, BoardLine
 from gtp_exp.leaderboard.metrics import Metric
 from gtp_exp.leaderboard.statistics import ALPHA
 
 
-def sentences(block: Block, metric: Metric, baseline: str) -> tuple[str, ...]:
+def sentences(block: BoardBlock, metric: Metric, baseline: str) -> tuple[str, ...]:
     """One to three sentences; nothing is called better without a corrected test."""
     ranked = [line for line in block.lines if line.rank is not None]
     if not ranked:
@@ -35,7 +35,7 @@ def sentences(block: Block, metric: Metric, baseline: str) -> tuple[str, ...]:
     return tuple(said)
 
 
-def _against_baseline(lines: list[Line], metric: Metric, baseline: str) -> list[str]:
+def _against_baseline(lines: list[BoardLine], metric: Metric, baseline: str) -> list[str]:
     tested = [line for line in lines if line.versus and line.p_holm is not None]
     if not tested:
         return []

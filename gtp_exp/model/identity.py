@@ -14,7 +14,7 @@ _NO_PART = {".md", ".h5", ".msgpack", ".ot", ".onnx", ".gguf", ".lock", ".png", 
 _NO_PART_NAMES = {"LICENSE", "LICENSE.txt", "NOTICE", "NOTICE.txt", "__pycache__", MANIFEST}
 
 
-def fingerprint(location: str, architecture: Any, revision: str | None) -> str:
+def weights_fingerprint(location: str, architecture: Any, revision: str | None) -> str:
     """Return what names a model: a hash of a local folder's files, or a hub model's id and commit.
 
     architecture: the model's transformers configuration, which knows the commit it was read from. Of a folder
@@ -27,7 +27,9 @@ def fingerprint(location: str, architecture: Any, revision: str | None) -> str:
     digest = folder_digest(folder, _changes_the_model)
     base = (read_json(folder / "adapter_config.json") or {}).get("base_model_name_or_path")
     if isinstance(base, str) and Path(base).is_dir() and Path(base).resolve() != folder.resolve():
-        digest = hashlib.sha256(f"{digest} {fingerprint(base, architecture, None)}".encode()).hexdigest()
+        digest = hashlib.sha256(
+            f"{digest} {weights_fingerprint(base, architecture, None)}".encode()
+        ).hexdigest()
     return digest[:24]
 
 

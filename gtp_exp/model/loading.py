@@ -20,7 +20,7 @@ from gtp_exp.errors import UserError, first_line
 from gtp_exp.files import MANIFEST, read_sealed
 from gtp_exp.model.builtin import SMOLLM2_HUB, convert_gguf, make_once, packaged_smollm2, write_tiny
 from gtp_exp.model.device import Precision, choose_dtype
-from gtp_exp.model.identity import fingerprint, own_code
+from gtp_exp.model.identity import own_code, weights_fingerprint
 from gtp_exp.model.lora import LoRA, attach, layers_to_adapt
 
 log = logging.getLogger(__name__)
@@ -186,7 +186,7 @@ def prepare(config: ModelConfig, cache_root: Path, device: torch.device, *, make
     dtype = choose_dtype(config.precision, device)
     lora = config.lora
     identity: dict[str, Any] = {
-        "weights": fingerprint(location, architecture, config.revision),
+        "weights": weights_fingerprint(location, architecture, config.revision),
         "chat_template": chat_template_hash(tokenizer),
         "dtype": str(dtype).removeprefix("torch."),
         "max_length": config.max_length,

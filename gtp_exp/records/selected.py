@@ -73,7 +73,7 @@ def export(chosen: Sequence[SelectedRow], directory: Path, title: str) -> None:
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def summarise(
+def summarise_selection(
     chosen: Sequence[SelectedRow], pool: Pool, tokenized: Sequence[TokenizedExample], selection: Selection
 ) -> SelectionSummary:
     """Compare the chosen rows with the pool, and count duplicates. tokenized: every candidate."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from baseline_problems import problem, with_rows
 
-from gtp_baselines.aggregation import Aggregation, choose, group_target
+from gtp_baselines.aggregation import Aggregation, choose_by_similarity, group_target
 from gtp_baselines.ranking import rank
 from gtp_exp.selection.base import Budget, Unit
 
@@ -29,7 +29,7 @@ def grouped(table, given, aggregation):
 
 def test_the_mean_ranks_by_the_mean_over_all_target_rows(table):
     given = problem()
-    chosen, scores = choose(grouped(table, given, Aggregation.MEAN), given, Aggregation.MEAN)
+    chosen, scores = choose_by_similarity(grouped(table, given, Aggregation.MEAN), given, Aggregation.MEAN)
     assert torch.allclose(scores, table.mean(0))
     assert chosen.tolist() == table.mean(0).argsort(descending=True)[:10].tolist()
 
@@ -44,7 +44,9 @@ def test_max_subtask_ranks_by_the_best_subtask_mean(table, subtasks):
             rows = [float(table[j, i]) for j in range(6) if j % subtasks == s]
             means.append(sum(rows) / len(rows))
         best.append(max(means))
-    chosen, scores = choose(grouped(table, given, Aggregation.MAX_SUBTASK), given, Aggregation.MAX_SUBTASK)
+    chosen, scores = choose_by_similarity(
+        grouped(table, given, Aggregation.MAX_SUBTASK), given, Aggregation.MAX_SUBTASK
+    )
     assert scores.tolist() == pytest.approx(best, abs=1e-6)
     assert chosen.tolist() == sorted(range(40), key=lambda i: -best[i])[:10]
 
@@ -57,7 +59,9 @@ def test_in_round_robin_every_target_row_takes_its_best_row_that_is_left(table, 
     while len(expected) < rows:
         queue = queues[len(expected) % 6]
         expected.append(next(i for i in queue if i not in expected))
-    chosen, _ = choose(grouped(table, given, Aggregation.ROUND_ROBIN), given, Aggregation.ROUND_ROBIN)
+    chosen, _ = choose_by_similarity(
+        grouped(table, given, Aggregation.ROUND_ROBIN), given, Aggregation.ROUND_ROBIN
+    )
     assert chosen.tolist() == expected
 
 
@@ -66,15 +70,15 @@ def test_round_robin_serves_a_target_row_that_the_mean_would_ignore():
     table[:5, :20] = 1.0
     table[5, 30] = 0.5
     given = with_rows(problem(), 6)
-    assert 30 in choose(table, given, Aggregation.ROUND_ROBIN)[0]
+    assert 30 in choose_by_similarity(table, given, Aggregation.ROUND_ROBIN)[0]
     mean = grouped(table, given, Aggregation.MEAN)
-    assert 30 not in choose(mean, given, Aggregation.MEAN)[0]
+    assert 30 not in choose_by_similarity(mean, given, Aggregation.MEAN)[0]
 
 
 @pytest.mark.parametrize("aggregation", Aggregation)
 def test_a_token_budget_holds(table, aggregation):
     given = replace(problem(), budget=Budget(Unit.TOKENS, 111))
-    chosen, _ = choose(grouped(table, given, aggregation), given, aggregation)
+    chosen, _ = choose_by_similarity(grouped(table, given, aggregation), given, aggregation)
     assert 111 - int(given.n_tokens.max()) < int(given.n_tokens[chosen].sum()) <= 111
 
 
@@ -97,7 +101,7 @@ def test_ties_fall_by_the_seed_and_not_by_the_order_of_the_pool(aggregation):
 
     def ids(one):
         alike = torch.ones(len(group_target(one, aggregation).names), 40)
-        return [one.candidates[i].id for i in choose(alike, one, aggregation)[0].tolist()]
+        return [one.candidates[i].id for i in choose_by_similarity(alike, one, aggregation)[0].tolist()]
 
     assert ids(given) == ids(shuffled)
     assert ids(given) != ids(replace(given, seed=1))

@@ -14,7 +14,7 @@ from gtp_baselines.aggregation import Aggregation
 from gtp_baselines.embedding_knn import EmbeddingKNN
 from gtp_baselines.ifd import IFD, answer_header, last_answer, without_prompt
 from gtp_baselines.model_passes import Pooling, embed, labelled_loss, tokens_of
-from gtp_baselines.perplexity import Part, Perplexity
+from gtp_baselines.perplexity import LossRange, Perplexity
 from gtp_baselines.rds_plus import RDSPlus
 from gtp_exp.data.examples import IGNORE, Example, Message, TokenizedExample
 from gtp_exp.data.tokenization import tokenize
@@ -146,18 +146,22 @@ def test_in_domain_the_nearest_to_the_pools_mean_are_chosen(given, model):
     assert float(expected[selection.indices].min()) >= float(expected.sort(descending=True).values[9]) - 1e-6
 
 
-@pytest.mark.parametrize("part", Part)
+@pytest.mark.parametrize("part", LossRange)
 def test_perplexity_takes_its_part_of_the_ranking(part, given, model, tokens):
     nats = labelled_loss(tokens, model, batch_size=8, label="test")
     ascending = nats.sort().values
-    expected = {Part.TOP: ascending[-10:], Part.MIDDLE: ascending[10:20], Part.BOTTOM: ascending[:10]}[part]
+    expected = {
+        LossRange.TOP: ascending[-10:],
+        LossRange.MIDDLE: ascending[10:20],
+        LossRange.BOTTOM: ascending[:10],
+    }[part]
     chosen = Perplexity(part, 4).select(given).indices
     assert torch.allclose(nats[chosen].sort().values, expected, atol=1e-5)
 
 
 def test_the_middle_of_an_odd_number_of_rows_starts_at_the_median():
     nats = torch.tensor([0.5, 0.1, 0.9, 0.3, 0.7], dtype=torch.float64)
-    score = Perplexity(Part.MIDDLE, 1).score(nats, nats.argsort(descending=True))
+    score = Perplexity(LossRange.MIDDLE, 1).score(nats, nats.argsort(descending=True))
     assert nats[score.argsort(descending=True)].tolist() == [0.5, 0.7, 0.3, 0.9, 0.1]
 
 

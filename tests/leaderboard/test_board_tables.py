@@ -12,7 +12,7 @@ from leaderboard_runs import record, sweep
 from gtp_exp.errors import UserError
 from gtp_exp.leaderboard.board import check_metric, is_choosing, score, task_changes
 from gtp_exp.leaderboard.comparability import group
-from gtp_exp.leaderboard.metrics import HEADLINE, describe
+from gtp_exp.leaderboard.metrics import HEADLINE, metric_named
 from gtp_exp.leaderboard.records import Run
 from gtp_exp.leaderboard.verdict import sentences
 
@@ -345,7 +345,7 @@ def test_a_mean_is_over_tasks_then_over_seeds():
     ],
 )
 def test_a_metrics_direction_follows_its_name(name, higher):
-    assert describe(name).higher_is_better is higher
+    assert metric_named(name).higher_is_better is higher
 
 
 @pytest.mark.parametrize(("metric", "first"), [("nats_per_token", "good"), ("acc", "accurate")])

@@ -13,7 +13,7 @@ from leaderboard_runs import record
 from gtp_exp.leaderboard import diagnostics
 from gtp_exp.leaderboard.board import score
 from gtp_exp.leaderboard.comparability import group
-from gtp_exp.leaderboard.metrics import describe
+from gtp_exp.leaderboard.metrics import metric_named
 from gtp_exp.leaderboard.page import charts
 from gtp_exp.leaderboard.records import Run
 
@@ -29,7 +29,7 @@ sizes = st.floats(-1e4, 1e4).map(lambda v: round(v, 4))
 
 @given(st.lists(sizes, min_size=1, max_size=6))
 def test_an_axis_holds_its_values_and_a_few_ticks(values):
-    axis = charts.linear_axis(values, describe("nats_per_token"))
+    axis = charts.linear_axis(values, metric_named("nats_per_token"))
     assert all(0 <= axis.at(value) <= 100 for value in values)
     assert 1 <= len(axis.ticks) <= 7
     assert all(-0.01 <= tick.at <= 100.01 for tick in axis.ticks)
@@ -37,7 +37,7 @@ def test_an_axis_holds_its_values_and_a_few_ticks(values):
 
 
 def test_a_ticks_label_is_the_value_at_its_place():
-    axis = charts.linear_axis([0.213, 0.387], describe("acc"))
+    axis = charts.linear_axis([0.213, 0.387], metric_named("acc"))
     assert [tick.label for tick in axis.ticks] == ["25%", "30%", "35%"]
     assert [tick.at for tick in axis.ticks] == [axis.at(v) for v in (0.25, 0.3, 0.35)]
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from leaderboard_runs import record, save
 
-from gtp_exp.leaderboard.choices import judged
+from gtp_exp.leaderboard.choices import with_choice_judged
 from gtp_exp.leaderboard.command import main
-from gtp_exp.leaderboard.metrics import CHOICE, describe
+from gtp_exp.leaderboard.metrics import CHOICE, metric_named
 from gtp_exp.leaderboard.records import Run
 from gtp_exp.leaderboard.statistics import summarise
 
@@ -27,7 +27,7 @@ def choice(selector, seed, on_target, corrupted=0.0, copies=0, tuned=False):
 
 def test_a_choice_is_judged_by_its_labels(tmp_path):
     run = Run("a", tmp_path, choice("gtp", 0, 0.6, corrupted=0.25, copies=1))
-    assert judged(run).record.metrics[CHOICE] == {
+    assert with_choice_judged(run).record.metrics[CHOICE] == {
         "headline": "on_target",
         "on_target": 0.6,
         "corrupted": 0.25,
@@ -35,9 +35,9 @@ def test_a_choice_is_judged_by_its_labels(tmp_path):
         "near_copies": 1 / 3,
     }
     unlabelled = Run("a", tmp_path, record("gtp", 0))
-    assert judged(unlabelled).record.metrics[CHOICE]["headline"] == "exact_copies"
+    assert with_choice_judged(unlabelled).record.metrics[CHOICE]["headline"] == "exact_copies"
     without = Run("a", tmp_path, replace(record("gtp", 0), selection=None))
-    assert judged(without) is without
+    assert with_choice_judged(without) is without
 
 
 def board(folder, tmp_path, *options):
@@ -70,7 +70,7 @@ def test_tuned_runs_are_judged_by_labels_on_request_only(tmp_path):
 
 
 def test_shares_of_faults_are_better_low_and_stay_within_0_and_1():
-    assert not describe("corrupted").higher_is_better and describe("on_target").higher_is_better
+    assert not metric_named("corrupted").higher_is_better and metric_named("on_target").higher_is_better
     found = summarise([0.0, 0.2], share=True)
     assert found.interval.low == 0.0 and found.interval.high <= 1.0
     assert summarise([0.0, 0.2]).interval.low < 0

@@ -85,7 +85,7 @@ def test_the_exports_of_two_runs_load_as_what_they_are(tmp_path):
 
 
 def test_the_summary_counts_duplicates_and_compares_labels_with_the_pool():
-    summary = selected.summarise(rows(), POOL, TOKENIZED, CHOSEN)
+    summary = selected.summarise_selection(rows(), POOL, TOKENIZED, CHOSEN)
     assert (summary.n_selected, summary.n_tokens, summary.n_cut) == (3, 81, 1)
     assert summary.label_mix[selected.LENGTH] == {"1-31": 2 / 3, "64-127": 1 / 3}
     assert summary.pool_mix[selected.LENGTH] == {"1-31": 0.5, "64-127": 0.25, "512-1023": 0.25}
@@ -138,5 +138,5 @@ def test_rows_without_labels_count_in_the_pool_as_in_the_choice():
     half = Pool(POOL.examples, {"row-0": {"source": "A"}, "row-2": {"source": "A"}})
     everything = Selection(torch.arange(4), torch.ones(4), torch.ones(4))
     chosen = selected.selected_rows(half.examples, everything, half.hidden)
-    summary = selected.summarise(chosen, half, TOKENIZED, everything)
+    summary = selected.summarise_selection(chosen, half, TOKENIZED, everything)
     assert summary.label_mix["source"] == summary.pool_mix["source"] == {"A": 0.5, "None": 0.5}

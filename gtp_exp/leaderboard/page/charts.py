@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gtp_exp.leaderboard.board import Block, Board, Line, is_choosing
+from gtp_exp.leaderboard.board import Board, BoardBlock, BoardLine, is_choosing
 from gtp_exp.leaderboard.diagnostics import Curve
 from gtp_exp.leaderboard.metrics import Metric
 from gtp_exp.leaderboard.statistics import CONFIDENCE, RankComparison
@@ -173,7 +173,7 @@ def styles(boards: Sequence[Board], baseline: str) -> dict[str, Style]:
     return found
 
 
-def dot_plot(board: Board, block: Block, metric: Metric, style: Mapping[str, Style]) -> DotPlot | None:
+def dot_plot(board: Board, block: BoardBlock, metric: Metric, style: Mapping[str, Style]) -> DotPlot | None:
     """Return the plot of every seed at one budget; None where no row has the metric."""
     lines = [line for line in block.lines if metric.name in line.summary]
     if not lines:
@@ -194,7 +194,7 @@ def dot_plot(board: Board, block: Block, metric: Metric, style: Mapping[str, Sty
     )
 
 
-def rank_plot(block: Block, style: Mapping[str, Style]) -> DotPlot | None:
+def rank_plot(block: BoardBlock, style: Mapping[str, Style]) -> DotPlot | None:
     """Mean ranks with Nemenyi's critical difference as bar: two methods differ if their bars do not meet."""
     ranks: RankComparison | None = block.ranks
     if ranks is None:
@@ -224,7 +224,7 @@ def rank_plot(block: Block, style: Mapping[str, Style]) -> DotPlot | None:
 
 def budget_plot(board: Board, metric: Metric, style: Mapping[str, Style]) -> LinePlot | None:
     """A curve for every row that was run at two budgets or more."""
-    by_label: dict[str, list[tuple[float, str, Line]]] = {}
+    by_label: dict[str, list[tuple[float, str, BoardLine]]] = {}
     for block in board.blocks:
         for line in block.lines:
             if metric.name in line.summary and line.n_selected > 0:
@@ -296,7 +296,7 @@ def residual_plot(label: str, curves: Sequence[Curve], style: Style) -> LinePlot
     )
 
 
-def cost_plot(block: Block, metric: Metric, style: Mapping[str, Style]) -> LinePlot | None:
+def cost_plot(block: BoardBlock, metric: Metric, style: Mapping[str, Style]) -> LinePlot | None:
     """Seconds for choosing against the metric: one point per row."""
     lines = [line for line in block.lines if metric.name in line.summary and line.choosing_seconds > 0]
     if len(lines) < 2:
@@ -323,7 +323,7 @@ def cost_plot(block: Block, metric: Metric, style: Mapping[str, Style]) -> LineP
     )
 
 
-def _cost_text(line: Line, metric: Metric) -> str:
+def _cost_text(line: BoardLine, metric: Metric) -> str:
     return f"{duration(line.choosing_seconds)}, {metric.show(line.summary[metric.name].mean)}"
 
 
@@ -336,7 +336,7 @@ def _spaced(positions: Sequence[float], apart: float = 6.5) -> list[float]:
     return [round(position, 2) for position in moved]
 
 
-def stage_bars(block: Block) -> BarPlot | None:
+def stage_bars(block: BoardBlock) -> BarPlot | None:
     """Choosing stages first, then training and testing, so that what the methods differ in starts at zero."""
     stages = tuple(dict.fromkeys(stage for line in block.lines for stage in line.seconds))
     stages = tuple(sorted(stages, key=lambda stage: not is_choosing(stage)))
@@ -419,7 +419,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def _spread(lines: Sequence[Line], metric: Metric) -> list[float]:
+def _spread(lines: Sequence[BoardLine], metric: Metric) -> list[float]:
     """All seeds, and the intervals' ends up to one range of the seeds beyond them: a t interval of two seeds
     is many times wider than what it is about, and would press all dots into one."""
     seeds = [value for line in lines for value in line.values[metric.name].values()]
@@ -429,7 +429,7 @@ def _spread(lines: Sequence[Line], metric: Metric) -> list[float]:
     return seeds + [min(max(end, min(seeds) - reach), max(seeds) + reach) for end in ends]
 
 
-def _dot_line(line: Line, metric: Metric, axis: Axis, style: Style) -> DotLine:
+def _dot_line(line: BoardLine, metric: Metric, axis: Axis, style: Style) -> DotLine:
     summary = line.summary[metric.name]
     interval = summary.interval
     return DotLine(
@@ -447,14 +447,14 @@ def _dot_line(line: Line, metric: Metric, axis: Axis, style: Style) -> DotLine:
     )
 
 
-def _interval_text(line: Line, metric: Metric) -> str:
+def _interval_text(line: BoardLine, metric: Metric) -> str:
     summary = line.summary[metric.name]
     if (interval := summary.interval) is None:
         return " (one seed)" if summary.n == 1 else " (no spread)"
     return f" ({CONFIDENCE:.0%} interval {metric.show(interval.low)} to {metric.show(interval.high)})"
 
 
-def _extent(line: Line, metric: Metric) -> list[float]:
+def _extent(line: BoardLine, metric: Metric) -> list[float]:
     """The mean and its interval's ends, these no farther out than twice the spread of the seeds: a t interval
     of two seeds would otherwise flatten every curve."""
     summary = line.summary[metric.name]

@@ -28,7 +28,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Turn:
+class ShownTurn:
     """Hold one message of an example, cut to a length that can be read."""
 
     role: str
@@ -42,7 +42,7 @@ class Card:
 
     id: str
     dataset: str
-    turns: tuple[Turn, ...]
+    turns: tuple[ShownTurn, ...]
     hidden: Mapping[str, Any]
     choices: tuple[Choice, ...]
 
@@ -100,9 +100,9 @@ def _method(board: Board, boards: Sequence[Board], label: str) -> str:
     return label if len(boards) == 1 else f"{label} on {board.table.label}"
 
 
-def _turn(message: Mapping[str, str]) -> Turn:
+def _turn(message: Mapping[str, str]) -> ShownTurn:
     text = message.get("content", "")
-    return Turn(
+    return ShownTurn(
         role=message.get("role", "?"),
         text=text[:MAX_CHARACTERS],
         left_out=max(0, len(text) - MAX_CHARACTERS),

@@ -19,11 +19,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from gtp_exp.leaderboard import diagnostics, verdict
-from gtp_exp.leaderboard.board import Block, Board, Line, TaskChange, is_choosing, task_changes
+from gtp_exp.leaderboard.board import Board, BoardBlock, BoardLine, TaskChange, is_choosing, task_changes
 from gtp_exp.leaderboard.comparability import Grouped
-from gtp_exp.leaderboard.diagnostics import Facts, Mix, Overlap
+from gtp_exp.leaderboard.diagnostics import ChoiceFacts, ChoiceOverlap, Mix
 from gtp_exp.leaderboard.exports import show_p
-from gtp_exp.leaderboard.metrics import CHOICE, describe
+from gtp_exp.leaderboard.metrics import CHOICE, metric_named
 from gtp_exp.leaderboard.page import charts
 from gtp_exp.leaderboard.page.charts import BarPlot, DotPlot, LinePlot, Style, duration
 from gtp_exp.leaderboard.page.examples import Examples
@@ -38,34 +38,34 @@ HERE = Path(__file__).parent
 class BlockView:
     """One budget, ready to draw."""
 
-    block: Block
+    block: BoardBlock
     sentences: tuple[str, ...]
     dots: tuple[DotPlot, ...]
     ranks: DotPlot | None
     costs: tuple[LinePlot, ...]
     bars: BarPlot | None
-    facts: tuple[tuple[Line, Facts], ...]
+    facts: tuple[tuple[BoardLine, ChoiceFacts], ...]
     shares: tuple[str, ...]  # columns: facts that any row has
     reported: tuple[str, ...]  # the names of what the selectors report of themselves
     mixes: tuple[Mix, ...]
-    overlap: Overlap
+    overlap: ChoiceOverlap
     residuals: tuple[LinePlot, ...]
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """One table with all that belongs to it."""
 
     anchor: str
     board: Board
     blocks: tuple[BlockView, ...]
     budgets: tuple[LinePlot, ...]
-    changes: tuple[tuple[Line, tuple[TaskChange, ...]], ...]
+    changes: tuple[tuple[BoardLine, tuple[TaskChange, ...]], ...]
     pool_shares: Mapping[str, float]
     test_error: str  # sampling error of the test sets, which no interval over seeds holds
 
 
-def render(
+def render_page(
     boards: Sequence[Board],
     grouped: Grouped,
     loaded: Loaded,
@@ -116,9 +116,9 @@ def render(
     )
 
 
-def _section(number: int, board: Board, style: Mapping[str, Style], baseline: str) -> Section:
+def _section(number: int, board: Board, style: Mapping[str, Style], baseline: str) -> PageSection:
     plots = [charts.budget_plot(board, metric, style) for metric in board.metrics]
-    return Section(
+    return PageSection(
         anchor=f"table-{number}",
         board=board,
         blocks=tuple(_block(board, block, style, baseline) for block in board.blocks),
@@ -129,7 +129,7 @@ def _section(number: int, board: Board, style: Mapping[str, Style], baseline: st
     )
 
 
-def _block(board: Board, block: Block, style: Mapping[str, Style], baseline: str) -> BlockView:
+def _block(board: Board, block: BoardBlock, style: Mapping[str, Style], baseline: str) -> BlockView:
     facts = tuple((line, diagnostics.facts(line.row)) for line in block.lines)
     dots = [charts.dot_plot(board, block, metric, style) for metric in board.metrics]
     costs = [charts.cost_plot(block, metric, style) for metric in board.metrics[:1]]
@@ -178,7 +178,7 @@ def _test_error(board: Board) -> str:
             if isinstance(error, (int, float)):
                 errors.append(float(error))
         if errors:
-            shown = describe(headline).show_difference(sum(errors) / len(errors)).lstrip("+")
+            shown = metric_named(headline).show_difference(sum(errors) / len(errors)).lstrip("+")
             found.append(f"{shown} on {task}")
     return ", ".join(found)
 
