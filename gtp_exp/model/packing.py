@@ -57,7 +57,7 @@ def rows_apart(model: torch.nn.Module, bounds: Sequence[tuple[int, int]]) -> Ite
     device = next(base.parameters()).device
     # A GPU attends in all rows at once, padded; a CPU in one after the other.
     rectangle = None if device.type == "cpu" else Rectangle(bounds, device)
-    with attention_per_sequence(base, bounds, rectangle) as extra:
+    with attention_per_sequence(base, bounds, rectangle, frugal=True) as extra:
         yield {**extra, "use_cache": False}
 
 
