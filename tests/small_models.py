@@ -15,8 +15,8 @@ from gtp_exp.gradients.checkpoints import Checkpoint, save_checkpoint
 from gtp_exp.gradients.engines.base import gradients_of
 from gtp_exp.gradients.engines.check import relative_error
 from gtp_exp.gradients.engines.choose import Engine, make_engine
+from gtp_exp.gradients.engines.linear import LinearKernel
 from gtp_exp.gradients.engines.packed import PackedEngine
-from gtp_exp.model.linear_kernels import LinearKernel
 from gtp_exp.model.loss import Reduction, reference_gradients
 from gtp_exp.model.parameters import trainable_parameters
 

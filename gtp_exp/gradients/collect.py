@@ -30,12 +30,12 @@ from gtp_exp.gradients.directions import DEFAULT_ADAM, AdamConstants, Direction
 from gtp_exp.gradients.engines.adapters import check_differentiable, sizes
 from gtp_exp.gradients.engines.base import GradientEngine
 from gtp_exp.gradients.engines.choose import Engine, choose_engine, make_engine
+from gtp_exp.gradients.engines.linear import LinearKernel
 from gtp_exp.gradients.engines.memory import halving
 from gtp_exp.gradients.meter import Meter
 from gtp_exp.gradients.settings import GradientConfig
 from gtp_exp.gradients.sketch import make_projection, output_dim
 from gtp_exp.gradients.store import GradientStore, StoreWriter
-from gtp_exp.model.linear_kernels import LinearKernel
 from gtp_exp.model.parameters import left_as_found
 
 VERSION = 2  # raised when the same settings give other numbers

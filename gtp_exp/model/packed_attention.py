@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -26,11 +27,13 @@ _WRITTEN_OUT_UP_TO = 512
 
 @contextlib.contextmanager
 def attention_per_sequence(
-    model: Any, bounds: Sequence[tuple[int, int]], rectangle: Rectangle | None
+    model: Any, bounds: Sequence[tuple[int, int]], rectangle: Rectangle | None, *, frugal: bool = False
 ) -> Iterator[dict[str, Any]]:
     """Keep the sequences apart in the model's attention: all at once in a rectangle, or one by one.
     Yield extra inputs for the model's forward.
 
+    frugal: whether the backward pass computes the attention's probabilities again, rather than the forward
+    pass keeping what grows with the square of a sequence's length.
     Pass no attention mask and use_cache=False, or transformers makes the sequences see each other.
     """
     # Seconds, which a job that finds its gradients in the cache need not spend.
@@ -39,7 +42,7 @@ def attention_per_sequence(
     AttentionInterface.register(ATTENTION, _attend)
     own = model.config.get_text_config()._attn_implementation
     by_bounds = own if own.startswith("flash_attention") else flash_attention(model)
-    _ACTIVE.append((own, bounds, rectangle))
+    _ACTIVE.append(_Active(own, bounds, rectangle, frugal))
     try:
         with _implementation(model, by_bounds or ATTENTION):
             yield _flash_inputs(bounds, next(model.parameters()).device) if by_bounds else {}
@@ -86,8 +89,17 @@ def _implementation(model: Any, name: str) -> Iterator[None]:
             config._attn_implementation = before[key]
 
 
-# The model's own implementation and the sequences: a registered function can close over nothing.
-_ACTIVE: list[tuple[str, Sequence[tuple[int, int]], Rectangle | None]] = []
+@dataclass(frozen=True)
+class _Active:
+    """Holds what a packed pass is made of, with the name of the model's own attention."""
+
+    own: str
+    bounds: Sequence[tuple[int, int]]
+    rectangle: Rectangle | None
+    frugal: bool
+
+
+_ACTIVE: list[_Active] = []  # a registered function can close over nothing
 
 
 def _attend(
@@ -102,13 +114,14 @@ def _attend(
 
     query, key, value: [1, heads, T, d]; returns [1, T, heads, d].
     """
-    own, bounds, rectangle = _ACTIVE[-1]
+    active = _ACTIVE[-1]
+    own, bounds, rectangle = active.own, active.bounds, active.rectangle
     longest = max(end - start for start, end in bounds)
     window = kwargs.get("sliding_window") or longest
     half = query.dtype in (torch.float16, torch.bfloat16) and query.device.type == "cpu"
     if own == "sdpa" and half and longest <= _WRITTEN_OUT_UP_TO and _is_plain(module, kwargs):
         scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-        return _WrittenOut.apply(query, key, value, bounds, scaling, window), None  # pyright: ignore
+        return _WrittenOut.apply(query, key, value, bounds, scaling, window, active.frugal), None  # pyright: ignore
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
@@ -151,8 +164,8 @@ def _additive_mask(n: int, window: int, dtype: torch.dtype, device: torch.device
 
 
 class _WrittenOut(torch.autograd.Function):
-    """Computes O = P V, P = softmax(scaling Q K^T + mask), per sequence and head; keeps P for the backward
-    pass."""
+    """Computes O = P V, P = softmax(scaling Q K^T + mask), per sequence and head. P is kept for the
+    backward pass, or computed again there."""
 
     @staticmethod
     def forward(
@@ -163,6 +176,7 @@ class _WrittenOut(torch.autograd.Function):
         bounds: Sequence[tuple[int, int]],
         scaling: float,
         window: int,
+        frugal: bool,
     ) -> torch.Tensor:
         """Return the attention [1, T, heads, d] of query, key and value [1, heads, T, d]."""
         repeats = query.shape[1] // key.shape[1]
@@ -170,12 +184,12 @@ class _WrittenOut(torch.autograd.Function):
         probabilities = []
         for start, end in bounds:
             q, k, v = _of_sequence(start, end, repeats, query, key, value)
-            mask = _additive_mask(end - start, window, query.dtype, query.device)[0]
-            p = torch.softmax(torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scaling), dim=-1)
+            p = _probabilities(q, k, scaling, window)
             out[0, start:end] = torch.bmm(p, v).transpose(0, 1)
-            probabilities.append(p)
+            if not frugal:
+                probabilities.append(p)
         ctx.save_for_backward(query, key, value, *probabilities)
-        ctx.bounds, ctx.scaling, ctx.repeats = bounds, scaling, repeats
+        ctx.bounds, ctx.scaling, ctx.window, ctx.repeats = bounds, scaling, window, repeats
         return out
 
     @staticmethod
@@ -183,8 +197,9 @@ class _WrittenOut(torch.autograd.Function):
         """Return the gradients of query, key and value."""
         query, key, value, *probabilities = ctx.saved_tensors
         d_query, d_key, d_value = (torch.empty_like(t) for t in (query, key, value))
-        for (start, end), p in zip(ctx.bounds, probabilities, strict=True):
+        for i, (start, end) in enumerate(ctx.bounds):
             q, k, v = _of_sequence(start, end, ctx.repeats, query, key, value)
+            p = probabilities[i] if probabilities else _probabilities(q, k, ctx.scaling, ctx.window)
             d_out = gradients[0][0, start:end].transpose(0, 1)  # [heads, n, d]
             d_p = torch.bmm(d_out, v.transpose(1, 2))
             # dS = P * (dP - rowsum(P * dP)); torch has it as one operation
@@ -194,7 +209,13 @@ class _WrittenOut(torch.autograd.Function):
             d_key[0, :, start:end] = torch.bmm(d_s.transpose(1, 2), q).mul_(ctx.scaling).view(per_head).sum(1)
             per_head = (-1, ctx.repeats, end - start, value.shape[3])
             d_value[0, :, start:end] = torch.bmm(p.transpose(1, 2), d_out).view(per_head).sum(1)
-        return d_query, d_key, d_value, None, None, None
+        return d_query, d_key, d_value, None, None, None, None
+
+
+def _probabilities(q: torch.Tensor, k: torch.Tensor, scaling: float, window: int) -> torch.Tensor:
+    """Return P = softmax(scaling Q K^T + mask) of one sequence, [heads, n, n]."""
+    mask = _additive_mask(q.shape[1], window, q.dtype, q.device)[0]
+    return torch.softmax(torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scaling), dim=-1)
 
 
 def _of_sequence(

@@ -15,7 +15,6 @@ import torch
 
 from gtp_exp.data.examples import IGNORE, TokenizedExample
 from gtp_exp.model.device import out_of_memory
-from gtp_exp.model.linear_kernels import LinearKernel, frozen_linears
 from gtp_exp.model.lora import base_model
 from gtp_exp.model.packed_attention import attention_per_sequence
 from gtp_exp.model.parameters import half_precision, in_float32
@@ -25,8 +24,6 @@ _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 _TOLERANCE = 1e-3  # of the logits in the l2 norm; in float32 rounding makes about 1e-6
 _HALF_TOLERANCE = 0.2
 _ENOUGH_TOKENS = 128  # of a row, to see whether others reach into it
-
-Bounds = Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -51,18 +48,16 @@ def lay_end_to_end(rows: Sequence[TokenizedExample]) -> EndToEnd:
 
 
 @contextlib.contextmanager
-def rows_apart(
-    model: torch.nn.Module, bounds: Bounds, kernel: LinearKernel = LinearKernel.DEFAULT
-) -> Iterator[dict[str, Any]]:
+def rows_apart(model: torch.nn.Module, bounds: Sequence[tuple[int, int]]) -> Iterator[dict[str, Any]]:
     """Keep the rows of a packed pass apart inside, forward and backward; yield more inputs for the model.
 
-    Pass it no attention mask. kernel: computes the frozen linear layers.
+    Pass it no attention mask.
     """
     base = base_model(model)
     device = next(base.parameters()).device
     # A GPU attends in all rows at once, padded; a CPU in one after the other.
     rectangle = None if device.type == "cpu" else Rectangle(bounds, device)
-    with frozen_linears(base, kernel), attention_per_sequence(base, bounds, rectangle) as extra:
+    with attention_per_sequence(base, bounds, rectangle, frugal=True) as extra:
         yield {**extra, "use_cache": False}
 
 

@@ -34,7 +34,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     batch_size: int = 8  # examples per optimizer step, over all processes
-    micro_batch_size: int = 8  # examples per forward pass of one process, at most
+    micro_batch_size: int = 8  # examples per forward pass of one process, at most; end to end
     loss: BatchLoss = BatchLoss.EXAMPLE_MEAN
     use_weights: bool = False  # whether each row's part of the loss is multiplied by the selection's weight
 

@@ -13,7 +13,6 @@ from transformers import Trainer, TrainerCallback
 
 from gtp_exp.distributed import Processes
 from gtp_exp.errors import UserError
-from gtp_exp.model.linear_kernels import LinearKernel
 from gtp_exp.model.loss import labelled_logits, token_nll
 from gtp_exp.model.packing import rows_apart
 from gtp_exp.training.batches import RowOrder
@@ -27,7 +26,6 @@ class WeightedTrainer(Trainer):
     """Trains on the loss of `TrainingRows.loss_terms`, in the order of `order`."""
 
     order: RowOrder
-    kernel = LinearKernel.DEFAULT  # of frozen linear layers, where rows lie end to end
     loss_is_scaled_for_ga = True  # by num_items_in_batch, whatever the model would do with its own loss
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
@@ -44,7 +42,7 @@ class WeightedTrainer(Trainer):
         if bounds is None:
             return super().training_step(model, inputs, num_items_in_batch)
         without_wrapper: Any = self.model
-        with rows_apart(without_wrapper, bounds, self.kernel) as extra:
+        with rows_apart(without_wrapper, bounds) as extra:
             return super().training_step(model, {**inputs, **extra}, num_items_in_batch)
 
     def compute_loss(

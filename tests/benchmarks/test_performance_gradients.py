@@ -28,8 +28,8 @@ from gtp_benchmarks.performance.measuring import Figure, Timing, interleaved, sp
 from gtp_exp.data.batching import length_sorted_batches
 from gtp_exp.data.examples import IGNORE
 from gtp_exp.gradients.engines.choose import Engine
+from gtp_exp.gradients.engines.linear import LinearKernel
 from gtp_exp.model.device import Precision
-from gtp_exp.model.linear_kernels import LinearKernel
 from gtp_exp.model.loss import Reduction, reference_gradients
 
 

@@ -22,7 +22,8 @@ from gtp_exp.model.parameters import trainable_parameters
 
 @pytest.mark.parametrize("window", [3, 100])
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
-def test_written_out_attention(key_heads, window):
+@pytest.mark.parametrize("frugal", [False, True])
+def test_written_out_attention(key_heads, window, frugal):
     generator = torch.Generator().manual_seed(0)
     bounds = [(0, 5), (5, 6), (6, 15)]
     q, k, v = (
@@ -30,7 +31,7 @@ def test_written_out_attention(key_heads, window):
         for heads, size in ((4, 8), (key_heads, 8), (key_heads, 6))
     )
     d_out = torch.randn(1, 15, 4, 6, dtype=torch.float64, generator=generator)
-    found = _WrittenOut.apply(q, k, v, bounds, 0.3, window)
+    found = _WrittenOut.apply(q, k, v, bounds, 0.3, window, frugal)
     position, segment = torch.arange(15), torch.tensor([0] * 5 + [1] + [2] * 9)
     distance = position[:, None] - position
     seen = (distance >= 0) & (distance < window) & (segment[:, None] == segment)

@@ -10,10 +10,13 @@ from recorded_steps import CASES, CONFIG, step_gradients, unequal_rows
 from test_batch_loss import assert_same, expected_steps
 from test_finetune import CONFIG as TUNING
 from test_finetune import distance, interrupt, tune
+from transformers import TrainingArguments
 
+from gtp_exp.data.examples import TokenizedExample
 from gtp_exp.training import finetune as finetuning
 from gtp_exp.training.batches import NO_ROW, Collate, TermsDataset, TrainingRows
 from gtp_exp.training.config import BatchLoss
+from gtp_exp.training.trainer import WeightedTrainer
 
 
 @pytest.fixture
@@ -147,3 +150,43 @@ def test_a_packed_batch_holds_no_more_tokens_than_a_padded_one():
     for batch in (packed, padded):
         assert batch["labels"].shape == batch["input_ids"].shape == batch["token_weight"].shape
         assert batch["size"].tolist() == [1, 1, 1, 0]
+
+
+def saved_for_backward(loaded, rows, directory, packed):
+    """The bytes of activations that autograd keeps in a pass over these rows, each storage once."""
+    weights, saved = {p.untyped_storage().data_ptr() for p in loaded.model.parameters()}, {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    data = TermsDataset(TrainingRows(rows), BatchLoss.EXAMPLE_MEAN, 0)
+    batch = Collate(0, packed=packed)([data[i] for i in range(len(data))])
+    arguments = TrainingArguments(str(directory), use_cpu=True, report_to="none")
+    trainer = WeightedTrainer(loaded.model, arguments)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        with torch.autocast("cpu", torch.bfloat16, enabled=loaded.dtype == torch.bfloat16):
+            trainer.training_step(loaded.model, batch, torch.tensor(float(len(rows))))
+    return sum(saved.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lengths", [(60, 60, 60, 60), (200, 200, 200, 200), (10, 20, 40, 200)])
+def test_a_packed_pass_keeps_little_more_where_there_is_no_padding_and_else_less(
+    tiny, tmp_path, dtype, lengths
+):
+    """More is at most the output of each layer's attention, which is put together of the rows' own, and the
+    angles of all positions, which padded rows share."""
+    model = replace(tiny, dtype=dtype)
+    ids = tuple(97 + i % 26 for i in range(200))
+    labels = [(-100,) * (n - 5) + ids[n - 5 : n] for n in lengths]
+    rows = [TokenizedExample(f"row-{n}", ids[:n], label) for n, label in zip(lengths, labels, strict=True)]
+    padded, packed = (
+        saved_for_backward(model.load_trainable(0), rows, tmp_path, packed) for packed in (False, True)
+    )
+    config = model.load_trainable(0).model.config
+    outputs = config.num_hidden_layers * sum(lengths) * config.hidden_size * dtype.itemsize
+    assert packed <= padded + 1.25 * outputs
+    assert packed < padded or len(set(lengths)) == 1

@@ -23,10 +23,10 @@ from gtp_exp.gradients.directions import Direction
 from gtp_exp.gradients.engines.adapters import check_differentiable, sizes
 from gtp_exp.gradients.engines.base import GradientEngine, gradients_of
 from gtp_exp.gradients.engines.choose import Engine, EngineChoice, choose_engine, make_engine
+from gtp_exp.gradients.engines.linear import LinearKernel
 from gtp_exp.gradients.engines.memory import halving
 from gtp_exp.gradients.sketch import Sketch, SketchKind, make_projection
 from gtp_exp.model.device import Precision
-from gtp_exp.model.linear_kernels import LinearKernel
 from gtp_exp.model.loading import ModelConfig, ModelSource, prepare
 from gtp_exp.model.lora import LoRA
 from gtp_exp.model.loss import Reduction

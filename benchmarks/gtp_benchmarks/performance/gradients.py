@@ -55,8 +55,8 @@ from gtp_exp.data.examples import TokenizedExample
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.engines.check import relative_error
 from gtp_exp.gradients.engines.choose import Engine
+from gtp_exp.gradients.engines.linear import LinearKernel
 from gtp_exp.model.device import Precision, choose_dtype
-from gtp_exp.model.linear_kernels import LinearKernel
 from gtp_exp.model.loss import Reduction, reference_gradients
 
 PLAIN_BARS = {Precision.FP32: 1.15, Precision.BF16: 1.5}  # speed, ours / plain step

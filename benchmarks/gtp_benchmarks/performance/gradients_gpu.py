@@ -29,10 +29,10 @@ from gtp_exp.gradients.collect import shard_features
 from gtp_exp.gradients.directions import Direction
 from gtp_exp.gradients.engines.adapters import sizes
 from gtp_exp.gradients.engines.choose import Engine, make_engine
+from gtp_exp.gradients.engines.linear import LinearKernel
 from gtp_exp.gradients.engines.packed import PackedEngine
 from gtp_exp.gradients.sketch import Sketch, SketchKind, make_projection
 from gtp_exp.model.device import be_deterministic
-from gtp_exp.model.linear_kernels import LinearKernel
 from gtp_exp.model.loss import Reduction
 from gtp_exp.model.parameters import trainable_parameters
 

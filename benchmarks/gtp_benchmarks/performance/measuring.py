@@ -25,9 +25,9 @@ _PACKAGES = ("torch", "transformers", "peft", "numpy", "scipy")
 
 @dataclass(frozen=True)
 class Timing:
-    """Holds the wall times of one method."""
+    """Holds the times of one method."""
 
-    seconds: tuple[float, ...]  # wall time of every repeat, in order of the rounds
+    seconds: tuple[float, ...]  # of every repeat, in order of the rounds
     amount: float  # what one repeat gets through: examples, rows, or 1 for a whole
 
     @property
@@ -66,12 +66,13 @@ def interleaved(
     amount: float,
     started: Callable[[str], object],
     finished: Callable[[], object],
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
     """Runs every method once a round, each round beginning with another one.
 
     Nothing is warmed up here: what a first call costs, the caller must have paid. amount: what each of the
     methods gets through in one run. `started` and `finished` are called around every run, outside the time
-    taken, for a progress bar.
+    taken, for a progress bar. clock: of wall time, or of the processor's.
     """
     names = list(methods)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -80,9 +81,9 @@ def interleaved(
         for name in names[first:] + names[:first]:
             started(name)
             gc.collect()  # what one method leaves behind is not charged to the next
-            start = time.perf_counter()
+            start = clock()
             methods[name]()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
             finished()
     return {name: Timing(tuple(s), amount) for name, s in seconds.items()}
 

@@ -15,10 +15,10 @@ from gtp_exp.gradients.engines.adapters import Adapters, find_adapters, has_adap
 from gtp_exp.gradients.engines.base import AutogradEngine, GradientEngine
 from gtp_exp.gradients.engines.check import check_engine
 from gtp_exp.gradients.engines.hooks import HooksEngine
+from gtp_exp.gradients.engines.linear import LinearKernel, fastest_kernel
 from gtp_exp.gradients.engines.memory import choose_token_budget
 from gtp_exp.gradients.engines.packed import PackedEngine, packed_obstacle
 from gtp_exp.model.device import out_of_memory
-from gtp_exp.model.linear_kernels import LinearKernel, fastest_kernel
 from gtp_exp.model.loss import Reduction
 from gtp_exp.model.parameters import half_precision, in_float32
 

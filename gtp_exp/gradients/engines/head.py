@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gtp_exp.model.linear_kernels import LinearKernel
+from gtp_exp.gradients.engines.linear import LinearKernel
 
 _PROBE_TOKENS = 16
 _CHUNK_VALUES = 1 << 24  # logits held at a time: 64 MiB in float32

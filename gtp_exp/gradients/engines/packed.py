@@ -17,8 +17,7 @@ from gtp_exp.gradients.engines.adapters import Adapters
 from gtp_exp.gradients.engines.base import Consume, pack, pad
 from gtp_exp.gradients.engines.compiled import compiled_norms
 from gtp_exp.gradients.engines.head import label_head
-from gtp_exp.gradients.engines.linear import packed_linears
-from gtp_exp.model.linear_kernels import LinearKernel
+from gtp_exp.gradients.engines.linear import LinearKernel, packed_linears
 from gtp_exp.model.lora import base_model
 from gtp_exp.model.loss import Reduction, label_positions, token_nll
 from gtp_exp.model.packed_attention import attention_per_sequence

@@ -16,8 +16,8 @@ from gtp_exp.gradients.engines.base import gradients_of, pack, pad
 from gtp_exp.gradients.engines.check import relative_error
 from gtp_exp.gradients.engines.choose import Engine, make_engine
 from gtp_exp.gradients.engines.head import label_head
+from gtp_exp.gradients.engines.linear import LinearKernel, fastest_kernel
 from gtp_exp.gradients.engines.packed import PackedEngine
-from gtp_exp.model.linear_kernels import LinearKernel, fastest_kernel
 from gtp_exp.model.lora import base_model
 from gtp_exp.model.loss import Reduction, reference_gradients
 from gtp_exp.model.parameters import trainable_parameters
