@@ -319,7 +319,7 @@ def outcome(folder: Path) -> dict[str, object]:
 
 
 def test_a_forked_job_leaves_the_same_bytes_as_a_fresh_one(tmp_path):
-    job = ["selector=gtp", "budget=10pct", "until=selection", "launch.threads=2"]
+    job = ["selector=gtp", "budget=10pct", "until=selection"]
     outcomes = []
     for name, flags in {"fresh": [], "forked": ["-m"]}.items():
         (tmp_path / name).mkdir()
