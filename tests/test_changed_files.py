@@ -152,5 +152,11 @@ def test_rows_are_told_apart_by_what_another_tokenizer_makes_of_them(tiny, tiny_
     merge_two_letters(tmp_path)
     own = replace(tiny_config, source=ModelSource.HUB, name_or_path=str(tmp_path / "model"))
     other = prepare(own, tmp_path, tiny.device)
-    assert prepare_rows("pool", examples, tiny).key != prepare_rows("pool", examples, other).key
-    assert prepare_rows("pool", examples, tiny).key == prepare_rows("pool", examples, tiny).key
+    assert (
+        prepare_rows("pool", examples, tiny, RowRules()).key
+        != prepare_rows("pool", examples, other, RowRules()).key
+    )
+    assert (
+        prepare_rows("pool", examples, tiny, RowRules()).key
+        == prepare_rows("pool", examples, tiny, RowRules()).key
+    )

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoTokenizer
 
 from conftest import conversation
+from gtp_exp.data.tokenization import RowRules
 from gtp_exp.errors import UserError
 from gtp_exp.inputs import prepare_rows
 from gtp_exp.launch.launcher import not_deterministic
@@ -153,9 +154,9 @@ def test_a_token_without_an_embedding_may_be_there_as_long_as_no_row_holds_it(ti
     config = replace(tiny_config, source=ModelSource.HUB, name_or_path=str(folder))
     model = prepare(config, tmp_path, CPU)
     rows = [conversation(0, "Hi", "Hello")]
-    assert prepare_rows("pool", rows, model).examples
+    assert prepare_rows("pool", rows, model, RowRules()).examples
     with pytest.raises(UserError, match="'<new>' the id 259"):
-        prepare_rows("pool", [*rows, conversation(1, "Hi", "Hello <new>")], model)
+        prepare_rows("pool", [*rows, conversation(1, "Hi", "Hello <new>")], model, RowRules())
 
 
 MINE = """from transformers import LlamaForCausalLM
