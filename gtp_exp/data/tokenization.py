@@ -160,7 +160,7 @@ def tokenize(
         for start in range(0, len(examples), _CHUNK):
             chunk = examples[start : start + _CHUNK]
             if rules.special_tokens is SpecialTokens.ESCAPE:
-                chunk = [escaped(example, tokenizer) for example in chunk]
+                chunk = escaped(chunk, tokenizer)
             for index, outcome in enumerate(encode(chunk, tokenizer), start):
                 row = outcome if isinstance(outcome, str) else _fit(outcome, max_length, rules.over_length)
                 if isinstance(row, str):
@@ -219,17 +219,22 @@ def with_special_tokens(examples: Sequence[Example], tokenizer: Any) -> list[str
     ]
 
 
-def escaped(example: Example, tokenizer: Any) -> Example:
-    """Return the example with the special tokens that its own text names told as text."""
+def escaped(examples: Sequence[Example], tokenizer: Any) -> list[Example]:
+    """Return the examples with the special tokens that their own text names told as text."""
     names = _special_names(tokenizer)
 
     def escape(text: str) -> str:
         return names.sub(lambda found: found[0][0] + "\u200b" + found[0][1:], text)
 
-    messages = [
-        replace(m, content=escape(m.content), reasoning=escape(m.reasoning)) for m in example.messages
+    return [
+        replace(
+            example,
+            messages=tuple(
+                replace(m, content=escape(m.content), reasoning=escape(m.reasoning)) for m in example.messages
+            ),
+        )
+        for example in examples
     ]
-    return replace(example, messages=tuple(messages))
 
 
 def _special_names(tokenizer: Any) -> re.Pattern[str]:

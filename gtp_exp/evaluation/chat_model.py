@@ -99,7 +99,7 @@ class ChatModel(HFLM):
         """Return the log-likelihood of each answer after its prompt, and whether it is the likeliest."""
         pairs = [pair for pair in dict.fromkeys(r.args for r in requests) if pair[0] in self._chats]
         rows = self._rows([(self._chats[prompt], answer) for prompt, answer in pairs])
-        begun = self._begun([prompt for prompt, _ in pairs])
+        begun = self._begun(dict.fromkeys(prompt for prompt, _ in pairs))
         for pair, row in zip(pairs, rows, strict=True):
             first, stop = row.answers[-1]
             first = max(first, begun.get(pair[0], 0))
@@ -121,11 +121,12 @@ class ChatModel(HFLM):
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Return the text that the model writes after each prompt, up to the end of turn or the task's own
         stops."""
-        prompts = [text for text in dict.fromkeys(r.args[0] for r in requests)]
+        prompts = list(dict.fromkeys(r.args[0] for r in requests))
         chats = [text for text in prompts if text in self._chats]
         self._prompts = {text: self.tok_encode(text) for text in prompts if text not in self._chats}
-        for text, row in zip(chats, self._rows([(self._chats[c], _PROBE) for c in chats]), strict=True):
-            first = max(row.answers[-1][0], self._begun([text]).get(text, 0))
+        rows, begun = self._rows([(self._chats[text], _PROBE) for text in chats]), self._begun(chats)
+        for text, row in zip(chats, rows, strict=True):
+            first = max(row.answers[-1][0], begun.get(text, 0))
             self._prompts[text] = list(row.input_ids[:first])
         self._asked = requests
         self._check_lengths(
@@ -182,7 +183,7 @@ class ChatModel(HFLM):
             rows.append(row)
         return rows
 
-    def _begun(self, prompts: Sequence[str]) -> dict[str, int]:
+    def _begun(self, prompts: Iterable[str]) -> dict[str, int]:
         """Return how many tokens belong to the prompt where it opens the answer itself, by prompt."""
         begun = [text for text in prompts if self._chats[text][-1]["role"] == "assistant"]
         alone = self._rows([(self._chats[text], "") for text in begun])

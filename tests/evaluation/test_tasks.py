@@ -8,6 +8,7 @@ import subprocess
 import datasets
 import pytest
 import torch
+from toy import CHOICE
 
 from conftest import conversation
 from gtp_exp.data import tokenization
@@ -18,16 +19,6 @@ from gtp_exp.errors import UserError
 from gtp_exp.evaluation.held_out import held_out_loss
 from gtp_exp.evaluation.tasks import evaluate
 
-CHOICE = {
-    "output_type": "multiple_choice",
-    "doc_to_text": "{{question}}",
-    "doc_to_choice": "{{choices}}",
-    "doc_to_target": "{{gold}}",
-    "target_delimiter": "",
-    "num_fewshot": 0,
-    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-    "metadata": {"version": 1.0},
-}
 DOCS = tuple({"question": f"Is {i} even?", "choices": ["yes", "no"], "gold": i % 2} for i in range(10))
 HELD_OUT = tuple(conversation(i, f"Is {i} even?", ["yes", "no"][i % 2]) for i in range(10))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from gtp_exp.data.examples import Pool
@@ -9,7 +10,7 @@ from gtp_exp.data.tokenization import OverLength, RowRules, SpecialTokens
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSource:
+class DataSource(ABC):
     """Describes a data set; an option of the group `dataset` inherits it."""
 
     over_length: OverLength = OverLength.DROP  # of rows of pool and target above model.max_length
@@ -21,6 +22,6 @@ class DataSource:
         """Return how rows of pool and target are taken that cannot be taken as they are."""
         return RowRules(self.over_length, self.special_tokens)
 
+    @abstractmethod
     def load(self) -> Pool:
         """Read the whole pool. Raises UserError where it cannot be read."""
-        raise NotImplementedError
