@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -33,6 +33,9 @@ class Fold:
     held_out: torch.Tensor  # float64 [m, S], mean of the fold's rows
     judged: torch.Tensor  # bool [S], columns with held-out rows
     available: torch.Tensor | None  # bool [N], candidates the fold's pursuit may use; None: all
+    correlation: torch.Tensor | None = (
+        None  # float32 [N, S], own rows' correlation with `train`; None: unknown
+    )
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,13 @@ class FoldSolve(Protocol):
     def __call__(self, fold: Fold, rows: int, ridge: float) -> Pursuit:
         """Return a pursuit of at most `rows` rows at the ridge."""
         ...
+
+
+def correlated(atoms: Atoms, folds: Sequence[Fold]) -> list[Fold]:
+    """Return the folds with the correlations that all their pursuits begin with, from one pass for all."""
+    columns = torch.cat([fold.train for fold in folds], dim=1)
+    parts = atoms.correlate_own(columns.float()).split([fold.train.shape[1] for fold in folds], dim=1)
+    return [replace(fold, correlation=part) for fold, part in zip(folds, parts, strict=True)]
 
 
 def choose(

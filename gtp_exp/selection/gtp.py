@@ -36,6 +36,7 @@ from gtp_exp.selection.cross_validation import (
     Fold,
     RegularisationChoice,
     choose,
+    correlated,
     group_means,
     pool_folds,
     target_folds,
@@ -103,6 +104,7 @@ class GTP(Selector):
     memory_gib: float = 4.0  # sketches that take no more than this as float32 are held in memory
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
+    version: ClassVar[int] = 2
     distributed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -147,7 +149,8 @@ class GTP(Selector):
         rows, n = problem.budget.rows(len(problem.candidates)), len(problem.candidates)
         data = self.pursuit_data(problem)  # A and the target rows
         target, names = self.target(problem, data)  # B
-        scores = data.atoms.correlate(target.float()).mean(1)
+        correlation = data.atoms.correlate_own(target.float())
+        scores = data.atoms.processes.all_reduce(correlation.clone()).mean(1)
         scale = float(data.atom_norms[data.atom_norms > 0].square().mean())  # of the ridge
 
         # How much to regularise, and where one round stops.
@@ -158,7 +161,13 @@ class GTP(Selector):
         # Pursue in rounds, fill what is left, fit the weights of all chosen rows together.
         cost = problem.n_tokens if rows is None else None
         whole = PursuitProblem(
-            data.atoms, target, round_rows, ridge * scale, near_copy_cosine=self.near_copy_cosine, cost=cost
+            data.atoms,
+            target,
+            round_rows,
+            ridge * scale,
+            near_copy_cosine=self.near_copy_cosine,
+            cost=cost,
+            correlation=correlation,
         )
         filled = fill_budget(
             lambda available, size, capacity: self.solver.pursue(
@@ -245,6 +254,7 @@ class GTP(Selector):
         if isinstance(folds, str):
             return None, folds
         originals = data.copies.multiplicity > 0
+        folds = correlated(data.atoms, folds)
 
         # The search ends early where the error rises again, so the total is the most that it may take.
         most = len(folds) * (len(self.ridges) + MORE_SIZES)
@@ -259,6 +269,7 @@ class GTP(Selector):
                         ridge * scale,
                         available=originals if fold.available is None else originals & fold.available,
                         near_copy_cosine=self.near_copy_cosine,
+                        correlation=fold.correlation,
                     )
                 )
                 progress.update()

@@ -32,18 +32,24 @@ class Copies:
 
 
 def row_hash(rows: torch.Tensor, seed: int) -> torch.Tensor:
-    """Return a 64-bit multilinear hash of each row's bits, int64 [n]; equal rows hash equal, -0 as 0."""
+    """Return a 64-bit multilinear hash of each row's bits, int64 [n]; equal rows hash equal, -0 as 0.
+
+    Rows are read in words of eight bytes, whose halves are mixed first: a product keeps of a word's high bits
+    only as many bits as lie above them.
+    """
     generator = torch.Generator().manual_seed(seed)
     hashes = torch.empty(len(rows), dtype=torch.int64)
     multipliers = None
     for start in range(0, len(rows), HASH_BLOCK):
         block = rows[start : start + HASH_BLOCK] + 0.0  # -0.0 + 0.0 is 0.0
-        bits = block.contiguous().view(torch.int16)
-        if bits.shape[1] % 2 == 0:
-            bits = bits.view(torch.int32)
+        words = block.contiguous().view(torch.int16)
+        for wider in (torch.int32, torch.int64):
+            words = words.view(wider) if words.shape[1] % 2 == 0 else words
+        if words.dtype == torch.int64:
+            words = words ^ (words >> 32)
         if multipliers is None:
-            multipliers = torch.randint(-(2**62), 2**62, bits.shape[1:], generator=generator) * 2 + 1
-        hashes[start : start + len(block)] = (bits * multipliers).sum(1)
+            multipliers = torch.randint(-(2**62), 2**62, words.shape[1:], generator=generator) * 2 + 1
+        hashes[start : start + len(block)] = (words * multipliers).sum(1)
     return hashes
 
 

@@ -39,7 +39,7 @@ class CoSaMP:
     candidates: float = 2.0  # rows looked at per iteration, over the rows wanted (the paper's 2)
     prune_stages: int = 4  # 1 is the paper's single prune; see `prune`
     max_iterations: int = 30
-    tolerance: float = 0.02  # end when an iteration lowers the best objective by a smaller share
+    tolerance: float = 0.05  # end when an iteration lowers the best objective by a smaller share
 
     name: ClassVar[str] = "cosamp"
 
@@ -68,9 +68,9 @@ class CoSaMP:
                 break
             merged = search.join(columns, index, rows)
 
-            # Merge, fit, prune, fit again.
+            # Merge, fit as well as pruning needs it, prune, fit exactly.
             warm = torch.cat([weights, weights.new_zeros(len(merged.ids) - len(weights), weights.shape[1])])
-            fitted, _, _ = fit_columns(merged, search.target, problem.ridge, warm)
+            fitted, _, _ = fit_columns(merged, search.target, problem.ridge, warm, rough=problem.ridge > 0)
             columns, weights, residual, kkt = prune(merged, fitted, problem, self.prune_stages)
             columns.cache.keep(columns.ids)
 

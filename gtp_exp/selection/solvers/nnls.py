@@ -70,7 +70,7 @@ class GramCache:
             self._gram[:needed, used:needed] = block
             self._gram[used:needed, :needed] = block.T
         slots = torch.tensor([self._slot[key] for key in keys])
-        return self._gram[slots[:, None], slots]
+        return self._gram[slots][:, slots]
 
     def keep(self, ids: torch.Tensor) -> None:
         """Forget all rows but these: a row new to the cache is multiplied with every row in it."""
@@ -168,16 +168,21 @@ def fit(
     l1: float = 0.0,
     start: torch.Tensor | None = None,
     guess: bool = True,
+    rough: bool = False,
     max_iterations: int = 1000,
 ) -> NNLS:
     """Solve as `nnls` does, on prepared columns, so that a pursuit's many solves share their Gram matrix.
 
     guess: refine the start by projected gradient; leave it out when the start is close to the solution.
+    rough: end with the best weights on the columns of the first guess, without looking for others that would
+    lower the objective further. Without a ridge the first guess is too poor for that.
     """
     active = _ActiveSet(columns, target.double(), ridge, l1)
     if active.nothing_to_fit():
         return NNLS(active.zero, active.target.clone(), 0.0, 0, True)
     current = active.feasible(active.first_passive(start, guess))
+    if rough:
+        return active.answer(current, False)
     value, block, converged, newton = active.objective(current), len(active.unit), False, False
     while active.iterations < max_iterations and not converged:
         if ridge > 0 and not newton and active.iterations > PATIENCE:

@@ -33,8 +33,8 @@ def prune(
 
     Every stage halves the excess. A ridge spreads weight over many alike rows, so the largest weights of the
     merged fit are a poor guess of the rows that do best alone. Backward elimination in stages corrects it, at
-    the price of small solves. Returns the columns kept, their weights [k, S], the residual [m, S] and the
-    largest KKT residual of the last fit.
+    the price of small solves, of which only the last is exact. Returns the columns kept, their weights
+    [k, S], the residual [m, S] and the largest KKT residual of the last fit.
     """
     target, cost, size, capacity = problem.target.double(), problem.cost, problem.size, problem.capacity
     for stage in range(stages, 0, -1):
@@ -49,18 +49,29 @@ def prune(
             size if last else max(size, (rows + size) // 2),
         )
         columns = columns.select(kept)
-        weights, residual, kkt = fit_columns(columns, target, problem.ridge, weights[kept], guess=False)
-        if last or (len(kept) <= size and price <= capacity):
+        last = last or (len(kept) <= size and price <= capacity)
+        weights, residual, kkt = fit_columns(
+            columns, target, problem.ridge, weights[kept], guess=False, rough=problem.ridge > 0 and not last
+        )
+        if last:
             break
     return columns, weights, residual, kkt
 
 
 def fit_columns(
-    columns: Columns, target: torch.Tensor, ridge: float, start: torch.Tensor, guess: bool = True
+    columns: Columns,
+    target: torch.Tensor,
+    ridge: float,
+    start: torch.Tensor,
+    guess: bool = True,
+    rough: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Fit every target column [m, S] on the same rows: weights [k, S], residual [m, S], largest KKT."""
+    """Fit every target column [m, S] on the same rows: weights [k, S], residual [m, S], largest KKT.
+
+    guess, rough: see `fit`.
+    """
     fits = [
-        fit(columns, target[:, s], ridge=ridge, start=start[:, s], guess=guess)
+        fit(columns, target[:, s], ridge=ridge, start=start[:, s], guess=guess, rough=rough)
         for s in range(target.shape[1])
     ]
     weights = torch.stack([one.weights for one in fits], dim=1)

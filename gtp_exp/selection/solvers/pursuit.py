@@ -32,6 +32,7 @@ class PursuitProblem:
     near_copy_cosine: float | None = None  # rows closer than this to another candidate are passed over
     cost: torch.Tensor | None = None  # int64 [N], tokens of each row
     capacity: int = 0  # where rows cost, the chosen ones cost no more than this together
+    correlation: torch.Tensor | None = None  # float32 [N, S], `correlate_own` of the target where it is known
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,8 @@ class Search:
         eligible[support.ids] = False
         if self.problem.cost is not None:
             eligible &= self.problem.cost <= self.problem.capacity - spent
-        return strongest(self.problem.atoms, residual, eligible, count, above)
+        known = self.problem.correlation if torch.equal(residual, self.target) else None
+        return strongest(self.problem.atoms, residual, eligible, count, above, known)
 
     def join(self, support: Columns, index: torch.Tensor, rows: torch.Tensor) -> Columns:
         """Return the support followed by further rows, without those that nearly repeat a row before them."""
@@ -216,15 +218,21 @@ def _top_of_all(values: torch.Tensor, k: int, processes: Processes) -> torch.Ten
 
 
 def strongest(
-    atoms: Atoms, residual: torch.Tensor, available: torch.Tensor, k: int, above: float = 0.0
+    atoms: Atoms,
+    residual: torch.Tensor,
+    available: torch.Tensor,
+    k: int,
+    above: float = 0.0,
+    correlation: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the k available rows that correlate most with the residual [m, S], and more than `above`: index
-    int64 [<= k] and their atoms float32 [<= k, m]. Takes one pass over the pool.
+    int64 [<= k] and their atoms float32 [<= k, m]. Takes one pass over the pool, or none where the
+    correlation float32 [N, S] of this process's rows with the residual is given.
 
     The float32 pass proposes k and some more, float64 products of those rows decide: chunking, threads and
     the storage's product kernel change the last bits of the pass, but not the answer.
     """
-    values = alignment(atoms.correlate_own(residual.float()))
+    values = alignment(atoms.correlate_own(residual.float()) if correlation is None else correlation)
     values = torch.where(available & (values > above), values, 0.0)
     proposed = _top_of_all(values, k + SLACK, atoms.processes).sort().values
     rows = atoms.rows(proposed)

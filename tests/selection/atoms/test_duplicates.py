@@ -81,3 +81,9 @@ def test_no_kept_pair_is_close_and_every_near_copy_is_close_to_a_kept_one():
     kept = (~near).nonzero().flatten()
     assert (gram[kept][:, kept].triu(1) <= 0.95).all()
     assert near.any() and (gram[near][:, kept] > 0.95).any(1).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_that_differ_in_a_high_bit_of_one_number_have_different_hashes(dtype):
+    rows = torch.cat([torch.eye(512), -torch.eye(512)]).to(dtype)
+    assert len(row_hash(rows, 0).unique()) == len(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from sklearn.linear_model import orthogonal_mp
 
 from gtp_benchmarks.performance.sparse import sparse
 from gtp_exp.errors import UserError
-from gtp_exp.selection.atoms.matrix import tensor_atoms
+from gtp_exp.selection.atoms.matrix import BlockAtoms, tensor_atoms
 from gtp_exp.selection.solvers.cosamp import CoSaMP
 from gtp_exp.selection.solvers.elastic_net import ElasticNet
 from gtp_exp.selection.solvers.nnls import kkt_residual
@@ -89,6 +90,37 @@ def test_cosamp_fits_as_well_as_orthogonal_matching_pursuit(size):
     classical = pursue(BlockOMP(steps=size), data.atoms, target, size=size, ridge=0.0)
     assert len(ours.support) == len(classical.support) == size
     assert ours.residual <= 1.02 * classical.residual
+
+
+def test_rough_fits_of_what_is_pruned_cost_no_accuracy_near_the_rank():
+    data = clusters(5_000, 512, seed=0)
+    target = data.target_rows.double().mean(0)[:, None]
+    ours = pursue(CoSaMP(), data.atoms, target, size=250, ridge=1e-3)
+    classical = pursue(OMP(), data.atoms, target, size=250, ridge=1e-3)
+    assert len(ours.support) == len(classical.support) == 250
+    assert ours.residual <= 1.02 * classical.residual
+    assert ours.kkt < 1e-8
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_correlations_that_are_known_change_nothing_but_save_a_pass(name):
+    data, passes = clusters(300, 64, seed=2), []
+
+    class Counting(BlockAtoms):
+        def correlate_own(self, residual):
+            passes.append(residual)
+            return super().correlate_own(residual)
+
+    target = data.target_rows.double().mean(0)[:, None]
+    atoms = Counting(tensor_atoms(data.atoms).blocks, 100)
+    problem = PursuitProblem(atoms, target, 20, 0.3)
+    without, counted = SOLVERS[name].pursue(problem), len(passes)
+    known = tensor_atoms(data.atoms).correlate_own(target.float())
+    passes.clear()
+    with_them = SOLVERS[name].pursue(replace(problem, correlation=known))
+    assert len(passes) == counted - 1
+    assert torch.equal(with_them.support, without.support)
+    assert torch.equal(with_them.weights, without.weights)
 
 
 @pytest.mark.parametrize("name", SOLVERS)
