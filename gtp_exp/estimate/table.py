@@ -40,7 +40,7 @@ class StageLine:
         tokens = sum(work.tokens or 0.0 for work in left)
         bound = "\u2264 " if any(work.at_most and work.tokens for work in left) else ""
         nbytes = sum(work.nbytes for work in left)
-        time = duration(sum(found[0] for found in prices if found) + around)
+        time = estimated_time(sum(found[0] for found in prices if found) + around)
         if None in prices:
             time = f"> {time}" if any(prices) else "unknown"
         return [
@@ -49,8 +49,8 @@ class StageLine:
             f"{len(self.works):,}",
             f"{len(self.works) - len(left):,}",
             "unknown" if any(work.rows is None for work in left) else passes,
-            f"{bound}{short(tokens)}" if tokens else "",
-            f"{short(nbytes)}B" if nbytes else "",
+            f"{bound}{with_unit_prefix(tokens)}" if tokens else "",
+            f"{with_unit_prefix(nbytes)}B" if nbytes else "",
             time,
         ]
 
@@ -68,7 +68,7 @@ def estimate_table(
     total = StageLine("total", len(jobs), list(planned.works.values()), rates)
     around = None if overhead is None else overhead * len(jobs)
     outside = ["around the stages", f"{len(jobs):,}", "", "", "", "", ""]
-    outside.append("unknown" if around is None else duration(around))
+    outside.append("unknown" if around is None else estimated_time(around))
     rows = [list(HEADS), *(line.cells() for line in lines), outside, total.cells(around or 0.0)]
     rows[-1][HEADS.index("passes")] = ""  # training, gradients and tests do not add up
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEADS))]
@@ -131,7 +131,7 @@ def _time(lines: Sequence[StageLine], total: StageLine) -> list[str]:
     return notes
 
 
-def short(n: float) -> str:
+def with_unit_prefix(n: float) -> str:
     """Return a count as a short text with its unit prefix."""
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if n >= size:
@@ -139,7 +139,7 @@ def short(n: float) -> str:
     return f"{n:.0f} "
 
 
-def duration(seconds: float) -> str:
+def estimated_time(seconds: float) -> str:
     """Return seconds as a short text in the unit that fits."""
     for size, unit in ((86_400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:

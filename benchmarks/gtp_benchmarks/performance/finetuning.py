@@ -26,12 +26,13 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 from transformers import TrainingArguments
 
-from gtp_benchmarks.performance.gradients import quiet
 from gtp_benchmarks.performance.measuring import (
     Figure,
     Timing,
     interleaved,
     machine,
+    model_parser,
+    quiet,
     speed_ratio,
     write_report,
 )
@@ -86,8 +87,8 @@ class Steps:
 
 
 @dataclass
-class Bench:
-    """Holds what is measured and what was found."""
+class StepComparison:
+    """Compares steps on packed rows with steps on padded batches, and keeps what the report will hold."""
 
     model: Model
     repeats: int
@@ -189,29 +190,22 @@ def _drawn(option: str, overrides: Sequence[str], n: int) -> list[Example]:
     return examples[:n]
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def finetuning_options(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the options of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m gtp_benchmarks.performance.finetuning",
-        description="Measures fine-tuning steps on packed rows against steps on padded batches.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = model_parser(
+        "finetuning",
+        "Measures fine-tuning steps on packed rows against steps on padded batches.",
+        [Precision.FP32.value, Precision.BF16.value],
     )
-    parser.add_argument("--model", choices=["smollm2_135m", "tiny"], default="smollm2_135m")
     parser.add_argument("--rows", type=Path, help="JSON lines with uneven rows; else built-in ones joined")
     parser.add_argument("--kinds", nargs="+", choices=list(BARS), default=list(BARS))
-    precisions = [Precision.FP32.value, Precision.BF16.value]
-    parser.add_argument("--precisions", nargs="+", choices=precisions, default=precisions)
     parser.add_argument("--steps", type=int, default=4, help=f"batches of {BATCH} rows in a round")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds; medians are reported")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
         "--clock",
         choices=list(CLOCKS),
         default="wall",
         help="cpu: processor time, for a machine with other work; use it with --threads 1",
     )
-    parser.add_argument("--output", type=Path, default=Path("outputs/performance"), help="folder")
-    parser.add_argument("--cache", type=Path, default=Path("outputs/cache"), help="for converted models")
     arguments = parser.parse_args(argv)
     if arguments.steps < 1 or arguments.repeats < 1 or arguments.threads < 1:
         parser.error("--steps, --repeats and --threads must be at least 1")
@@ -227,12 +221,12 @@ def _model(option: str, cache: Path) -> Model:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparisons that are asked for and write the report."""
-    arguments = parse(argv)
+    arguments = finetuning_options(argv)
     torch.set_num_threads(arguments.threads)
     setup = machine(arguments.threads)
     try:
         model = _model(arguments.model, arguments.cache)
-        bench = Bench(model, arguments.repeats, CLOCKS[arguments.clock])
+        bench = StepComparison(model, arguments.repeats, CLOCKS[arguments.clock])
         n = arguments.steps * BATCH
         for kind in arguments.kinds:
             # More than are needed, for rows that are too long or carry no loss are left out.

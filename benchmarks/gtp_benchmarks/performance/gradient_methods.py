@@ -67,7 +67,7 @@ class Weights:
         return model
 
 
-def make_examples(n: int, vocabulary: int) -> list[TokenizedExample]:
+def zipf_examples(n: int, vocabulary: int) -> list[TokenizedExample]:
     """Random tokens, 40 to 256 of them, mean 126: many short chats and few long ones, in random order. The
     second half of each is the completion.
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from gtp_benchmarks.performance.clustered import Clustered
 from gtp_benchmarks.performance.measuring import in_words, machine
-from gtp_benchmarks.performance.selection import in_memory, judge, problem, selector
+from gtp_benchmarks.performance.selection import judge, memory_features, problem, selector
 from gtp_benchmarks.performance.sparse import sparse
 from gtp_exp.selection.atoms.matrix import tensor_atoms
 from gtp_exp.selection.gtp import Regularisation
@@ -126,7 +126,7 @@ def truths(n: int, m: int, sizes: Sequence[int], seeds: int) -> list[Truth]:
                     pool = Clustered(n, m, seed=seed, noise=noise)
                     atoms = pool.atoms()
                     observed, truth = pool.target_rows().double().mean(0), pool.clean()
-                    asked = problem(in_memory(atoms), [pool.target_rows()], size)
+                    asked = problem(memory_features(atoms), [pool.target_rows()], size)
                     for name, settings in FITS.items():
                         found = selector(**settings).select(asked)
                         near, far, _ = judge(

@@ -30,7 +30,7 @@ from gtp_benchmarks.performance.cost_model import (
     Fit,
     Measured,
     Point,
-    Projection,
+    ProjectedCost,
     Scenario,
     numbers_sent,
     project,
@@ -38,7 +38,7 @@ from gtp_benchmarks.performance.cost_model import (
 from gtp_benchmarks.performance.measuring import Figure, machine, write_report
 from gtp_benchmarks.performance.selection_points import (
     in_processes,
-    measure,
+    measure_point,
     pool_of,
     under_a_limit,
     without_a_limit,
@@ -87,7 +87,7 @@ def measure_curves(base: Point, scratch: Path, repeats: int) -> dict[Point, Meas
                 for point in left:
                     if (point.n, point.dim, point.checkpoints) == shape:
                         bar.set_postfix_str(f"N={point.n:,} m={point.m:,} M={point.wanted}")
-                        found[point] = measure(folder, point, repeats)
+                        found[point] = measure_point(folder, point, repeats)
                         bar.update()
     return found
 
@@ -95,9 +95,9 @@ def measure_curves(base: Point, scratch: Path, repeats: int) -> dict[Point, Meas
 def measure_modes(base: Point, scratch: Path) -> tuple[Measured, list[Measured]]:
     """Measure the base point cross-validated as shipped, and chosen in parts."""
     with stored(base, scratch) as folder:
-        shipped = measure(folder, base, 1, regularisation=Regularisation.CROSS_VALIDATION, folds=4)
+        shipped = measure_point(folder, base, 1, regularisation=Regularisation.CROSS_VALIDATION, folds=4)
         parts = [
-            measure(folder, base, 1, partitions=count) if count > 1 else measure(folder, base, 1)
+            measure_point(folder, base, 1, partitions=count) if count > 1 else measure_point(folder, base, 1)
             for count in tqdm(PARTITIONS, desc="partitions", file=sys.stderr)
         ]
     return shipped, parts
@@ -126,7 +126,7 @@ def megabytes(bytes_: float) -> str:
     return f"{bytes_ / 1e6:,.1f} MB" if bytes_ < 1e9 else f"{bytes_ / 1e9:,.1f} GB"
 
 
-def duration(seconds: float) -> str:
+def projected_time(seconds: float) -> str:
     """Return seconds in the unit that suits them."""
     if seconds < 120:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
@@ -201,7 +201,7 @@ def partition_table(parts: Sequence[Measured], base: Point) -> str:
     return "\n".join(lines)
 
 
-def projection_table(s: Scenario, p: Projection, pool: str) -> str:
+def projection_table(s: Scenario, p: ProjectedCost, pool: str) -> str:
     """Return the projected costs as a Markdown table."""
     seconds = {"gradients, all GPUs": (p.gradients, p.gradients)}
     seconds |= {f"selection: {name}": (p.parts[name], p.on_gpu[name]) for name in p.parts}
@@ -219,7 +219,10 @@ def projection_table(s: Scenario, p: Projection, pool: str) -> str:
         "| what | as the code is: on CPUs beside the GPUs | were the store held in the GPUs' memory |",
         "|---|---|---|",
     ]
-    lines += [f"| {name} | {duration(here)} | {duration(there)} |" for name, (here, there) in seconds.items()]
+    lines += [
+        f"| {name} | {projected_time(here)} | {projected_time(there)} |"
+        for name, (here, there) in seconds.items()
+    ]
     lines += [f"| {name} | {megabytes(size)} | {megabytes(size)} |" for name, size in sizes.items()]
     return "\n".join(lines)
 

@@ -54,7 +54,7 @@ CHECKPOINTS = 4
 
 
 @dataclass(frozen=True)
-class Row:
+class MethodResult:
     """Holds one method at one budget, judged from its indices and weights alone."""
 
     wanted: int
@@ -80,7 +80,7 @@ class Report:
     """Collects what the parts measure."""
 
     figures: list[Figure] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)
+    rows: list[MethodResult] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     tables: list[str] = field(default_factory=list)
     repeats: dict[str, dict[str, Timing]] = field(default_factory=dict)
@@ -107,7 +107,7 @@ def problem(pool: GradientFeatures, target: Sequence[torch.Tensor], rows: int) -
     )
 
 
-def in_memory(atoms: torch.Tensor) -> MemoryFeatures:
+def memory_features(atoms: torch.Tensor) -> MemoryFeatures:
     """Return atoms as features of one checkpoint in memory."""
     return MemoryFeatures(({"sgd": atoms},), (1.0,))
 
@@ -253,12 +253,12 @@ def timed_gtp(
     report: Report,
     section: str,
     **settings: Any,
-) -> Row:
+) -> MethodResult:
     """Adds GTP at the ridge of the comparison, as shipped (run once), and top-M; returns the first.
 
     settings: what else differs from the shipped GTP in the former.
     """
-    asked = problem(in_memory(atoms), [pool.target_rows()], size)
+    asked = problem(memory_features(atoms), [pool.target_rows()], size)
     add = adder(pool, atoms, size, report)
     name = f"GTP, ridge {RIDGE:g} as OMP's"
     fixed = selector(regularisation=Regularisation.FIXED, ridge=RIDGE, near_copy_cosine=None, **settings)
@@ -276,13 +276,13 @@ def timed_gtp(
 
 def adder(
     pool: Clustered, atoms: torch.Tensor, size: int, report: Report
-) -> Callable[[str, float, torch.Tensor, torch.Tensor], Row]:
+) -> Callable[[str, float, torch.Tensor, torch.Tensor], MethodResult]:
     """Return a function that judges a choice and adds it to the report."""
     observed, clean = pool.target_rows().double().mean(0), pool.clean()
 
-    def add(method: str, seconds: float, indices: torch.Tensor, weights: torch.Tensor) -> Row:
+    def add(method: str, seconds: float, indices: torch.Tensor, weights: torch.Tensor) -> MethodResult:
         judged = judge(lambda index: atoms[index], indices, weights, observed, clean)
-        report.rows.append(Row(size, method, seconds, len(indices), *judged))
+        report.rows.append(MethodResult(size, method, seconds, len(indices), *judged))
         return report.rows[-1]
 
     return add
@@ -303,7 +303,7 @@ def measure_storage(pool: Clustered, size: int, report: Report) -> None:
         "int8": from_int8(*to_int8(wide)),
     }.items():
         gtp = selector(regularisation=Regularisation.FIXED, ridge=RIDGE)
-        found = gtp.select(problem(in_memory(stored), [pool.target_rows()], size))
+        found = gtp.select(problem(memory_features(stored), [pool.target_rows()], size))
         chosen[name] = set(found.indices.tolist())
         residual, distance, _ = judge(lambda i: wide[i], found.indices, found.weights, observed, clean)
         shared = len(chosen[name] & chosen["float32"]) / size
@@ -325,7 +325,7 @@ def measure_disk(rows: int, dim: int, sizes: Sequence[int], scratch: Path, repor
     for size in sizes:
         with context.Pool(1) as worker:
             values = worker.apply(select_from_store, (rows, dim, size, scratch))
-        row = Row(**values["row"])
+        row = MethodResult(**values["row"])
         report.rows.append(row)
         detail = (
             f"peak memory {values['peak_gib']:.2f} GiB beyond the mapped store, "
@@ -379,7 +379,7 @@ def select_from_store(rows: int, dim: int, size: int, scratch: Path) -> dict[str
     observed = torch.cat([rows.double().mean(0) for rows in target])
     judged = judge(atoms, found.indices, found.weights, observed, torch.cat([one.clean() for one in made]))
     values: dict[str, Any] = {
-        "row": vars(Row(size, "GTP from disk, fixed ridge", seconds, len(found.indices), *judged)),
+        "row": vars(MethodResult(size, "GTP from disk, fixed ridge", seconds, len(found.indices), *judged)),
         "peak_gib": memory.peak_gib,
         "rounds": len(found.diagnostics["rows_by_round"]),
         "fill": found.diagnostics["rows_by_fill"],

@@ -73,7 +73,7 @@ def _answer(
     os._exit(0)  # an interpreter that shuts down may find gloo's threads at work
 
 
-def measured(
+def measure_in_process(
     processes: Any, folder: Path, point: Point, settings: Mapping[str, Any], repeats: int
 ) -> Measured:
     """Return the quickest of some repeats. Each of its processes measures itself."""
@@ -112,9 +112,9 @@ def measured(
     )
 
 
-def measure(folder: Path, point: Point, repeats: int, **settings: Any) -> Measured:
+def measure_point(folder: Path, point: Point, repeats: int, **settings: Any) -> Measured:
     """Of the process that took most; its memory is that of the one that held most."""
-    found = in_processes(point.processes, measured, folder, point, settings, repeats)
+    found = in_processes(point.processes, measure_in_process, folder, point, settings, repeats)
     return replace(max(found, key=lambda one: one.cpu), peak=max(one.peak for one in found))
 
 
