@@ -113,8 +113,8 @@ def fit_coefficients(
     value."""
     scaled = np.array(terms) / np.array(values)[:, None]
     size = np.linalg.norm(scaled, axis=0)
-    found = nnls(scaled / size, np.ones(len(values)))[0] / size
-    return Fit(names, tuple(map(float, found)), tuple(map(float, scaled @ found - 1)))
+    coefficients = nnls(scaled / size, np.ones(len(values)))[0] / size
+    return Fit(names, tuple(map(float, coefficients)), tuple(map(float, scaled @ coefficients - 1)))
 
 
 def fit_time(points: Sequence[Measured]) -> Fit:
@@ -128,13 +128,13 @@ def fit_time(points: Sequence[Measured]) -> Fit:
     }
     others = [sum(part) for part in zip(*taken.values(), strict=True)]
     taken["row", "solve", "fixed"] = [one.cpu - other for one, other in zip(points, others, strict=True)]
-    found: dict[str, float] = {}
+    fitted: dict[str, float] = {}
     for names, seconds in taken.items():
         columns = [TIME.index(name) for name in names]
         chosen = [[row[k] for k in columns] for row in terms]
         part = fit_coefficients(names, chosen, [max(value, 1e-4) for value in seconds])
-        found |= dict(zip(names, part.coefficients, strict=True))
-    coefficients = tuple(found[name] for name in TIME)
+        fitted |= dict(zip(names, part.coefficients, strict=True))
+    coefficients = tuple(fitted[name] for name in TIME)
     errors = (np.dot(row, coefficients) / one.cpu - 1 for row, one in zip(terms, points, strict=True))
     return Fit(TIME, coefficients, tuple(map(float, errors)))
 

@@ -73,7 +73,7 @@ class Steps:
     def __call__(self, rows: Sequence[TokenizedExample]) -> list[tuple[float, torch.Tensor]]:
         """Return the loss and the gradient of every step."""
         data = TermsDataset(TrainingRows(rows), BatchLoss.EXAMPLE_MEAN, self._collate.pad_id)
-        found = []
+        losses_and_gradients = []
         for start in range(0, len(rows), BATCH):
             batch = self._collate([data[i] for i in range(start, min(start + BATCH, len(rows)))])
             size = batch["size"].sum()
@@ -82,8 +82,8 @@ class Steps:
                 loss = self._trainer.training_step(self._trainer.model, batch, size)
             self._optimizer.step()
             gradients = [p.grad.flatten() for p in self._trained if p.grad is not None]
-            found.append((float(loss), torch.cat(gradients)))
-        return found
+            losses_and_gradients.append((float(loss), torch.cat(gradients)))
+        return losses_and_gradients
 
 
 @dataclass
@@ -105,7 +105,7 @@ class StepComparison:
         if reason := packing_obstacle(loaded.model, rows):
             raise UserError(f"the rows of this model cannot be packed: {reason}")
         steps = {kind: Steps(loaded, packed=kind == "packed") for kind in KINDS}
-        found = {kind: one(rows) for kind, one in steps.items()}  # the first calls, which are not timed
+        first_steps = {kind: one(rows) for kind, one in steps.items()}  # the first calls, which are not timed
         title = f"{name} rows, {precision.value}"
         with tqdm(total=2 * self.repeats, desc=title, unit="run") as bar:
             timings = interleaved(
@@ -121,7 +121,7 @@ class StepComparison:
         self.figures.append(
             speed_ratio(what, timings["packed"], timings["padded"], unit="rows/s", bar=BARS[name])
         )
-        self.figures += _differences(title, found["packed"], found["padded"], precision)
+        self.figures += _differences(title, first_steps["packed"], first_steps["padded"], precision)
         self.notes.append(f"{name} rows: {_about(rows)}")
 
 

@@ -165,9 +165,11 @@ def exactness(bench: GradientBench) -> Section:
     ours = bench.ours(exact, bench.half)
     by_length = sorted(bench.half, key=lambda e: e.n_tokens)
     four = [by_length[round(k * (len(by_length) - 1) / 3)] for k in range(4)]
-    found = ours.by_name(bench.half)
+    gradients = ours.by_name(bench.half)
     truths = {e.id: reference_gradients(exact, ours.parameters, e, Reduction.MEAN) for e in four}
-    errors = {"fp32": [relative_error(found[i], truth, order=float("inf")) for i, truth in truths.items()]}
+    errors = {
+        "fp32": [relative_error(gradients[i], truth, order=float("inf")) for i, truth in truths.items()]
+    }
     note = (
         "exactness, the worst of four examples against batch-size-1 autograd in fp32: fp32 "
         f"{max(errors['fp32']):.1e} of the largest value"
@@ -175,9 +177,9 @@ def exactness(bench: GradientBench) -> Section:
     if Precision.BF16 in bench.precisions:
         rounded = bench.weights.load(Precision.BF16, r=8)
         ours = bench.ours(rounded, bench.half)
-        found = ours.by_name(bench.half)
+        gradients = ours.by_name(bench.half)
         ones = {e.id: reference_gradients(rounded, ours.parameters, e, Reduction.MEAN) for e in four}
-        for name, values in (("bf16", found), ("bf16, batch size 1", ones)):
+        for name, values in (("bf16", gradients), ("bf16, batch size 1", ones)):
             errors[name] = [relative_error(values[i], truth, order=2) for i, truth in truths.items()]
         note += (
             f"; bf16 {max(errors['bf16']):.1e} in the l2 norm, where batch-size-1 autograd in bf16 has "
@@ -233,10 +235,10 @@ def sketching(bench: GradientBench, precision: Precision) -> Section:
             "without": ours.dropped,  # computed, and not even copied
             "with": ours.directions(random_moments(ours.parameters)),
         }
-        found = bench.measure(f"sketch, {precision.value}, r = {r}", methods, bench.half)
+        measured = bench.measure(f"sketch, {precision.value}, r = {r}", methods, bench.half)
         what = f"ours with `less` direction and CountSketch to {SKETCH.dim} / without"
-        figures.append(_speed(found, "with", "without", f"{what}, {precision.value}, r = {r}", bar))
-        timings |= {f"{name}, r = {r}": timing for name, timing in found.items()}
+        figures.append(_speed(measured, "with", "without", f"{what}, {precision.value}, r = {r}", bar))
+        timings |= {f"{name}, r = {r}": timing for name, timing in measured.items()}
         choices[f"r = {r}"] = _choice(ours)
     return Section(figures, timings, {"choice": choices, "data": _about(bench.half)})
 
@@ -265,9 +267,9 @@ def against_less(bench: GradientBench) -> Section:
             "LESS, gradients": less.gradients,
             "LESS, projection": lambda _, less=less, g=gradients, p=projector: less.project(g, p),
         }
-        found = bench.measure(f"LESS, r = {r}", methods, examples, repeats=1, expected=expected)
-        projection = share * found["LESS, projection"].median
-        total = Timing((found["LESS, gradients"].median + projection,), len(examples))
+        measured = bench.measure(f"LESS, r = {r}", methods, examples, repeats=1, expected=expected)
+        projection = share * measured["LESS, projection"].median
+        total = Timing((measured["LESS, gradients"].median + projection,), len(examples))
         what = (
             f"ours with sketch / LESS's procedure (batch size 1, TRAK's BasicProjector to {SKETCH.dim}), "
             f"bf16, r = {r}; once, {len(examples)} examples"
@@ -275,11 +277,11 @@ def against_less(bench: GradientBench) -> Section:
         if share > 1:
             what += f", 1/{share} of the projection"
         absolute = (
-            f"{three_digits(found['ours'].rate)} : {three_digits(total.rate)} examples/s; "
+            f"{three_digits(measured['ours'].rate)} : {three_digits(total.rate)} examples/s; "
             f"{projection / total.median:.0%} of LESS's time is the projection"
         )
-        figures.append(Figure(what, found["ours"].rate / total.rate, absolute))
-        timings |= {f"{name}, r = {r}": timing for name, timing in found.items()}
+        figures.append(Figure(what, measured["ours"].rate / total.rate, absolute))
+        timings |= {f"{name}, r = {r}": timing for name, timing in measured.items()}
     return Section(figures, timings, {"projection_share": LESS_SHARE, "data": _about(examples)})
 
 
@@ -298,10 +300,10 @@ def against_bergson(bench: GradientBench) -> Section:
             "ours": ours.whole(),
             "bergson": BergsonCollector(model, BERGSON_TOKENS),
         }
-        found = bench.measure(f"bergson, {precision.value}", methods, bench.half)
+        measured = bench.measure(f"bergson, {precision.value}", methods, bench.half)
         what = f"ours / bergson's collector without projection, {precision.value}"
-        figures.append(_speed(found, "ours", "bergson", what, BERGSON_BAR))
-        timings |= {f"{name}, {precision.value}": timing for name, timing in found.items()}
+        figures.append(_speed(measured, "ours", "bergson", what, BERGSON_BAR))
+        timings |= {f"{name}, {precision.value}": timing for name, timing in measured.items()}
     return Section(figures, timings, {"data": _about(bench.half)})
 
 

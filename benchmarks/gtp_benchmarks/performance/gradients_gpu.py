@@ -89,14 +89,14 @@ class Passes:
         )
         if isinstance(engine, PackedEngine):
             engine._at_once = at_once
-        seconds, found = [], []
+        seconds, sketches = [], []
         for _ in range(2):
             start = time.perf_counter()
             features, _norms = shard_features(engine, self.transform, rows, budget, lambda batch: None)
             seconds.append(time.perf_counter() - start)  # they are on the CPU: nothing is pending
-            found.append(features[Direction.ADAM.value])
+            sketches.append(features[Direction.ADAM.value])
         rate = sum(e.n_tokens for e in rows) / min(seconds)
-        same = "same bytes" if torch.equal(*found) else "other bytes the second time"
+        same = "same bytes" if torch.equal(*sketches) else "other bytes the second time"
         print(f"{self.precision:9} {what:36} {rate:10,.0f} tokens/s  {same}", flush=True)
 
 
