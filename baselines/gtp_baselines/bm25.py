@@ -96,9 +96,9 @@ class BM25(Selector):
         )
         # bm25s adds an empty word to the vocabulary for queries without words; it has no column.
         number = {word: i for word, i in corpus.vocab.items() if word}
-        found = corpus if queries is None else self._words(queries)
-        of_query = {i: number[word] for word, i in found.vocab.items() if word in number}
-        asked = [[of_query[i] for i in ids if i in of_query] for ids in found.ids]
+        query_words = corpus if queries is None else self._words(queries)
+        of_query = {i: number[word] for word, i in query_words.vocab.items() if word in number}
+        asked = [[of_query[i] for i in ids if i in of_query] for ids in query_words.ids]
 
         member = groups.member.numpy()
         group = np.repeat(member, [len(ids) for ids in asked])
@@ -109,8 +109,8 @@ class BM25(Selector):
 
     def _words(self, texts: Sequence[str]) -> Tokenized:
         separated = [" ".join(terms(comparable(one))) for one in texts]
-        found = bm25s.tokenize(
+        tokenized = bm25s.tokenize(
             separated, token_pattern=r"\S+", stopwords=self.stopwords or [], show_progress=True
         )
-        assert isinstance(found, Tokenized)  # and not lists of words, which it gives on request
-        return found
+        assert isinstance(tokenized, Tokenized)  # and not lists of words, which it gives on request
+        return tokenized

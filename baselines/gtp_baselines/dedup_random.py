@@ -87,6 +87,6 @@ class DedupRandom(Selector):
 
     def shingles(self, one: str) -> set[bytes]:
         """Word n-grams; a shorter text is one shingle."""
-        found = words(comparable(one))
-        last = max(1, len(found) - self.ngram + 1)
-        return {" ".join(found[i : i + self.ngram]).encode() for i in range(last)}
+        text_words = words(comparable(one))
+        last = max(1, len(text_words) - self.ngram + 1)
+        return {" ".join(text_words[i : i + self.ngram]).encode() for i in range(last)}

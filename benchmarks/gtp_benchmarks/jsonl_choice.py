@@ -19,7 +19,7 @@ from gtp_exp.data.reading import expand, read_rows
 from gtp_exp.data.rows import ColumnNames, Format, Place, RowLayout, as_text, read_pool
 from gtp_exp.errors import UserError
 
-Row = tuple[Place, Mapping[str, Any]]
+PlacedRow = tuple[Place, Mapping[str, Any]]
 
 _VALIDATION = RowLayout(
     Format.MESSAGES,
@@ -112,7 +112,7 @@ class JsonlChoice:
         return list(_first(docs, lambda doc: doc["subtask"], self.test_rows))
 
 
-def _rows(path: str, key: str, columns: Sequence[str]) -> tuple[str, list[Row]]:
+def _rows(path: str, key: str, columns: Sequence[str]) -> tuple[str, list[PlacedRow]]:
     """Return all rows of one file. Raises UserError if it is missing, empty or without one of the columns."""
     files = expand([path])
     rows = [row for file in files for row in read_rows(file)]

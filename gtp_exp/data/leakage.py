@@ -42,9 +42,9 @@ class TestRows:
                 turns = [m.content for m in before if m.role == "user"] or [m.content for m in before]
                 self._questions |= questions(tuple(map(_question, turns)))
                 # Its system prompt is no part of the test: a pool may have the same.
-                found = _words([m for m in example.messages if m.role != "system"])
-                self._blocks.update(_hashes(found, _BLOCK))
-                self._runs.update(_hashes(found, NGRAM))
+                test_words = _words([m for m in example.messages if m.role != "system"])
+                self._blocks.update(_hashes(test_words, _BLOCK))
+                self._runs.update(_hashes(test_words, NGRAM))
         self._lengths = sorted({len(question) for question in self._questions})
 
     def asks(self, example: Example) -> bool:
@@ -56,8 +56,8 @@ class TestRows:
         """
         turns = [_question(m.content) for m in example.messages[:-1] if m.role == "user"]
         instead = [_question(m.content) for m in example.messages[:-1] if m.role == "system"]
-        found = runs(tuple(turns), self._lengths)
-        return not self._questions.isdisjoint([*found, *((turn,) for turn in instead)])
+        turn_runs = runs(tuple(turns), self._lengths)
+        return not self._questions.isdisjoint([*turn_runs, *((turn,) for turn in instead)])
 
     def shares_run(self, example: Example) -> bool:
         """Return whether the row shares NGRAM consecutive words with a test row.
@@ -65,13 +65,13 @@ class TestRows:
         Words stand between white space, and characters of a script without it are words; case and the
         punctuation around them do not count, signs do.
         """
-        found = _words(example.messages)
-        last = len(found) - NGRAM
+        row_words = _words(example.messages)
+        last = len(row_words) - NGRAM
         for at in range(0, last + _BLOCK, _BLOCK) if last >= 0 else ():
-            if hash(found[at : at + _BLOCK]) in self._blocks:
+            if hash(row_words[at : at + _BLOCK]) in self._blocks:
                 # The runs that hold this block whole.
                 for start in range(max(0, at + _BLOCK - NGRAM), min(at, last) + 1):
-                    if hash(found[start : start + NGRAM]) in self._runs:
+                    if hash(row_words[start : start + NGRAM]) in self._runs:
                         return True
         return False
 
@@ -123,12 +123,12 @@ def _words(messages: Sequence[Message]) -> tuple[str, ...]:
     without.
     """
     text = comparable(" ".join([message.content for message in messages]))
-    found = _bare(text)
-    if _SIGNS.isdisjoint(found):
-        return tuple(found)
+    bare_words = _bare(text)
+    if _SIGNS.isdisjoint(bare_words):
+        return tuple(bare_words)
     joined: list[str] = []
     signs = ""
-    for word in found:
+    for word in bare_words:
         if word in _SIGNS:
             signs += word
         else:
@@ -142,9 +142,9 @@ def _bare(text: str) -> list[str]:
     return [bare for word in words(text) if (bare := word.strip(_AROUND_WORDS))]
 
 
-def _hashes(found: tuple[str, ...], n: int) -> Iterable[int]:
+def _hashes(all_words: tuple[str, ...], n: int) -> Iterable[int]:
     """Yield the hash of every run of n words."""
-    return (hash(found[i : i + n]) for i in range(len(found) - n + 1))
+    return (hash(all_words[i : i + n]) for i in range(len(all_words) - n + 1))
 
 
 def flagged(report: Mapping[str, Mapping[str, int]]) -> Iterable[str]:

@@ -183,10 +183,10 @@ def _unpacked(path: Path, packed: str, name: str) -> Iterator[io.BufferedReader]
 
 def _damages() -> list[type[Exception]]:
     """Return what a damaged packed file raises, as far as it is no OSError."""
-    found: list[type[Exception]] = [zlib.error, lzma.LZMAError]
+    exceptions: list[type[Exception]] = [zlib.error, lzma.LZMAError]
     with contextlib.suppress(ImportError):
-        found.append(importlib.import_module("zstandard").ZstdError)
-    return found
+        exceptions.append(importlib.import_module("zstandard").ZstdError)
+    return exceptions
 
 
 def parse_lines(lines: Iterable[bytes], name: str) -> Iterator[tuple[Place, Mapping[str, Any]]]:

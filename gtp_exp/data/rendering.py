@@ -80,10 +80,10 @@ def _reasons(tokenizer: Any) -> bool:
 
 def _with_reasoning_apart(message: Message) -> Message:
     """Return an answer that begins with a thinking block as its reasoning and the answer itself."""
-    found = _BLOCK.fullmatch(message.content) if message.role == "assistant" else None
-    if found is None or message.reasoning:
+    block_and_answer = _BLOCK.fullmatch(message.content) if message.role == "assistant" else None
+    if block_and_answer is None or message.reasoning:
         return message
-    return replace(message, reasoning=found[1].strip("\n"), content=found[2])
+    return replace(message, reasoning=block_and_answer[1].strip("\n"), content=block_and_answer[2])
 
 
 @dataclass(frozen=True)

@@ -224,7 +224,7 @@ def escaped(examples: Sequence[Example], tokenizer: Any) -> list[Example]:
     names = _special_names(tokenizer)
 
     def escape(text: str) -> str:
-        return names.sub(lambda found: found[0][0] + "\u200b" + found[0][1:], text)
+        return names.sub(lambda match: match[0][0] + "\u200b" + match[0][1:], text)
 
     return [
         replace(

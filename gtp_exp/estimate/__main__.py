@@ -31,14 +31,14 @@ def main() -> int:
 def estimate(jobs: list[dict[str, Any]], names: list[dict[str, str]]) -> str:
     """Return the table for composed jobs, as text. names: the chosen option of every group of each job."""
     from gtp_exp.estimate.parts import Parts  # after the process has gone off line
-    from gtp_exp.estimate.rates import measured
+    from gtp_exp.estimate.rates import measured_rates
     from gtp_exp.estimate.runs import earlier_runs, overhead
     from gtp_exp.estimate.table import estimate_table
     from gtp_exp.estimate.walk import plan
 
     parts = Parts(earlier_runs(Path(jobs[0]["outputs"]) / "runs"))
     planned = plan(jobs, parts)
-    return estimate_table(jobs, names, planned, measured(parts, jobs), overhead(parts.runs, jobs))
+    return estimate_table(jobs, names, planned, measured_rates(parts, jobs), overhead(parts.runs, jobs))
 
 
 def _stay_here() -> None:

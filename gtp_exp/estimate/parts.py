@@ -160,19 +160,20 @@ class Parts:
     def _run_like(self, job: Job, groups: Sequence[str]) -> Earlier | None:
         """Return a run that is like a job in some groups, of a selector that looks at no row if there is one:
         what it chose is the least biased in length."""
-        found = [run for run in self.runs if all(run.record.config.get(g) == job.get(g) for g in groups)]
-        return min(found, key=lambda run: run.record.names.selector not in ("random", "full"), default=None)
+        alike = [run for run in self.runs if all(run.record.config.get(g) == job.get(g) for g in groups)]
+        return min(alike, key=lambda run: run.record.names.selector not in ("random", "full"), default=None)
 
     def _prepare(
         self, run: Earlier | None, name: str, examples: Sequence[Example], model: Model, rules: RowRules
     ) -> PreparedRows:
         """Do what `prepare_rows` does, soon and once for the same rows. run: one that has read the pool."""
         run = run if name.startswith("pool") else None
-        made = self._once(
+        # The rows themselves are kept beside what they became, or another's could get their id.
+        prepared, _ = self._once(
             lambda: (_prepared(name, examples, model, rules, run), examples),
             *(id(examples), id(model), id(run), rules),
         )
-        return made[0]  # the rows themselves are kept beside it, or another's could get their id
+        return prepared
 
 
 def _prepared(

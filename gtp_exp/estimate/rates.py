@@ -24,7 +24,7 @@ class Rate:
         return Rate(self.units + other.units, self.seconds + other.seconds, self.runs | other.runs)
 
 
-def measured(parts: Parts, jobs: Sequence[Job]) -> dict[str, Rate]:
+def measured_rates(parts: Parts, jobs: Sequence[Job]) -> dict[str, Rate]:
     """Return rates by name, from finished runs of the jobs' models; a stage that runs shared counts once."""
     rates: dict[str, Rate] = {}
     seen: set[str] = set()

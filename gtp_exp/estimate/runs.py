@@ -35,14 +35,14 @@ class Earlier:
 
 def earlier_runs(folder: Path) -> list[Earlier]:
     """Return the complete runs below a folder; a record that cannot be read is no measurement."""
-    found = []
+    complete = []
     for path in sorted(folder.rglob(RECORD_NAME)) if folder.is_dir() else []:
         with contextlib.suppress(UserError):
             record = read_record(path)
             if record.state is State.COMPLETE and record.pool and record.selection:
                 name = path.parent.relative_to(folder).as_posix()
-                found.append(Earlier(name, record, record.pool, record.selection))
-    return found
+                complete.append(Earlier(name, record, record.pool, record.selection))
+    return complete
 
 
 def overhead(runs: Iterable[Earlier], jobs: Sequence[Job]) -> float | None:

@@ -40,7 +40,7 @@ class StageLine:
         tokens = sum(work.tokens or 0.0 for work in left)
         bound = "\u2264 " if any(work.at_most and work.tokens for work in left) else ""
         nbytes = sum(work.nbytes for work in left)
-        time = duration(sum(found[0] for found in prices if found) + around)
+        time = estimated_time(sum(priced[0] for priced in prices if priced) + around)
         if None in prices:
             time = f"> {time}" if any(prices) else "unknown"
         return [
@@ -49,8 +49,8 @@ class StageLine:
             f"{len(self.works):,}",
             f"{len(self.works) - len(left):,}",
             "unknown" if any(work.rows is None for work in left) else passes,
-            f"{bound}{short(tokens)}" if tokens else "",
-            f"{short(nbytes)}B" if nbytes else "",
+            f"{bound}{with_unit_prefix(tokens)}" if tokens else "",
+            f"{with_unit_prefix(nbytes)}B" if nbytes else "",
             time,
         ]
 
@@ -68,7 +68,7 @@ def estimate_table(
     total = StageLine("total", len(jobs), list(planned.works.values()), rates)
     around = None if overhead is None else overhead * len(jobs)
     outside = ["around the stages", f"{len(jobs):,}", "", "", "", "", ""]
-    outside.append("unknown" if around is None else duration(around))
+    outside.append("unknown" if around is None else estimated_time(around))
     rows = [list(HEADS), *(line.cells() for line in lines), outside, total.cells(around or 0.0)]
     rows[-1][HEADS.index("passes")] = ""  # training, gradients and tests do not add up
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEADS))]
@@ -90,13 +90,13 @@ def axes(jobs: Sequence[Job], names: Sequence[Names]) -> str:
         groups = ("selector", "budget", "model", "dataset", "benchmark")
         return ", ".join(f"{group}={names[0].get(group)}" for group in groups) + f", seed={jobs[0]['seed']}"
     options = {group: {name[group] for name in names} for group in names[0] if group in jobs[0]}
-    varying = {group for group, found in options.items() if len(found) > 1}
+    varying = {group for group, names_used in options.items() if len(names_used) > 1}
     values: dict[str, set[str]] = {}
     for job in jobs:
         for key, value in flatten({k: v for k, v in job.items() if k not in varying}).items():
             values.setdefault(key, set()).add(value)
-    counts = {group: len(found) for group, found in options.items() if group in varying}
-    counts |= {key: len(found) for key, found in values.items() if len(found) > 1}
+    counts = {group: len(names_used) for group, names_used in options.items() if group in varying}
+    counts |= {key: len(texts) for key, texts in values.items() if len(texts) > 1}
     return " x ".join(f"{n} {key}{'s' if '.' not in key else ''}" for key, n in counts.items()) or "all alike"
 
 
@@ -121,7 +121,7 @@ def _gradients(jobs: Sequence[Job], total: StageLine) -> list[str]:
 def _time(lines: Sequence[StageLine], total: StageLine) -> list[str]:
     if not total.left:
         return ["time: the cache holds every stage"]
-    runs = sorted({run for found in total.prices if found for run in found[1].runs})
+    runs = sorted({run for priced in total.prices if priced for run in priced[1].runs})
     if not runs:
         return ["time: no finished run of this model to measure it by; run one small job, then ask again"]
     shown = ", ".join(runs[:3]) + (f" and {len(runs) - 3} more" if len(runs) > 3 else "")
@@ -131,7 +131,7 @@ def _time(lines: Sequence[StageLine], total: StageLine) -> list[str]:
     return notes
 
 
-def short(n: float) -> str:
+def with_unit_prefix(n: float) -> str:
     """Return a count as a short text with its unit prefix."""
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if n >= size:
@@ -139,7 +139,7 @@ def short(n: float) -> str:
     return f"{n:.0f} "
 
 
-def duration(seconds: float) -> str:
+def estimated_time(seconds: float) -> str:
     """Return seconds as a short text in the unit that fits."""
     for size, unit in ((86_400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:

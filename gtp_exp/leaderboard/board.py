@@ -129,9 +129,9 @@ def is_choosing(stage: str) -> bool:
 
 def check_metric(runs: Sequence[Run], name: str) -> None:
     """Raises UserError when runs were evaluated but none has the metric."""
-    found = {key for run in runs for values in run.record.metrics.values() for key in values}
-    if found and name not in found:
-        offered = sorted(key for key in found if not key.endswith("_stderr"))
+    names_present = {key for run in runs for values in run.record.metrics.values() for key in values}
+    if names_present and name not in names_present:
+        offered = sorted(key for key in names_present if not key.endswith("_stderr"))
         raise UserError(f"--metric {name} is in none of the runs; choose one of {', '.join(offered)}")
 
 
@@ -196,7 +196,7 @@ def task_changes(board: Board, line: BoardLine) -> tuple[TaskChange, ...]:
     for task in board.tasks:
         runs = [run for run in line.row.runs if task in run.record.metrics]
         for name in dict.fromkeys([LOSS, *(str(run.record.metrics[task]["headline"]) for run in runs)]):
-            found = [
+            tuned_values = [
                 float(run.record.metrics[task][name]) for run in runs if name in run.record.metrics[task]
             ]
             before = next(
@@ -207,9 +207,9 @@ def task_changes(board: Board, line: BoardLine) -> tuple[TaskChange, ...]:
                 ),
                 None,
             )
-            if found:
+            if tuned_values:
                 changes.append(
-                    TaskChange(task=task, metric=metric_named(name), untuned=before, mean=fmean(found))
+                    TaskChange(task=task, metric=metric_named(name), untuned=before, mean=fmean(tuned_values))
                 )
     return tuple(changes)
 
@@ -389,12 +389,12 @@ def _untuned(
     shown: dict[str, float] = {}
     differs = False
     for kind in metrics:
-        found = [
+        means = [
             mean_over_tasks(run.record.untuned, covered[kind.name], kind.name, weights)
             for run in runs
             if run.record.untuned
         ]
-        numbers = [value for value in found if value is not None]
+        numbers = [value for value in means if value is not None]
         if numbers:
             shown[kind.name] = numbers[0]
             differs |= not all(math.isclose(value, numbers[0], rel_tol=1e-3) for value in numbers)
@@ -431,7 +431,7 @@ def _notes(
     for run in table.runs:
         for package, version in run.record.packages.items():
             versions.setdefault(package, set()).add(version)
-    mixed = sorted(package for package, found in versions.items() if len(found) > 1)
+    mixed = sorted(package for package, versions_used in versions.items() if len(versions_used) > 1)
     if mixed:
         shown = "; ".join(f"{package} {', '.join(sorted(versions[package]))}" for package in mixed)
         notes.append(f"The runs used different package versions: {shown}.")
@@ -453,10 +453,10 @@ def _notes(
 
 def _fixed_trajectories(table: Table) -> list[str]:
     """The values of gradients.seed that rows of several seeds hold fixed, where gradients were read."""
-    found: set[str] = set()
+    fixed: set[str] = set()
     for row in table.rows:
         runs = [run for run in row.runs if "warmup" in run.record.stages]
         values = {flatten(run.record.config).get(TRAJECTORY_SEED) for run in runs}
         if len({run.record.seed for run in runs}) > 1 and len(values) == 1:
-            found.update(value for value in values if value is not None)
-    return sorted(found)
+            fixed.update(value for value in values if value is not None)
+    return sorted(fixed)

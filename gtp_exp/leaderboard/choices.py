@@ -18,12 +18,12 @@ def with_choice_judged(run: Run) -> Run:
     if selection is None or not selection.n_selected:
         return run
     shares = label_shares(run.record)
-    found = {
+    judged = {
         ON_TARGET: shares.get("on target"),
         CORRUPTED: shares.get("corrupted"),
         COPIES: selection.exact_duplicates / selection.n_selected,
         NEAR_COPIES: selection.near_duplicates / selection.n_selected,
     }
-    metrics: dict[str, float | str] = {name: value for name, value in found.items() if value is not None}
+    metrics: dict[str, float | str] = {name: value for name, value in judged.items() if value is not None}
     metrics["headline"] = next(iter(metrics))
     return replace(run, record=replace(run.record, metrics={CHOICE: metrics}))

@@ -143,11 +143,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _method_type(text: str) -> date_lm.MethodType:
-    found = {kind.value.lower(): kind for kind in date_lm.MethodType}
-    if text.lower() not in found:
+    kinds = {kind.value.lower(): kind for kind in date_lm.MethodType}
+    if text.lower() not in kinds:
         choices = ", ".join(kind.value for kind in date_lm.MethodType)
         raise argparse.ArgumentTypeError(f"{text!r} is not one of {choices}")
-    return found[text.lower()]
+    return kinds[text.lower()]
 
 
 def _count(text: str) -> int:

@@ -111,16 +111,16 @@ def row(runs: Sequence[Run], submission: Submission) -> dict[str, Any]:
             f"--date-lm: no complete run of the selector {submission.selector}; there are: {others}"
         )
     tested = {column: [run for run in own if _is(column, run)] for column in COLUMNS}
-    faults = [f"{column.name}: no complete run of it" for column, found in tested.items() if not found]
-    every = [run for found in tested.values() for run in found]
+    faults = [f"{column.name}: no complete run of it" for column in tested if not tested[column]]
+    every = [run for column_runs in tested.values() for run in column_runs]
     faults += _differences(every, lambda key: not _of_the_test(key))
-    for found in tested.values():
-        faults += _differences(found, _of_the_test)
+    for column_runs in tested.values():
+        faults += _differences(column_runs, _of_the_test)
     faults += _seeds(tested)
     values: dict[str, float] = {}
-    for column, found in tested.items():
-        faults += [f"{run.name}: {fault}" for run in found for fault in _faults(column, run)]
-        numbers = [number for run in found if (number := _score(column, run)) is not None]
+    for column, column_runs in tested.items():
+        faults += [f"{run.name}: {fault}" for run in column_runs for fault in _faults(column, run)]
+        numbers = [number for run in column_runs if (number := _score(column, run)) is not None]
         if numbers:
             values[column.name] = round(100 * fmean(numbers), 2)
             if not values[column.name] > 0:
@@ -195,11 +195,15 @@ def _differences(runs: Sequence[Run], wanted: Callable[[str], bool]) -> list[str
     """Settings, of those that are wanted, that runs of one row do not share."""
     told = comparable_settings(runs)[0].values()
     settings = [{key: value for key, value in flat.items() if wanted(key)} for flat in told]
-    found = {
+    values_by_key = {
         key: sorted({flat.get(key, "(absent)") for flat in settings})
         for key in sorted(set().union(*settings))
     }
-    return [f"runs differ in {k}: {', '.join(v)}; name fewer RUNS" for k, v in found.items() if len(v) > 1]
+    return [
+        f"runs differ in {key}: {', '.join(values)}; name fewer RUNS"
+        for key, values in values_by_key.items()
+        if len(values) > 1
+    ]
 
 
 def _seeds(tested: Mapping[Column, Sequence[Run]]) -> list[str]:
@@ -230,8 +234,8 @@ def _model(run: Run) -> str:
 
 def _size(run: Run) -> str | None:
     """`Llama-3.1-8B` -> `8B`: the last number before a B or an M."""
-    found = re.findall(r"(?<![\w.])(\d+(?:\.\d+)?[BM])(?!\w)", _model(run), re.IGNORECASE)
-    return found[-1].upper() if found else None
+    sizes = re.findall(r"(?<![\w.])(\d+(?:\.\d+)?[BM])(?!\w)", _model(run), re.IGNORECASE)
+    return sizes[-1].upper() if sizes else None
 
 
 def _type(runs: Sequence[Run]) -> MethodType | None:

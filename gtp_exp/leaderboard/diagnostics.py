@@ -98,7 +98,7 @@ def pool_shares(board: Board) -> dict[str, float]:
 
 def mixes(block: BoardBlock) -> tuple[Mix, ...]:
     """Labels with three values or more; those with two are columns of the facts."""
-    found: list[Mix] = []
+    label_mixes: list[Mix] = []
     labels = dict.fromkeys(label for s in _selections(block) for label in s.label_mix)
     for label in labels:
         pool = _mean_by_key([s.pool_mix[label] for s in _selections(block) if label in s.pool_mix])
@@ -121,7 +121,7 @@ def mixes(block: BoardBlock) -> tuple[Mix, ...]:
             folded = {value: mix.get(value, 0.0) for value in shown}
             return folded | ({REST: sum(mix.get(value, 0.0) for value in rest)} if rest else {})
 
-        found.append(
+        label_mixes.append(
             Mix(
                 label=label,
                 ordered=ordered,
@@ -131,7 +131,7 @@ def mixes(block: BoardBlock) -> tuple[Mix, ...]:
                 rows=tuple((line, folded(mix)) for line, mix in chosen if mix),
             )
         )
-    return tuple(found)
+    return tuple(label_mixes)
 
 
 def overlap(block: BoardBlock) -> ChoiceOverlap:

@@ -55,8 +55,8 @@ def load(paths: Sequence[Path]) -> Loaded:
     for path in paths:
         if not path.exists():
             raise UserError(f"{path} does not exist; give folders of runs, such as outputs/runs/<sweep>")
-        found = [path] if path.is_file() else sorted(path.rglob(RECORD_NAME))
-        for file in found:
+        record_files = [path] if path.is_file() else sorted(path.rglob(RECORD_NAME))
+        for file in record_files:
             files.setdefault(file.resolve(), _shown(file.resolve().parent))
     if not files:
         shown = ", ".join(str(path) for path in paths)

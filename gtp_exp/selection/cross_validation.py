@@ -76,20 +76,20 @@ class RegularisationChoice:
 
     def doubts(self, ridges: Sequence[float]) -> list[str]:
         """Return sentences on why the choice may be a poor one; ridges: those it was made among."""
-        found = []
+        doubts = []
         chosen = next(p for p in self.curve if (p.rows, p.ridge) == (self.rows, self.ridge))
         if chosen.error >= 1:
-            found.append(
+            doubts.append(
                 f"the choice has an error of {chosen.error:.3g} on held-out rows, choosing nothing has 1: "
                 "what fits some rows of the target does not fit the others; give more, or ones more alike"
             )
         if len(ridges) > 2 and self.ridge in (ridges[0], ridges[-1]):
             end = "smallest" if self.ridge == ridges[0] else "largest"
-            found.append(
+            doubts.append(
                 f"cross-validation chose the {end} of selector.ridges, {self.ridge:g}, so the best may lie "
                 "beyond; add some there"
             )
-        return found
+        return doubts
 
 
 class FoldSolve(Protocol):

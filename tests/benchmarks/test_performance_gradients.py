@@ -19,11 +19,11 @@ from gtp_benchmarks.performance.gradient_methods import (
     PlainStep,
     Weights,
     half_of,
-    make_examples,
     random_moments,
+    zipf_examples,
 )
 from gtp_benchmarks.performance.gradient_peers import BergsonCollector, LessProcedure, missing
-from gtp_benchmarks.performance.gradients import Bench, main, memory
+from gtp_benchmarks.performance.gradients import GradientBench, main, memory
 from gtp_benchmarks.performance.measuring import Figure, Timing, interleaved, speed_ratio, table
 from gtp_exp.data.batching import length_sorted_batches
 from gtp_exp.data.examples import IGNORE
@@ -45,7 +45,7 @@ def model(weights):
 
 @pytest.fixture(scope="module")
 def examples(model):
-    return make_examples(16, model.config.vocab_size)
+    return zipf_examples(16, model.config.vocab_size)
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +65,8 @@ def close(found, expected, tolerance=1e-4):
 
 
 def test_examples_are_those_described():
-    examples = make_examples(64, 49152)
-    assert examples == make_examples(64, 49152)
+    examples = zipf_examples(64, 49152)
+    assert examples == zipf_examples(64, 49152)
     lengths = [e.n_tokens for e in examples]
     assert min(lengths) >= 40 and max(lengths) <= 256
     assert abs(sum(lengths) / 64 - 126) < 1
@@ -77,7 +77,7 @@ def test_examples_are_those_described():
 
 
 def test_half_of_the_examples_is_padded_as_the_whole():
-    examples = make_examples(64, 49152)
+    examples = zipf_examples(64, 49152)
     half = half_of(examples)
     assert len(half) == 32 and set(half) <= set(examples)
 
@@ -223,7 +223,7 @@ def test_what_is_stopped_keeps_the_parts_that_are_done(weights, tmp_path, monkey
 
 def test_memory_is_measured_in_processes_of_their_own(weights, examples):
     with tqdm(disable=True) as progress:
-        section = memory(Bench(weights, examples, 1, progress), [Precision.FP32])
+        section = memory(GradientBench(weights, examples, 1, progress), [Precision.FP32])
     peaks = section.details["peak_bytes"]
     assert peaks.keys() == {"ours, fp32", "plain, fp32"}
     assert min(peaks.values()) > 1e8  # torch alone takes more

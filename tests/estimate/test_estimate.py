@@ -22,9 +22,9 @@ from gtp_exp.estimate import parts
 from gtp_exp.estimate.__main__ import estimate
 from gtp_exp.estimate.jobs import compose_jobs
 from gtp_exp.estimate.parts import ASSUMED_ROWS, Parts, published_rows
-from gtp_exp.estimate.rates import measured, price
+from gtp_exp.estimate.rates import measured_rates, price
 from gtp_exp.estimate.runs import earlier_runs, overhead
-from gtp_exp.estimate.table import axes, duration, short
+from gtp_exp.estimate.table import axes, estimated_time, with_unit_prefix
 from gtp_exp.estimate.walk import POOL, TARGET, chosen, plan, store_bytes
 from gtp_exp.gradients.directions import Direction
 from gtp_exp.gradients.settings import GradientConfig
@@ -155,7 +155,7 @@ def test_a_finished_grid_is_done_and_measures_the_next_one(computed):
     planned = plan(configs(more), finished)
     left = {work.stage for work in planned.works.values() if not work.cached}
     assert left == {"selection", "finetune", "evaluation"}
-    rates = measured(finished, configs(more))
+    rates = measured_rates(finished, configs(more))
     assert all(price(work, rates) for work in planned.works.values())
     shown = estimate(configs(more), [job["names"] for job in more])
     assert "at the rates of sweep/0" in shown and "unknown" not in shown
@@ -189,7 +189,7 @@ def test_a_measured_stage_costs_what_it_took(computed):
     jobs, _, outputs = computed
     (run,) = [r for r in earlier_runs(outputs / "runs") if r.record.names.selector == "less"]
     job = next(c for c in configs(jobs) if "LESS" in c["selector"]["_target_"])
-    planned, rates = plan([job]), measured(Parts([run]), [job])
+    planned, rates = plan([job]), measured_rates(Parts([run]), [job])
     assert {work.stage for work in planned.works.values()} == ALL
     # One rate for pool and target, and one for the tests, tuned or not.
     for stages in ({"warmup"}, {POOL, TARGET}, {"selection"}, {"finetune"}, {EVALUATION, UNTUNED}):
@@ -379,11 +379,11 @@ def test_composing_imports_no_torch():
     ("seconds", "text"), [(0.2, "< 1 s"), (59, "59 s"), (600, "10.0 min"), (9000, "2.5 h"), (3e5, "3.5 days")]
 )
 def test_a_duration_is_written_for_people(seconds, text):
-    assert duration(seconds) == text
+    assert estimated_time(seconds) == text
 
 
 def test_counts_are_short():
-    assert [short(n).strip() for n in (12, 1234, 2.5e6, 3e9)] == ["12", "1.23 k", "2.5 M", "3 G"]
+    assert [with_unit_prefix(n).strip() for n in (12, 1234, 2.5e6, 3e9)] == ["12", "1.23 k", "2.5 M", "3 G"]
 
 
 def test_jobs_are_plain_json():

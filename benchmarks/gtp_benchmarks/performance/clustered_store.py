@@ -25,7 +25,7 @@ def write_clustered(folder: Path, checkpoints: Sequence[Clustered], progress: bo
     about = {"ids": [str(i) for i in range(n)], "n_completion_tokens": [1] * n}
     writer = StoreWriter(folder, settings, about, dict)
     bar = tqdm(checkpoints, desc="writing the store", unit="checkpoint", disable=not progress)
-    for t, made in enumerate(bar):
-        for shard, block in enumerate(made.blocks()):
+    for t, checkpoint in enumerate(bar):
+        for shard, block in enumerate(checkpoint.blocks()):
             writer.write(t, shard, {"sgd": block}, {"sgd": block.norm(dim=1)})
     return writer.finish()

@@ -106,13 +106,15 @@ class Fit:
         return float(np.dot(self.coefficients, terms))
 
 
-def fit(names: tuple[str, ...], terms: Sequence[Sequence[float]], values: Sequence[float]) -> Fit:
+def fit_coefficients(
+    names: tuple[str, ...], terms: Sequence[Sequence[float]], values: Sequence[float]
+) -> Fit:
     """Return the non-negative coefficients with the least squared relative error. terms: one row per
     value."""
     scaled = np.array(terms) / np.array(values)[:, None]
     size = np.linalg.norm(scaled, axis=0)
-    found = nnls(scaled / size, np.ones(len(values)))[0] / size
-    return Fit(names, tuple(map(float, found)), tuple(map(float, scaled @ found - 1)))
+    coefficients = nnls(scaled / size, np.ones(len(values)))[0] / size
+    return Fit(names, tuple(map(float, coefficients)), tuple(map(float, scaled @ coefficients - 1)))
 
 
 def fit_time(points: Sequence[Measured]) -> Fit:
@@ -126,20 +128,22 @@ def fit_time(points: Sequence[Measured]) -> Fit:
     }
     others = [sum(part) for part in zip(*taken.values(), strict=True)]
     taken["row", "solve", "fixed"] = [one.cpu - other for one, other in zip(points, others, strict=True)]
-    found: dict[str, float] = {}
+    fitted: dict[str, float] = {}
     for names, seconds in taken.items():
         columns = [TIME.index(name) for name in names]
         chosen = [[row[k] for k in columns] for row in terms]
-        part = fit(names, chosen, [max(value, 1e-4) for value in seconds])
-        found |= dict(zip(names, part.coefficients, strict=True))
-    coefficients = tuple(found[name] for name in TIME)
+        part = fit_coefficients(names, chosen, [max(value, 1e-4) for value in seconds])
+        fitted |= dict(zip(names, part.coefficients, strict=True))
+    coefficients = tuple(fitted[name] for name in TIME)
     errors = (np.dot(row, coefficients) / one.cpu - 1 for row, one in zip(terms, points, strict=True))
     return Fit(TIME, coefficients, tuple(map(float, errors)))
 
 
 def fit_memory(points: Sequence[Measured]) -> Fit:
     """Fit the peak of anonymous memory."""
-    return fit(MEMORY, [memory_terms(one.point) for one in points], [max(one.peak, 1) for one in points])
+    return fit_coefficients(
+        MEMORY, [memory_terms(one.point) for one in points], [max(one.peak, 1) for one in points]
+    )
 
 
 @dataclass(frozen=True)
@@ -164,7 +168,7 @@ class Scenario:
 
 
 @dataclass(frozen=True)
-class Projection:
+class ProjectedCost:
     """Holds what a selection would cost in a scenario."""
 
     gradients: float  # seconds
@@ -188,7 +192,7 @@ class Projection:
         return sum(self.on_gpu.values())
 
 
-def project(s: Scenario, time: Fit, memory: Fit, passes_per_round: float) -> Projection:
+def project(s: Scenario, time: Fit, memory: Fit, passes_per_round: float) -> ProjectedCost:
     """Return the costs of a scenario by the formulas, with the scenario's bandwidths for reading and
     sending."""
     p = s.point
@@ -212,7 +216,7 @@ def project(s: Scenario, time: Fit, memory: Fit, passes_per_round: float) -> Pro
     on_gpu = {**parts, "norms and hashes": a_pass, "passes": passes * a_pass}
     terms = memory_terms(p)
     terms[MEMORY.index("chosen")] = 0.0  # a refit of so many rows is left out, as it exceeds memory_gib
-    return Projection(
+    return ProjectedCost(
         gradients=p.n * p.checkpoints / (p.processes * s.examples_per_s),
         disk=disk,
         share=share,

@@ -26,12 +26,13 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 from transformers import TrainingArguments
 
-from gtp_benchmarks.performance.gradients import quiet
 from gtp_benchmarks.performance.measuring import (
     Figure,
     Timing,
     interleaved,
     machine,
+    model_parser,
+    quiet,
     speed_ratio,
     write_report,
 )
@@ -72,7 +73,7 @@ class Steps:
     def __call__(self, rows: Sequence[TokenizedExample]) -> list[tuple[float, torch.Tensor]]:
         """Return the loss and the gradient of every step."""
         data = TermsDataset(TrainingRows(rows), BatchLoss.EXAMPLE_MEAN, self._collate.pad_id)
-        found = []
+        losses_and_gradients = []
         for start in range(0, len(rows), BATCH):
             batch = self._collate([data[i] for i in range(start, min(start + BATCH, len(rows)))])
             size = batch["size"].sum()
@@ -81,13 +82,13 @@ class Steps:
                 loss = self._trainer.training_step(self._trainer.model, batch, size)
             self._optimizer.step()
             gradients = [p.grad.flatten() for p in self._trained if p.grad is not None]
-            found.append((float(loss), torch.cat(gradients)))
-        return found
+            losses_and_gradients.append((float(loss), torch.cat(gradients)))
+        return losses_and_gradients
 
 
 @dataclass
-class Bench:
-    """Holds what is measured and what was found."""
+class StepComparison:
+    """Compares steps on packed rows with steps on padded batches, and keeps what the report will hold."""
 
     model: Model
     repeats: int
@@ -104,7 +105,7 @@ class Bench:
         if reason := packing_obstacle(loaded.model, rows):
             raise UserError(f"the rows of this model cannot be packed: {reason}")
         steps = {kind: Steps(loaded, packed=kind == "packed") for kind in KINDS}
-        found = {kind: one(rows) for kind, one in steps.items()}  # the first calls, which are not timed
+        first_steps = {kind: one(rows) for kind, one in steps.items()}  # the first calls, which are not timed
         title = f"{name} rows, {precision.value}"
         with tqdm(total=2 * self.repeats, desc=title, unit="run") as bar:
             timings = interleaved(
@@ -120,7 +121,7 @@ class Bench:
         self.figures.append(
             speed_ratio(what, timings["packed"], timings["padded"], unit="rows/s", bar=BARS[name])
         )
-        self.figures += _differences(title, found["packed"], found["padded"], precision)
+        self.figures += _differences(title, first_steps["packed"], first_steps["padded"], precision)
         self.notes.append(f"{name} rows: {_about(rows)}")
 
 
@@ -189,29 +190,22 @@ def _drawn(option: str, overrides: Sequence[str], n: int) -> list[Example]:
     return examples[:n]
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def finetuning_options(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the options of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m gtp_benchmarks.performance.finetuning",
-        description="Measures fine-tuning steps on packed rows against steps on padded batches.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser = model_parser(
+        "finetuning",
+        "Measures fine-tuning steps on packed rows against steps on padded batches.",
+        [Precision.FP32.value, Precision.BF16.value],
     )
-    parser.add_argument("--model", choices=["smollm2_135m", "tiny"], default="smollm2_135m")
     parser.add_argument("--rows", type=Path, help="JSON lines with uneven rows; else built-in ones joined")
     parser.add_argument("--kinds", nargs="+", choices=list(BARS), default=list(BARS))
-    precisions = [Precision.FP32.value, Precision.BF16.value]
-    parser.add_argument("--precisions", nargs="+", choices=precisions, default=precisions)
     parser.add_argument("--steps", type=int, default=4, help=f"batches of {BATCH} rows in a round")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds; medians are reported")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
         "--clock",
         choices=list(CLOCKS),
         default="wall",
         help="cpu: processor time, for a machine with other work; use it with --threads 1",
     )
-    parser.add_argument("--output", type=Path, default=Path("outputs/performance"), help="folder")
-    parser.add_argument("--cache", type=Path, default=Path("outputs/cache"), help="for converted models")
     arguments = parser.parse_args(argv)
     if arguments.steps < 1 or arguments.repeats < 1 or arguments.threads < 1:
         parser.error("--steps, --repeats and --threads must be at least 1")
@@ -227,12 +221,12 @@ def _model(option: str, cache: Path) -> Model:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparisons that are asked for and write the report."""
-    arguments = parse(argv)
+    arguments = finetuning_options(argv)
     torch.set_num_threads(arguments.threads)
     setup = machine(arguments.threads)
     try:
         model = _model(arguments.model, arguments.cache)
-        bench = Bench(model, arguments.repeats, CLOCKS[arguments.clock])
+        bench = StepComparison(model, arguments.repeats, CLOCKS[arguments.clock])
         n = arguments.steps * BATCH
         for kind in arguments.kinds:
             # More than are needed, for rows that are too long or carry no loss are left out.

@@ -67,7 +67,7 @@ class Weights:
         return model
 
 
-def make_examples(n: int, vocabulary: int) -> list[TokenizedExample]:
+def zipf_examples(n: int, vocabulary: int) -> list[TokenizedExample]:
     """Random tokens, 40 to 256 of them, mean 126: many short chats and few long ones, in random order. The
     second half of each is the completion.
 
@@ -168,11 +168,11 @@ class Ours:
     def by_name(self, examples: Sequence[TokenizedExample]) -> dict[str, dict[str, torch.Tensor]]:
         """Return gradients by example id and parameter, each from the batch in which `collect` would compute
         it."""
-        found = {}
+        gradients_by_id = {}
         for index in self._batches(examples):
             for example, gradients in gradients_of(self.engine, [examples[i] for i in index]):
-                found[example.id] = gradients
-        return found
+                gradients_by_id[example.id] = gradients
+        return gradients_by_id
 
     def _batches(self, examples: Sequence[TokenizedExample]) -> list[list[int]]:
         return self.engine.batches([e.n_tokens for e in examples], self.choice.token_budget)

@@ -113,7 +113,7 @@ class BergsonCollector:
             skip_index=True,
         )
         computer = bergson.CollectorComputer(self._model, rows, collector=collector, cfg=settings)
-        found: list[dict[str, torch.Tensor]] = [{} for _ in examples]
+        gradients_of_each: list[dict[str, torch.Tensor]] = [{} for _ in examples]
         # The loop of CollectorComputer.run_with_collector_hooks, without the files it ends with.
         for index in data.allocate_batches([e.n_tokens for e in examples], self._token_budget):
             batch = rows[index]
@@ -124,6 +124,6 @@ class BergsonCollector:
                 losses = computer.forward_backward(self._model, tokens, labels, batch)
             for name, gradients in collector.mod_grads.items():
                 for i, gradient in zip(index, gradients, strict=True):
-                    found[i][name] = gradient
+                    gradients_of_each[i][name] = gradient
             collector.process_batch(index, losses=losses)
-        return found
+        return gradients_of_each

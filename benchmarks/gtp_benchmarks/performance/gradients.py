@@ -13,16 +13,13 @@ Methods that are compared run in one process, in turn; the figures are ratios of
 from __future__ import annotations
 
 import argparse
-import logging
 import multiprocessing
 import sys
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,8 +33,8 @@ from gtp_benchmarks.performance.gradient_methods import (
     PlainStep,
     Weights,
     half_of,
-    make_examples,
     random_moments,
+    zipf_examples,
 )
 from gtp_benchmarks.performance.gradient_peers import BergsonCollector, LessProcedure, missing
 from gtp_benchmarks.performance.measuring import (
@@ -45,9 +42,11 @@ from gtp_benchmarks.performance.measuring import (
     Timing,
     interleaved,
     machine,
+    model_parser,
     peak_memory,
-    short,
+    quiet,
     speed_ratio,
+    three_digits,
     write_report,
 )
 from gtp_exp.data.batching import length_sorted_batches
@@ -91,7 +90,7 @@ class Section:
     notes: Sequence[str] = ()
 
 
-class Bench:
+class GradientBench:
     """Holds what the sections share: the model, the data, the number of repeats, and the progress bar."""
 
     def __init__(
@@ -155,7 +154,7 @@ class Bench:
         self.progress.set_postfix_str(what)
 
 
-def exactness(bench: Bench) -> Section:
+def exactness(bench: GradientBench) -> Section:
     """Report relative errors of four examples.
 
     float32 is compared in the largest value; bf16 in the l2 norm, against the float32 gradient, beside
@@ -166,9 +165,11 @@ def exactness(bench: Bench) -> Section:
     ours = bench.ours(exact, bench.half)
     by_length = sorted(bench.half, key=lambda e: e.n_tokens)
     four = [by_length[round(k * (len(by_length) - 1) / 3)] for k in range(4)]
-    found = ours.by_name(bench.half)
+    gradients = ours.by_name(bench.half)
     truths = {e.id: reference_gradients(exact, ours.parameters, e, Reduction.MEAN) for e in four}
-    errors = {"fp32": [relative_error(found[i], truth, order=float("inf")) for i, truth in truths.items()]}
+    errors = {
+        "fp32": [relative_error(gradients[i], truth, order=float("inf")) for i, truth in truths.items()]
+    }
     note = (
         "exactness, the worst of four examples against batch-size-1 autograd in fp32: fp32 "
         f"{max(errors['fp32']):.1e} of the largest value"
@@ -176,9 +177,9 @@ def exactness(bench: Bench) -> Section:
     if Precision.BF16 in bench.precisions:
         rounded = bench.weights.load(Precision.BF16, r=8)
         ours = bench.ours(rounded, bench.half)
-        found = ours.by_name(bench.half)
+        gradients = ours.by_name(bench.half)
         ones = {e.id: reference_gradients(rounded, ours.parameters, e, Reduction.MEAN) for e in four}
-        for name, values in (("bf16", found), ("bf16, batch size 1", ones)):
+        for name, values in (("bf16", gradients), ("bf16, batch size 1", ones)):
             errors[name] = [relative_error(values[i], truth, order=2) for i, truth in truths.items()]
         note += (
             f"; bf16 {max(errors['bf16']):.1e} in the l2 norm, where batch-size-1 autograd in bf16 has "
@@ -188,7 +189,7 @@ def exactness(bench: Bench) -> Section:
     return Section(details={"relative_error": errors}, notes=[note])
 
 
-def against_plain_fp32(bench: Bench) -> Section:
+def against_plain_fp32(bench: GradientBench) -> Section:
     """Compare our rate with that of a plain training step in float32."""
     model = bench.weights.load(Precision.FP32, r=8)
     ours = bench.ours(model, bench.half)
@@ -207,7 +208,7 @@ def against_plain_fp32(bench: Bench) -> Section:
     return Section(figures, timings, {"choice": _choice(ours), "data": _about(bench.half)})
 
 
-def against_plain_bf16(bench: Bench) -> Section:
+def against_plain_bf16(bench: GradientBench) -> Section:
     """Compare our rate with that of a plain training step in bf16."""
     ours = bench.ours(bench.weights.load(Precision.BF16, r=8), bench.examples)
     methods: dict[str, Method] = {
@@ -225,7 +226,7 @@ def against_plain_bf16(bench: Bench) -> Section:
     return Section(figures, timings, {"choice": _choice(ours), "data": _about(bench.examples)})
 
 
-def sketching(bench: Bench, precision: Precision) -> Section:
+def sketching(bench: GradientBench, precision: Precision) -> Section:
     """Compare our rate with direction and sketch with that without."""
     figures, timings, choices = [], {}, {}
     for r, bar in SKETCH_BARS.items():
@@ -234,15 +235,15 @@ def sketching(bench: Bench, precision: Precision) -> Section:
             "without": ours.dropped,  # computed, and not even copied
             "with": ours.directions(random_moments(ours.parameters)),
         }
-        found = bench.measure(f"sketch, {precision.value}, r = {r}", methods, bench.half)
+        measured = bench.measure(f"sketch, {precision.value}, r = {r}", methods, bench.half)
         what = f"ours with `less` direction and CountSketch to {SKETCH.dim} / without"
-        figures.append(_speed(found, "with", "without", f"{what}, {precision.value}, r = {r}", bar))
-        timings |= {f"{name}, r = {r}": timing for name, timing in found.items()}
+        figures.append(_speed(measured, "with", "without", f"{what}, {precision.value}, r = {r}", bar))
+        timings |= {f"{name}, r = {r}": timing for name, timing in measured.items()}
         choices[f"r = {r}"] = _choice(ours)
     return Section(figures, timings, {"choice": choices, "data": _about(bench.half)})
 
 
-def against_less(bench: Bench) -> Section:
+def against_less(bench: GradientBench) -> Section:
     """Compare with one call of LESS's projector, in bf16 as LESS runs; each method once, for it takes
     minutes."""
     if reason := missing("trak"):
@@ -266,9 +267,9 @@ def against_less(bench: Bench) -> Section:
             "LESS, gradients": less.gradients,
             "LESS, projection": lambda _, less=less, g=gradients, p=projector: less.project(g, p),
         }
-        found = bench.measure(f"LESS, r = {r}", methods, examples, repeats=1, expected=expected)
-        projection = share * found["LESS, projection"].median
-        total = Timing((found["LESS, gradients"].median + projection,), len(examples))
+        measured = bench.measure(f"LESS, r = {r}", methods, examples, repeats=1, expected=expected)
+        projection = share * measured["LESS, projection"].median
+        total = Timing((measured["LESS, gradients"].median + projection,), len(examples))
         what = (
             f"ours with sketch / LESS's procedure (batch size 1, TRAK's BasicProjector to {SKETCH.dim}), "
             f"bf16, r = {r}; once, {len(examples)} examples"
@@ -276,15 +277,15 @@ def against_less(bench: Bench) -> Section:
         if share > 1:
             what += f", 1/{share} of the projection"
         absolute = (
-            f"{short(found['ours'].rate)} : {short(total.rate)} examples/s; "
+            f"{three_digits(measured['ours'].rate)} : {three_digits(total.rate)} examples/s; "
             f"{projection / total.median:.0%} of LESS's time is the projection"
         )
-        figures.append(Figure(what, found["ours"].rate / total.rate, absolute))
-        timings |= {f"{name}, r = {r}": timing for name, timing in found.items()}
+        figures.append(Figure(what, measured["ours"].rate / total.rate, absolute))
+        timings |= {f"{name}, r = {r}": timing for name, timing in measured.items()}
     return Section(figures, timings, {"projection_share": LESS_SHARE, "data": _about(examples)})
 
 
-def against_bergson(bench: Bench) -> Section:
+def against_bergson(bench: GradientBench) -> Section:
     """Compare our rate with that of bergson's collector."""
     if reason := missing("bergson"):
         bench.progress.update(2 * len(bench.precisions) * bench.repeats)
@@ -299,14 +300,14 @@ def against_bergson(bench: Bench) -> Section:
             "ours": ours.whole(),
             "bergson": BergsonCollector(model, BERGSON_TOKENS),
         }
-        found = bench.measure(f"bergson, {precision.value}", methods, bench.half)
+        measured = bench.measure(f"bergson, {precision.value}", methods, bench.half)
         what = f"ours / bergson's collector without projection, {precision.value}"
-        figures.append(_speed(found, "ours", "bergson", what, BERGSON_BAR))
-        timings |= {f"{name}, {precision.value}": timing for name, timing in found.items()}
+        figures.append(_speed(measured, "ours", "bergson", what, BERGSON_BAR))
+        timings |= {f"{name}, {precision.value}": timing for name, timing in measured.items()}
     return Section(figures, timings, {"data": _about(bench.half)})
 
 
-def memory(bench: Bench, precisions: Sequence[Precision] | None = None) -> Section:
+def memory(bench: GradientBench, precisions: Sequence[Precision] | None = None) -> Section:
     """Compare our peak memory with that of a plain training step."""
     figures, peaks = [], {}
     for precision in bench.precisions if precisions is None else precisions:
@@ -323,7 +324,7 @@ def memory(bench: Bench, precisions: Sequence[Precision] | None = None) -> Secti
             Figure(
                 what=f"peak memory, ours with sketch / plain step{under}, {precision.value}",
                 value=ours / plain,
-                absolute=f"{short(ours / 2**20)} : {short(plain / 2**20)} MiB",
+                absolute=f"{three_digits(ours / 2**20)} : {three_digits(plain / 2**20)} MiB",
                 bar=MEMORY_BAR,
                 at_most=True,
             )
@@ -344,7 +345,7 @@ def peak_of(weights: Weights, method: str, precision: Precision, n_examples: int
     torch.set_num_threads(threads)
     plain = method == "plain"
     model = weights.load(Precision.FP32 if plain else precision, r=8)
-    examples = half_of(make_examples(n_examples, model.config.vocab_size))
+    examples = half_of(zipf_examples(n_examples, model.config.vocab_size))
     if plain:
         PlainStep(model, autocast=precision is Precision.BF16)(examples)
     else:
@@ -354,7 +355,7 @@ def peak_of(weights: Weights, method: str, precision: Precision, n_examples: int
 
 
 # Each with its number of steps on the progress bar, by the number of repeats.
-SECTIONS: dict[Part, tuple[Callable[[Bench], Section], Callable[[int], int]]] = {
+SECTIONS: dict[Part, tuple[Callable[[GradientBench], Section], Callable[[int], int]]] = {
     Part.EXACT: (exactness, lambda repeats: 1),
     Part.FP32: (against_plain_fp32, lambda repeats: 3 * repeats),
     Part.BF16: (against_plain_bf16, lambda repeats: 3 * repeats),
@@ -412,23 +413,16 @@ def _data_note(name: str, examples: Sequence[TokenizedExample]) -> str:
     )
 
 
-def quiet() -> None:
-    """Silence the log messages and future warnings of other libraries."""
-    logging.disable(logging.INFO)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the options of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m gtp_benchmarks.performance.gradients",
-        description="Measures per-example gradients against a plain LoRA training step and other ways.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+def gradient_options(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the options of the command line; by default what the processor is fast in is measured."""
+    fast = choose_dtype(Precision.AUTO, torch.device("cpu")) is torch.bfloat16
+    parser = model_parser(
+        "gradients",
+        "Measures per-example gradients against a plain LoRA training step and other ways.",
+        ["fp32", "bf16"] if fast else ["fp32"],
     )
-    parser.add_argument("--model", choices=["smollm2_135m", "tiny"], default="smollm2_135m")
     parser.add_argument("--model-path", help="local folder to load the model from")
     parser.add_argument("--examples", type=int, default=64, help="all but the bf16 part use half of them")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds; medians are reported")
     parser.add_argument(
         "--parts",
         nargs="+",
@@ -437,17 +431,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="PART",
         help="any of %(choices)s",
     )
-    fast = choose_dtype(Precision.AUTO, torch.device("cpu")) is torch.bfloat16
-    parser.add_argument(
-        "--precisions",
-        nargs="+",
-        choices=["fp32", "bf16"],
-        default=["fp32", "bf16"] if fast else ["fp32"],
-        help="that are measured; by default those that the processor is fast in",
-    )
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--output", type=Path, default=Path("outputs/performance"), help="folder")
-    parser.add_argument("--cache", type=Path, default=Path("outputs/cache"), help="for converted models")
     arguments = parser.parse_args(argv)
     if arguments.examples < 4 or arguments.repeats < 1 or arguments.threads < 1:
         parser.error("--examples must be at least 4, --repeats and --threads at least 1")
@@ -456,7 +439,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the parts that are asked for and write the report."""
-    arguments = parse(argv)
+    arguments = gradient_options(argv)
     torch.set_num_threads(arguments.threads)
     setup = machine(arguments.threads)
     weights = Weights(arguments.model, arguments.model_path, arguments.cache)
@@ -468,8 +451,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         vocabulary = weights.load(Precision.BF16, r=8).config.vocab_size
         steps = sum(SECTIONS[part][1](arguments.repeats) for part in chosen)
         with tqdm(total=steps, unit="run", desc="gradients") as progress:
-            examples = make_examples(arguments.examples, vocabulary)
-            bench = Bench(weights, examples, arguments.repeats, progress, precisions)
+            examples = zipf_examples(arguments.examples, vocabulary)
+            bench = GradientBench(weights, examples, arguments.repeats, progress, precisions)
             for part in chosen:
                 needs = Precision.BF16 if part in ONLY_BF16 else Precision.FP32
                 if needs in precisions or part in (Part.MEMORY, Part.BERGSON):
@@ -499,7 +482,7 @@ def _write(
     arguments: argparse.Namespace,
     argv: Sequence[str] | None,
     setup: Mapping[str, Any],
-    bench: Bench,
+    bench: GradientBench,
     sections: Mapping[str, Section],
 ) -> str:
     """Write the report of the parts that are done, and return its text."""

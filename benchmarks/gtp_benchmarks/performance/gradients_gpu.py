@@ -57,7 +57,7 @@ def main() -> None:
         parser.error("there is no GPU here; --device cpu measures the processor")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     print(f"{name}, torch {torch.__version__}", flush=True)
-    examples = make_examples(asked.examples)
+    examples = log_normal_examples(asked.examples)
     few = examples[: asked.examples // 5]  # for what is slow
     for dtype in (torch.bfloat16, torch.float32) if device.type == "cuda" else (torch.float32,):
         model = make_model(asked.layers, dtype, device)
@@ -89,14 +89,14 @@ class Passes:
         )
         if isinstance(engine, PackedEngine):
             engine._at_once = at_once
-        seconds, found = [], []
+        seconds, sketches = [], []
         for _ in range(2):
             start = time.perf_counter()
             features, _norms = shard_features(engine, self.transform, rows, budget, lambda batch: None)
             seconds.append(time.perf_counter() - start)  # they are on the CPU: nothing is pending
-            found.append(features[Direction.ADAM.value])
+            sketches.append(features[Direction.ADAM.value])
         rate = sum(e.n_tokens for e in rows) / min(seconds)
-        same = "same bytes" if torch.equal(*found) else "other bytes the second time"
+        same = "same bytes" if torch.equal(*sketches) else "other bytes the second time"
         print(f"{self.precision:9} {what:36} {rate:10,.0f} tokens/s  {same}", flush=True)
 
 
@@ -123,7 +123,7 @@ def make_model(layers: int, dtype: torch.dtype, device: torch.device) -> torch.n
     return model.eval()
 
 
-def make_examples(n: int) -> list[TokenizedExample]:
+def log_normal_examples(n: int) -> list[TokenizedExample]:
     """Return rows of random tokens with log-normal lengths; the second half of each carries the loss."""
     source, rows = random.Random(0), []
     for i in range(n):

@@ -21,7 +21,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from gtp_benchmarks.performance.measuring import Figure, Timing, interleaved, machine, short, write_report
+from gtp_benchmarks.performance.measuring import (
+    Figure,
+    Timing,
+    interleaved,
+    machine,
+    three_digits,
+    write_report,
+)
 from gtp_exp.launch.launcher import Device, Launch, run_worker
 
 JOB = ["+debug=quick", "selector=gtp", "launch=cpu"]
@@ -42,7 +49,7 @@ def run_cached(resolved: Path, launch: Launch, *, forked: bool) -> None:
         raise RuntimeError(f"the job did not complete: {ended}")
 
 
-def measure(resolved: Path, launch: Launch, repeats: int) -> tuple[dict[str, Timing], float]:
+def time_jobs(resolved: Path, launch: Launch, repeats: int) -> tuple[dict[str, Timing], float]:
     """Return the times of a job by both ways, and that of the first forked one, which starts the server."""
     began = time.perf_counter()
     run_cached(resolved, launch, forked=True)
@@ -61,12 +68,12 @@ def measure(resolved: Path, launch: Launch, repeats: int) -> tuple[dict[str, Tim
 def figures(timings: dict[str, Timing], first: float) -> list[Figure]:
     """Return the lines of the table."""
     fresh, forked = timings["fresh"], timings["forked"]
-    each = ["/".join(short(s) for s in timing.seconds) for timing in (fresh, forked)]
+    each = ["/".join(three_digits(s) for s in timing.seconds) for timing in (fresh, forked)]
     return [
         Figure(
             "a cached job, fresh process / forked",
             fresh.median / forked.median,
-            f"{short(fresh.median)} : {short(forked.median)} s; {each[0]} : {each[1]} s",
+            f"{three_digits(fresh.median)} : {three_digits(forked.median)} s; {each[0]} : {each[1]} s",
         ),
         Figure(
             "seconds of a cached job, forked",
@@ -78,7 +85,7 @@ def figures(timings: dict[str, Timing], first: float) -> list[Figure]:
         Figure(
             "the first job, which starts the server / fresh process",
             first / fresh.median,
-            f"{short(first)} : {short(fresh.median)} s",
+            f"{three_digits(first)} : {three_digits(fresh.median)} s",
         ),
     ]
 
@@ -93,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup = machine(torch.get_num_threads())
     with tempfile.TemporaryDirectory(prefix="gtp-exp-") as scratch:
         resolved = fill_cache(Path(scratch), options.overrides)
-        timings, first = measure(resolved, Launch(Device.CPU), options.repeats)
+        timings, first = time_jobs(resolved, Launch(Device.CPU), options.repeats)
     text = write_report(
         options.output,
         "job_start",

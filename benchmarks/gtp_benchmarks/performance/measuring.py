@@ -6,13 +6,16 @@ and what is reported is the ratio of their medians; absolute numbers are only fo
 
 from __future__ import annotations
 
+import argparse
 import gc
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -96,8 +99,8 @@ def speed_ratio(what: str, ours: Timing, theirs: Timing, *, unit: str, bar: floa
     return Figure(
         what=what,
         value=ours.rate / theirs.rate,
-        absolute=f"{short(ours.rate)} : {short(theirs.rate)} {unit}; "
-        f"rounds {short(min(rounds))} to {short(max(rounds))}",
+        absolute=f"{three_digits(ours.rate)} : {three_digits(theirs.rate)} {unit}; "
+        f"rounds {three_digits(min(rounds))} to {three_digits(max(rounds))}",
         bar=bar,
     )
 
@@ -125,13 +128,44 @@ def machine(threads: int) -> dict[str, Any]:
     }
 
 
+def model_parser(module: str, description: str, precisions: Sequence[str]) -> argparse.ArgumentParser:
+    """Return a parser of the options that all scripts have that run a model in turn by several methods.
+
+    module: the script's name in this package. precisions: those that are measured by default.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m gtp_benchmarks.performance.{module}",
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--model", choices=["smollm2_135m", "tiny"], default="smollm2_135m")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds; medians are reported")
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        choices=["fp32", "bf16"],
+        default=list(precisions),
+        help="the precisions that are measured",
+    )
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--output", type=Path, default=Path("outputs/performance"), help="folder")
+    parser.add_argument("--cache", type=Path, default=Path("outputs/cache"), help="for converted models")
+    return parser
+
+
+def quiet() -> None:
+    """Silence the log messages and future warnings of other libraries."""
+    logging.disable(logging.INFO)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
 def table(figures: Sequence[Figure]) -> str:
     """Return the figures as a Markdown table."""
     lines = ["| what | ratio | bar | met | absolute, for scale |", "|---|---|---|---|---|"]
     for figure in figures:
         bar = "" if figure.bar is None else f"{'<=' if figure.at_most else '>='} {figure.bar:g}"
         met = {None: "", True: "yes", False: "**no**"}[figure.met]
-        lines.append(f"| {figure.what} | {short(figure.value)} | {bar} | {met} | {figure.absolute} |")
+        lines.append(f"| {figure.what} | {three_digits(figure.value)} | {bar} | {met} | {figure.absolute} |")
     return "\n".join(lines)
 
 
@@ -192,7 +226,7 @@ def process_memory(field: str) -> int | None:
         return None
 
 
-def short(value: float) -> str:
+def three_digits(value: float) -> str:
     """Return a number with three significant digits."""
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 

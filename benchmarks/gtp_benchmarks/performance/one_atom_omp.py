@@ -42,7 +42,7 @@ def one_atom_omp(
     weights = torch.empty(0)
     residual, length = target.clone(), float(target.norm())
     seconds: list[float] = []
-    found: list[Matched] = []
+    matched: list[Matched] = []
     for step in range(1, max(steps) + 1):
         began = time.perf_counter()
         if float(residual.norm()) < tolerance * length:
@@ -61,10 +61,10 @@ def one_atom_omp(
         residual = target - rows.T @ weights
         seconds.append(time.perf_counter() - began)
         if step in steps:
-            found.append(Matched(torch.tensor(support), weights, tuple(seconds)))
+            matched.append(Matched(torch.tensor(support), weights, tuple(seconds)))
     # Where it ended before, this is all that more steps would have brought.
-    rest = len(set(steps)) - len(found)
-    return found + [Matched(torch.tensor(support, dtype=torch.long), weights, tuple(seconds))] * rest
+    rest = len(set(steps)) - len(matched)
+    return matched + [Matched(torch.tensor(support, dtype=torch.long), weights, tuple(seconds))] * rest
 
 
 def _refit(rows: torch.Tensor, target: torch.Tensor, lam: float) -> torch.Tensor:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from gtp_benchmarks.performance.clustered import Clustered
 from gtp_benchmarks.performance.measuring import in_words, machine
-from gtp_benchmarks.performance.selection import in_memory, judge, problem, selector
+from gtp_benchmarks.performance.selection import judge, memory_features, problem, selector
 from gtp_benchmarks.performance.sparse import sparse
 from gtp_exp.selection.atoms.matrix import tensor_atoms
 from gtp_exp.selection.gtp import Regularisation
@@ -106,8 +106,8 @@ def recoveries(n: int, m: int, seeds: int) -> list[Recall]:
                 for seed in range(seeds):
                     planted = sparse(n, m, size, noise, seed)
                     for name, find in SOLVERS.items():
-                        found = find(planted.atoms, planted.target[:, 0], size)
-                        values[name].append(len(found & planted.support) / size)
+                        support = find(planted.atoms, planted.target[:, 0], size)
+                        values[name].append(len(support & planted.support) / size)
                     bar.update()
                 rows += [Recall(name, noise, share, tuple(v)) for name, v in values.items()]
     return rows
@@ -126,11 +126,11 @@ def truths(n: int, m: int, sizes: Sequence[int], seeds: int) -> list[Truth]:
                     pool = Clustered(n, m, seed=seed, noise=noise)
                     atoms = pool.atoms()
                     observed, truth = pool.target_rows().double().mean(0), pool.clean()
-                    asked = problem(in_memory(atoms), [pool.target_rows()], size)
+                    asked = problem(memory_features(atoms), [pool.target_rows()], size)
                     for name, settings in FITS.items():
-                        found = selector(**settings).select(asked)
+                        selection = selector(**settings).select(asked)
                         near, far, _ = judge(
-                            lambda i, of=atoms: of[i], found.indices, found.weights, observed, truth
+                            lambda i, of=atoms: of[i], selection.indices, selection.weights, observed, truth
                         )
                         residual[name].append(near)
                         clean[name].append(far)

@@ -30,7 +30,7 @@ from gtp_benchmarks.performance.cost_model import (
     Fit,
     Measured,
     Point,
-    Projection,
+    ProjectedCost,
     Scenario,
     numbers_sent,
     project,
@@ -38,7 +38,7 @@ from gtp_benchmarks.performance.cost_model import (
 from gtp_benchmarks.performance.measuring import Figure, machine, write_report
 from gtp_benchmarks.performance.selection_points import (
     in_processes,
-    measure,
+    measure_point,
     pool_of,
     under_a_limit,
     without_a_limit,
@@ -79,25 +79,25 @@ def stored(point: Point, scratch: Path) -> Iterator[Path]:
 def measure_curves(base: Point, scratch: Path, repeats: int) -> dict[Point, Measured]:
     """Measure every point of the curves around the base."""
     wanted = dict.fromkeys(point for points in around(base).values() for point in points)
-    found: dict[Point, Measured] = {}
+    measured: dict[Point, Measured] = {}
     with tqdm(total=len(wanted), desc="curves", unit="point", file=sys.stderr) as bar:
-        while left := [point for point in wanted if point not in found]:
+        while left := [point for point in wanted if point not in measured]:
             shape = (left[0].n, left[0].dim, left[0].checkpoints)
             with stored(left[0], scratch) as folder:
                 for point in left:
                     if (point.n, point.dim, point.checkpoints) == shape:
                         bar.set_postfix_str(f"N={point.n:,} m={point.m:,} M={point.wanted}")
-                        found[point] = measure(folder, point, repeats)
+                        measured[point] = measure_point(folder, point, repeats)
                         bar.update()
-    return found
+    return measured
 
 
 def measure_modes(base: Point, scratch: Path) -> tuple[Measured, list[Measured]]:
     """Measure the base point cross-validated as shipped, and chosen in parts."""
     with stored(base, scratch) as folder:
-        shipped = measure(folder, base, 1, regularisation=Regularisation.CROSS_VALIDATION, folds=4)
+        shipped = measure_point(folder, base, 1, regularisation=Regularisation.CROSS_VALIDATION, folds=4)
         parts = [
-            measure(folder, base, 1, partitions=count) if count > 1 else measure(folder, base, 1)
+            measure_point(folder, base, 1, partitions=count) if count > 1 else measure_point(folder, base, 1)
             for count in tqdm(PARTITIONS, desc="partitions", file=sys.stderr)
         ]
     return shipped, parts
@@ -109,11 +109,17 @@ def measure_limits(limit: int, scratch: Path) -> list[dict[str, float | bool]]:
     for size in tqdm(LIMIT_SIZES, desc="under a limit", file=sys.stderr):
         point = Point(size * limit // (2 * 2 * LIMIT_DIM), LIMIT_DIM, 24, 2)
         with stored(point, scratch) as folder:
-            (found,) = in_processes(1, under_a_limit, folder, point, limit)
+            (limited,) = in_processes(1, under_a_limit, folder, point, limit)
             (free,) = in_processes(1, without_a_limit, folder, point)
-        same = found["indices"] == free
+        same = limited["indices"] == free
         rows.append(
-            {"n": point.n, "store": size * limit, "peak": found["peak"], "same": same, "held": found["held"]}
+            {
+                "n": point.n,
+                "store": size * limit,
+                "peak": limited["peak"],
+                "same": same,
+                "held": limited["held"],
+            }
         )
     return rows
 
@@ -126,7 +132,7 @@ def megabytes(bytes_: float) -> str:
     return f"{bytes_ / 1e6:,.1f} MB" if bytes_ < 1e9 else f"{bytes_ / 1e9:,.1f} GB"
 
 
-def duration(seconds: float) -> str:
+def projected_time(seconds: float) -> str:
     """Return seconds in the unit that suits them."""
     if seconds < 120:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
@@ -137,10 +143,10 @@ CURVES = """| N | d | M | T | P | cpu | by the formula | wall | passes | rounds 
 |---|---|---|---|---|---|---|---|---|---|---|---|---|"""
 
 
-def curve_table(found: dict[Point, Measured], time: Fit) -> str:
+def curve_table(measured: dict[Point, Measured], time: Fit) -> str:
     """Return the measured points as a Markdown table."""
     lines = [CURVES]
-    for point, one in found.items():
+    for point, one in measured.items():
         fitted = time.value(cost_model.time_terms(point, one.passes))
         lines.append(
             f"| {point.n:,} | {point.dim:,} | {point.wanted} | {point.checkpoints} | {point.processes} "
@@ -201,7 +207,7 @@ def partition_table(parts: Sequence[Measured], base: Point) -> str:
     return "\n".join(lines)
 
 
-def projection_table(s: Scenario, p: Projection, pool: str) -> str:
+def projection_table(s: Scenario, p: ProjectedCost, pool: str) -> str:
     """Return the projected costs as a Markdown table."""
     seconds = {"gradients, all GPUs": (p.gradients, p.gradients)}
     seconds |= {f"selection: {name}": (p.parts[name], p.on_gpu[name]) for name in p.parts}
@@ -219,7 +225,10 @@ def projection_table(s: Scenario, p: Projection, pool: str) -> str:
         "| what | as the code is: on CPUs beside the GPUs | were the store held in the GPUs' memory |",
         "|---|---|---|",
     ]
-    lines += [f"| {name} | {duration(here)} | {duration(there)} |" for name, (here, there) in seconds.items()]
+    lines += [
+        f"| {name} | {projected_time(here)} | {projected_time(there)} |"
+        for name, (here, there) in seconds.items()
+    ]
     lines += [f"| {name} | {megabytes(size)} | {megabytes(size)} |" for name, size in sizes.items()]
     return "\n".join(lines)
 
@@ -238,11 +247,11 @@ def assumptions(s: Scenario) -> str:
 
 
 def report_figures(
-    base: Point, found: dict[Point, Measured], limits: Sequence[dict], time: Fit, parts: Sequence[Measured]
+    base: Point, measured: dict[Point, Measured], limits: Sequence[dict], time: Fit, parts: Sequence[Measured]
 ) -> list[Figure]:
     """Return the ratios that have a bar to pass."""
     errors = [abs(error) for error in time.errors]
-    one, two = (found[replace(base, processes=count)] for count in (1, 2))
+    one, two = (measured[replace(base, processes=count)] for count in (1, 2))
     first, last = limits[0], limits[-1]
     formula = numbers_sent(two.point, two.passes, two.point.n * COPIES)
     return [
@@ -302,15 +311,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup, base = machine(1), Point(options.rows, options.dim, options.budget, options.checkpoints)
     scratch = Path(tempfile.mkdtemp(prefix="gtp-exp-", dir=options.scratch))
     try:
-        found = measure_curves(base, scratch, options.repeats)
+        measured = measure_curves(base, scratch, options.repeats)
         shipped, parts = measure_modes(base, scratch)
         limits = measure_limits(options.limit_mib << 20, scratch)
     finally:
         shutil.rmtree(scratch)
-    time, memory = cost_model.fit_time(list(found.values())), cost_model.fit_memory(list(found.values()))
+    points = list(measured.values())
+    time, memory = cost_model.fit_time(points), cost_model.fit_memory(points)
     given = {f.name: getattr(options, f.name) for f in fields(Scenario) if f.name != "point"}
     scenario = Scenario(**given)
-    per_round = statistics.median((one.passes - 1) / one.rounds for one in found.values())
+    per_round = statistics.median((one.passes - 1) / one.rounds for one in points)
     p = scenario.point
     pool = (
         f"{p.n:,} examples x {p.checkpoints} checkpoints x {p.dim:,} numbers, {p.wanted:,} rows chosen, "
@@ -321,7 +331,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "scale",
         command="python -m gtp_benchmarks.performance.scale " + " ".join(argv or sys.argv[1:]),
         setup=setup,
-        figures=report_figures(base, found, limits, time, parts),
+        figures=report_figures(base, measured, limits, time, parts),
         notes=[
             f"A pool of clusters, {COPIES:.0%} of its rows exact copies, in shards of {BLOCK:,} rows.",
             "cpu: seconds of the processor of the process that took most, which other work on the machine "
@@ -332,7 +342,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ],
         repeats={},
         details={
-            "points": [asdict(one) for one in found.values()],
+            "points": [asdict(one) for one in points],
             "time": asdict(time),
             "memory": asdict(memory),
             "shipped": asdict(shipped),
@@ -343,7 +353,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     formula = "\n".join((cost_model.__doc__ or "").splitlines()[2:]).rstrip()
     projected = projection_table(scenario, project(scenario, time, memory, per_round), pool)
-    tables = [curve_table(found, time), formula, fit_table(time, memory)]
+    tables = [curve_table(measured, time), formula, fit_table(time, memory)]
     tables += [limit_table(limits, options.limit_mib << 20), partition_table(parts, base), projected]
     text = "\n\n".join([text, *tables, ""])
     (options.output / "scale.md").write_text(text)

@@ -54,7 +54,7 @@ CHECKPOINTS = 4
 
 
 @dataclass(frozen=True)
-class Row:
+class MethodResult:
     """Holds one method at one budget, judged from its indices and weights alone."""
 
     wanted: int
@@ -80,7 +80,7 @@ class Report:
     """Collects what the parts measure."""
 
     figures: list[Figure] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)
+    rows: list[MethodResult] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     tables: list[str] = field(default_factory=list)
     repeats: dict[str, dict[str, Timing]] = field(default_factory=dict)
@@ -107,7 +107,7 @@ def problem(pool: GradientFeatures, target: Sequence[torch.Tensor], rows: int) -
     )
 
 
-def in_memory(atoms: torch.Tensor) -> MemoryFeatures:
+def memory_features(atoms: torch.Tensor) -> MemoryFeatures:
     """Return atoms as features of one checkpoint in memory."""
     return MemoryFeatures(({"sgd": atoms},), (1.0,))
 
@@ -191,8 +191,8 @@ def measure_inside(pool: Clustered, sizes: Sequence[int], repeats: int, report: 
         # OMP is one pursuit of M rows, so GTP is too; as shipped it pursues in several smaller rounds.
         gtp = timed_gtp(pool, atoms, size, repeats, report, f"inside, M={size}", round_rows=size)
         slow = add("OMP as published, full refit at every step", there.seconds, there.indices, there.weights)
-        found = OMP().pursue(PursuitProblem(tensor_atoms(atoms), observed[:, None], size, RIDGE))
-        quick = add("non-negative OMP, incremental", found.seconds, found.support, found.weights[:, 0])
+        pursuit = OMP().pursue(PursuitProblem(tensor_atoms(atoms), observed[:, None], size, RIDGE))
+        quick = add("non-negative OMP, incremental", pursuit.seconds, pursuit.support, pursuit.weights[:, 0])
         first = size == min(sizes)  # the bars are for this one
         report.figures.append(
             Figure(
@@ -253,36 +253,36 @@ def timed_gtp(
     report: Report,
     section: str,
     **settings: Any,
-) -> Row:
+) -> MethodResult:
     """Adds GTP at the ridge of the comparison, as shipped (run once), and top-M; returns the first.
 
     settings: what else differs from the shipped GTP in the former.
     """
-    asked = problem(in_memory(atoms), [pool.target_rows()], size)
+    asked = problem(memory_features(atoms), [pool.target_rows()], size)
     add = adder(pool, atoms, size, report)
     name = f"GTP, ridge {RIDGE:g} as OMP's"
     fixed = selector(regularisation=Regularisation.FIXED, ridge=RIDGE, near_copy_cosine=None, **settings)
-    found = fixed.select(asked)
+    selection = fixed.select(asked)
     timing = run_interleaved(section, {name: lambda: fixed.select(asked)}, repeats, report, amount=1)[name]
-    row = add(name, timing.median, found.indices, found.weights)
+    row = add(name, timing.median, selection.indices, selection.weights)
     began = time.perf_counter()
     shipped = selector().select(asked)
     seconds = time.perf_counter() - began
     add("GTP as shipped, cross-validated", seconds, shipped.indices, shipped.weights)
     add("the same rows, equal weights", seconds, shipped.indices, torch.ones(size))
-    add("top-M by correlation, equal weights", 0.0, found.scores.topk(size).indices, torch.ones(size))
+    add("top-M by correlation, equal weights", 0.0, selection.scores.topk(size).indices, torch.ones(size))
     return row
 
 
 def adder(
     pool: Clustered, atoms: torch.Tensor, size: int, report: Report
-) -> Callable[[str, float, torch.Tensor, torch.Tensor], Row]:
+) -> Callable[[str, float, torch.Tensor, torch.Tensor], MethodResult]:
     """Return a function that judges a choice and adds it to the report."""
     observed, clean = pool.target_rows().double().mean(0), pool.clean()
 
-    def add(method: str, seconds: float, indices: torch.Tensor, weights: torch.Tensor) -> Row:
+    def add(method: str, seconds: float, indices: torch.Tensor, weights: torch.Tensor) -> MethodResult:
         judged = judge(lambda index: atoms[index], indices, weights, observed, clean)
-        report.rows.append(Row(size, method, seconds, len(indices), *judged))
+        report.rows.append(MethodResult(size, method, seconds, len(indices), *judged))
         return report.rows[-1]
 
     return add
@@ -303,9 +303,10 @@ def measure_storage(pool: Clustered, size: int, report: Report) -> None:
         "int8": from_int8(*to_int8(wide)),
     }.items():
         gtp = selector(regularisation=Regularisation.FIXED, ridge=RIDGE)
-        found = gtp.select(problem(in_memory(stored), [pool.target_rows()], size))
-        chosen[name] = set(found.indices.tolist())
-        residual, distance, _ = judge(lambda i: wide[i], found.indices, found.weights, observed, clean)
+        selection = gtp.select(problem(memory_features(stored), [pool.target_rows()], size))
+        indices, weights = selection.indices, selection.weights
+        chosen[name] = set(indices.tolist())
+        residual, distance, _ = judge(lambda i: wide[i], indices, weights, observed, clean)
         shared = len(chosen[name] & chosen["float32"]) / size
         lines.append(f"| {name} | {shared:.1%} | {residual:.4f} | {distance:.4f} |")
     report.tables.append(f"Storage type, N={pool.n:,}, M={size:,}:\n\n" + "\n".join(lines))
@@ -318,14 +319,14 @@ def measure_disk(rows: int, dim: int, sizes: Sequence[int], scratch: Path, repor
     """Measure in processes of their own, so that peak memory is theirs."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as worker:
-        made = worker.apply(write_store, (rows, dim, scratch))
+        store_bytes = worker.apply(write_store, (rows, dim, scratch))
     report.notes.append(
-        f"Store on disk: {made / 1e9:.2f} GB in bfloat16, {rows:,} rows x {dim} x {CHECKPOINTS}."
+        f"Store on disk: {store_bytes / 1e9:.2f} GB in bfloat16, {rows:,} rows x {dim} x {CHECKPOINTS}."
     )
     for size in sizes:
         with context.Pool(1) as worker:
             values = worker.apply(select_from_store, (rows, dim, size, scratch))
-        row = Row(**values["row"])
+        row = MethodResult(**values["row"])
         report.rows.append(row)
         detail = (
             f"peak memory {values['peak_gib']:.2f} GiB beyond the mapped store, "
@@ -362,13 +363,13 @@ def write_store(rows: int, dim: int, scratch: Path) -> int:
 def select_from_store(rows: int, dim: int, size: int, scratch: Path) -> dict[str, Any]:
     """Select from a store on disk; return seconds, memory and quality."""
     store = GradientStore.open(scratch / "store")
-    made = checkpoints(rows, dim)
-    target = [one.target_rows() for one in made]
+    pool = checkpoints(rows, dim)
+    target = [one.target_rows() for one in pool]
     asked = problem(store, target, size)
     gtp = selector(regularisation=Regularisation.FIXED, ridge=RIDGE)
     with PeakMemory() as memory:
         began = time.perf_counter()
-        found = gtp.select(asked)
+        selection = gtp.select(asked)
         seconds = time.perf_counter() - began
     stored = [store.features(t, "sgd") for t in range(CHECKPOINTS)]
 
@@ -377,12 +378,14 @@ def select_from_store(rows: int, dim: int, size: int, scratch: Path) -> dict[str
         return torch.cat(parts, 1)
 
     observed = torch.cat([rows.double().mean(0) for rows in target])
-    judged = judge(atoms, found.indices, found.weights, observed, torch.cat([one.clean() for one in made]))
+    clean = torch.cat([one.clean() for one in pool])
+    judged = judge(atoms, selection.indices, selection.weights, observed, clean)
+    result = MethodResult(size, "GTP from disk, fixed ridge", seconds, len(selection.indices), *judged)
     values: dict[str, Any] = {
-        "row": vars(Row(size, "GTP from disk, fixed ridge", seconds, len(found.indices), *judged)),
+        "row": vars(result),
         "peak_gib": memory.peak_gib,
-        "rounds": len(found.diagnostics["rows_by_round"]),
-        "fill": found.diagnostics["rows_by_fill"],
+        "rounds": len(selection.diagnostics["rows_by_round"]),
+        "fill": selection.diagnostics["rows_by_fill"],
     }
     if size <= CHECKPOINTS * dim:
         values["omp"] = incremental_step_cost(gtp, asked, steps=min(60, size))

@@ -73,7 +73,7 @@ def _answer(
     os._exit(0)  # an interpreter that shuts down may find gloo's threads at work
 
 
-def measured(
+def measure_in_process(
     processes: Any, folder: Path, point: Point, settings: Mapping[str, Any], repeats: int
 ) -> Measured:
     """Return the quickest of some repeats. Each of its processes measures itself."""
@@ -90,10 +90,10 @@ def measured(
             with Stopwatch(
                 correlate_own=BlockAtoms, rows=BlockAtoms, build_atoms=gtp_module, refit=gtp_module
             ) as watch:
-                found = gtp.select(asked)
+                selection = gtp.select(asked)
             trials.append((time.process_time() - cpu, time.perf_counter() - wall, watch))
     cpu, wall, watch = min(trials, key=lambda trial: trial[0])
-    residual, clean = judged(store, point, found)
+    residual, clean = judged(store, point, selection)
     return Measured(
         point=point,
         cpu=cpu,
@@ -103,7 +103,7 @@ def measured(
         fetching=watch.seconds["rows"],
         refitting=watch.seconds["refit"],
         passes=watch.calls["correlate_own"],
-        rounds=len(found.diagnostics["rows_by_round"]),
+        rounds=len(selection.diagnostics["rows_by_round"]),
         peak=int(memory.peak_gib * 2**30),
         sent=SENT["numbers"],
         disk=store.nbytes,
@@ -112,10 +112,10 @@ def measured(
     )
 
 
-def measure(folder: Path, point: Point, repeats: int, **settings: Any) -> Measured:
+def measure_point(folder: Path, point: Point, repeats: int, **settings: Any) -> Measured:
     """Of the process that took most; its memory is that of the one that held most."""
-    found = in_processes(point.processes, measured, folder, point, settings, repeats)
-    return replace(max(found, key=lambda one: one.cpu), peak=max(one.peak for one in found))
+    measured = in_processes(point.processes, measure_in_process, folder, point, settings, repeats)
+    return replace(max(measured, key=lambda one: one.cpu), peak=max(one.peak for one in measured))
 
 
 class Stopwatch:
@@ -149,7 +149,7 @@ class Stopwatch:
         return timed
 
 
-def judged(store: GradientStore, point: Point, found: Selection) -> tuple[float, float]:
+def judged(store: GradientStore, point: Point, selection: Selection) -> tuple[float, float]:
     """Return the distances of the choice to the observed and to the clean target, as `selection.judge`
     defines them."""
     stored = [store.features(t, "sgd") for t in range(point.checkpoints)]
@@ -161,7 +161,7 @@ def judged(store: GradientStore, point: Point, found: Selection) -> tuple[float,
 
     observed = torch.cat([one.target_rows().double().mean(0) for one in pool])
     clean = torch.cat([one.clean() for one in pool])
-    return judge(atoms, found.indices, found.weights, observed, clean)[:2]
+    return judge(atoms, selection.indices, selection.weights, observed, clean)[:2]
 
 
 def under_a_limit(_: Any, folder: Path, point: Point, limit: int) -> dict[str, Any]:
@@ -171,8 +171,8 @@ def under_a_limit(_: Any, folder: Path, point: Point, limit: int) -> dict[str, A
     release_free_memory()
     with PeakMemory() as memory:
         limit_memory(limit)
-        found = streamed.select(asked).indices.tolist()
-    return {"indices": found, "peak": int(memory.peak_gib * 2**30), "held": _fails(held, asked)}
+        indices = streamed.select(asked).indices.tolist()
+    return {"indices": indices, "peak": int(memory.peak_gib * 2**30), "held": _fails(held, asked)}
 
 
 def _fails(gtp: GTP, asked: SelectionProblem) -> bool:

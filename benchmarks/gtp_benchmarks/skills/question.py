@@ -124,14 +124,14 @@ def near_numbers(answer: int, mistakes: list[int], rng: Random) -> tuple[str, ..
     """
     digits = len(str(answer))
     low, high = (0, 9) if digits == 1 else (10 ** (digits - 1), 10**digits - 1)
-    found: list[int] = []
+    wrong_numbers: list[int] = []
     candidates = list(mistakes)
     rng.shuffle(candidates)
-    while len(found) < 3:
+    while len(wrong_numbers) < 3:
         wrong = candidates.pop() if candidates else rng.randint(low, high)
-        if low <= wrong <= high and wrong != answer and wrong not in found:
-            found.append(wrong)
-    return tuple(str(n) for n in found)
+        if low <= wrong <= high and wrong != answer and wrong not in wrong_numbers:
+            wrong_numbers.append(wrong)
+    return tuple(str(n) for n in wrong_numbers)
 
 
 def number_slips(answer: int) -> list[int]:

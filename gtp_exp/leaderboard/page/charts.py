@@ -160,17 +160,18 @@ class BarPlot:
 def styles(boards: Sequence[Board], baseline: str) -> dict[str, Style]:
     """Row label -> colour, the same all over the page."""
     labels = sorted({(line.row.selector, line.row.label) for board in boards for line in board.lines})
-    found: dict[str, Style] = {}
+    style_of: dict[str, Style] = {}
     free = 0
     for selector, label in labels:
         if selector == baseline and label == selector:
-            found[label] = Style("k8", "")
+            style_of[label] = Style("k8", "")
         elif label == "gtp":
-            found[label] = Style("k0", "")
+            style_of[label] = Style("k0", "")
         else:
-            found[label] = Style(f"k{1 + free % (PALETTE - 2)}", DASHES[free // (PALETTE - 2) % len(DASHES)])
+            colour, dash = 1 + free % (PALETTE - 2), free // (PALETTE - 2) % len(DASHES)
+            style_of[label] = Style(f"k{colour}", DASHES[dash])
             free += 1
-    return found
+    return style_of
 
 
 def dot_plot(board: Board, block: BoardBlock, metric: Metric, style: Mapping[str, Style]) -> DotPlot | None:

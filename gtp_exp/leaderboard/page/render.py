@@ -168,7 +168,7 @@ def _summary(boards: Sequence[Board], loaded: Loaded) -> list[tuple[str, str]]:
 
 def _test_error(board: Board) -> str:
     """Mean standard error of each headline metric as evaluation reported it."""
-    found: list[str] = []
+    errors_shown: list[str] = []
     for task in board.tasks:
         errors, headline = [], ""
         for run in board.table.runs:
@@ -179,8 +179,8 @@ def _test_error(board: Board) -> str:
                 errors.append(float(error))
         if errors:
             shown = metric_named(headline).show_difference(sum(errors) / len(errors)).lstrip("+")
-            found.append(f"{shown} on {task}")
-    return ", ".join(found)
+            errors_shown.append(f"{shown} on {task}")
+    return ", ".join(errors_shown)
 
 
 def _compact(value: float) -> str:

@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 
 from gtp_exp.decode import check_fields
-from gtp_exp.selection.solvers.nnls import NNLS, Columns, fit
+from gtp_exp.selection.solvers.nnls import NNLS, Columns, nnls_of_columns
 from gtp_exp.selection.solvers.pruning import contributions, prune
 from gtp_exp.selection.solvers.pursuit import Pursuit, PursuitProblem, Search, require, require_one_column
 
@@ -96,7 +96,7 @@ def _path_point(
     """
 
     def at(value: float, warm: torch.Tensor, guess: bool) -> PathPoint:
-        return PathPoint(value, fit(columns, b, ridge=ridge, l1=value, start=warm, guess=guess))
+        return PathPoint(value, nnls_of_columns(columns, b, ridge=ridge, l1=value, start=warm, guess=guess))
 
     if l1 > 0:
         point = at(l1, start, guess=True)

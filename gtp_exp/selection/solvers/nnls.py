@@ -157,10 +157,10 @@ def nnls(
     start [n] >= 0 is a warm start.
     """
     columns = columns_of(rows, torch.arange(len(rows)), GramCache())
-    return fit(columns, target, ridge=ridge, l1=l1, start=start, max_iterations=max_iterations)
+    return nnls_of_columns(columns, target, ridge=ridge, l1=l1, start=start, max_iterations=max_iterations)
 
 
-def fit(
+def nnls_of_columns(
     columns: Columns,
     target: torch.Tensor,
     *,

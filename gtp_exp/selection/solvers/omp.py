@@ -18,7 +18,7 @@ import torch
 
 from gtp_exp.decode import check_fields
 from gtp_exp.selection.atoms.duplicates import near_copies
-from gtp_exp.selection.solvers.nnls import Columns, columns_of, dependent, fit
+from gtp_exp.selection.solvers.nnls import Columns, columns_of, dependent, nnls_of_columns
 from gtp_exp.selection.solvers.pursuit import Pursuit, PursuitProblem, Search, require, require_one_column
 
 CORRELATION = 1e-7  # of a unit atom with the residual, over ||b||: below it rounding picks, not the data
@@ -80,7 +80,7 @@ def pursue_in_blocks(problem: PursuitProblem, block: int) -> Pursuit:
         u = torch.cholesky_solve((columns.unit @ b)[:, None], factor)[:, 0]
         if (u <= 0).any():
             start = u.clamp(min=0) / columns.norms
-            exact = fit(columns, b, ridge=problem.ridge, start=start, guess=False)
+            exact = nnls_of_columns(columns, b, ridge=problem.ridge, start=start, guess=False)
             keep = (exact.weights > 0).nonzero().flatten()
             columns, u = columns.select(keep), exact.weights[keep] * columns.norms[keep]
             factor = _factor(columns, problem.ridge)

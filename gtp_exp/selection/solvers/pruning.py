@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gtp_exp.selection.solvers.nnls import Columns, fit
+from gtp_exp.selection.solvers.nnls import Columns, nnls_of_columns
 from gtp_exp.selection.solvers.pursuit import PursuitProblem, top
 
 
@@ -68,10 +68,10 @@ def fit_columns(
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
     """Fit every target column [m, S] on the same rows: weights [k, S], residual [m, S], largest KKT.
 
-    guess, rough: see `fit`.
+    guess, rough: see `nnls_of_columns`.
     """
     fits = [
-        fit(columns, target[:, s], ridge=ridge, start=start[:, s], guess=guess, rough=rough)
+        nnls_of_columns(columns, target[:, s], ridge=ridge, start=start[:, s], guess=guess, rough=rough)
         for s in range(target.shape[1])
     ]
     weights = torch.stack([one.weights for one in fits], dim=1)
