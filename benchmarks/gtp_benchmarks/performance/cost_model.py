@@ -1,16 +1,17 @@
 """What a selection costs as a formula, fitted to measured points, and what it says of a pool far larger.
 
-N rows, m = T d numbers a row, M rows wanted, r of them at most per round, K passes of the pool, P processes:
+N rows, m = T d numbers a row, M rows wanted, r of them at most in each of R rounds, K passes of the pool, I
+iterations of all rounds together, P processes:
 
-    seconds = scan N m / P + pass K N m / P + fetch K T F + row K N + solve K r^2 m + refit M^2 m + fixed
+    seconds = scan N m / P + pass K N m / P + fetch I T F + row I N + solve I r^2 m + refit M^2 m + fixed
     memory  = 4-byte words: per_row N + looked_at r m + chosen M m + fixed            (of each process)
-    sent    = (T + 2) N + (K - 1) (2 r + 64) (m + 2 P) + (2 D + M) m numbers          (by each process)
+    sent    = (T + 2) N + I (2 r + 64) (m + 2 P) + (2 D + M) m numbers                (by each process)
 
 scan: norms, hashes and copies, once. pass: a correlation. fetch: the rows it points at, out of F files: the
 N / (1024 P) of the process, or one for each of the 2 r + 64 rows where these are fewer. row: what every
 process does with the N correlations. solve: the fits within a round. refit: the last fit of all chosen rows.
-Only the first pass, whose correlations order the fill, looks at no rows. D rows repeat another one and are
-compared with it.
+The first pass gives the correlations with the target, by which every round begins, so I = K - 1 + R. D rows
+repeat another one and are compared with it.
 """
 
 from __future__ import annotations
@@ -69,12 +70,18 @@ class Measured:
     clean: float = 0.0
 
 
-def time_terms(p: Point, passes: float) -> list[float]:
+def iterations(passes: float, rounds: float) -> float:
+    """Return how often rows are looked at: after every pass, and at the start of each round without one."""
+    return passes - 1 + rounds
+
+
+def time_terms(p: Point, passes: float, rounds: float) -> list[float]:
     """Return the terms of the formula for time at a point, in the order of TIME."""
     share = p.n * p.m / p.processes
     files = min(p.n / (SHARD * p.processes), 2 * p.round_rows + SLACK)
-    fetch, solve = passes * p.checkpoints * files, passes * p.round_rows**2 * p.m
-    return [share, passes * share, fetch, passes * p.n, solve, p.wanted**2 * p.m, 1.0]
+    looks = iterations(passes, rounds)
+    fetch, solve = looks * p.checkpoints * files, looks * p.round_rows**2 * p.m
+    return [share, passes * share, fetch, looks * p.n, solve, p.wanted**2 * p.m, 1.0]
 
 
 def memory_terms(p: Point) -> list[float]:
@@ -82,11 +89,11 @@ def memory_terms(p: Point) -> list[float]:
     return [4.0 * p.n, 4.0 * p.round_rows * p.m, 4.0 * p.wanted * p.m, 1.0]
 
 
-def numbers_sent(p: Point, passes: float, copies: float) -> float:
+def numbers_sent(p: Point, passes: float, rounds: float, copies: float) -> float:
     """Return how many numbers one process sends in a selection. copies: rows that repeat another, D."""
     if p.processes == 1:
         return 0.0
-    looked_at = (passes - 1) * (2 * p.round_rows + SLACK) * (p.m + 2 * p.processes)
+    looked_at = iterations(passes, rounds) * (2 * p.round_rows + SLACK) * (p.m + 2 * p.processes)
     return looked_at + (p.checkpoints + 2) * p.n + (2 * copies + p.wanted) * p.m
 
 
@@ -119,7 +126,7 @@ def fit_coefficients(
 
 def fit_time(points: Sequence[Measured]) -> Fit:
     """Fit each part of the time by itself, as the parts were measured; the errors are those of the whole."""
-    terms = [time_terms(one.point, one.passes) for one in points]
+    terms = [time_terms(one.point, one.passes, one.rounds) for one in points]
     taken: dict[tuple[str, ...], list[float]] = {
         ("scan",): [one.scanning for one in points],
         ("pass",): [one.passing for one in points],
@@ -201,8 +208,8 @@ def project(s: Scenario, time: Fit, memory: Fit, passes_per_round: float) -> Pro
     disk = 2.0 * p.n * p.m
     share = disk / p.processes
     sent_per_pass = 4.0 * (2 * p.round_rows + SLACK) * (p.m + 2 * p.processes)
-    sent = 4.0 * numbers_sent(p, passes, s.copies * p.n)
-    scan, over, fetch, row, solve, _, _ = np.multiply(time.coefficients, time_terms(p, passes))
+    sent = 4.0 * numbers_sent(p, passes, rounds, s.copies * p.n)
+    scan, over, fetch, row, solve, _, _ = np.multiply(time.coefficients, time_terms(p, passes, rounds))
     parts = {
         "reading the store once": disk / s.storage_bytes_per_s,
         "norms and hashes": float(scan),

@@ -147,7 +147,7 @@ def curve_table(measured: dict[Point, Measured], time: Fit) -> str:
     """Return the measured points as a Markdown table."""
     lines = [CURVES]
     for point, one in measured.items():
-        fitted = time.value(cost_model.time_terms(point, one.passes))
+        fitted = time.value(cost_model.time_terms(point, one.passes, one.rounds))
         lines.append(
             f"| {point.n:,} | {point.dim:,} | {point.wanted} | {point.checkpoints} | {point.processes} "
             f"| {one.cpu:.2f} s | {fitted:.2f} s | {one.wall:.2f} s | {one.passes} | {one.rounds} "
@@ -253,7 +253,7 @@ def report_figures(
     errors = [abs(error) for error in time.errors]
     one, two = (measured[replace(base, processes=count)] for count in (1, 2))
     first, last = limits[0], limits[-1]
-    formula = numbers_sent(two.point, two.passes, two.point.n * COPIES)
+    formula = numbers_sent(two.point, two.passes, two.rounds, two.point.n * COPIES)
     return [
         Figure(
             "largest error of the formula for time, over the points",
