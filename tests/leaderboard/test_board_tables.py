@@ -10,10 +10,11 @@ import pytest
 from leaderboard_runs import record, sweep
 
 from gtp_exp.errors import UserError
-from gtp_exp.leaderboard.board import check_metric, is_choosing, score, task_changes
+from gtp_exp.leaderboard.board import is_choosing, task_changes
 from gtp_exp.leaderboard.comparability import group
 from gtp_exp.leaderboard.metrics import HEADLINE, metric_named
 from gtp_exp.leaderboard.records import Run
+from gtp_exp.leaderboard.scoring import check_metric, score
 from gtp_exp.leaderboard.verdict import sentences
 
 
