@@ -38,6 +38,7 @@ from gtp_exp.selection.atoms.sketches import Normalise
 from gtp_exp.selection.base import Budget, Need, Selection, Selector, Unit, unit_weights
 from gtp_exp.selection.solvers.cosamp import CoSaMP
 from gtp_exp.selection.solvers.omp import OMP
+from gtp_exp.training.config import BatchLoss, TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -237,6 +238,8 @@ def test_rows_in_a_stores_quarantine_are_passed_over(tmp_path):
         (lambda: Sketch(kind="nune"), "sketch.kind should be one of"),
         (lambda: GradientConfig(directions="sgd"), "gradients.directions should be a list, not 'sgd'"),
         (lambda: Budget("row", 5), "budget.unit should be one of"),
+        (lambda: TrainConfig(epochs="3"), "train.epochs should be int, not '3'"),
+        (lambda: TrainConfig(loss="example"), r"train.loss should be one of \['example_mean', 'token_mean'"),
     ],
 )
 def test_an_option_of_a_wrong_type_is_refused_by_its_name(build, words):
@@ -251,6 +254,9 @@ def test_options_are_taken_as_yaml_gives_them_and_as_objects():
     assert Sketch(kind="none") == Sketch(SketchKind.NONE)
     assert GradientConfig(directions=["sgd"], sketch=Sketch(dim=8)).directions == [Direction.SGD]
     assert Budget("rows", 5) == Budget(Unit.ROWS, 5)
+    assert TrainConfig(loss="token_mean", learning_rate=1) == TrainConfig(
+        loss=BatchLoss.TOKEN_MEAN, learning_rate=1.0
+    )
 
 
 def test_a_selector_may_hold_what_yaml_cannot():

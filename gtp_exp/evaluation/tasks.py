@@ -8,7 +8,7 @@ import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,11 +19,12 @@ from gtp_exp.errors import UserError, first_line
 from gtp_exp.evaluation.held_out import held_out_loss
 from gtp_exp.model.loading import LoadedModel
 
+if TYPE_CHECKING:
+    from gtp_exp.evaluation.chat_model import Documents
+
 log = logging.getLogger(__name__)
 
 SEED = 1234  # of lm-eval's samplers: part of the task, the same in every run
-
-Documents = Mapping[str, Sequence[int]]  # by the name of lm-eval's task: positions among its documents
 
 
 def evaluate(

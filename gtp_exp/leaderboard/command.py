@@ -13,13 +13,13 @@ from gtp_exp.data.benchmark import Mean
 from gtp_exp.errors import UserError
 from gtp_exp.files import write_whole
 from gtp_exp.leaderboard import date_lm, exports
-from gtp_exp.leaderboard.board import LOSS, check_metric, score
 from gtp_exp.leaderboard.choices import with_choice_judged
 from gtp_exp.leaderboard.comparability import group
-from gtp_exp.leaderboard.metrics import CHOICE, HEADLINE
+from gtp_exp.leaderboard.metrics import CHOICE, HEADLINE, LOSS
 from gtp_exp.leaderboard.page.examples import examples_by_row
 from gtp_exp.leaderboard.page.render import render_page
 from gtp_exp.leaderboard.records import load
+from gtp_exp.leaderboard.scoring import check_metric, score
 
 
 def main(argv: Sequence[str] | None = None) -> int:

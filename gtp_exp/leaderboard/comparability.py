@@ -11,18 +11,18 @@ differing keys are named.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gtp_exp.leaderboard.records import Run
+from gtp_exp.leaderboard.variants import ABSENT, alike, is_under, variant_labels
 
 # Where a run reports, how it was started and how far it went changes no number.
 NO_EFFECT = ("tracking", "launch", "outputs", "hydra", "until", "eval_batch_size")
 # How much is held in memory at a time changes no number, in the selectors of this project.
 FIT_MEMORY: tuple[str, ...] = ("gradients.token_budget", "gradients.shard_rows")
 FIT_MEMORY_OF_OURS: tuple[str, ...] = ("selector.batch_size", "selector.chunk_rows", "selector.memory_gib")
-ABSENT = "(absent)"
 WITH_SEED = "(varies with seed)"
 TRAJECTORY_SEED = "gradients.seed"  # of the warm-up, its gradients and their sketch
 NAMED_GROUPS = ("dataset", "model", "gradients", "train")
@@ -108,13 +108,13 @@ def group(runs: Sequence[Run], *, beside: Sequence[str]) -> Grouped:
         members = [run for run in runs if run.record.names.benchmark == benchmark]
         # A record names the option of a group and its settings: the name reads better in a heading.
         shared = [
-            {name: names[run][name] for name in NAMED_GROUPS if not _under(name, beside)}
-            | {k: v for k, v in settings[run].items() if not _under(k, of_row)}
+            {name: names[run][name] for name in NAMED_GROUPS if not is_under(name, beside)}
+            | {k: v for k, v in settings[run].items() if not is_under(k, of_row)}
             for run in members
         ]
-        alike = _alike(members, shared)
-        named = _named([differing for differing, _ in alike])
-        for differing, comparable in alike:
+        comparable_groups = alike(members, shared)
+        named = _named([differing for differing, _ in comparable_groups])
+        for differing, comparable in comparable_groups:
             rows, again = _rows(comparable, settings, beside)
             tables.append(Table(benchmark=benchmark, differing=differing, named=named, rows=rows))
             repeated.extend(again)
@@ -143,8 +143,10 @@ def _rows(
     runs: Sequence[Run], settings: Mapping[Run, Mapping[str, str]], beside: Sequence[str]
 ) -> tuple[tuple[Row, ...], list[Repeated]]:
     """One row per selector, its variant and budget, of runs that may share a table."""
-    variants = _variants(runs, [run.record.names.selector for run in runs], settings, ("selector", *beside))
-    budgets = _variants(runs, [run.record.names.budget for run in runs], settings, ("budget",))
+    variants = variant_labels(
+        runs, [run.record.names.selector for run in runs], settings, ("selector", *beside)
+    )
+    budgets = variant_labels(runs, [run.record.names.budget for run in runs], settings, ("budget",))
     groups: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
         budget = run.record.names.budget + (f" [{budgets[run]}]" if budgets[run] else "")
@@ -159,44 +161,9 @@ def _rows(
                 repeated.append(Repeated(left_out=newest[run.record.seed], kept=run))
             newest[run.record.seed] = run
         ordered = tuple(newest[seed] for seed in sorted(newest))
-        apart = {key: v for key, v in settings[ordered[0]].items() if _under(key, beside)}
+        apart = {key: v for key, v in settings[ordered[0]].items() if is_under(key, beside)}
         rows.append(Row(selector=selector, variant=variant, budget=budget, beside=apart, runs=ordered))
     return tuple(rows), repeated
-
-
-def _variants(
-    runs: Sequence[Run],
-    names: Sequence[str],
-    settings: Mapping[Run, Mapping[str, str]],
-    prefixes: Sequence[str],
-) -> dict[Run, str]:
-    """By run: the settings under `prefixes` that tell it from runs of the same name, as text."""
-    labels: dict[Run, str] = {}
-    for name in set(names):
-        members = [run for run, other in zip(runs, names, strict=True) if other == name]
-        own = [{k: v for k, v in settings[run].items() if _under(k, prefixes)} for run in members]
-        for differing, alike in _alike(members, own):
-            text = ", ".join(f"{key.removeprefix(f'{prefixes[0]}.')}={v}" for key, v in differing.items())
-            labels.update({run: text for run in alike})
-    return labels
-
-
-def _alike(
-    runs: Sequence[Run], settings: Sequence[Mapping[str, str]]
-) -> list[tuple[dict[str, str], list[Run]]]:
-    """Runs with equal settings together, each group with the keys that differ among groups."""
-    groups: dict[str, list[Run]] = {}
-    kinds: dict[str, Mapping[str, str]] = {}
-    for run, own in zip(runs, settings, strict=True):
-        identity = json.dumps(own, sort_keys=True)
-        groups.setdefault(identity, []).append(run)
-        kinds[identity] = own
-    keys = {key for own in kinds.values() for key in own}
-    differing = sorted(k for k in keys if len({own.get(k, ABSENT) for own in kinds.values()}) > 1)
-    return [
-        ({key: kinds[identity].get(key, ABSENT) for key in differing}, members)
-        for identity, members in groups.items()
-    ]
 
 
 def comparable_settings(runs: Sequence[Run]) -> tuple[dict[Run, dict[str, str]], dict[Run, dict[str, str]]]:
@@ -264,12 +231,12 @@ def _say_alike(
     for run in sorted(runs, key=lambda run: (run.record.started, run.name)):
         hashes = _hashes(part, run)
         if hashes is not None:
-            own = {k: v for k, v in settings[run].items() if _under(k, [part]) and not _under(k, spoken)}
+            own = {k: v for k, v in settings[run].items() if is_under(k, [part]) and not is_under(k, spoken)}
             alike.setdefault(json.dumps([hashes, own], sort_keys=True), []).append(run)
     for first, *others in alike.values():
-        words = {k: v for k, v in settings[first].items() if _under(k, spoken)}
+        words = {k: v for k, v in settings[first].items() if is_under(k, spoken)}
         for run in others:
-            for key in [k for k in settings[run] if _under(k, spoken)]:
+            for key in [k for k in settings[run] if is_under(k, spoken)]:
                 del settings[run][key]
             settings[run].update(words)
             if part in names[run]:
@@ -303,7 +270,7 @@ def _edited(runs: Sequence[Run], settings: Mapping[Run, Mapping[str, str]]) -> d
     }
     alike: dict[str, list[Run]] = {}
     for run in runs:
-        said = {key: value for key, value in settings[run].items() if _under(key, DECIDE_DATA)}
+        said = {key: value for key, value in settings[run].items() if is_under(key, DECIDE_DATA)}
         alike.setdefault(json.dumps(said, sort_keys=True), []).append(run)
     edited: dict[Run, dict[str, str]] = {}
     for members in alike.values():
@@ -318,7 +285,3 @@ def _one_to_one(runs: Sequence[Run], key: str, settings: Mapping[Run, Mapping[st
     """Whether each seed has one value of the key and each value one seed, over two seeds or more."""
     pairs = {(run.record.seed, settings[run][key]) for run in runs}
     return len(pairs) > 1 and len({s for s, _ in pairs}) == len({v for _, v in pairs}) == len(pairs)
-
-
-def _under(key: str, prefixes: Iterable[str]) -> bool:
-    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError
 
 
@@ -39,6 +40,7 @@ class TrainConfig:
     use_weights: bool = False  # whether each row's part of the loss is multiplied by the selection's weight
 
     def __post_init__(self) -> None:
+        check_fields(self, "train")
         if self.epochs < 1 or self.learning_rate <= 0 or not 0 <= self.warmup_ratio < 1:
             raise UserError(
                 "training needs epochs >= 1, learning_rate > 0 and 0 <= warmup_ratio < 1; got "

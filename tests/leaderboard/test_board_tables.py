@@ -10,10 +10,11 @@ import pytest
 from leaderboard_runs import record, sweep
 
 from gtp_exp.errors import UserError
-from gtp_exp.leaderboard.board import check_metric, is_choosing, score, task_changes
+from gtp_exp.leaderboard.board import is_choosing, task_changes
 from gtp_exp.leaderboard.comparability import group
 from gtp_exp.leaderboard.metrics import HEADLINE, metric_named
 from gtp_exp.leaderboard.records import Run
+from gtp_exp.leaderboard.scoring import check_metric, score
 from gtp_exp.leaderboard.verdict import sentences
 
 
@@ -210,6 +211,53 @@ def test_a_selectors_own_settings_make_rows_of_their_own():
     )
     assert {row.label for row in table.rows} == {"gtp [subspace=pca]", "gtp [subspace=none]"}
     assert all(len(row.runs) == 2 for row in table.rows)
+
+
+def with_solver(name, **options):
+    solver = {"_target_": f"gtp_exp.selection.solvers.{name}", **options}
+    return record(
+        config={"selector": {"_target_": "gtp_exp.selection.gtp.GTP", "ridge": 0.1, "solver": solver}}
+    )
+
+
+@pytest.mark.parametrize(
+    ("runs", "labels"),
+    [
+        (
+            [with_solver("cosamp.CoSaMP", ridge=r, prune_stages=4, tolerance=0.02) for r in (0.1, 1.0)],
+            ["gtp [solver.ridge=0.1]", "gtp [solver.ridge=1.0]"],
+        ),
+        (
+            [with_solver("cosamp.CoSaMP", prune_stages=4, tolerance=0.02), with_solver("omp.OMP")],
+            ["gtp [solver=CoSaMP]", "gtp [solver=OMP]"],
+        ),
+        (
+            [
+                with_solver("cosamp.CoSaMP", tolerance=0.02),
+                *(with_solver("omp.OMP", steps=n) for n in (1, 2)),
+            ],
+            ["gtp [solver=CoSaMP]", "gtp [solver=OMP, solver.steps=1]", "gtp [solver=OMP, solver.steps=2]"],
+        ),
+        (
+            [with_solver("omp.OMP", steps=1), with_solver("own.OMP", size=2)],
+            [f"gtp [solver._target_=gtp_exp.selection.solvers.{module}.OMP]" for module in ("omp", "own")],
+        ),
+        (
+            [with_solver("omp.OMP"), with_solver("omp.OMP", steps=2)],
+            ["gtp [solver.steps=(absent)]", "gtp [solver.steps=2]"],
+        ),
+    ],
+    ids=[
+        "one option",
+        "solvers",
+        "solvers and an option",
+        "solvers of one name",
+        "an option of a later release",
+    ],
+)
+def test_a_label_holds_the_settings_that_tell_the_compared_rows_apart(runs, labels):
+    (table,) = tables(runs)
+    assert [row.label for row in table.rows] == labels
 
 
 def test_a_budget_that_was_overridden_is_another_budget():

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from leaderboard_runs import record
 
 from gtp_exp.leaderboard import diagnostics
-from gtp_exp.leaderboard.board import score
 from gtp_exp.leaderboard.comparability import group
 from gtp_exp.leaderboard.metrics import metric_named
 from gtp_exp.leaderboard.page import charts
 from gtp_exp.leaderboard.records import Run
+from gtp_exp.leaderboard.scoring import score
 
 
 def board(records):

@@ -11,10 +11,10 @@ from leaderboard_runs import record, save
 
 from gtp_exp.data.benchmark import Mean
 from gtp_exp.leaderboard import main
-from gtp_exp.leaderboard.board import score
 from gtp_exp.leaderboard.comparability import group
 from gtp_exp.leaderboard.metrics import HEADLINE, headline_mean
 from gtp_exp.leaderboard.records import load
+from gtp_exp.leaderboard.scoring import score
 from gtp_exp.records.record import RowCounts
 
 ACCURACIES = {"anatomy": (0.0, 3), "virology": (0.25, 20), "law": (0.5, 77)}  # with the number of test rows

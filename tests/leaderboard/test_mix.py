@@ -8,10 +8,10 @@ import pytest
 from leaderboard_runs import record, save
 
 from gtp_exp.leaderboard import diagnostics
-from gtp_exp.leaderboard.board import score
 from gtp_exp.leaderboard.command import main
 from gtp_exp.leaderboard.comparability import group
 from gtp_exp.leaderboard.records import load
+from gtp_exp.leaderboard.scoring import score
 
 LENGTHS = {"128-255": 0.5, "1-31": 0.1, "2048-4095": 0.05, "32-63": 0.2, "64-127": 0.15}
 

@@ -1,0 +1,71 @@
+"""What a reader must know before believing a table, as sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gtp_exp.leaderboard.board import BoardBlock
+from gtp_exp.leaderboard.comparability import TRAJECTORY_SEED, Table, flatten
+from gtp_exp.leaderboard.metrics import CHOICE, Metric
+
+
+def notes_on(
+    table: Table, blocks: Sequence[BoardBlock], metrics: tuple[Metric, ...], baseline: str
+) -> list[str]:
+    """Return what limits a table: a missing baseline, mixed code or packages, a shared trajectory."""
+    notes: list[str] = []
+    if not metrics:
+        notes.append("These runs were not evaluated: only the selections can be compared.")
+    if any(CHOICE in run.record.metrics for run in table.runs):
+        notes.append(
+            "No model was tested: the choices are judged by labels of the rows that no selector has seen. "
+            "A row on target need not be the better one to train on."
+        )
+    if metrics and baseline not in {row.selector for row in table.rows}:
+        notes.append(f"No run of the baseline {baseline}: nothing is compared to it.")
+    elif metrics:
+        alone = [
+            f"{line.row.label} at {line.row.budget}"
+            for block in blocks
+            for line in block.lines
+            if line.rank is not None and line.versus is None and not line.is_baseline
+        ]
+        if alone:
+            notes.append(f"Without a run of {baseline} of the same settings and seeds: {', '.join(alone)}.")
+    commits = {run.record.git_sha or "unknown" for run in table.runs}
+    if len(commits) > 1:
+        shown = ", ".join(sorted(commit[:10] for commit in commits))
+        notes.append(f"The runs come from {len(commits)} commits of the code ({shown}).")
+    versions: dict[str, set[str]] = {}
+    for run in table.runs:
+        for package, version in run.record.packages.items():
+            versions.setdefault(package, set()).add(version)
+    mixed = sorted(package for package, versions_used in versions.items() if len(versions_used) > 1)
+    if mixed:
+        shown = "; ".join(f"{package} {', '.join(sorted(versions[package]))}" for package in mixed)
+        notes.append(f"The runs used different package versions: {shown}.")
+    if metrics and (fixed := _fixed_trajectories(table)):
+        notes.append(
+            f"The seeds share one warm-up trajectory ({TRAJECTORY_SEED}={', '.join(fixed)}): intervals and "
+            "p-values hold for that trajectory only, and a selector that draws nothing itself chooses the "
+            f"same rows at every seed. Run with {TRAJECTORY_SEED}=${{seed}} to vary it with the seed."
+        )
+    for block in blocks if metrics else ():
+        seeds = {tuple(sorted(line.values.get(metrics[0].name, {}))) for line in block.lines}
+        if len(seeds - {()}) > 1:  # a row without a value is not ranked
+            notes.append(
+                f"At {block.budget} the rows have different seeds, so their means cover different runs; "
+                "differences are taken over the common seeds only."
+            )
+    return notes
+
+
+def _fixed_trajectories(table: Table) -> list[str]:
+    """The values of gradients.seed that rows of several seeds hold fixed, where gradients were read."""
+    fixed: set[str] = set()
+    for row in table.rows:
+        runs = [run for run in row.runs if "warmup" in run.record.stages]
+        values = {flatten(run.record.config).get(TRAJECTORY_SEED) for run in runs}
+        if len({run.record.seed for run in runs}) > 1 and len(values) == 1:
+            fixed.update(value for value in values if value is not None)
+    return sorted(fixed)

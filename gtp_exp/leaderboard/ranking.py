@@ -1,0 +1,158 @@
+"""The rows of one budget in order: ranks, differences to the baseline, and which row is called the best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean, median
+
+import numpy as np
+
+from gtp_exp.leaderboard.board import BoardBlock, BoardLine
+from gtp_exp.leaderboard.comparability import Row
+from gtp_exp.leaderboard.metrics import Metric
+from gtp_exp.leaderboard.records import Run
+from gtp_exp.leaderboard.statistics import (
+    ALPHA,
+    Paired,
+    RankComparison,
+    compare_ranks,
+    holm,
+    paired,
+    summarise,
+)
+
+MIN_RANK_SEEDS, MIN_RANK_ROWS = 3, 3  # below these a rank diagram says nothing
+
+
+def ranked_block(
+    rows: Sequence[Row],
+    values: Mapping[Row, Mapping[str, Mapping[int, float]]],
+    metrics: tuple[Metric, ...],
+    baseline: str,
+) -> BoardBlock:
+    """Rank the rows of one budget by the first metric, and compare each to the baseline and to the leader.
+
+    values: by row and metric, seed -> value; a row without the first metric comes last and has no rank.
+    """
+    first = metrics[0] if metrics else None
+    of_first = {row: values[row].get(first.name, {}) if first else {} for row in rows}
+    shares = {kind.name for kind in metrics if kind.percent}
+    summary = {
+        row: {
+            name: summarise(list(by_seed.values()), share=name in shares)
+            for name, by_seed in values[row].items()
+        }
+        for row in rows
+    }
+
+    def order(row: Row) -> tuple[bool, float, str]:
+        if first is None or first.name not in summary[row]:
+            return True, 0.0, row.label
+        mean = summary[row][first.name].mean
+        return False, -mean if first.higher_is_better else mean, row.label
+
+    ordered = sorted(rows, key=order)
+    ranked = [row for row in ordered if of_first[row]]
+    means = [order(row)[1] for row in ranked]
+    rank = {row: 1 + sum(other < mean for other in means) for row, mean in zip(ranked, means, strict=True)}
+
+    references = {row: _baseline_of(row, rows, baseline) for row in rows}
+    versus: dict[Row, Paired | None] = {}
+    for row in ordered:
+        reference = references[row]
+        versus[row] = (
+            paired(of_first[row], of_first[reference], higher_is_better=first.higher_is_better)
+            if first and reference is not None
+            else None
+        )
+    corrected = dict(zip(versus, holm([test.p if test else None for test in versus.values()]), strict=True))
+
+    close: tuple[str, ...] = ()
+    if first and len(ranked) > 1:
+        close = _close_to_leader(ranked, of_first, first, corrected[ranked[0]], references[ranked[0]])
+    best = len(ranked) > 1 and not close
+
+    lines = tuple(
+        BoardLine(
+            row=row,
+            values=values[row],
+            summary=summary[row],
+            rank=rank.get(row),
+            is_baseline=row.selector == baseline,
+            versus=versus[row],
+            p_holm=corrected[row],
+            better_than_baseline=_better(versus[row], corrected[row], first),
+            best=best and row is ranked[0],
+            seconds=_median_seconds(row.runs),
+        )
+        for row in ordered
+    )
+    return BoardBlock(
+        budget=rows[0].budget,
+        n_selected=_block_size(lines),
+        lines=lines,
+        close=close,
+        ranks=_ranks([of_first[row] for row in ranked], first),
+    )
+
+
+def _close_to_leader(
+    ranked: Sequence[Row],
+    values: Mapping[Row, Mapping[int, float]],
+    metric: Metric,
+    p_to_baseline: float | None,
+    baseline: Row | None,
+) -> tuple[str, ...]:
+    """The labels of the rows that the first cannot be told from: `best` needs each of these tests, corrected.
+
+    p_to_baseline: of the first row, corrected over the selectors. baseline: the row that this p is about.
+    """
+    leader, *others = ranked
+    tests = [paired(values[leader], values[row], higher_is_better=metric.higher_is_better) for row in others]
+    adjusted = holm([test.p if test else None for test in tests])
+    # Against the baseline both corrections hold: a row is never best and yet not told from the baseline.
+    return tuple(
+        row.label
+        for row, test, p in zip(others, tests, adjusted, strict=True)
+        if not _better(test, p, metric) or (row is baseline and not _better(test, p_to_baseline, metric))
+    )
+
+
+def _better(test: Paired | None, p: float | None, metric: Metric | None) -> bool | None:
+    """The direction of a significant difference: of its mean, which the test is about, and not of the number
+    of seeds won."""
+    if test is None or p is None or p >= ALPHA or metric is None:
+        return None
+    return metric.better(test.difference, 0.0)
+
+
+def _block_size(lines: Sequence[BoardLine]) -> float:
+    bound = [line for line in lines if not line.ignores_budget] or lines
+    sizes = [run.record.selection.n_selected for li in bound for run in li.row.runs if run.record.selection]
+    return fmean(sizes) if sizes else 0.0
+
+
+def _baseline_of(row: Row, rows: Sequence[Row], baseline: str) -> Row | None:
+    """The baseline's row of the same budget and grid settings; none where it has several variants."""
+    if row.selector == baseline:
+        return None
+    same = [other for other in rows if other.selector == baseline and other.beside == row.beside]
+    return same[0] if len(same) == 1 else None
+
+
+def _ranks(by_row: Sequence[Mapping[int, float]], metric: Metric | None) -> RankComparison | None:
+    if metric is None or len(by_row) < MIN_RANK_ROWS:
+        return None
+    seeds = sorted(set.intersection(*(set(values) for values in by_row)))
+    if len(seeds) < MIN_RANK_SEEDS:
+        return None
+    values = np.array([[of_row[seed] for of_row in by_row] for seed in seeds])
+    return compare_ranks(values, higher_is_better=metric.higher_is_better)
+
+
+def _median_seconds(runs: Sequence[Run]) -> dict[str, float]:
+    stages = dict.fromkeys(stage for run in runs for stage in run.record.stages)
+    return {
+        stage: median(run.record.stages[stage].seconds for run in runs if stage in run.record.stages)
+        for stage in stages
+    }

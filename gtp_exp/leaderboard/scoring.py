@@ -1,0 +1,157 @@
+"""From a table of runs to a board: which metrics count, which runs have them, and the mean of each run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from gtp_exp.data.benchmark import Mean
+from gtp_exp.errors import UserError
+from gtp_exp.leaderboard.board import Board
+from gtp_exp.leaderboard.comparability import Row, Table
+from gtp_exp.leaderboard.metrics import (
+    COPIES,
+    CORRUPTED,
+    HEADLINE,
+    LOSS,
+    ON_TARGET,
+    Metric,
+    headline_metric,
+    mean_over_tasks,
+    metric_named,
+    row_weights,
+)
+from gtp_exp.leaderboard.notes import notes_on
+from gtp_exp.leaderboard.ranking import ranked_block
+from gtp_exp.leaderboard.records import Run
+
+
+def check_metric(runs: Sequence[Run], name: str) -> None:
+    """Raises UserError when runs were evaluated but none has the metric."""
+    names_present = {key for run in runs for values in run.record.metrics.values() for key in values}
+    if names_present and name not in names_present:
+        offered = sorted(key for key in names_present if not key.endswith("_stderr"))
+        raise UserError(f"--metric {name} is in none of the runs; choose one of {', '.join(offered)}")
+
+
+def score(table: Table, *, metric: str, baseline: str, mean: Mean | None = None) -> Board:
+    """metric: what ranks, a name or `headline`. baseline: the selector that others are compared to. mean:
+    over rows or over tasks; None is as the benchmark asks."""
+    evaluated = [run for run in table.runs if run.record.metrics]
+    tasks = tuple(sorted({task for run in evaluated for task in run.record.metrics}))
+    weights, uncounted = row_weights([run.record for run in evaluated], mean)
+    metrics = _metrics(evaluated, metric)
+    if len(tasks) > 1:
+        over = Mean.TASKS if weights is None else Mean.ROWS
+        metrics = tuple(kind.averaged(over) for kind in metrics)
+    covered = {kind.name: _tasks_with(evaluated, tasks, kind) for kind in metrics}
+    unranked = _unranked(table.runs, tasks, metrics, covered)
+    out = {run for run, _ in unranked}
+    rows = [
+        replace(row, runs=tuple(run for run in row.runs if run not in out) or row.runs) for row in table.rows
+    ]
+
+    values: dict[Row, dict[str, dict[int, float]]] = {}
+    for row in rows:
+        of_row: dict[str, dict[int, float]] = {}
+        for run in row.runs:
+            for kind in metrics if run not in out else ():
+                value = mean_over_tasks(run.record.metrics, covered[kind.name], kind.name, weights)
+                if value is not None:
+                    of_row.setdefault(kind.name, {})[run.record.seed] = value
+        values[row] = of_row
+
+    blocks = [
+        ranked_block([row for row in rows if row.budget == budget], values, metrics, baseline)
+        for budget in dict.fromkeys(row.budget for row in rows)
+    ]
+    blocks.sort(key=lambda block: (block.n_selected, block.budget))
+    untuned, untuned_differs = _untuned(table.runs, covered, metrics, weights)
+    notes = notes_on(table, blocks, metrics, baseline)
+    if uncounted:
+        notes.append(
+            "Means are over tasks, not over test rows, for no run tells the number of test rows of "
+            f"{', '.join(uncounted)}."
+        )
+    for kind in metrics:
+        if without := [task for task in tasks if task not in covered[kind.name]]:
+            notes.append(f"{kind.label} is a mean over the tasks that have it: not {', '.join(without)}.")
+    if untuned_differs:
+        notes.append("The runs disagree on the untuned model's numbers; the first run's are shown.")
+    return Board(
+        table=table,
+        metrics=metrics,
+        tasks=tasks,
+        untuned=untuned,
+        blocks=tuple(blocks),
+        unranked=tuple(unranked),
+        notes=tuple(notes),
+    )
+
+
+def _metrics(runs: Sequence[Run], first: str) -> tuple[Metric, ...]:
+    """The ranking metric, then the held-out loss or what labels say, and the headline where it is another."""
+    if not runs:
+        return ()
+    headline = headline_metric({str(v["headline"]) for run in runs for v in run.record.metrics.values()})
+    present = {key for run in runs for values in run.record.metrics.values() for key in values}
+    chosen = [headline if first == HEADLINE else metric_named(first)]
+    beside = [metric_named(name) for name in (LOSS, ON_TARGET, CORRUPTED, COPIES) if name in present]
+    for kind in [*beside, headline]:
+        if kind.name not in {other.name for other in chosen}:
+            chosen.append(kind)
+    return tuple(chosen)
+
+
+def _tasks_with(runs: Sequence[Run], tasks: tuple[str, ...], kind: Metric) -> tuple[str, ...]:
+    """The tasks that have the metric in any run: only there can a single run lack it."""
+    return tuple(
+        task
+        for task in tasks
+        if any(mean_over_tasks(run.record.metrics, (task,), kind.name) is not None for run in runs)
+    )
+
+
+def _unranked(
+    runs: Sequence[Run],
+    tasks: tuple[str, ...],
+    metrics: tuple[Metric, ...],
+    covered: Mapping[str, tuple[str, ...]],
+) -> list[tuple[Run, str]]:
+    if not metrics:
+        return []
+    first = metrics[0]
+    left_out: list[tuple[Run, str]] = []
+    for run in runs:
+        metrics_of = run.record.metrics
+        if missing := [task for task in tasks if task not in metrics_of]:
+            left_out.append((run, f"not evaluated on {', '.join(missing)}"))
+        elif lacking := [
+            task for task in covered[first.name] if mean_over_tasks(metrics_of, (task,), first.name) is None
+        ]:
+            left_out.append((run, f"no {first.name} for {', '.join(lacking)}"))
+        elif not covered[first.name]:
+            left_out.append((run, f"no {first.name}"))
+    return left_out
+
+
+def _untuned(
+    runs: Sequence[Run],
+    covered: Mapping[str, tuple[str, ...]],
+    metrics: tuple[Metric, ...],
+    weights: Mapping[str, int] | None,
+) -> tuple[dict[str, float], bool]:
+    shown: dict[str, float] = {}
+    differs = False
+    for kind in metrics:
+        means = [
+            mean_over_tasks(run.record.untuned, covered[kind.name], kind.name, weights)
+            for run in runs
+            if run.record.untuned
+        ]
+        numbers = [value for value in means if value is not None]
+        if numbers:
+            shown[kind.name] = numbers[0]
+            differs |= not all(math.isclose(value, numbers[0], rel_tol=1e-3) for value in numbers)
+    return shown, differs
