@@ -1,7 +1,7 @@
 """What a whole job takes: the seconds of its stages, and its memory beside that of its own training steps.
 
     python -m gtp_benchmarks.performance.whole_job                    # 300 rows of the built-in pool
-    python -m gtp_benchmarks.performance.whole_job dataset=jsonl 'dataset.files=[pool.jsonl]' dataset.rows=300 ...
+    python -m gtp_benchmarks.performance.whole_job dataset=jsonl 'dataset.files=[pool.jsonl]' dataset.rows=300
     python -m gtp_benchmarks.performance.whole_job --multirun experiment=demo
 
 The command runs as the command line runs it. Memory is the largest resident size of any of its processes,
@@ -85,7 +85,7 @@ def profile(seconds: Mapping[str, float], whole: float) -> str:
 
 
 def take_steps(resolved: Path) -> int:
-    """Load the model of a run, take training steps on rows of its pool, and return the peak memory in bytes."""
+    """Take training steps with the model of a run on rows of its pool; return the peak memory in bytes."""
     config: Any = OmegaConf.to_container(OmegaConf.load(resolved))
     model_config: ModelConfig = build(config["model"], "model")  # type: ignore[assignment]
     model = prepare(model_config, Path(config["outputs"]) / "cache", torch.device("cpu"))
