@@ -414,11 +414,12 @@ def _data_note(name: str, examples: Sequence[TokenizedExample]) -> str:
 
 
 def gradient_options(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the options of the command line; by default what the processor is fast in is measured."""
+    """Read the options of the command line."""
     fast = choose_dtype(Precision.AUTO, torch.device("cpu")) is torch.bfloat16
     parser = model_parser(
         "gradients",
-        "Measures per-example gradients against a plain LoRA training step and other ways.",
+        "Measures per-example gradients against a plain LoRA training step and other ways, "
+        "by default in the precisions that the processor is fast in.",
         ["fp32", "bf16"] if fast else ["fp32"],
     )
     parser.add_argument("--model-path", help="local folder to load the model from")
