@@ -16,8 +16,9 @@ from gtp_exp.data.benchmark import Benchmark
 from gtp_exp.data.sources.base import DataSource
 from gtp_exp.distributed import Processes, connect
 from gtp_exp.errors import UserError
+from gtp_exp.gradients.end_of_turn import LINEAR, check_weight
 from gtp_exp.gradients.settings import GradientConfig
-from gtp_exp.inputs import Inputs, Overlap, PreparedTask, check_agreement, load_inputs
+from gtp_exp.inputs import Inputs, Overlap, PreparedRows, PreparedTask, check_agreement, load_inputs
 from gtp_exp.launch.launcher import Launch
 from gtp_exp.model.device import be_deterministic, choose_device
 from gtp_exp.model.loading import Model, ModelConfig, prepare
@@ -36,6 +37,7 @@ from gtp_exp.stages import (
     read_metrics,
     read_saved_seconds,
     read_selection,
+    rows_with_gradients,
     select,
     tune,
     warm_up,
@@ -110,6 +112,10 @@ class Experiment:
                     f"selector.{key}={asked} is not among gradients.directions={stored}; "
                     "add it there or choose one of these"
                 )
+        if Need.GRADIENTS in self.selector.needs:
+            direction = getattr(self.selector, "direction", LINEAR)
+            direction = getattr(self.selector, "target_direction", direction)
+            check_weight(self.selector.target_end_of_turn, direction)
 
 
 def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping[str, Any]) -> RunRecord:
@@ -137,8 +143,9 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
         if Need.GRADIENTS in selector.needs:
             trajectory = warm_up(runner, chooser, inputs.candidates_to_select, gradients)
             mirror_history(journal, "warmup", trajectory)
-            stores = collect_all_gradients(runner, chooser, inputs, trajectory, gradients)
-        sources = SelectionSources(chooser, tuned_model, inputs, stores)
+            rows = rows_with_gradients(inputs, selector)
+            stores = collect_all_gradients(runner, chooser, rows, trajectory, gradients)
+        sources = SelectionSources(chooser, tuned_model, inputs, stores, gradients.reduction)
         selected = select(runner, sources, selector, experiment.budget, settings.seed)
         runner.add_seconds("selection", read_saved_seconds(selected))  # as if it had been computed alone
         selection = read_selection(selected)
@@ -176,17 +183,19 @@ def prepare_models(
 
 
 def collect_all_gradients(
-    runner: StageRunner, chooser: Model, inputs: Inputs, trajectory: StageResult, settings: GradientConfig
+    runner: StageRunner,
+    chooser: Model,
+    rows: Sequence[tuple[str, PreparedRows]],
+    trajectory: StageResult,
+    settings: GradientConfig,
 ) -> GradientStores:
-    """Collect the gradients of the pool, and of the target where there is one; check that they are finite."""
-    pool, target = inputs.candidates_to_select, inputs.target
-    pool_store = collect_gradients(runner, chooser, "pool", pool, trajectory, settings)
-    check_quarantine("pool", pool, pool_store, settings)
-    if target is None:
-        return GradientStores(pool_store)
-    target_store = collect_gradients(runner, chooser, "target", target, trajectory, settings)
-    check_quarantine("target", target, target_store, settings)
-    return GradientStores(pool_store, target_store)
+    """Collect the gradients of pool and target, as `rows_with_gradients` names them; check that they are
+    finite."""
+    stores = []
+    for split, part in rows:
+        stores.append(collect_gradients(runner, chooser, split, part, trajectory, settings))
+        check_quarantine(split, part, stores[-1], settings)
+    return GradientStores(*stores)
 
 
 def report_selection(

@@ -40,6 +40,10 @@ class PreparedRows:
     cut: int  # rows shortened to the model's context
     key: str  # hash of the examples, their token ids and labels
 
+    def with_tokens(self, tokenized: tuple[TokenizedExample, ...]) -> PreparedRows:
+        """Return the same rows read in another way, under a key of their own."""
+        return replace(self, tokenized=tokenized, key=rows_hash(self.examples, tokenized))
+
     def counts(self) -> RowCounts:
         """Return what became of the rows, as results.json tells it."""
         return RowCounts(len(self.examples), self.excluded, self.cut, self.key)

@@ -28,11 +28,14 @@ from gtp_exp.files import read_json, write_json
 from gtp_exp.gradients.checkpoints import load_checkpoint, save_checkpoint
 from gtp_exp.gradients.collect import VERSION as GRADIENTS_VERSION
 from gtp_exp.gradients.collect import collect
+from gtp_exp.gradients.end_of_turn import WeighedEndOfTurn, content_of, end_of, shares
 from gtp_exp.gradients.engines.choose import check_adapters
+from gtp_exp.gradients.features import GradientFeatures
 from gtp_exp.gradients.settings import GradientConfig
 from gtp_exp.gradients.store import GradientStore
 from gtp_exp.inputs import Inputs, PreparedRows, PreparedTask
 from gtp_exp.model.loading import LoadedModel, Model
+from gtp_exp.model.loss import Reduction
 from gtp_exp.records.record import StageCost
 from gtp_exp.selection.base import Budget, Need, Selection, SelectionProblem, Selector
 from gtp_exp.selection.subset import select_outside_quarantine
@@ -215,6 +218,29 @@ class GradientStores:
 
     pool: StageResult | None = None
     target: StageResult | None = None
+    end_of_turn: StageResult | None = None  # of the target's rows; `target` is then of their other tokens
+
+    def keys(self) -> list[str | None]:
+        """Return the keys of the entries of pool and target, and of the end of turn where it is apart."""
+        apart = [] if self.end_of_turn is None else [self.end_of_turn]
+        return [store and store.key for store in (self.pool, self.target, *apart)]
+
+
+def rows_with_gradients(inputs: Inputs, selector: Selector) -> list[tuple[str, PreparedRows]]:
+    """Return the rows whose gradients a selector reads, each with its split, in GradientStores' order.
+
+    Where the end of turn has another weight than 1 in the target, target rows appear with loss on their other
+    tokens and, unless it is left out, once more with loss on the end of turn alone.
+    """
+    target, weight = inputs.target, selector.target_end_of_turn
+    parts: list[PreparedRows] = []
+    if target is not None and weight == 1:
+        parts = [target]
+    elif target is not None:
+        parts = [target.with_tokens(content_of(target.tokenized))]
+        if weight != 0:
+            parts.append(target.with_tokens(end_of(target.tokenized)))
+    return [("pool", inputs.candidates_to_select), *(("target", part) for part in parts)]
 
 
 @dataclass(frozen=True)
@@ -225,6 +251,7 @@ class SelectionSources:
     tuned: Model  # whose tokens a budget counts
     inputs: Inputs
     gradients: GradientStores
+    reduction: Reduction = Reduction.MEAN  # of a row's loss, in its gradient
 
 
 def select(
@@ -245,14 +272,17 @@ def select(
             budget=budget,
             seed=seed,
             pool_gradients=gradients.pool and read_store(gradients.pool),
-            target_gradients=gradients.target and read_store(gradients.target),
+            target_gradients=_target_gradients(sources, selector),
             model=loaded,
             candidate_tokens=inputs.candidates_to_select.tokenized,
             target_tokens=() if inputs.target is None else inputs.target.tokenized,
             processes=runner.processes if selector.distributed else ALONE,
         )
         selection = select_outside_quarantine(
-            selector, problem, read_quarantined(gradients.pool), read_quarantined(gradients.target)
+            selector,
+            problem,
+            read_quarantined(gradients.pool),
+            torch.cat([read_quarantined(gradients.target), read_quarantined(gradients.end_of_turn)]).unique(),
         )
         if runner.processes.main:
             _write_selection(selection, directory)
@@ -267,7 +297,7 @@ def select(
         "model": chooser.identity,
         "pool": inputs.candidates.key,
         "target": None if inputs.target is None else inputs.target.key,
-        "gradients": [store and store.key for store in (gradients.pool, gradients.target)],
+        "gradients": gradients.keys(),
     }
     if more := selector.reads():
         reads["more"] = more
@@ -275,6 +305,22 @@ def select(
         reads["tokens counted for"] = sources.tuned.identity
         reads["pool as it chooses"] = inputs.candidates_to_select.key
     return runner.run_stage("selection", reads, produce, together=selector.distributed)
+
+
+def _target_gradients(sources: SelectionSources, selector: Selector) -> GradientFeatures | None:
+    """Return the target's gradients with the selector's weight of the end of turn; None without any."""
+    stores, target = sources.gradients, sources.inputs.target
+    if stores.target is None or target is None:
+        return None
+    store = read_store(stores.target)
+    if selector.target_end_of_turn == 1:
+        return store
+    return WeighedEndOfTurn(
+        content=store,
+        end=stores.end_of_turn and read_store(stores.end_of_turn),
+        shares=shares(target.tokenized, sources.reduction),
+        weight=selector.target_end_of_turn,
+    )
 
 
 def _write_selection(selection: Selection, directory: Path) -> None:

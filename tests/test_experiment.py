@@ -358,3 +358,23 @@ def test_rows_without_a_finite_gradient_are_named_and_never_chosen(tmp_path, tin
     assert "8 of 40 pool rows is not finite: row-8, row-9" in caplog.text
     with pytest.raises(UserError, match="row-8.*max_quarantined_share=0.1 allows fewer"):
         run(tmp_path, "selector=gtp", *model, "gradients.max_quarantined_share=0.1", "until=selection")
+
+
+def test_the_end_of_turn_in_the_target_has_a_weight_of_its_own(outputs, first):
+    whole = run(outputs, "selector=top_k")
+    assert computed(run(outputs, "selector=top_k", "selector.target_end_of_turn=1.0")) == set()
+    without = run(outputs, "selector=top_k", "selector.target_end_of_turn=0.0")
+    half = run(outputs, "selector=top_k", "selector.target_end_of_turn=0.5")
+    balanced = run(outputs, "selector=top_k", "selector.target_end_of_turn=balanced")
+    keys = [record.stages["gradients: target"].key.split() for record in (whole, without, half, balanced)]
+    assert [len(key) for key in keys] == [1, 1, 2, 2] and keys[2] == keys[3]
+    assert keys[0] != keys[1] == keys[2][:1]
+    assert without.stages["gradients: target"].cached  # the content of `first`, which is LESS's
+    assert len({record.stages["selection"].key for record in (whole, without, half, balanced)}) == 4
+
+
+def test_a_weight_of_the_end_of_turn_that_cannot_be_used_is_refused_before_any_work(tmp_path):
+    overrides = ["selector=gtp", "selector.target_direction=adam", "selector.target_end_of_turn=0.5"]
+    with pytest.raises(UserError, match="selector.target_direction=adam does not allow"):
+        run(tmp_path, *overrides)
+    assert not (tmp_path / "cache").exists()

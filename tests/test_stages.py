@@ -21,6 +21,7 @@ from gtp_exp.stages import (
     StageRunner,
     collect_gradients,
     evaluate_task,
+    rows_with_gradients,
     select,
     tune,
     warm_up,
@@ -42,7 +43,7 @@ def walk(outputs: Path, *overrides: str):
     trajectory = warm_up(runner, chooser, inputs.candidates_to_select, job.gradients)
     stores = [
         collect_gradients(runner, chooser, split, rows, trajectory, job.gradients)
-        for split, rows in (("pool", inputs.candidates_to_select), ("target", inputs.target))
+        for split, rows in rows_with_gradients(inputs, job.selector)
     ]
     sources = SelectionSources(chooser, tuned_model, inputs, GradientStores(*stores))
     selected = select(runner, sources, job.selector, job.budget, job.settings.seed)

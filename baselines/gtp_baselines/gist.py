@@ -24,6 +24,7 @@ from gtp_baselines.aggregation import Aggregation, choose_by_similarity, group_t
 from gtp_baselines.gradient_rows import chunks_of, pool_and_target
 from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError
+from gtp_exp.gradients.end_of_turn import Weight
 from gtp_exp.selection.atoms.subspace import evenly_spaced, principal_rows
 from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector, unit_weights
 
@@ -33,6 +34,7 @@ class GIST(Selector):
     """Choose the rows whose gradients align best with the target's within the target's own subspace."""
 
     direction: str = "sgd"  # of candidates and target alike
+    target_end_of_turn: Weight = 0.0  # published: target rows carry no loss on it
     checkpoint: int = -1  # along the trajectory from 0; -1 is the last
     rank: int = 150
     subspace_rows: int = 8192  # target rows that estimate the subspace, at most

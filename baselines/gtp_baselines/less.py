@@ -24,6 +24,7 @@ import torch.nn.functional as F
 
 from gtp_baselines.aggregation import Aggregation, choose_by_similarity, group_target
 from gtp_baselines.gradient_rows import chunks_of, pool_and_target
+from gtp_exp.gradients.end_of_turn import Weight
 from gtp_exp.selection.atoms.sketches import CheckpointWeights, checkpoint_shares
 from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector, unit_weights
 
@@ -34,6 +35,7 @@ class LESS(Selector):
 
     direction: str = "less"  # of the candidates
     target_direction: str = "sgd"
+    target_end_of_turn: Weight = 0.0  # published: target rows carry no loss on it
     aggregation: Aggregation = Aggregation.MAX_SUBTASK
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})

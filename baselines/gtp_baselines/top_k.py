@@ -16,6 +16,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
+from gtp_exp.gradients.end_of_turn import Weight
 from gtp_exp.selection.atoms.matrix import dot
 from gtp_exp.selection.atoms.sketches import CheckpointWeights, checkpoint_shares, require_directions
 from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector, unit_weights
@@ -36,6 +37,7 @@ class TopK(Selector):
 
     direction: str = "sgd"  # of the candidates
     target_direction: str = "sgd"
+    target_end_of_turn: Weight = 1.0
     similarity: Similarity = Similarity.COSINE
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})

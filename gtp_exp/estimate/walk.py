@@ -19,8 +19,8 @@ from gtp_exp.files import MANIFEST, read_sealed
 from gtp_exp.gradients.settings import GradientConfig
 from gtp_exp.gradients.shards import shard_tensors
 from gtp_exp.gradients.sketch import SketchKind
-from gtp_exp.inputs import PreparedTask
-from gtp_exp.selection.base import Budget, Need, Unit
+from gtp_exp.inputs import Inputs, PreparedRows, PreparedTask
+from gtp_exp.selection.base import Budget, Need, Selector, Unit
 from gtp_exp.stages import EVALUATION, UNTUNED
 from gtp_exp.tracking import Journal, NoTracker
 
@@ -92,6 +92,13 @@ def plan(jobs: Sequence[Job], parts: Parts | None = None) -> Plan:
     return planned
 
 
+def _rows_with_gradients(inputs: Inputs, selector: Selector) -> list[tuple[str, PreparedRows]]:
+    """Return `stages.rows_with_gradients`; the parts of target rows that are not here are not told apart."""
+    if inputs.target is not None and unread(inputs.target.examples):
+        return [("pool", inputs.candidates_to_select), ("target", inputs.target)]
+    return stages.rows_with_gradients(inputs, selector)
+
+
 def walk(job: Experiment, data: Data, tests: dict[tuple[str | None, int], list[Found]]) -> Iterator[Found]:
     """Yield what the cache says of each stage of `experiment.run`, in order.
 
@@ -107,10 +114,9 @@ def walk(job: Experiment, data: Data, tests: dict[tuple[str | None, int], list[F
     if Need.GRADIENTS in job.selector.needs:
         trajectory = stages.warm_up(runner, chooser, inputs.candidates_to_select, gradients)
         yield WARMUP, trajectory, None
-        for split, rows in (("pool", inputs.candidates_to_select), ("target", inputs.target)):
-            if rows is not None:
-                stores.append(stages.collect_gradients(runner, chooser, split, rows, trajectory, gradients))
-                yield f"gradients: {split}", stores[-1], None
+        for split, rows in _rows_with_gradients(inputs, job.selector):
+            stores.append(stages.collect_gradients(runner, chooser, split, rows, trajectory, gradients))
+            yield f"gradients: {split}", stores[-1], None
     sources = stages.SelectionSources(chooser, data.tuned, inputs, stages.GradientStores(*stores))
     selected = stages.select(runner, sources, job.selector, job.budget, settings.seed)
     yield SELECTION, selected, None

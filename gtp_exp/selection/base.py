@@ -18,6 +18,7 @@ from gtp_exp.data.examples import Example, TokenizedExample
 from gtp_exp.decode import check_fields
 from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.errors import NothingToChoose, UserError
+from gtp_exp.gradients.end_of_turn import Weight
 from gtp_exp.selection.misuse import explain, place, source_line
 
 if TYPE_CHECKING:
@@ -184,6 +185,7 @@ class Selector(abc.ABC):
     version: ClassVar[int] = 1  # raise it when the same settings choose differently: it enters the cache key
     distributed: ClassVar[bool] = False  # every process of a job calls `select`, not the main one alone
     ignores_budget: ClassVar[bool] = False  # the same rows at every budget: chosen, trained and tested once
+    target_end_of_turn: Weight = 1.0  # in the target's gradients; see gtp_exp/gradients/end_of_turn.py
 
     def reads(self) -> Mapping[str, Any]:
         """Return what the choice depends on besides settings and problem; it enters the cache key."""

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError
+from gtp_exp.gradients.end_of_turn import Weight
 from gtp_exp.selection.atoms.sketches import (
     GIB,
     AtomSettings,
@@ -81,6 +82,7 @@ class GTP(Selector):
     checkpoints: Optional[list[int]] = None  # along the trajectory from 0, -1 the last; null takes all
     direction: str = "sgd"  # of the candidates' gradients: sgd, adam or less
     target_direction: str = "sgd"
+    target_end_of_turn: Weight = 1.0  # beside the content of target rows: 0 leaves it out, or "balanced"
     normalise: Normalise = Normalise.ATOM
     checkpoint_weights: CheckpointWeights = CheckpointWeights.LEARNING_RATE
     subspace: Subspace = Subspace.NONE

@@ -1,0 +1,141 @@
+"""Weigh the end of turn in the gradients of target rows.
+
+A target row carries loss on its answer and on the token that ends the turn. Every row of any pool teaches
+that token, and where answers are short it makes up most of a row's gradient. So the two can be collected
+apart. Of n tokens with loss, k end a turn; with c the mean gradient of the others and e that of the k,
+
+    x = (n - k)/n c + weight k/n e
+
+is the row's own gradient for weight 1, and that of its content for weight 0. BALANCED scales both sides at
+every checkpoint so that they have equal shares in the target's mean, whatever the length of the answers:
+
+    x = 1/2 c' / |mean c'| + 1/2 e' / |mean e'|,    c' = c / |c|,  e' = e / |e|
+
+Sums of parts are exact for the plain gradient alone: Adam's directions are not linear in it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+
+import torch
+
+from gtp_exp.data.examples import END, IGNORE, TokenizedExample
+from gtp_exp.errors import UserError
+from gtp_exp.gradients.features import GradientFeatures, Rows, TensorRows
+from gtp_exp.model.loss import Reduction
+
+LINEAR = "sgd"  # the one direction in which the gradients of parts add up
+
+
+class Balance(Enum):
+    """Name the weight that is no number."""
+
+    BALANCED = "balanced"  # content and end of turn have equal shares in the target's mean
+
+
+Weight = float | Balance
+
+
+def check_weight(weight: Weight, direction: str) -> None:
+    """Raise UserError for a weight that cannot be used with a direction of the target's gradients."""
+    if isinstance(weight, float) and weight < 0:
+        raise UserError(f"selector.target_end_of_turn={weight:g} must be 0 or more; 0 leaves it out")
+    if weight not in (0.0, 1.0) and direction != LINEAR:
+        raise UserError(
+            f"selector.target_end_of_turn={getattr(weight, 'value', weight)} adds up the gradients of parts, "
+            f"which selector.target_direction={direction} does not allow; set it to {LINEAR}, or "
+            "target_end_of_turn to 0 or 1"
+        )
+
+
+def content_of(rows: Sequence[TokenizedExample]) -> tuple[TokenizedExample, ...]:
+    """Return the rows with loss on all their labelled tokens but the end of turn."""
+    return _masked(rows, keep_end=False)
+
+
+def end_of(rows: Sequence[TokenizedExample]) -> tuple[TokenizedExample, ...]:
+    """Return the rows with loss on the end of turn alone."""
+    return _masked(rows, keep_end=True)
+
+
+def _masked(rows: Sequence[TokenizedExample], keep_end: bool) -> tuple[TokenizedExample, ...]:
+    """Return the rows with loss on one of the two parts; raise UserError for a row that lacks it."""
+    masked = []
+    for row in rows:
+        marks = zip(row.labels, row.parts, strict=True)
+        labels = tuple(label if (part == END) == keep_end else IGNORE for label, part in marks)
+        if all(label == IGNORE for label in labels):
+            missing = "end of turn" if keep_end else "answer beside its end of turn"
+            raise UserError(
+                f"target row '{row.id}' has no {missing} to weigh apart; set selector.target_end_of_turn=1, "
+                "or leave the row out"
+            )
+        masked.append(replace(row, labels=labels))
+    return tuple(masked)
+
+
+def shares(rows: Sequence[TokenizedExample], reduction: Reduction) -> torch.Tensor:
+    """Return the factors of content and end of turn with which the gradient of a row is their sum: float32
+    [n, 2]."""
+    if reduction is Reduction.SUM:
+        return torch.ones(len(rows), 2)
+    ends = torch.tensor([float(sum(part == END for part in row.parts)) for row in rows])
+    total = torch.tensor([float(row.n_completion_tokens) for row in rows])
+    return torch.stack([total - ends, ends], dim=1) / total[:, None]
+
+
+@dataclass(frozen=True)
+class WeighedEndOfTurn:
+    """Give out target gradients in which the end of turn has a weight of its own."""
+
+    content: GradientFeatures
+    end: GradientFeatures | None  # None for weight 0
+    shares: torch.Tensor  # float32 [n, 2], see `shares`
+    weight: Weight
+
+    @property
+    def n(self) -> int:
+        """Return the number of rows."""
+        return self.content.n
+
+    @property
+    def dim(self) -> int:
+        """Return the number of values in a row."""
+        return self.content.dim
+
+    @property
+    def learning_rates(self) -> tuple[float, ...]:
+        """Return the mean learning rate of the segment before each checkpoint."""
+        return self.content.learning_rates
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        """Return the directions in which rows can be had."""
+        return self.content.directions if self.end is None else (LINEAR,)
+
+    @functools.cache  # noqa: B019  as long as the selection; target rows are few
+    def features(self, checkpoint: int, direction: str) -> Rows:
+        """Return the rows at a checkpoint, float32 [n, dim]."""
+        content = _matrix(self.content.features(checkpoint, direction))
+        if self.end is None:
+            return TensorRows(content * self.shares[:, :1])
+        end = _matrix(self.end.features(checkpoint, direction))
+        if isinstance(self.weight, Balance):
+            return TensorRows((_of_unit_mean(content) + _of_unit_mean(end)) / 2)
+        return TensorRows(content * self.shares[:, :1] + self.weight * end * self.shares[:, 1:])
+
+
+def _matrix(rows: Rows) -> torch.Tensor:
+    """Return all rows, float32 [n, dim]."""
+    return torch.cat([chunk.float() for _, chunk in rows.chunks(rows.shape[0])])
+
+
+def _of_unit_mean(rows: torch.Tensor) -> torch.Tensor:
+    """Return the rows at unit norm, scaled together so that the norm of their mean is 1, too."""
+    unit = torch.nn.functional.normalize(rows, dim=1)
+    length = torch.linalg.vector_norm(unit.mean(0))
+    return unit / length if length > 0 else unit
