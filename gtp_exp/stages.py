@@ -54,7 +54,7 @@ VERSIONS = {
     "pass": 2,
     "selection": 2,
     "finetune": 6,
-    "evaluation": 4,
+    "evaluation": 5,
 }
 # Another release of these may give other numbers too.
 LIBRARIES = {

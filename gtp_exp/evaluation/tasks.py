@@ -16,6 +16,7 @@ from gtp_exp.data.benchmark import HELD_OUT_LOSS, EvalTask
 from gtp_exp.data.examples import TokenizedExample
 from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.errors import UserError, first_line
+from gtp_exp.evaluation.choice_loss import choice_loss
 from gtp_exp.evaluation.held_out import held_out_loss
 from gtp_exp.model.loading import LoadedModel
 
@@ -40,9 +41,10 @@ def evaluate(
 
     Writes per-document results to `samples.jsonl` in `directory`. held_out: the answers of `task.held_out` as
     the model reads them, without rows that do not fit it. The result holds lm-eval's numbers ("acc",
-    "exact_match", ..., with "<name>_stderr"), the held-out loss of the right answers, "headline", the name of
-    the metric that counts, and how many rows were tested and how many left out ("rows_tested",
-    "rows_left_out"): a row whose prompt does not fit the model is left out of all metrics alike.
+    "exact_match", ..., with "<name>_stderr"), the parts of a choice's loss ("content", "form"), the held-out
+    loss of the right answers, "headline", the name of the metric that counts, and how many rows were tested
+    and how many left out ("rows_tested", "rows_left_out"): a row whose prompt does not fit the model is left
+    out of all metrics alike.
     """
     metrics: dict[str, float | str] = {"headline": HELD_OUT_LOSS}
     rows = list(held_out)
@@ -174,11 +176,12 @@ def _headline(task: EvalTask, output: Mapping[str, Any]) -> dict[str, float | st
         metric, _, filter_name = key.partition(",")
         if filter_name == chosen_filter and isinstance(value, (int, float)) and math.isfinite(value):
             metrics[metric] = float(value)
+    rows = [row for samples in output["samples"].values() for row in samples]  # once per filter
+    rows = [row for row in rows if row["filter"] == chosen_filter]
+    metrics |= choice_loss(rows)
     if f"{name}_stderr" not in metrics and 0 <= float(metrics[name]) <= 1:
-        # lm-eval lists a document once per filter
-        rows = [row for samples in output["samples"].values() for row in samples]
-        n = sum(row["filter"] == chosen_filter for row in rows) or 1
-        metrics[f"{name}_stderr"] = math.sqrt(float(metrics[name]) * (1 - float(metrics[name])) / n)
+        variance = float(metrics[name]) * (1 - float(metrics[name]))
+        metrics[f"{name}_stderr"] = math.sqrt(variance / max(1, len(rows)))
     return metrics
 
 

@@ -16,6 +16,7 @@ ON_TARGET, CORRUPTED, COPIES, NEAR_COPIES = "on_target", "corrupted", "exact_cop
 
 _LOWER_IS_BETTER = {
     *("nats", "bits", "bpb", "nll", "loss", "perplexity", "ppl", "brier"),
+    *("content", "form"),  # the parts of a choice's loss
     *("error", "errors", "wer", "cer", "ter", "mse", "rmse", "mae"),
 }
 _FAULTS = (CORRUPTED, COPIES, NEAR_COPIES)

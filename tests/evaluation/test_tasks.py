@@ -43,6 +43,8 @@ def test_a_task_gives_its_headline_metric_and_the_loss_beside_it(tiny, tmp_path)
     samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert [s["doc_id"] for s in samples] == list(range(10))
     assert sum(s["acc"] for s in samples) / 10 == pytest.approx(metrics["acc"])
+    right = [float(s["filtered_resps"][s["target"]][0]) for s in samples]
+    assert metrics["content"] + metrics["form"] == pytest.approx(-sum(right) / 10)
 
 
 def test_it_starts_no_program(tiny, tmp_path, monkeypatch):
