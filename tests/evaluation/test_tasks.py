@@ -125,6 +125,27 @@ def test_a_row_that_does_not_fit_is_left_out_of_every_metric(tiny, tmp_path):
     assert metrics["nats_per_token"] == pytest.approx(alone["nats_per_token"])
 
 
+def test_every_row_of_a_group_of_tasks_is_counted_tested_or_left_out(tiny, tmp_path):
+    """The rows of such a task are lm-eval's, read from where its settings say."""
+    rows = [{"question": "Is it even? " * n, "choices": ["yes", "no"], "gold": 0} for n in (1, 2, 99)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {
+        "dataset_path": "json",
+        "test_split": "test",
+        "dataset_kwargs": {"data_files": {"test": str(file)}},
+    }
+    config = {
+        "group": "both",
+        "task": [{"task": name, **CHOICE, **data} for name in ("first", "second")],
+        "aggregate_metric_list": [{"metric": "acc", "weight_by_size": True}],
+        "metadata": {"version": 1.0},
+    }
+    both = EvalTask("both", "acc,none", config, None)
+    metrics = evaluate(both, tiny.load(), held_out=(), batch_size=4, directory=tmp_path)
+    assert (metrics["rows_tested"], metrics["rows_left_out"]) == (4, 2)
+
+
 def test_generation_tasks_are_scored_by_exact_match(tiny, tmp_path):
     config = {
         "output_type": "generate_until",
