@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 
 import datasets
 import pytest
@@ -85,6 +86,29 @@ def test_accuracy_is_whether_the_gold_choice_is_likelier(tiny, tmp_path):
         assert sample["acc"] == float(scores.index(max(scores)) == doc["gold"])
 
 
+def answer_nats(loaded, question, answer, n):
+    """The negative log-likelihood of the last n characters of an answer, each of which is a token."""
+    row = tokenize([conversation(0, question, answer)], loaded.tokenizer, max_length=256).examples[0]
+    with torch.no_grad():
+        log_p = loaded.model(torch.tensor([row.input_ids])).logits[0].log_softmax(-1)
+    stop = row.answers[-1][1]
+    return -sum(float(log_p[t - 1, row.input_ids[t]]) for t in range(stop - n, stop))
+
+
+@pytest.mark.parametrize(
+    ("change", "before", "begun"),
+    [({"description": "Be exact.\n"}, "Be exact.\n", ""), ({"gen_prefix": "It is: "}, "", "It is: ")],
+)
+def test_a_description_opens_the_question_and_a_prefix_the_answer(tiny, tmp_path, change, before, begun):
+    loaded, asked = tiny.load(), task(config={**CHOICE, **change}, held_out=())
+    evaluate(asked, loaded, held_out=(), batch_size=4, directory=tmp_path)
+    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    for doc, sample in zip(DOCS, samples, strict=True):
+        for choice, found in zip(doc["choices"], sample["filtered_resps"], strict=True):
+            expected = answer_nats(loaded, before + doc["question"], begun + choice, len(choice))
+            assert -float(found[0]) == pytest.approx(expected, rel=1e-4)
+
+
 def test_held_out_loss_equals_a_plain_loop_for_any_batch_size(tiny, examples):
     loaded, total, count, end = tiny.load(), 0.0, 0, 0.0
     tokens = tokenize(examples, tiny.tokenizer, max_length=256).examples
@@ -123,6 +147,37 @@ def test_a_row_that_does_not_fit_is_left_out_of_every_metric(tiny, tmp_path):
     assert metrics["acc"] == sum(s["acc"] for s in samples) / 8
     alone = held_out_loss(held_out[:8], tiny.load(), batch_size=4, label="x")
     assert metrics["nats_per_token"] == pytest.approx(alone["nats_per_token"])
+
+
+def test_a_question_is_asked_where_what_may_be_written_fits_behind_it(tiny, tmp_path):
+    config = {
+        "output_type": "generate_until",
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "yes",
+        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 7},
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+        "metadata": {"version": 1.0},
+    }
+    docs = ({**DOCS[0], "question": "Is 1000 even?"}, *DOCS)
+    asked = task(config=config, metric="exact_match,none", docs=docs, held_out=())
+    rows = tokenize([conversation(0, docs[0]["question"], "yes")], tiny.tokenizer, max_length=256).examples
+    n = rows[0].answers[-1][0] + 7
+    for max_length, left_out in ((n, 0), (n - 1, 1)):
+        loaded = replace(tiny.load(), max_length=max_length)
+        metrics = evaluate(asked, loaded, held_out=(), batch_size=4, directory=tmp_path)
+        assert metrics["rows_left_out"] == left_out
+
+
+def test_a_question_that_just_fits_is_asked(tiny, tmp_path):
+    docs = ({**DOCS[0], "question": "Is 1000 even?"}, *DOCS)
+    rows = tokenize([conversation(0, docs[0]["question"], "yes")], tiny.tokenizer, max_length=256).examples
+    n = rows[0].answers[-1][1]  # the tokens of the longest question with its longest choice
+    for max_length, left_out in ((n, 0), (n - 1, 1)):
+        loaded = replace(tiny.load(), max_length=max_length)
+        metrics = evaluate(
+            task(docs=docs, held_out=()), loaded, held_out=(), batch_size=4, directory=tmp_path
+        )
+        assert metrics["rows_left_out"] == left_out
 
 
 def test_every_row_of_a_group_of_tasks_is_counted_tested_or_left_out(tiny, tmp_path):
