@@ -122,7 +122,15 @@ def test_where_rows_and_weights_lie_makes_no_difference():
     assert not table.differing
 
 
-@pytest.mark.parametrize("what", ["weights", "chat_template", "dtype"])
+def test_other_rows_from_another_place_are_named_by_the_place():
+    here, there = (
+        record(seed=s, config={"dataset": {"files": [f"{s}.jsonl"], "rows": None}}) for s in (0, 1)
+    )
+    found = tables([here, replace(there, pool=replace(there.pool, content="other"))])
+    assert [set(table.differing) for table in found] == [{"dataset.files"}] * 2
+
+
+@pytest.mark.parametrize("what", ["weights", "chat_template", "dtype", "code"])
 def test_another_model_of_the_same_settings_is_another_model(what):
     other = replace(record(seed=1), model={**record().model, what: "other"})
     assert len(tables([record(seed=0), other])) == 2

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaConfig
 
 from conftest import conversation
 from gtp_exp.data.tokenization import RowRules
@@ -199,6 +199,15 @@ def test_an_adapter_is_told_by_its_base_model_too(tiny, tmp_path):
     assert weights_fingerprint(str(adapter), None, None) == before
     (base / "merges.txt").write_text("W h")
     assert weights_fingerprint(str(adapter), None, None) != before
+
+
+def test_a_model_of_the_hub_is_told_by_the_commit_that_was_read():
+    architecture = LlamaConfig()
+    assert weights_fingerprint("owner/name", architecture, None) == "owner/name@main"
+    assert weights_fingerprint("owner/name", architecture, "v1") == "owner/name@v1"
+    architecture._commit_hash = "0123abc"
+    for revision in (None, "v1"):
+        assert weights_fingerprint("owner/name", architecture, revision) == "owner/name@0123abc"
 
 
 def test_what_a_download_leaves_beside_a_model_is_no_part_of_it(tiny, tmp_path):
