@@ -122,6 +122,11 @@ def test_where_rows_and_weights_lie_makes_no_difference():
     assert not table.differing
 
 
+def test_the_place_of_a_test_counts_where_a_record_does_not_tell_the_content_of_every_task():
+    runs = [record(seed=s, config={"benchmark": {"name": "own", "test": f"{s}.jsonl"}}) for s in (0, 1)]
+    assert len(tables(runs)) == 2 and len(tables(map(told, runs))) == 1
+
+
 def test_other_rows_from_another_place_are_named_by_the_place():
     here, there = (
         record(seed=s, config={"dataset": {"files": [f"{s}.jsonl"], "rows": None}}) for s in (0, 1)
