@@ -11,7 +11,11 @@ from gtp_exp.tracking import Journal, NoTracking, RunInfo, WandbMode, WandbTrack
 
 @pytest.fixture
 def isolated(tmp_path, monkeypatch):
-    """No key, no W&B state of the person who runs the tests."""
+    """No key, no W&B state of the person who runs the tests, nor of an earlier test: the library reads the
+    environment once."""
+    import wandb
+
+    wandb.teardown()
     names = ("API_KEY", "MODE", "DATA_DIR", "DIR", "PROJECT", "ENTITY", "DISABLED")
     for name in names:
         monkeypatch.delenv(f"WANDB_{name}", raising=False)
