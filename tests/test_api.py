@@ -355,6 +355,13 @@ def test_input_that_cannot_be_used_is_refused(pool, target, options, words):
         gtp_exp.select(pool, target, **{"budget": 5, **options})
 
 
+def test_a_row_that_is_not_finite_is_told_by_its_number_in_a_large_pool_too():
+    pool = np.ones((5000, 3), dtype=np.float32)
+    pool[4500, 1] = np.nan
+    with pytest.raises(gtp_exp.UserError, match=r"example 'row-4500' is not finite \(row 4500 of the pool"):
+        gtp_exp.select(pool, pool[:2], 5)
+
+
 def test_what_a_store_knows_is_not_given_again(tmp_path):
     store = GradientStore.from_arrays(tmp_path / "store", POOL)
     for options in ({"ids": ["a"] * 200}, {"learning_rates": [1]}):

@@ -11,7 +11,11 @@ from gtp_exp.tracking import Journal, NoTracking, RunInfo, WandbMode, WandbTrack
 
 @pytest.fixture
 def isolated(tmp_path, monkeypatch):
-    """No key, no W&B state of the person who runs the tests."""
+    """No key, no W&B state of the person who runs the tests, nor of an earlier test: the library reads the
+    environment once."""
+    import wandb
+
+    wandb.teardown()
     names = ("API_KEY", "MODE", "DATA_DIR", "DIR", "PROJECT", "ENTITY", "DISABLED")
     for name in names:
         monkeypatch.delenv(f"WANDB_{name}", raising=False)
@@ -61,10 +65,12 @@ def test_the_environment_says_the_mode_where_the_settings_do_not(environment, mo
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
-def test_a_mode_that_nobody_knows_is_told_and_tracked_offline(isolated, monkeypatch, caplog):
-    monkeypatch.setenv("WANDB_MODE", "shared")
+@pytest.mark.parametrize("mode", ["shared", "sideways"])  # the library knows the first, and not the other
+def test_a_mode_that_nobody_knows_is_told_and_tracked_offline(isolated, monkeypatch, caplog, mode):
+    monkeypatch.setenv("WANDB_MODE", mode)
     session(WandbTracking(timeout_s=5.0).tracker(), isolated / "run")
-    assert caplog.text.count("WANDB_MODE=shared is none of offline, online, disabled; tracking offline") == 1
+    assert caplog.text.count(f"WANDB_MODE={mode} is none of offline, online, disabled; tracking offline") == 1
+    assert "did not start" not in caplog.text
     assert list((isolated / "run" / "wandb").glob("offline-run-*/run-*.wandb"))
 
 

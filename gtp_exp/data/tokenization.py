@@ -215,7 +215,8 @@ def with_special_tokens(examples: Sequence[Example], tokenizer: Any) -> list[str
     return [
         example.id
         for example in examples
-        if any(names.search(text) for m in example.messages for text in (m.content, m.reasoning))
+        if names.search(example.tools)
+        or any(names.search(text) for m in example.messages for text in (m.content, m.reasoning))
     ]
 
 
@@ -232,6 +233,7 @@ def escaped(examples: Sequence[Example], tokenizer: Any) -> list[Example]:
             messages=tuple(
                 replace(m, content=escape(m.content), reasoning=escape(m.reasoning)) for m in example.messages
             ),
+            tools=escape(example.tools),
         )
         for example in examples
     ]

@@ -25,12 +25,12 @@ _PROBE = "A"  # stands for an answer where only what comes before it is wanted
 class PromptsTooLong(Exception):
     """Tells that documents do not fit the model. Nothing has been computed yet.
 
-    fitting: the positions of the others among those that were asked for, by task.
+    fitting: the positions of the others among those that were asked for, by task; n_long: how many do not.
     """
 
-    def __init__(self, fitting: Documents) -> None:
-        super().__init__(fitting)
-        self.fitting = fitting
+    def __init__(self, fitting: Documents, n_long: int) -> None:
+        super().__init__(fitting, n_long)
+        self.fitting, self.n_long = fitting, n_long
 
 
 class ChatModel(HFLM):
@@ -204,4 +204,4 @@ class ChatModel(HFLM):
                 fitting.setdefault(name, [])
                 if (name, doc_id) not in long:
                     fitting[name].append(doc_id)
-            raise PromptsTooLong(fitting)
+            raise PromptsTooLong(fitting, len(long))

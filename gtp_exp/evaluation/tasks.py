@@ -53,10 +53,10 @@ def evaluate(
         positions = {example.id: i for i, example in enumerate(task.held_out)}
         paired = task.docs is not None and len(task.held_out) == len(task.docs)
         asked = {task.name: sorted(positions[row.id] for row in rows)} if paired else {}
-        metrics, answered = _lm_eval(task, loaded, batch_size, directory, processes, asked)
-        tested, all_rows = len(answered), len(task.docs or ()) or len(answered)
+        metrics, answered, too_long = _lm_eval(task, loaded, batch_size, directory, processes, asked)
+        tested, all_rows = len(answered), len(task.docs or ()) or len(answered) + too_long
         if paired:
-            rows = [row for row in rows if positions[row.id] in answered]
+            rows = [row for row in rows if (task.name, positions[row.id]) in answered]
     if task.held_out:
         metrics |= held_out_loss(rows, loaded, batch_size=batch_size, label=task.name, processes=processes)
     return {**metrics, "rows_tested": float(tested), "rows_left_out": float(all_rows - tested)}
@@ -69,9 +69,12 @@ def _lm_eval(
     directory: Path,
     processes: Processes,
     asked: Documents,
-) -> tuple[dict[str, float | str], set[int]]:
-    """Return lm-eval's metrics of a task and the positions of the tested documents, in every process; write
-    its samples to the directory. asked: the documents to test; empty for all."""
+) -> tuple[dict[str, float | str], set[tuple[str, int]], int]:
+    """Return lm-eval's metrics of a task, the tested documents, each by the name of lm-eval's task and its
+    position, and how many did not fit, in every process; write its samples to the directory.
+
+    asked: the documents to test; empty for all.
+    """
     from lm_eval import evaluator
 
     # What it would tell of code and machine it finds by starting git, pip and others: seconds per task.
@@ -83,6 +86,7 @@ def _lm_eval(
 
     lm = ChatModel(loaded, batch_size, processes)
     state = torch.get_rng_state()
+    too_long = 0
     try:
         # lm-eval wants absolute data paths, which must not end up in a cache that others may copy.
         with tempfile.TemporaryDirectory() as scratch:
@@ -107,6 +111,7 @@ def _lm_eval(
                     break
                 except PromptsTooLong as error:
                     asked = _fitting(task, asked, error.fitting, loaded.max_length)
+                    too_long += error.n_long
     except (ConnectionError, FileNotFoundError) as error:
         raise UserError(
             f"task '{task.name}' cannot get its data ({first_line(error)}); "
@@ -117,8 +122,8 @@ def _lm_eval(
     if not processes.main:  # lm-eval brings everything to the main process
         return processes.broadcast(None)
     _write_samples(output["samples"], directory / "samples.jsonl")
-    tested = {row["doc_id"] for rows in output["samples"].values() for row in rows}
-    return processes.broadcast((_headline(task, output), tested))
+    tested = {(name, row["doc_id"]) for name, rows in output["samples"].items() for row in rows}
+    return processes.broadcast((_headline(task, output), tested, too_long))
 
 
 def _fitting(task: EvalTask, asked: Documents, fitting: Documents, max_length: int) -> Documents:

@@ -143,6 +143,13 @@ def test_candidates_that_share_a_word_are_counted(caplog):
     assert selection.diagnostics["candidates_with_shared_word"] == 3 and " no word" not in caplog.text
 
 
+def test_a_word_is_the_same_however_its_accents_are_encoded():
+    made = problem(texts=[(f"question{i}", "caf\u00e9" if i < 3 else "other") for i in range(20)])
+    asked = [type(e)("target", e.messages) for e in problem(texts=[("CAFE\u0301", "yes")]).candidates]
+    selection = BM25().select(replace(made, target=asked))
+    assert selection.diagnostics["candidates_with_shared_word"] == 3
+
+
 def test_a_part_of_the_target_without_a_shared_word_is_told(caplog):
     made = problem(texts=[(f"question{i}", "answer") for i in range(20)])
     asked = [type(e)(e.id, e.messages) for e in problem(texts=[("answer", "x"), ("今天", "晴")]).candidates]

@@ -35,6 +35,12 @@ def test_a_turn_that_is_not_to_be_trained_is_marked(load, name, value):
     assert [m.train for m in example.messages] == [True, False, True, True]
 
 
+def test_one_mark_is_enough_to_leave_a_turn_untrained(load):
+    for marks in ({"weight": 0, "train": True}, {"weight": 1, "train": False}):
+        (example,) = load({"messages": [USER, {**GOOD, **marks}, USER, GOOD]}).examples
+        assert [m.train for m in example.messages] == [True, False, True, True]
+
+
 @pytest.mark.parametrize("value", [0.5, "no", -1])
 def test_another_weight_leaves_the_row_out(load, value):
     pool = load({"messages": [USER, {**GOOD, "weight": value}]}, {"messages": [USER, GOOD]})
@@ -47,6 +53,11 @@ def test_reasoning_is_kept_apart_from_the_answer(load, name):
     assert example.messages[1] == Message("assistant", "good", "It is good.")
     (example,) = load({"prompt": "Say it.", "completion": "good", name: "It is good."}).examples
     assert example.messages[1] == Message("assistant", "good", "It is good.")
+
+
+def test_reasoning_that_is_no_text_leaves_the_row_out(load):
+    pool = load({"messages": [USER, {**GOOD, "reasoning_content": ["So."]}]}, {"messages": [USER, GOOD]})
+    assert pool.skipped == {"'reasoning_content' that is no text": 1} and len(pool.examples) == 1
 
 
 def test_system_and_history_are_turns_before_the_question(load):
@@ -83,9 +94,17 @@ def test_a_system_column_does_not_override_another_system_turn(load):
 
 def test_tools_come_as_list_or_as_json(load):
     rows = [{"messages": [USER, GOOD], "tools": tools} for tools in (TOOLS, json.dumps(TOOLS), [], None, "")]
-    pool = load(*rows, {"messages": [USER, GOOD], "tools": "weather"})
+    wrong = [{"messages": [USER, GOOD], "tools": tools} for tools in ("weather", TOOLS[0], '{"name": "x"}')]
+    pool = load(*rows, *wrong)
     assert [json.loads(e.tools or "[]") for e in pool.examples] == [TOOLS, TOOLS, [], [], []]
-    assert pool.skipped == {"'tools' that is neither a list nor JSON": 1}
+    assert pool.skipped == {"'tools' that is neither a list nor JSON": 1, "'tools' that is no list": 2}
+
+
+def test_what_only_other_rows_tools_have_is_no_part_of_a_tool(load):
+    """In a table every tool has the keys of all, with null where a tool has none."""
+    weather = {"name": "weather", "parameters": {"city": {"type": "string", "enum": None}}, "strict": None}
+    (example,) = load({"messages": [USER, GOOD], "tools": [weather]}).examples
+    assert json.loads(example.tools) == [{"name": "weather", "parameters": {"city": {"type": "string"}}}]
 
 
 @pytest.mark.parametrize(
@@ -106,6 +125,16 @@ def test_what_cannot_be_used_leaves_the_row_out_and_is_named(load, row, caplog):
         load(row, strict=True)
 
 
+UNSUPPORTED = "tool_calls function_call functions images image videos video audios audio documents refusal"
+
+
+@pytest.mark.parametrize("name", [*UNSUPPORTED.split(), "chat_template_kwargs"])
+def test_none_of_these_fields_is_passed_over_in_a_row_or_in_a_message(load, name):
+    for row in ({"messages": [USER, GOOD], name: ["x"]}, {"messages": [USER, {**GOOD, name: ["x"]}]}):
+        pool = load(row, {"messages": [USER, GOOD]})
+        assert pool.skipped == {f"'{name}' is not supported": 1} and len(pool.examples) == 1
+
+
 def test_empty_fields_change_nothing(load):
     plain = load({"messages": [USER, GOOD]})
     empty = {**GOOD, "tool_calls": [], "reasoning_content": None, "weight": None}
@@ -124,6 +153,15 @@ def test_what_is_not_read_is_said_once(load, caplog):
     assert [facts["skill"] for facts in pool.hidden.values()] == ["talk", "talk"]
 
 
+@pytest.mark.parametrize("name", "weight sample_weight loss_mask mask train chosen rejected kto_tag".split())
+def test_a_column_that_other_programs_train_by_is_named_though_it_is_a_number_or_a_text(load, name, caplog):
+    for value in (1, "a text"):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            load({"prompt": "Say it.", "completion": "good", name: value})
+        assert f"not used: {name} (1 rows)" in caplog.text
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -135,3 +173,17 @@ def test_what_is_not_read_is_said_once(load, caplog):
 )
 def test_the_content_hash_tells_such_rows_apart(load, change):
     assert content_hash(load(change)) != content_hash(load({"messages": [USER, GOOD, USER, GOOD]}))
+
+
+def test_the_content_hash_tells_apart_what_such_fields_hold(load):
+    turns = [USER, GOOD, USER, GOOD]
+    other = [{"type": "function", "function": {"name": "time"}}]
+    rows = [
+        {"messages": [USER, {**GOOD, "weight": 0}, USER, GOOD]},
+        {"messages": [USER, GOOD, USER, {**GOOD, "weight": 0}]},
+        {"messages": [USER, {**GOOD, "reasoning": "So."}, USER, GOOD]},
+        {"messages": [USER, {**GOOD, "reasoning": "Or so."}, USER, GOOD]},
+        {"messages": turns, "tools": TOOLS},
+        {"messages": turns, "tools": other},
+    ]
+    assert len({content_hash(load(row)) for row in rows}) == len(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from types import SimpleNamespace
 
 import pytest
@@ -40,11 +41,8 @@ def test_the_length_of_answers_is_read_where_lm_eval_reads_it(config, expected):
 def test_the_default_and_the_order_of_names_are_those_of_lm_eval():
     from lm_eval.models.utils import normalize_gen_kwargs
 
-    for settings in (
-        {},
-        {"max_tokens": 3, "max_new_tokens": 2},
-        {"max_completion_tokens": 4, "max_tokens": 3},
-    ):
+    names = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+    for settings in ({}, *({one: 3, other: 2} for one, other in permutations(names, 2))):
         ours = max_generated_tokens(task({"generation_kwargs": settings}))
         assert ours == normalize_gen_kwargs(settings)["max_gen_toks"]
 

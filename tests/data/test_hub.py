@@ -93,6 +93,18 @@ def test_a_linked_folder_is_part_of_what_is_read(tmp_path):
     assert len(hub(path=str(folder)).load().examples) == 2
 
 
+def test_a_files_name_is_part_of_a_folders_content_and_what_a_download_leaves_beside_is_not(tmp_path):
+    """A name tells a file's split."""
+    (tmp_path / "train.jsonl").write_text("{}\n")
+    before = content_digest(tmp_path)
+    for name in (".cache", ".git"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.jsonl.metadata").write_text("today")
+    assert content_digest(tmp_path) == before
+    (tmp_path / "train.jsonl").rename(tmp_path / "test.jsonl")
+    assert content_digest(tmp_path) != before
+
+
 def test_a_folder_linked_into_itself_is_read_once(tmp_path):
     folder = with_card(tmp_path / "set", ROWS[1:4])
     before = content_digest(folder)

@@ -104,6 +104,15 @@ def test_a_short_later_turn_is_a_question_only_with_what_came_before():
     assert not rows.asks(chat(("user", "Name a river."), ("assistant", "Po"), *test[2:]))
 
 
+def test_a_later_turn_of_four_words_is_a_question_of_its_own():
+    test = [*EARLIER, ("user", "Name a long river."), ("assistant", "Nile")]
+    rows = TestRows([EvalTask("t", "acc", {}, (), held_out=(chat(*test),))])
+    assert rows.asks(chat(("user", "Name a long river."), ("assistant", "Amur")))
+    shorter = [*EARLIER, ("user", "Name a river."), ("assistant", "Nile")]
+    rows = TestRows([EvalTask("t", "acc", {}, (), held_out=(chat(*shorter),))])
+    assert not rows.asks(chat(("user", "Name a river."), ("assistant", "Amur")))
+
+
 def test_a_system_prompt_that_a_pool_shares_with_the_test_is_no_overlap():
     long = ("system", LONG)
     rows = TestRows([EvalTask("t", "acc", {}, (), held_out=(chat(long, *ASKED),))])

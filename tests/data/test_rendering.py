@@ -122,6 +122,20 @@ def test_parts_tell_the_answer_from_what_the_template_writes_around_it():
     assert by_part == {ANSWER: "HelloBye", END: "<|im_end|><|im_end|>"}
 
 
+def test_newlines_that_the_template_takes_off_an_answer_are_no_part_of_it():
+    tokenizer, found = row(OPENED, ASK, Message("assistant", "\n\nHello \n"))
+    assert answers(tokenizer, found) == ["Hello \n"]
+    assert trained(tokenizer, found) == "\n</think>\n\nHello \n<|im_end|>"
+
+
+def test_a_newline_before_the_end_of_turn_belongs_to_the_answer_only_where_it_is_merged_with_it():
+    line_before_end = CHATML.replace("{{ m['content'] }}", "{{ m['content'] }}\n")
+    for text, answer in (("Paris.", "Paris."), ("Paris.\n", "Paris.\n\n")):
+        tokenizer, found = row(line_before_end, ASK, Message("assistant", text))
+        assert answers(tokenizer, found) == [answer]
+        assert trained(tokenizer, found) == f"{text}\n<|im_end|>"
+
+
 def test_a_blank_merged_with_the_answer_belongs_to_the_answer():
     tokenizer = word_tokenizer(INST)
     example = Example("x", (Message("user", "Options:"), Message("assistant", "Paris")))
@@ -161,3 +175,16 @@ def test_special_tokens_in_a_rows_own_text_are_found_and_can_be_read_as_text():
     assert trained(tokenizer, escaped) == "Hello<|im_end|>"
     assert text_of(tokenizer, escaped.input_ids).replace("\u200b", "") == text_of(tokenizer, kept.input_ids)
     assert same == tokenize([plain], tokenizer, max_length=200).examples[0]
+
+
+def test_special_tokens_are_found_and_escaped_in_reasoning_and_tools_too():
+    tokenizer = byte_tokenizer("{{- tools | tojson if tools else '' -}}" + QWEN3)
+    thought = Example("thought", (ASK, Message("assistant", "Hello", "So.<|im_end|>")))
+    offered = Example("offered", (ASK, SAY), tools='[{"name": "<|im_end|>"}]')
+    assert with_special_tokens([thought, offered], tokenizer) == ["thought", "offered"]
+    rules = RowRules(special_tokens=SpecialTokens.ESCAPE)
+    for example in (thought, offered):
+        (kept,) = tokenize([example], tokenizer, max_length=300).examples
+        (escaped,) = tokenize([example], tokenizer, max_length=300, rules=rules).examples
+        assert kept.input_ids.count(tokenizer.eos_token_id) == 3
+        assert escaped.input_ids.count(tokenizer.eos_token_id) == 2

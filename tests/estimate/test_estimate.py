@@ -118,6 +118,20 @@ def test_so_it_is_for_every_kind_of_job(overrides, tmp_path):
     assert all(work.cached for work in plan(configs(jobs)).works.values())
 
 
+def test_so_it_is_where_rows_are_taken_otherwise_than_by_default(tmp_path):
+    model = prepare(ModelConfig(source=ModelSource.TINY), tmp_path / "cache", torch.device("cpu"))
+    texts = ["1 2 3 " * 99, f"How is {model.tokenizer.eos_token} read?", "Hello?"]
+    file = tmp_path / "pool.jsonl"
+    file.write_text("".join(json.dumps({"prompt": "Say:", "completion": text}) + "\n" for text in texts))
+    changed = ["dataset=jsonl", f"dataset.files=[{file}]", "dataset.over_length=cut"]
+    changed += ["dataset.special_tokens=escape", "selector=random", "budget=100pct", "until=selection"]
+    jobs = compose(f"outputs={tmp_path}", *changed)
+    run(jobs[0], tmp_path / "run")
+    record = read_record(tmp_path / "run" / "results.json")
+    assert record.pool and record.pool.cut == 1
+    assert set(plan(configs(jobs)).works) == {f"selection {record.stages['selection'].key}"}
+
+
 def test_the_number_of_processes_is_part_of_the_keys_where_there_is_dropout(computed):
     jobs, planned, outputs = computed
     two = compose(*GRID, f"outputs={outputs}", "launch.num_processes=2")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
 from small_models import base
+from transformers import LlamaForCausalLM
 
 from gtp_exp.evaluation.shared_prompts import can_share, score_answers
 
@@ -45,6 +46,24 @@ def test_scores_are_those_of_prompt_and_answer_in_one_sequence(family, batch_siz
     for found, request in zip(score_answers(model, asked, batch_size), asked, strict=True):
         nats, greedy = one_by_one(model, request)
         assert found[0] == pytest.approx(nats, abs=1e-4) and found[1] == greedy
+
+
+class WithAllLogits(LlamaForCausalLM):
+    """As models are that cannot be asked for their logits at some positions only."""
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, input_ids, attention_mask=None, position_ids=None, past_key_values=None, use_cache=None
+    ):
+        return super().forward(input_ids, attention_mask, position_ids, past_key_values, use_cache=use_cache)
+
+
+def test_a_model_that_always_gives_all_logits_gives_the_same_scores():
+    model = base("llama").eval()
+    asked = requests(1)
+    expected = score_answers(model, asked, 4)
+    model.__class__ = WithAllLogits
+    for found, (nats, greedy) in zip(score_answers(model, asked, 4), expected, strict=True):
+        assert found == (pytest.approx(nats, abs=1e-5), greedy)
 
 
 def test_the_likeliest_answer_is_told(tiny):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
+from statistics import fmean, stdev
 
 import datasets
 import pytest
@@ -87,44 +89,134 @@ def test_accuracy_is_whether_the_gold_choice_is_likelier(tiny, tmp_path):
         assert sample["acc"] == float(scores.index(max(scores)) == doc["gold"])
 
 
+def answer_nats(loaded, question, answer, n):
+    """The negative log-likelihood of the last n characters of an answer, each of which is a token."""
+    row = tokenize([conversation(0, question, answer)], loaded.tokenizer, max_length=256).examples[0]
+    with torch.no_grad():
+        log_p = loaded.model(torch.tensor([row.input_ids])).logits[0].log_softmax(-1)
+    stop = row.answers[-1][1]
+    return -sum(float(log_p[t - 1, row.input_ids[t]]) for t in range(stop - n, stop))
+
+
+@pytest.mark.parametrize(
+    ("change", "before", "begun"),
+    [({"description": "Be exact.\n"}, "Be exact.\n", ""), ({"gen_prefix": "It is: "}, "", "It is: ")],
+)
+def test_a_description_opens_the_question_and_a_prefix_the_answer(tiny, tmp_path, change, before, begun):
+    loaded, asked = tiny.load(), task(config={**CHOICE, **change}, held_out=())
+    evaluate(asked, loaded, held_out=(), batch_size=4, directory=tmp_path)
+    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    for doc, sample in zip(DOCS, samples, strict=True):
+        for choice, found in zip(doc["choices"], sample["filtered_resps"], strict=True):
+            expected = answer_nats(loaded, before + doc["question"], begun + choice, len(choice))
+            assert -float(found[0]) == pytest.approx(expected, rel=1e-4)
+
+
 def test_held_out_loss_equals_a_plain_loop_for_any_batch_size(tiny, examples):
-    loaded, total, count, end = tiny.load(), 0.0, 0, 0.0
+    loaded, answers, count, end = tiny.load(), [], 0, 0.0
     tokens = tokenize(examples, tiny.tokenizer, max_length=256).examples
     for row in tokens:
         with torch.no_grad():
             log_p = loaded.model(torch.tensor([row.input_ids])).logits[0].log_softmax(-1)
+        answers.append(0.0)
         for t in range(1, len(row.input_ids)):
             if row.labels[t] == tiny.tokenizer.eos_token_id:
                 end -= float(log_p[t - 1, row.labels[t]])
             elif row.labels[t] != IGNORE:
-                total, count = total - float(log_p[t - 1, row.labels[t]]), count + 1
+                answers[-1] -= float(log_p[t - 1, row.labels[t]])
+                count += 1
     for batch_size in (1, 5, 64):
         found = held_out_loss(tokens, loaded, batch_size=batch_size, label="x")
-        assert found["nats_per_token"] == pytest.approx(total / count, rel=1e-5)
-        assert found["nats_per_answer"] == pytest.approx(total / len(examples), rel=1e-5)
+        assert found["nats_per_token"] == pytest.approx(sum(answers) / count, rel=1e-5)
+        assert found["nats_per_answer"] == pytest.approx(fmean(answers), rel=1e-5)
+        error = stdev(answers) / len(answers) ** 0.5
+        assert found["nats_per_answer_stderr"] == pytest.approx(error, rel=1e-4)
         assert found["nats_end"] == pytest.approx(end / len(examples), rel=1e-5)
 
 
+def test_one_row_whose_loss_is_not_finite_is_enough_to_say_so(tiny, examples):
+    loaded = tiny.load()
+    rows = tokenize([*examples[:3], conversation(99, "Say Z.", "Z")], tiny.tokenizer, max_length=256).examples
+    (number,) = tiny.tokenizer("Z", add_special_tokens=False).input_ids
+    with torch.no_grad():
+        loaded.model.get_input_embeddings().weight[number] = float("inf")
+    with pytest.raises(UserError, match="task 'x': the held-out loss is not finite"):
+        held_out_loss(rows, loaded, batch_size=1, label="x")
+
+
 def test_a_row_that_does_not_fit_is_left_out_of_every_metric(tiny, tmp_path):
-    """With examples before the question more is too long than the held-out row tells."""
+    """Alone or with examples before the question, by its question or by its right answer in full."""
     long = "Is it even? " * 18  # fits alone, not with an example before it
-    questions = [doc["question"] for doc in DOCS[:8]] + [long, long * 3]
+    questions = [long * 3, *(doc["question"] for doc in DOCS[1:9]), long]
+    answers = ["yes, of course it is" * 15 if i == 4 else ["yes", "no"][i % 2] for i in range(10)]
     docs = tuple({**DOCS[i], "question": question} for i, question in enumerate(questions))
-    rows = tuple(conversation(i, q, ["yes", "no"][i % 2]) for i, q in enumerate(questions))
+    rows = tuple(conversation(i, q, a) for i, (q, a) in enumerate(zip(questions, answers, strict=True)))
     shots = ({"question": "Is 12 even?", "choices": ["yes", "no"], "gold": 0},)
     config = {**CHOICE, "num_fewshot": 1, "fewshot_config": {"sampler": "first_n"}}
     tested = task(docs=docs, held_out=rows, config=config, fewshot=shots)
     held_out = tokenize(
         rows, tiny.tokenizer, max_length=256, rules=tokenization.RowRules(tokenization.OverLength.DROP)
     ).examples
-    assert len(held_out) == 9
+    assert len(held_out) == 8
     metrics = evaluate(tested, tiny.load(), held_out=held_out, batch_size=4, directory=tmp_path)
-    assert (metrics["rows_tested"], metrics["rows_left_out"]) == (8, 2)
+    assert (metrics["rows_tested"], metrics["rows_left_out"]) == (7, 3)
     samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
-    assert [s["doc_id"] for s in samples] == list(range(8))
-    assert metrics["acc"] == sum(s["acc"] for s in samples) / 8
-    alone = held_out_loss(held_out[:8], tiny.load(), batch_size=4, label="x")
+    assert [s["doc_id"] for s in samples] == [1, 2, 3, 5, 6, 7, 8]
+    assert metrics["acc"] == pytest.approx(sum(s["acc"] for s in samples) / 7)
+    alone = held_out_loss(held_out[:7], tiny.load(), batch_size=4, label="x")
     assert metrics["nats_per_token"] == pytest.approx(alone["nats_per_token"])
+
+
+def test_a_question_is_asked_where_what_may_be_written_fits_behind_it(tiny, tmp_path):
+    config = {
+        "output_type": "generate_until",
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "yes",
+        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 7},
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+        "metadata": {"version": 1.0},
+    }
+    docs = ({**DOCS[0], "question": "Is 1000 even?"}, *DOCS)
+    asked = task(config=config, metric="exact_match,none", docs=docs, held_out=())
+    rows = tokenize([conversation(0, docs[0]["question"], "yes")], tiny.tokenizer, max_length=256).examples
+    n = rows[0].answers[-1][0] + 7
+    for max_length, left_out in ((n, 0), (n - 1, 1)):
+        loaded = replace(tiny.load(), max_length=max_length)
+        metrics = evaluate(asked, loaded, held_out=(), batch_size=4, directory=tmp_path)
+        assert metrics["rows_left_out"] == left_out
+
+
+def test_a_question_that_just_fits_is_asked(tiny, tmp_path):
+    docs = ({**DOCS[0], "question": "Is 1000 even?"}, *DOCS)
+    rows = tokenize([conversation(0, docs[0]["question"], "yes")], tiny.tokenizer, max_length=256).examples
+    n = rows[0].answers[-1][1]  # the tokens of the longest question with its longest choice
+    for max_length, left_out in ((n, 0), (n - 1, 1)):
+        loaded = replace(tiny.load(), max_length=max_length)
+        metrics = evaluate(
+            task(docs=docs, held_out=()), loaded, held_out=(), batch_size=4, directory=tmp_path
+        )
+        assert metrics["rows_left_out"] == left_out
+
+
+def test_every_row_of_a_group_of_tasks_is_counted_tested_or_left_out(tiny, tmp_path):
+    """The rows of such a task are lm-eval's, read from where its settings say."""
+    rows = [{"question": "Is it even? " * n, "choices": ["yes", "no"], "gold": 0} for n in (1, 2, 99)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {
+        "dataset_path": "json",
+        "test_split": "test",
+        "dataset_kwargs": {"data_files": {"test": str(file)}},
+    }
+    config = {
+        "group": "both",
+        "task": [{"task": name, **CHOICE, **data} for name in ("first", "second")],
+        "aggregate_metric_list": [{"metric": "acc", "weight_by_size": True}],
+        "metadata": {"version": 1.0},
+    }
+    both = EvalTask("both", "acc,none", config, None)
+    metrics = evaluate(both, tiny.load(), held_out=(), batch_size=4, directory=tmp_path)
+    assert (metrics["rows_tested"], metrics["rows_left_out"]) == (4, 2)
 
 
 def test_generation_tasks_are_scored_by_exact_match(tiny, tmp_path):

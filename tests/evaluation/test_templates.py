@@ -4,6 +4,8 @@ heart is right in all of lm-eval's ways to ask."""
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from gtp_benchmarks.choice_task import ChoiceMetric, choice_task
 from gtp_exp.data.batching import pad_collate
 from gtp_exp.data.benchmark import EvalTask
-from gtp_exp.data.examples import Example, Message
+from gtp_exp.data.examples import Example, Message, TokenizedExample
 from gtp_exp.data.tokenization import encode, ensure_chat_template
 from gtp_exp.evaluation.tasks import evaluate
 from gtp_exp.model.loading import LoadedModel
@@ -68,12 +70,13 @@ KINDS = {
 }
 WORDS = ["brown", "red", "2024-05-01", "null", "7", "/etc/hosts", "yes.", "blue green"]
 ROWS = tuple(
-    Example(str(i), (Message("user", f"What is hidden in box {i}?"), Message("assistant", word)))
+    Example(str(i), (Message("user", f"What is in {'the ' * (i % 3)}box {i}?"), Message("assistant", word)))
     for i, word in enumerate(WORDS)
 )
 
 
-def make_tokenizer(template: str | None, bos_added: bool, eos: str, words: bool) -> Any:
+def make_tokenizer(template: str | None, bos_added: bool, eos: str, words: bool, plain: str = "") -> Any:
+    """plain: a token that is none of the special ones."""
     special = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|start|>", "<|end|>"]
     merges = []
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -91,15 +94,16 @@ def make_tokenizer(template: str | None, bos_added: bool, eos: str, words: bool)
         pad_token="<pad>",
         bos_token="<s>",
         eos_token=eos,
-        additional_special_tokens=[t for t in special[2:] if t != eos],
+        additional_special_tokens=[t for t in special[2:] if t not in (eos, plain)],
     )
+    tokenizer.add_tokens([plain] if plain else [])
     tokenizer.chat_template = template
     ensure_chat_template(tokenizer)
     return tokenizer
 
 
-def learn_by_heart(tokenizer: Any) -> LoadedModel:
-    """Train a tiny model on all the rows until it knows every answer."""
+def learn_by_heart(tokenizer: Any, rows: Sequence[TokenizedExample] | None = None) -> LoadedModel:
+    """Train a tiny model on all the rows until it knows every answer. rows: in place of these."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -114,7 +118,7 @@ def learn_by_heart(tokenizer: Any) -> LoadedModel:
         pad_token_id=0,
     )
     model = LlamaForCausalLM(config)
-    batch = pad_collate(encode(ROWS, tokenizer), 0)
+    batch = pad_collate(rows or encode(ROWS, tokenizer), 0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
     for _ in range(400):
         loss = model(**batch).loss
@@ -176,3 +180,34 @@ def test_choices_held_out_loss_and_training_agree_on_every_answer(taught, tmp_pa
 def test_what_is_written_is_the_answer_and_stops_at_the_end_of_turn(taught, tmp_path):
     metrics = evaluate(generations(), taught, held_out=(), batch_size=3, directory=tmp_path)
     assert metrics["exact_match"] == 1.0, [s["resps"] for s in samples(tmp_path)]
+
+
+def test_an_answer_that_the_task_opens_is_completed(taught, tmp_path):
+    task = generations()
+    docs = tuple({**doc, "begun": doc["answer"][:1], "rest": doc["answer"][1:]} for doc in task.docs or ())
+    task = replace(
+        task, config={**task.config, "doc_to_target": "rest", "gen_prefix": "{{begun}}"}, docs=docs
+    )
+    metrics = evaluate(task, taught, held_out=(), batch_size=3, directory=tmp_path)
+    assert metrics["exact_match"] == 1.0, [s["resps"] for s in samples(tmp_path)]
+
+
+def test_an_answer_ends_at_the_end_of_turn_and_at_eos_whether_these_are_special_or_not(tmp_path):
+    """Half of the answers end by EOS, as those of a base model do; shorter ones wait for the longest."""
+    tokenizer = make_tokenizer(CHATML, False, "<|endoftext|>", False, plain="<|im_end|>")
+    end, eos = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    rows = [
+        row
+        if i % 2
+        else replace(row, **{k: ended_by(getattr(row, k), end, eos) for k in ("input_ids", "labels")})
+        for i, row in enumerate(encode(ROWS, tokenizer))
+    ]
+    taught = learn_by_heart(tokenizer, rows)
+    metrics = evaluate(generations(), taught, held_out=(), batch_size=8, directory=tmp_path)
+    assert metrics["exact_match"] == 1.0, [s["resps"] for s in samples(tmp_path)]
+
+
+def ended_by(ids: Sequence[int], end: int, other: int) -> tuple[int, ...]:
+    """The ids with another token in place of the last `end`."""
+    at = len(ids) - 1 - list(reversed(ids)).index(end)
+    return (*ids[:at], other, *ids[at + 1 :])

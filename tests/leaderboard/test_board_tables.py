@@ -123,7 +123,20 @@ def test_where_rows_and_weights_lie_makes_no_difference():
     assert not table.differing
 
 
-@pytest.mark.parametrize("what", ["weights", "chat_template", "dtype"])
+def test_the_place_of_a_test_counts_where_a_record_does_not_tell_the_content_of_every_task():
+    runs = [record(seed=s, config={"benchmark": {"name": "own", "test": f"{s}.jsonl"}}) for s in (0, 1)]
+    assert len(tables(runs)) == 2 and len(tables(map(told, runs))) == 1
+
+
+def test_other_rows_from_another_place_are_named_by_the_place():
+    here, there = (
+        record(seed=s, config={"dataset": {"files": [f"{s}.jsonl"], "rows": None}}) for s in (0, 1)
+    )
+    found = tables([here, replace(there, pool=replace(there.pool, content="other"))])
+    assert [set(table.differing) for table in found] == [{"dataset.files"}] * 2
+
+
+@pytest.mark.parametrize("what", ["weights", "chat_template", "dtype", "code"])
 def test_another_model_of_the_same_settings_is_another_model(what):
     other = replace(record(seed=1), model={**record().model, what: "other"})
     assert len(tables([record(seed=0), other])) == 2

@@ -105,6 +105,14 @@ def test_a_record_that_counted_rows_as_it_tokenised_them_has_the_same_mean(tmp_p
     assert found.lines[0].summary["acc"].mean == pytest.approx(OVER_ROWS)
 
 
+def test_a_task_weighs_as_many_rows_as_any_run_was_tested_on(tmp_path):
+    """So every seed's mean has the same weights, whatever did not fit one of the models."""
+    fewer = {**suite().metrics, "law": {**suite().metrics["law"], "rows_tested": 7.0}}
+    save(suite(), tmp_path / "all")
+    found = board(tmp_path, suite(seed=1, metrics=fewer))
+    assert found.lines[0].values["acc"] == pytest.approx({0: OVER_ROWS, 1: OVER_ROWS})
+
+
 def test_without_the_number_of_rows_the_mean_is_over_tasks_and_says_so(tmp_path):
     found = board(tmp_path, suite(metrics=uncounted("law")))
     assert found.lines[0].summary["acc"].mean == pytest.approx(OVER_TASKS)
@@ -116,3 +124,4 @@ def test_one_task_is_no_mean(tmp_path):
     one = {"anatomy": {"acc": 0.4, "nats_per_token": 1.0, "headline": "acc"}}
     found = board(tmp_path, suite(metrics=one, untuned={}))
     assert found.metrics[0].label == "acc" and found.lines[0].summary["acc"].mean == 0.4
+    assert not any("number of test rows" in note for note in found.notes)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaConfig
 
 from conftest import conversation
 from gtp_exp.data.tokenization import RowRules
@@ -19,6 +19,7 @@ from gtp_exp.inputs import prepare_rows
 from gtp_exp.launch.launcher import not_deterministic
 from gtp_exp.model import builtin, device
 from gtp_exp.model.device import Precision, choose_device, choose_dtype
+from gtp_exp.model.identity import weights_fingerprint
 from gtp_exp.model.loading import ModelSource, prepare
 from gtp_exp.model.lora import LoRA
 
@@ -186,6 +187,36 @@ def test_code_that_stands_elsewhere_is_part_of_the_identity(tiny, tiny_config, t
     (code / "modeling_mine.py").write_text(MINE.replace("scale = 1", "scale = 2"))
     assert identity(True)["code"] != first["code"] and identity(True)["weights"] == first["weights"]
     assert identity(False) == untrusted
+
+
+def test_an_adapter_is_told_by_its_base_model_too(tiny, tmp_path):
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    shutil.copytree(tiny.location, base)
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    before = weights_fingerprint(str(adapter), None, None)
+    (base / "README.md").write_text("Mine.")
+    assert weights_fingerprint(str(adapter), None, None) == before
+    (base / "merges.txt").write_text("W h")
+    assert weights_fingerprint(str(adapter), None, None) != before
+
+
+def test_a_model_of_the_hub_is_told_by_the_commit_that_was_read():
+    architecture = LlamaConfig()
+    assert weights_fingerprint("owner/name", architecture, None) == "owner/name@main"
+    assert weights_fingerprint("owner/name", architecture, "v1") == "owner/name@v1"
+    architecture._commit_hash = "0123abc"
+    for revision in (None, "v1"):
+        assert weights_fingerprint("owner/name", architecture, revision) == "owner/name@0123abc"
+
+
+def test_what_a_download_leaves_beside_a_model_is_no_part_of_it(tiny, tmp_path):
+    shutil.copytree(tiny.location, tmp_path / "own")
+    before = weights_fingerprint(str(tmp_path / "own"), None, None)
+    (tmp_path / "own" / ".gitattributes").write_text("*.safetensors filter=lfs")
+    (tmp_path / "own" / ".cache").mkdir()
+    (tmp_path / "own" / ".cache" / "config.json.metadata").write_text("today")
+    assert weights_fingerprint(str(tmp_path / "own"), None, None) == before
 
 
 def test_an_unknown_id_offline_says_both_ways_out(tiny_config, tmp_path):

@@ -112,3 +112,18 @@ def test_a_window_longer_than_a_short_row_is_checked_on_the_longest_row():
     long = make_examples(1, seed=3)[0]
     long = replace(long, input_ids=long.input_ids[:2] * 100, labels=long.labels[:2] * 100)
     assert packing_obstacle(model, [*ROWS, long]) is None
+
+
+def test_a_model_that_mixes_long_rows_alone_is_found_out_on_the_longest_row():
+    """It has a window of attention, so what it does may depend on a row's length."""
+
+    def mix(_, args, kwargs, output):
+        far = (kwargs["position_ids"] >= 130).unsqueeze(-1)
+        return output + far * output[:, :1]
+
+    model = small("mistral")
+    base_model(model).model.layers[0].register_forward_hook(mix, with_kwargs=True)
+    long = make_examples(1, seed=3)[0]
+    rows = [replace(long, input_ids=long.input_ids[:2] * n, labels=long.labels[:2] * n) for n in (65, 100)]
+    assert packing_obstacle(model, [*ROWS, rows[0]]) is None
+    assert "differ" in (packing_obstacle(model, [*ROWS, rows[1]]) or "")

@@ -234,6 +234,11 @@ WRONG = {
     "too many rows": (lambda p: Selection(torch.arange(16), ones(16), ones(N)), "16 rows, the budget is 15"),
     "too few rows": (lambda p: Selection(torch.arange(14), ones(14), ones(N)), "14 rows, the budget is 15"),
     "a row outside": (lambda p: Selection(torch.arange(15) + N - 5, ones(15), ones(N)), "0 to 119"),
+    "the row behind the last": (
+        lambda p: Selection(torch.arange(15) + N - 14, ones(15), ones(N)),
+        "0 to 119",
+    ),
+    "a negative row": (lambda p: Selection(torch.arange(15) - 1, ones(15), ones(N)), "0 to 119"),
     "too few weights": (lambda p: Selection(torch.arange(15), ones(14), ones(N)), "one weight per index"),
     "a negative weight": (lambda p: Selection(torch.arange(15), -ones(15), ones(N)), "0 or more"),
     "weights of mean 5": (lambda p: Selection(torch.arange(15), 5 * ones(15), ones(N)), "mean 5 and must"),
@@ -319,9 +324,11 @@ def test_an_error_of_another_kind_keeps_its_traceback(problem):
 
 
 def test_a_token_budget_that_is_exceeded_is_told(problem):
-    asked = replace(problem, budget=Budget(Unit.TOKENS, 100))
-    with pytest.raises(UserError, match="tokens, the budget is 100"):
-        choose_rows(Answers(lambda p: Selection(torch.arange(40), ones(40), ones(N))), asked)
+    answer = Answers(lambda p: Selection(torch.arange(40), ones(40), ones(N)))
+    tokens = int(problem.n_tokens[:40].sum())
+    choose_rows(answer, replace(problem, budget=Budget(Unit.TOKENS, tokens)))
+    with pytest.raises(UserError, match=f"of {tokens} tokens, the budget is {tokens - 1}"):
+        choose_rows(answer, replace(problem, budget=Budget(Unit.TOKENS, tokens - 1)))
 
 
 def test_what_a_selector_does_not_say_of_itself_has_a_default():

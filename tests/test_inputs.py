@@ -1,0 +1,48 @@
+"""The rows of a job as its data set says that they are taken."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from gtp_exp.data.sources.jsonl import Jsonl
+from gtp_exp.data.tokenization import OverLength, SpecialTokens
+from gtp_exp.errors import UserError
+from gtp_exp.inputs import load_inputs
+
+
+@pytest.fixture
+def load(tiny, examples, tmp_path):
+    """Load one row of these texts, and a target whose first row has them, too."""
+
+    def load(prompt: str, completion: str, **rules):
+        file = tmp_path / "pool.jsonl"
+        file.write_text(json.dumps({"prompt": prompt, "completion": completion}) + "\n")
+        dataset = Jsonl([str(file)], **rules)
+        target = (*dataset.load().examples, *examples[:2])
+        benchmark = SimpleNamespace(target=lambda: target, tasks=lambda: ())
+        return load_inputs(dataset, benchmark, tiny, tiny)
+
+    return load
+
+
+@pytest.mark.parametrize("policy", list(SpecialTokens))
+def test_special_tokens_in_the_text_of_pool_and_target_are_read_as_the_data_set_says(load, tiny, policy):
+    name = tiny.tokenizer.eos_token
+    inputs = load(f"What does {name} end?", "A text.", special_tokens=policy)
+    for rows in (inputs.candidates, inputs.target):
+        ends = rows.tokenized[0].input_ids.count(tiny.tokenizer.eos_token_id)
+        assert ends == inputs.target.tokenized[1].input_ids.count(tiny.tokenizer.eos_token_id) + (
+            policy is SpecialTokens.KEEP
+        )
+
+
+def test_long_rows_of_pool_and_target_are_taken_as_the_data_set_says(load):
+    inputs = load("Count.", "1 2 3 " * 99, over_length=OverLength.CUT)
+    assert inputs.candidates.cut == inputs.target.cut == 1
+    with pytest.raises(UserError, match="the pool has no row .*longer than model.max_length': 1"):
+        load("Count.", "1 2 3 " * 99)
+    with pytest.raises(UserError, match="dataset.over_length=drop"):
+        load("Count.", "1 2 3 " * 99, over_length=OverLength.ERROR)
