@@ -23,16 +23,9 @@ SLOW = (
     *("test_command_line.py", "test_processes.py", "reliability", "test_experiments.py", "test_extending.py"),
     *("launch", "test_experiment.py", "estimate", "test_api.py", "selection/test_selectors.py", "gradients"),
     *("test_changed_files.py", "selection/test_distributed.py", "benchmarks", "selection/test_streaming.py"),
-    *(
-        "selection/atoms/test_fused.py",
-        "model",
-        "training",
-        "evaluation",
-        "test_wheel.py",
-        "test_security.py",
-    ),
-    *("test_stages.py", "test_tracking.py", "test_gpu.py", "baselines/test_model_passes.py"),
-    "baselines/test_sentence_knn.py",
+    *("selection/atoms/test_fused.py", "model", "training", "evaluation", "test_wheel.py"),
+    *("test_security.py", "test_stages.py", "test_tracking.py", "test_gpu.py"),
+    *("baselines/test_model_passes.py", "baselines/test_sentence_knn.py"),
 )
 MODELS = {"tiny", "tiny_config"}  # fixtures that bring a model
 
