@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -14,6 +15,35 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from gtp_exp.data.examples import Example, Message  # noqa: E402
+
+HERE = Path(__file__).resolve().parent
+# Folders and files whose tests need a model, jobs or several processes; what takes longest comes first, so
+# that no process is left alone with it at the end.
+SLOW = (
+    *("test_command_line.py", "test_processes.py", "reliability", "test_experiments.py", "test_extending.py"),
+    *("launch", "test_experiment.py", "estimate", "test_api.py", "selection/test_selectors.py", "gradients"),
+    *("test_changed_files.py", "selection/test_distributed.py", "benchmarks", "selection/test_streaming.py"),
+    *("selection/atoms/test_fused.py", "model", "training", "evaluation", "test_wheel.py"),
+    *("test_security.py", "test_stages.py", "test_tracking.py", "test_gpu.py"),
+    *("baselines/test_model_passes.py", "baselines/test_sentence_knn.py"),
+)
+MODELS = {"tiny", "tiny_config"}  # fixtures that bring a model
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the slow tests, for `-m "not slow"`, and bring them to the front."""
+    if missing := [name for name in SLOW if not (HERE / name).exists()]:
+        raise pytest.UsageError(f"tests/conftest.py calls slow what is not there: {missing}")
+    of_file = {path: _place(path) for path in {item.path for item in items}}
+    for item in items:
+        if of_file[item.path] < len(SLOW) or MODELS & set(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: of_file[item.path])
+
+
+def _place(path: Path) -> int:
+    """Return which entry of SLOW a file belongs to, or their number if to none."""
+    return next((i for i, name in enumerate(SLOW) if (HERE / name) in (path, *path.parents)), len(SLOW))
 
 
 @pytest.fixture(scope="module", autouse=True)

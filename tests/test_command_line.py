@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -61,25 +60,6 @@ def test_help_and_the_composed_config_are_printed(tmp_path):
     job = call(tmp_path, "--cfg=job")
     assert "_target_: gtp_exp.model.loading.ModelConfig" in job.stdout
     assert not (tmp_path / "outputs").exists()
-
-
-def test_the_wheel_works_in_another_folder(tmp_path):
-    """Packages, YAML and the page's template are all in it."""
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*build, "--wheel-dir", str(tmp_path), str(ROOT)], check=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    unpacked = tmp_path / "site"
-    zipfile.ZipFile(wheel).extractall(unpacked)
-    environment = {**ENVIRONMENT, "PYTHONPATH": str(unpacked)}
-    code = "import gtp_exp; print(gtp_exp.__file__)"
-    for command in (["-c", code], ["-m", "gtp_exp", "--cfg", "job", "selector=less"]):
-        done = subprocess.run(
-            [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        assert str(unpacked) in done.stdout or "_target_: gtp_baselines.less.LESS" in done.stdout
-    assert (unpacked / "gtp_exp" / "leaderboard" / "page" / "page.html.j2").is_file()
-    assert (unpacked / "gtp_benchmarks" / "skills" / "pool.py").is_file()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from gtp_exp.errors import UserError
 
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in WHOLE)
 OPTIONS = [(group, name) for group in GROUPS for name in names(group)]
-NODES = {f"{group}/{name}": option(group, name, *REQUIRED.get((group, name), [])) for group, name in OPTIONS}
 JUNK = st.one_of(
     st.none(),
     st.booleans(),
@@ -27,6 +26,10 @@ JUNK = st.one_of(
     st.lists(st.one_of(st.integers(), st.text(max_size=5), st.none()), max_size=3),
     st.dictionaries(st.text(max_size=5), st.integers(), max_size=2),
 )
+
+
+def node_of(group, name):
+    return option(group, name, *REQUIRED.get((group, name), []))
 
 
 def leaves(node, path=()):
@@ -45,28 +48,29 @@ def replaced(node, path, value):
 @settings(max_examples=1500, deadline=None)
 @given(st.data())
 def test_any_value_is_taken_or_refused_by_name(data):
-    option = data.draw(st.sampled_from(sorted(NODES)))
-    path = data.draw(st.sampled_from(list(leaves(NODES[option]))))
+    group, name = data.draw(st.sampled_from(OPTIONS))
+    node = node_of(group, name)
+    path = data.draw(st.sampled_from(list(leaves(node))))
     value = data.draw(JUNK)
     try:
-        build(replaced(NODES[option], path, value), option.split("/")[0])
+        build(replaced(node, path, value), group)
     except UserError as error:
         message = str(error)
-        assert len(message) < 2000 and any(part in message for part in (*path, option.split("/")[0]))
+        assert len(message) < 2000 and any(part in message for part in (*path, group))
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_a_key_too_many_is_named_and_one_too_few_takes_the_classes_default(data):
-    option = data.draw(st.sampled_from(sorted(NODES)))
-    node = dict(NODES[option])
+    group, name = data.draw(st.sampled_from(OPTIONS))
+    node = node_of(group, name)
     key = data.draw(st.one_of(st.sampled_from(sorted(node)), st.text(min_size=1, max_size=12)))
     if key in node:
         del node[key]
     else:
         node[key] = 1
     try:
-        built = build(node, option.split("/")[0])
+        built = build(node, group)
     except UserError as error:
         assert key in str(error) or repr(key)[1:-1] in str(error)
     else:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -16,24 +17,21 @@ OURS = ("gtp_exp", "gtp_baselines", "gtp_benchmarks")
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """Return the folder that the wheel is installed into; its dependencies are those of this interpreter."""
-    folder = tmp_path_factory.mktemp("installed")
-    pip = [sys.executable, "-m", "pip"]
-    build = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT)]
-    subprocess.run([*pip, *build], check=True)
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("built")
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*build, "--wheel-dir", str(folder), str(ROOT)], check=True)
     (wheel,) = folder.glob("*.whl")
-    install = [
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-compile",
-        "--target",
-        str(folder / "site"),
-        str(wheel),
-    ]
-    subprocess.run([*pip, *install], check=True)
-    return folder / "site"
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """Return the folder that the wheel is installed into; its dependencies are those of this interpreter."""
+    site = tmp_path_factory.mktemp("installed") / "site"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
+    subprocess.run([*install, "--target", str(site), str(wheel)], check=True)
+    return site
 
 
 @pytest.fixture
@@ -52,6 +50,18 @@ def python(installed, home, *arguments):
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_the_wheel_works_in_another_folder(wheel, tmp_path):
+    """Packages, YAML and the page's template are all in it."""
+    unpacked = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(unpacked)
+    code = "import gtp_exp; print(gtp_exp.__file__)"
+    assert str(unpacked) in python(unpacked, tmp_path, "-c", code)
+    shown = python(unpacked, tmp_path, "-m", "gtp_exp", "--cfg", "job", "selector=less")
+    assert "_target_: gtp_baselines.less.LESS" in shown
+    assert (unpacked / "gtp_exp" / "leaderboard" / "page" / "page.html.j2").is_file()
+    assert (unpacked / "gtp_benchmarks" / "skills" / "pool.py").is_file()
 
 
 def test_the_users_own_packages_come_first_and_ours_are_the_installed_ones(installed, home):

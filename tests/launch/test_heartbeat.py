@@ -77,11 +77,17 @@ def test_a_job_beyond_its_time_is_stopped_and_says_so(tmp_path):
     assert not list(tmp_path.rglob(heartbeat.NAME))
 
 
+# The command line with less patience for a worker that does not end; the default is 20 seconds.
+IMPATIENT = (
+    "from gtp_exp.launch import launcher; launcher.GRACE_S = 2.0; from gtp_exp.__main__ import main; main()"
+)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
 def test_a_worker_that_hangs_is_stopped_and_its_record_says_so(tmp_path):
-    job = command(*LONG, "launch.stall_limit_minutes=0.2")
+    python, _, _, *arguments = command(*LONG, "launch.stall_limit_minutes=0.1")
     parent = subprocess.Popen(
-        job,
+        [python, "-c", IMPATIENT, *arguments],
         cwd=tmp_path,
         env=ENVIRONMENT,
         stderr=subprocess.PIPE,
@@ -93,5 +99,5 @@ def test_a_worker_that_hangs_is_stopped_and_its_record_says_so(tmp_path):
     _, printed = parent.communicate(timeout=90)
     assert parent.returncode == 124 and gone(worker)
     found = record(tmp_path)
-    assert found["state"] == "failed" and "0.2 minutes without progress" in found["error"]
+    assert found["state"] == "failed" and "0.1 minutes without progress" in found["error"]
     assert found["error"] in printed
