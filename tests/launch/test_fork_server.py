@@ -29,7 +29,7 @@ WORKER = f"""
 import os, signal, sys
 from gtp_exp.launch.fork_server import serve
 asked = sys.argv[1] == "{SERVE}"
-path = serve(int(sys.argv[2]), ("numpy", "missing", "state")) if asked else sys.argv[1]
+path = serve(int(sys.argv[2]), ("numpy.random", "missing", "state")) if asked else sys.argv[1]
 exec(open(path).read())
 """
 STATE = """
@@ -39,6 +39,7 @@ told = {
     "environment": dict(os.environ), "folder": os.getcwd(), "state": state.value, "sys.argv": sys.argv[1:],
     "handlers": [str(signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)],
     "threads": len(os.listdir("/proc/self/task")), "path": sys.path, "late": __import__("late").value,
+    "collects": __import__("gc").isenabled(),
 }
 drawn = [random.random(), float(numpy.random.random())]
 os.environ["CHANGED"], state.value, numpy.random.random = "yes", "changed", None
@@ -181,6 +182,8 @@ def test_ctrl_c_at_a_terminal_interrupts_the_job_and_not_the_server(jobs):
     for pid in (server, job.pid):
         os.kill(pid, signal.SIGINT)
     assert job.wait(30) == 130
+    os.kill(server, signal.SIGINT)  # between two jobs
+    assert not gone(server, 0.3)
     assert jobs.start("").wait(30) == 0 and server_pid() == server
 
 

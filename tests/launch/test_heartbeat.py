@@ -101,3 +101,12 @@ def test_a_worker_that_hangs_is_stopped_and_its_record_says_so(tmp_path):
     found = record(tmp_path)
     assert found["state"] == "failed" and "0.1 minutes without progress" in found["error"]
     assert found["error"] in printed
+
+
+def test_progress_does_not_lengthen_the_time_of_a_job(tmp_path):
+    watch = JobWatch(tmp_path, time_limit_s=60.0, stall_limit_s=60.0)
+    (tmp_path / heartbeat.NAME).write_text("1")
+    assert watch.exceeded() is None
+    watch.began -= 61
+    (tmp_path / heartbeat.NAME).write_text("2")
+    assert watch.exceeded() == "stopped after 1 minutes (launch.time_limit_minutes)"
