@@ -1,4 +1,4 @@
-"""Shared by all tests: everything offline, and a tiny model that is made once."""
+"""Shared by all tests: everything offline, which are slow, and a tiny model that is made once."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ import torch  # noqa: E402
 from gtp_exp.data.examples import Example, Message  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
-# Folders and files whose tests need a model, jobs or several processes; what takes longest comes first, so
-# that no process is left alone with it at the end.
+# Folders and files whose tests need a model, jobs, several processes or many seconds. What takes longest
+# comes first, so that no process is left alone with it at the end. A single slow test is marked in its file.
 SLOW = (
     *("test_command_line.py", "test_processes.py", "reliability", "test_experiments.py", "test_extending.py"),
     *("launch", "test_experiment.py", "estimate", "test_api.py", "selection/test_selectors.py", "gradients"),
     *("test_changed_files.py", "selection/test_distributed.py", "benchmarks", "selection/test_streaming.py"),
     *("selection/atoms/test_fused.py", "model", "training", "evaluation", "test_wheel.py"),
     *("test_security.py", "test_stages.py", "test_tracking.py", "test_gpu.py"),
-    *("baselines/test_model_passes.py", "baselines/test_sentence_knn.py"),
+    *("test_config_fuzz.py", "data/test_generation.py", "baselines/test_model_passes.py"),
+    "baselines/test_sentence_knn.py",
 )
 MODELS = {"tiny", "tiny_config"}  # fixtures that bring a model
 

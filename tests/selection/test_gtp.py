@@ -195,6 +195,7 @@ def test_fewer_near_copies_than_independent_top_k():
     assert pairs(selection.indices) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("settings", [{}, {"subspace": "pca", "subspace_dim": 8}], ids=str)
 def test_the_choice_does_not_depend_on_chunks_memory_or_threads(dtype, settings):

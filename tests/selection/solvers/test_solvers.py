@@ -82,6 +82,7 @@ def test_the_result_is_what_it_says(name, ridge):
     assert pursuit.kkt < 1e-8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [100, 500])
 def test_cosamp_fits_as_well_as_orthogonal_matching_pursuit(size):
     data = clusters(20_000, 1024, seed=0)
