@@ -34,11 +34,11 @@ class GIST(Selector):
     """Choose the rows whose gradients align best with the target's within the target's own subspace."""
 
     direction: str = "sgd"  # of candidates and target alike
-    target_end_of_turn: Weight = 0.0  # published: target rows carry no loss on it
     checkpoint: int = -1  # along the trajectory from 0; -1 is the last
     rank: int = 150
     subspace_rows: int = 8192  # target rows that estimate the subspace, at most
     aggregation: Aggregation = Aggregation.MAX_SUBTASK
+    target_end_of_turn: Weight = 0.0  # published: target rows carry no loss on it
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
 

@@ -35,8 +35,8 @@ class LESS(Selector):
 
     direction: str = "less"  # of the candidates
     target_direction: str = "sgd"
-    target_end_of_turn: Weight = 0.0  # published: target rows carry no loss on it
     aggregation: Aggregation = Aggregation.MAX_SUBTASK
+    target_end_of_turn: Weight = 0.0  # published: target rows carry no loss on it
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
     version: ClassVar[int] = 2

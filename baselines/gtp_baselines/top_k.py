@@ -37,8 +37,8 @@ class TopK(Selector):
 
     direction: str = "sgd"  # of the candidates
     target_direction: str = "sgd"
-    target_end_of_turn: Weight = 1.0
     similarity: Similarity = Similarity.COSINE
+    target_end_of_turn: Weight = 1.0
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
 

@@ -93,9 +93,10 @@ def plan(jobs: Sequence[Job], parts: Parts | None = None) -> Plan:
 
 
 def _rows_with_gradients(inputs: Inputs, selector: Selector) -> list[tuple[str, PreparedRows]]:
-    """Return `stages.rows_with_gradients`; the parts of target rows that are not here are not told apart."""
-    if inputs.target is not None and unread(inputs.target.examples):
-        return [("pool", inputs.candidates_to_select), ("target", inputs.target)]
+    """Return `stages.rows_with_gradients`; where tokens are not known, the parts of a row are not told apart."""
+    pool, target = inputs.candidates_to_select, inputs.target
+    if target is not None and not all(row.labels for row in target.tokenized):
+        return [("pool", pool), ("target", target)]
     return stages.rows_with_gradients(inputs, selector)
 
 

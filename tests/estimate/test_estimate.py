@@ -80,7 +80,8 @@ def test_what_is_counted_is_what_gets_computed(computed):
         if folder.name not in ("models", "pass")  # passes of a selector are part of its selection
     }
     assert counted == made
-    assert made["gradients"] == 2 and made["warmup"] == 1 and made["finetune"] == 4
+    assert made["gradients"] == 3  # of the pool, of whole target rows, and without their end of turn for LESS
+    assert made["warmup"] == 1 and made["finetune"] == 4
 
 
 def test_the_keys_are_those_of_the_jobs_and_what_is_there_is_done(computed):
