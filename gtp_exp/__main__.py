@@ -147,6 +147,7 @@ def _run_folder(arguments: list[str]) -> list[str]:
         "hydra.sweep.dir": folder,
         "hydra.output_subdir": "null",
         "hydra/job_logging": "none",
+        "+hydra.callbacks.tuning._target_": "gtp_exp.api.sweeps.TuneOnValidation",
     }
     given = {override.partition("=")[0].lstrip("+") for override in parsed.overrides}
     return [f"{key}={value}" for key, value in defaults.items() if key not in given]
