@@ -30,8 +30,8 @@ from gtp_exp.api.start import (
     run_job,
 )
 from gtp_exp.errors import UserError
-from gtp_exp.leaderboard.metrics import headline_mean, metric_named
-from gtp_exp.records.record import RECORD_NAME, SELECTED_NAME, RunRecord, read_record
+from gtp_exp.leaderboard.metrics import LOSS, headline_mean, metric_named
+from gtp_exp.records.record import RECORD_NAME, SELECTED_NAME, RunRecord, ValidationSummary, read_record
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as a shell tells it
 FEW_TASKS = 3  # whose metrics have room at the end of a line
@@ -44,7 +44,7 @@ class JobFailed(CompactHydraException):
 
 @hydra.main(version_base="1.3", config_path=conf_dir(), config_name="config")
 def _job(config: DictConfig) -> float:
-    """One job. Its value is the mean headline metric of its tasks, for a sweeper to optimise."""
+    """One job. Its value is what `value_for_sweeper` says."""
     hydra_config = HydraConfig.get()
     directory = Path(hydra_config.runtime.output_dir)
     os.chdir(hydra_config.runtime.cwd)  # a path means what it means there, with hydra.job.chdir too
@@ -56,8 +56,7 @@ def _job(config: DictConfig) -> float:
     if code == 0:
         record = read_record(directory / RECORD_NAME)
         print(outcome(record, directory), flush=True)  # after all that the worker has logged
-        value = headline_mean(record)
-        return float("nan") if value is None else value
+        return value_for_sweeper(record)
     name = os.path.relpath(directory)
     if hydra_config.mode is RunMode.RUN:
         raise SystemExit(code)
@@ -79,9 +78,19 @@ def _run(config: DictConfig, directory: Path) -> int:
     return run_job(resolved, launch, more_follow=HydraConfig.get().mode is RunMode.MULTIRUN)
 
 
+def value_for_sweeper(record: RunRecord) -> float:
+    """Return the loss on the rows that were held back for validation, lower is better; of a job without any,
+    the mean headline metric of its tests, which no sweeper may optimise; NaN for a job that measured
+    nothing."""
+    if record.validation is not None:
+        return record.validation.tuned.nats_per_token
+    value = headline_mean(record)
+    return float("nan") if value is None else value
+
+
 def outcome(record: RunRecord, directory: Path) -> str:
-    """Return one line on a complete job: what was chosen, where it lies, and the metric of each task if those
-    are few."""
+    """Return one line on a complete job: what was chosen, where it lies, and the loss on validation rows or
+    the metric of each task if those are few."""
     selection, pool = record.selection, record.pool
     if selection is None or pool is None:
         return ""
@@ -92,7 +101,20 @@ def outcome(record: RunRecord, directory: Path) -> str:
         for task, values in record.metrics.items():
             metric = metric_named(str(values["headline"]))
             told.append(f"{task}: {metric.label} {metric.show(float(values[metric.name]))}")
+    if record.validation is not None:
+        told.append(validation_outcome(record.validation))
     return "; ".join(told)
+
+
+def validation_outcome(validation: ValidationSummary) -> str:
+    """Return the loss on validation rows of the tuned and the untuned model in words."""
+    metric = metric_named(LOSS)
+    tuned, untuned = (
+        metric.show(loss.nats_per_token)
+        + (f" \u00b1 {metric.show(loss.nats_per_token_stderr)}" if validation.rows > 1 else "")
+        for loss in (validation.tuned, validation.untuned)
+    )
+    return f"validation on {validation.rows:,} rows: {metric.label} {tuned}, untuned {untuned}"
 
 
 def _estimate(arguments: list[str]) -> int:
@@ -125,6 +147,7 @@ def _run_folder(arguments: list[str]) -> list[str]:
         "hydra.sweep.dir": folder,
         "hydra.output_subdir": "null",
         "hydra/job_logging": "none",
+        "+hydra.callbacks.tuning._target_": "gtp_exp.api.sweeps.TuneOnValidation",
     }
     given = {override.partition("=")[0].lstrip("+") for override in parsed.overrides}
     return [f"{key}={value}" for key, value in defaults.items() if key not in given]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ import torch
 from gtp_exp.cache import Cache, StageResult
 from gtp_exp.data.benchmark import Benchmark
 from gtp_exp.data.sources.base import DataSource
+from gtp_exp.data.validation import Validation
 from gtp_exp.distributed import Processes, connect
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.end_of_turn import LINEAR, check_weight
@@ -22,10 +23,11 @@ from gtp_exp.inputs import Inputs, Overlap, PreparedRows, PreparedTask, check_ag
 from gtp_exp.launch.launcher import Launch
 from gtp_exp.model.device import be_deterministic, choose_device
 from gtp_exp.model.loading import Model, ModelConfig, prepare
-from gtp_exp.records.record import RunRecord, SelectionSummary
+from gtp_exp.records.record import RunRecord, SelectionSummary, TokenLoss, ValidationSummary
 from gtp_exp.records.selected import export, selected_rows, summarise_selection
 from gtp_exp.selection.base import Budget, Need, Selection, Selector
 from gtp_exp.stages import (
+    VALIDATION,
     EvaluatedModel,
     GradientStores,
     SelectionSources,
@@ -34,12 +36,14 @@ from gtp_exp.stages import (
     collect_gradients,
     evaluate_task,
     mirror_history,
+    read_loss,
     read_metrics,
     read_saved_seconds,
     read_selection,
     rows_with_gradients,
     select,
     tune,
+    validate,
     warm_up,
 )
 from gtp_exp.tracking import METRICS_NAME, Journal, NoTracker, RunInfo, Tracker, tracked
@@ -58,6 +62,7 @@ class Until(Enum):
     """Names the last stage of a job."""
 
     EVALUATION = "evaluation"
+    VALIDATION = "validation"  # nothing is tested: to tune settings on rows held back from the target
     SELECTION = "selection"  # nothing is trained: to look at what selectors choose
 
 
@@ -69,6 +74,12 @@ class Settings:
     outputs: str
     until: Until
     eval_batch_size: int
+    validation: Validation = Validation()  # what `until=validation` holds back
+
+    @property
+    def held_back(self) -> Validation | None:
+        """Return which rows are held back from all that a job does before it measures; None for none."""
+        return self.validation if self.until is Until.VALIDATION else None
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
@@ -131,14 +142,16 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
     runner = StageRunner(cache, journal)
     with tracked(journal, RunInfo(job["name"], job["group"], directory, record.config)):
         tuned_model, chooser = prepare_models(experiment.model, experiment.selection_model, cache, device)
-        inputs = load_inputs(experiment.dataset, experiment.benchmark, tuned_model, chooser)
+        inputs = load_inputs(
+            experiment.dataset, experiment.benchmark, tuned_model, chooser, validation=settings.held_back
+        )
         check_agreement(inputs, processes)
         experiment.budget.rows(len(inputs.candidates.examples))  # raises UserError where they are too few
         overlap = Overlap(inputs)
 
-        metrics, untuned, batch_size = {}, {}, settings.eval_batch_size
-        if settings.until is Until.EVALUATION:  # at once: what cannot be tested shows before any training
-            untuned = evaluate_all(runner, EvaluatedModel(tuned_model, None), inputs.tasks, batch_size)
+        before = after = Measured()
+        if settings.until is not Until.SELECTION:  # at once: what cannot be tested shows before any training
+            before = measure(runner, EvaluatedModel(tuned_model, None), inputs, settings.eval_batch_size)
         stores = GradientStores()
         if Need.GRADIENTS in selector.needs:
             trajectory = warm_up(runner, chooser, inputs.candidates_to_select, gradients)
@@ -152,14 +165,16 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
         summary = report_selection(journal, directory, inputs, selection) if processes.main else None
         overlap.count("selected", [inputs.candidates.examples[i] for i in selection.indices.tolist()])
 
-        if settings.until is Until.EVALUATION:
+        if settings.until is not Until.SELECTION:
             tuned = tune(runner, tuned_model, inputs.candidates, selected, experiment.train, settings.seed)
             mirror_history(journal, "finetune", tuned)
-            metrics = evaluate_all(runner, EvaluatedModel(tuned_model, tuned), inputs.tasks, batch_size)
+            after = measure(runner, EvaluatedModel(tuned_model, tuned), inputs, settings.eval_batch_size)
 
-        record = replace(record, selection=summary, leakage=overlap.report, metrics=metrics, untuned=untuned)
-        record = with_sources(record, runner, sources)
-        journal.summary.update(_flat(metrics))
+        record = replace(record, selection=summary, leakage=overlap.report)
+        record = with_measured(with_sources(record, runner, sources), inputs, before, after)
+        journal.summary.update(_flat(after.metrics))
+        if record.validation is not None:
+            journal.summary.update(_flat({VALIDATION: asdict(record.validation.tuned)}))
     return record
 
 
@@ -217,6 +232,24 @@ def report_selection(
     return summary
 
 
+@dataclass(frozen=True)
+class Measured:
+    """Holds what a model is worth: on the tests, or on the rows that were held back for validation."""
+
+    metrics: Mapping[str, Mapping[str, float | str]] = field(default_factory=dict)  # by test task
+    loss: TokenLoss | None = None
+
+
+def measure(runner: StageRunner, evaluated: EvaluatedModel, inputs: Inputs, batch_size: int) -> Measured:
+    """Measure a model on the rows that were held back for validation; where there are none, on the tests."""
+    if inputs.validation is None:
+        return Measured(evaluate_all(runner, evaluated, inputs.tasks, batch_size))
+    loss = read_loss(validate(runner, evaluated, inputs.validation, batch_size))
+    if evaluated.tuned:
+        runner.journal.event(VALIDATION, asdict(loss))
+    return Measured(loss=loss)
+
+
 def evaluate_all(
     runner: StageRunner, evaluated: EvaluatedModel, tasks: Sequence[PreparedTask], batch_size: int
 ) -> dict[str, dict[str, float | str]]:
@@ -228,6 +261,14 @@ def evaluate_all(
         if evaluated.tuned:
             runner.journal.event("evaluation", {"task": test.task.name, **values})
     return metrics
+
+
+def with_measured(record: RunRecord, inputs: Inputs, before: Measured, after: Measured) -> RunRecord:
+    """Return the record with what the untuned and the tuned model are worth."""
+    validation = None
+    if inputs.validation is not None and after.loss is not None and before.loss is not None:
+        validation = ValidationSummary(len(inputs.validation.examples), after.loss, before.loss)
+    return replace(record, metrics=after.metrics, untuned=before.metrics, validation=validation)
 
 
 def with_sources(record: RunRecord, runner: StageRunner, sources: SelectionSources) -> RunRecord:

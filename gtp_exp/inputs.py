@@ -12,13 +12,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gtp_exp.config import describe
-from gtp_exp.data.benchmark import Benchmark, EvalTask, SplitsPool
+from gtp_exp.data.benchmark import HELD_OUT_LOSS, Benchmark, EvalTask, SplitsPool
 from gtp_exp.data.examples import Example, Pool, TokenizedExample
 from gtp_exp.data.generation import check_room_to_generate
 from gtp_exp.data.hashing import digest, rows_hash
 from gtp_exp.data.leakage import TestRows, flagged, leakage
 from gtp_exp.data.sources.base import DataSource
 from gtp_exp.data.tokenization import OverLength, RowRules, tokenize, with_special_tokens
+from gtp_exp.data.validation import NAME as VALIDATION
+from gtp_exp.data.validation import Validation, hold_back
 from gtp_exp.distributed import Processes
 from gtp_exp.errors import UserError
 from gtp_exp.model.loading import Model, check_token_ids
@@ -80,15 +82,19 @@ class Inputs:
     candidates: PreparedRows
     candidates_to_select: PreparedRows
     target: PreparedRows | None  # as the model that chooses reads it; None in-domain
-    tasks: tuple[PreparedTask, ...]
+    tasks: tuple[PreparedTask, ...]  # none where rows are held back for validation
+    validation: PreparedRows | None = None  # what is held back, as the tuned model reads it
 
     def named_rows(self) -> dict[str, PreparedRows]:
-        """Return the target and the test rows of each task, as far as there are any, by name."""
-        rows = {"target": self.target, **{test.task.name: test.held_out for test in self.tasks}}
+        """Return the target, what is held back of it and the test rows of each task, as far as there are any,
+        by name."""
+        rows = {"target": self.target, VALIDATION: self.validation}
+        rows |= {test.task.name: test.held_out for test in self.tasks}
         return {name: part for name, part in rows.items() if part is not None}
 
     def row_counts(self) -> dict[str, RowCounts]:
-        """Return what became of the rows of the target and of each test task, as results.json tells it."""
+        """Return what became of the rows of the target, of what is held back of it and of each test task, as
+        results.json tells it."""
         contents = {test.task.name: test.content for test in self.tasks}
         counts = {name: rows.counts() for name, rows in self.named_rows().items()}
         return {
@@ -112,25 +118,30 @@ def load_inputs(
     tuned: Model,
     chooser: Model,
     prepare: Callable[[str, Sequence[Example], Model, RowRules], PreparedRows] | None = None,
+    validation: Validation | None = None,
 ) -> Inputs:
     """Read and tokenise all rows of a job. chooser: the model that chooses; may be the `tuned` one itself.
 
-    prepare: used in place of `prepare_rows`. Raises UserError for data that cannot be read, for a part
-    without a row that carries loss, and for a test whose answers do not fit the model.
+    prepare: used in place of `prepare_rows`. validation: what is held back before all else; then no test is
+    read. Raises UserError for data that cannot be read, for a part without a row that carries loss, and for a
+    test whose answers do not fit the model.
     """
     prepare = prepare or prepare_rows
     pool = dataset.load()
     if isinstance(benchmark, SplitsPool):
         pool, benchmark = benchmark.split(pool)
+    target, held_back = benchmark.target(), ()
+    if validation is not None:
+        pool, target, held_back = hold_back(pool, target, validation)
     rules = dataset.rules
     candidates = prepare("pool", pool.examples, tuned, rules)
-    target = benchmark.target()
     to_select = candidates
     if chooser is not tuned:
         to_select = prepare("pool of the selection model", candidates.examples, chooser, rules)
         candidates = _as_both_read(candidates, to_select)
     prepared_target = None if target is None else prepare("target", target, chooser, rules)
-    tests = benchmark.tasks()
+    prepared_validation = prepare(VALIDATION, held_back, tuned, TEST_RULES) if held_back else None
+    tests = benchmark.tasks() if validation is None else ()
     for task in tests:
         check_room_to_generate(task, tuned.config.max_length)
     tasks = tuple(
@@ -140,7 +151,7 @@ def load_inputs(
         )
         for task in tests
     )
-    return Inputs(pool, candidates, to_select, prepared_target, tasks)
+    return Inputs(pool, candidates, to_select, prepared_target, tasks, prepared_validation)
 
 
 def prepare_rows(name: str, examples: Sequence[Example], model: Model, rules: RowRules) -> PreparedRows:
@@ -203,14 +214,19 @@ def check_agreement(inputs: Inputs, processes: Processes) -> None:
 
 
 class Overlap:
-    """Counts how much of the test rows stands in the target, in the pool and among the chosen rows.
+    """Counts how much of the test rows, or of those held back for validation, stands in the target, in the
+    pool and among the chosen rows.
 
     `report` is what results.json tells. Raises UserError for a target row that is a test row.
     """
 
     def __init__(self, inputs: Inputs) -> None:
         """Count target and pool at once."""
-        self._tests = TestRows([test.task for test in inputs.tasks])
+        tasks = [test.task for test in inputs.tasks]
+        if inputs.validation is not None:
+            tasks.append(EvalTask(VALIDATION, HELD_OUT_LOSS, {}, (), held_out=inputs.validation.examples))
+        self._with = "test" if inputs.validation is None else "validation rows"
+        self._tests = TestRows(tasks)
         self.report: dict[str, dict[str, int]] = {}
         if inputs.target is not None:
             self.count("target", inputs.target.examples)
@@ -220,5 +236,5 @@ class Overlap:
         """Count one part of the data (target, pool or selected), and log an overlap."""
         counts = leakage(self._tests, {part: examples})
         for line in flagged(counts):
-            log.warning("overlap with the test: %s", line)
+            log.warning("overlap with the %s: %s", self._with, line)
         self.report |= counts

@@ -23,6 +23,7 @@ from gtp_exp.cache import Cache, StageResult
 from gtp_exp.config import describe
 from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.errors import UserError
+from gtp_exp.evaluation.held_out import token_loss
 from gtp_exp.evaluation.tasks import evaluate
 from gtp_exp.files import read_json, write_json
 from gtp_exp.gradients.checkpoints import load_checkpoint, save_checkpoint
@@ -36,7 +37,7 @@ from gtp_exp.gradients.store import GradientStore
 from gtp_exp.inputs import Inputs, PreparedRows, PreparedTask
 from gtp_exp.model.loading import LoadedModel, Model
 from gtp_exp.model.loss import Reduction
-from gtp_exp.records.record import StageCost
+from gtp_exp.records.record import StageCost, TokenLoss
 from gtp_exp.selection.base import Budget, Need, Selection, SelectionProblem, Selector
 from gtp_exp.selection.subset import select_outside_quarantine
 from gtp_exp.tracking import Journal
@@ -55,14 +56,16 @@ VERSIONS = {
     "selection": 2,
     "finetune": 6,
     "evaluation": 5,
+    "validation": 1,
 }
 # Another release of these may give other numbers too.
 LIBRARIES = {
     name: importlib.metadata.version(name)
     for name in ("torch", "transformers", "peft", "accelerate", "lm-eval", "numpy")
 }
-# Names under which results.json tells the costs of the two evaluations of a job.
+# Names under which results.json tells the costs of the two evaluations of a job, or of its two validations.
 EVALUATION, UNTUNED = "evaluation", "evaluation of the untuned model"
+VALIDATION, UNTUNED_VALIDATION = "validation", "validation of the untuned model"
 HISTORY = ("step", "epoch", "loss", "learning_rate", "grad_norm")  # of a training step, in the event log
 
 
@@ -463,3 +466,29 @@ def evaluate_task(
 def read_metrics(result: StageResult) -> dict[str, float | str]:
     """Return the metrics that `evaluate_task` has written."""
     return json.loads((result.directory / "metrics.json").read_text())
+
+
+def validate(
+    runner: StageRunner, evaluated: EvaluatedModel, held_back: PreparedRows, batch_size: int
+) -> StageResult:
+    """Measure the loss of a model on the rows that were held back for validation."""
+
+    def produce(directory: Path) -> None:
+        loss = token_loss(
+            held_back.tokenized,
+            evaluated.loaded,
+            batch_size=batch_size,
+            label=VALIDATION,
+            processes=runner.processes,
+        )
+        if runner.processes.main:
+            (directory / "loss.json").write_text(json.dumps(loss, allow_nan=False))
+
+    tuned = evaluated.tuned
+    reads = {"tuned": tuned and tuned.key, "model": evaluated.model.identity, "rows": held_back.key}
+    return runner.run_stage("validation", reads, produce, cost=VALIDATION if tuned else UNTUNED_VALIDATION)
+
+
+def read_loss(result: StageResult) -> TokenLoss:
+    """Return the loss that `validate` has written."""
+    return TokenLoss(**json.loads((result.directory / "loss.json").read_text()))

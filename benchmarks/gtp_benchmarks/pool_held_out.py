@@ -7,16 +7,12 @@ pool, ids and files do not matter.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import regex
 
 from gtp_exp.data.benchmark import HELD_OUT_LOSS, EvalTask
 from gtp_exp.data.examples import Example, Pool
-from gtp_exp.data.leakage import questions, runs
-from gtp_exp.data.words import comparable
+from gtp_exp.data.questions import drawn_groups
 from gtp_exp.errors import UserError
 
 NAME = "pool_held_out"
@@ -79,50 +75,12 @@ class HeldOutRows:
 
 
 def held_out_rows(examples: Sequence[Example], n: int, seed: int) -> tuple[Example, ...]:
-    """At most n examples, sorted by the hash of their questions; a group with one question is taken whole or
-    not.
-
-    Questions are equal if their words are, whatever the case and punctuation.
-    """
-    groups: dict[str, list[Example]] = {}
-    for group in _askers(examples):
-        whole = min("\n".join(_asked(examples[i])) for i in group)
-        digest = hashlib.sha256(f"{seed}\n{whole}".encode()).hexdigest()
-        groups.setdefault(digest, []).extend(examples[i] for i in group)
+    """Return at most n examples, those with the lowest hash of their questions; a group with one question is
+    taken whole or not."""
     taken: list[Example] = []
-    for digest in sorted(groups):
-        if len(taken) + len(groups[digest]) <= n:
-            taken += sorted(groups[digest], key=lambda example: example.id)
+    for group in drawn_groups(examples, seed):
+        if len(taken) + len(group) <= n:
+            taken += sorted((examples[i] for i in group), key=lambda example: example.id)
         if len(taken) == n:
             break
     return tuple(taken)
-
-
-def _askers(examples: Sequence[Example]) -> Iterable[list[int]]:
-    """Return the rows in groups, two in one where one asks the other's question, or both are linked through
-    others."""
-    asked = [_asked(example) for example in examples]
-    known = {question for turns in asked for question in questions(turns)}
-    lengths = sorted({len(question) for question in known})
-    home: dict[tuple[str, ...], int] = {}  # a question -> a row that asks it
-    parent = list(range(len(examples)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = i = parent[parent[i]]
-        return i
-
-    for row, turns in enumerate(asked):
-        for question in known.intersection(runs(turns, lengths)):
-            parent[root(row)] = root(home.setdefault(question, row))
-    groups: dict[int, list[int]] = {}
-    for row in range(len(examples)):
-        groups.setdefault(root(row), []).append(row)
-    return groups.values()
-
-
-def _asked(example: Example) -> tuple[str, ...]:
-    """Return the words of each user turn; of whatever stands before the answer where there is none."""
-    before = example.messages[:-1]
-    turns = [m.content for m in before if m.role == "user"] or [example.prompt]
-    return tuple(" ".join(regex.findall(r"\w+", comparable(turn))) or turn for turn in turns)

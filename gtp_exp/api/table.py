@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gtp_exp.leaderboard.records import Run, load
+from gtp_exp.records.record import RunRecord
 
 
 def results(folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[dict[str, Any]]:
@@ -16,7 +17,8 @@ def results(folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -
 
     Columns: run (its folder's last two names), directory, the option of each group (selector, budget, ...),
     seed, state, started, n_selected, seconds (of all stages, as if nothing had been cached) and error; then,
-    for each task, `TASK/METRIC` for its headline metric and `TASK/nats_per_token` where there is one.
+    for each task, `TASK/METRIC` for its headline metric and `TASK/nats_per_token` where there is one, and for
+    runs until=validation `validation/nats_per_token` and `validation/nats_per_token_stderr`.
     Every row has every column; None stands where a run has no such value. A record that cannot be read has
     the state "unreadable" and says why in `error`. Raises UserError for a folder that is missing or
     holds no run.
@@ -43,7 +45,15 @@ def _row(run: Run) -> dict[str, Any]:
         "seconds": sum(stage.seconds for stage in record.stages.values()),
         "error": record.error,
         **_headlines(record.metrics),
+        **_validation(record),
     }
+
+
+def _validation(record: RunRecord) -> dict[str, float]:
+    """The loss on the rows that were held back, where there are any."""
+    if record.validation is None:
+        return {}
+    return {f"validation/{name}": value for name, value in asdict(record.validation.tuned).items()}
 
 
 def _headlines(metrics: Mapping[str, Mapping[str, float | str]]) -> dict[str, float | str]:

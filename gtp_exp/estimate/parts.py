@@ -23,7 +23,7 @@ from gtp_exp.data.sources.base import DataSource
 from gtp_exp.data.tokenization import RowRules
 from gtp_exp.errors import UserError, first_line
 from gtp_exp.estimate.runs import Earlier, Job, fingerprint
-from gtp_exp.experiment import Experiment
+from gtp_exp.experiment import Experiment, Until
 from gtp_exp.inputs import Inputs, PreparedRows, load_inputs, prepare_rows
 from gtp_exp.launch.launcher import Device
 from gtp_exp.model.device import Precision, choose_device
@@ -104,23 +104,28 @@ class Parts:
     def data(self, job: Job, experiment: Experiment) -> Data:
         """Return a job's models and rows, with placeholders for what is not here."""
         read = ("model", "selection_model", "dataset", "benchmark", "outputs", "launch")
-        return self._once(lambda: self._data(job, experiment), fingerprint([job.get(name) for name in read]))
+        parts = [*(job.get(name) for name in read), held_back(job)]
+        return self._once(lambda: self._data(job, experiment), fingerprint(parts))
 
     def _data(self, job: Job, experiment: Experiment) -> Data:
         tuned = self._model(experiment.model, experiment)
         chooser = self._model(experiment.selection_model or experiment.model, experiment)
         dataset, splits = experiment.dataset, isinstance(experiment.benchmark, SplitsPool)
         held_out = getattr(experiment.benchmark, "test_rows", 0) if splits else 0
-        run = self._run_like(job, ["dataset", "model", "selection_model", *["benchmark"] * splits])
+        validation = experiment.settings.held_back
+        takes_rows = splits or validation is not None
+        run = self._run_like(job, ["dataset", "model", "selection_model", *["benchmark"] * takes_rows])
         pool, why = self._once(lambda: _tried(dataset.load), "pool", id(dataset))
         if pool is None:
             pool = Pool(_unread_pool(job, why, run, held_out))
         elif run and run.pool.rows != len(pool.examples) + sum(pool.skipped.values()):
             run = None  # the data have changed since
         benchmark, why = self._benchmark(job, experiment.benchmark, pool, held_out)
+        if why or (unread(pool.examples) and benchmark.target() is None):
+            validation = None  # which rows are held back cannot be known
         prepare_soon = functools.partial(self._prepare, run)
         rows = _Rows(pool, None, (), over_length=dataset.over_length, special_tokens=dataset.special_tokens)
-        inputs = load_inputs(rows, benchmark, tuned, chooser, prepare_soon)
+        inputs = load_inputs(rows, benchmark, tuned, chooser, prepare_soon, validation)
         notes = {
             "dataset": _note_on_pool(inputs.candidates, tuned, run),
             "benchmark": f"its rows are left out of the sums ({why})" if why else _note_on_benchmark(inputs),
@@ -136,11 +141,13 @@ class Parts:
             key = fingerprint(job["benchmark"], job["dataset"])
             task = EvalTask(key, "", {}, (), held_out=(Unread(key, ()),) * held_out)
             return (_Rows(pool, None, (task,)) if unread(pool.examples) else benchmark), ""
+        tests = held_back(job) is None
         rows, why = self._once(
-            lambda: _tried(lambda: (benchmark.target(), benchmark.tasks())), "benchmark", id(benchmark)
+            lambda: _tried(lambda: (benchmark.target(), benchmark.tasks() if tests else ())),
+            *("benchmark", id(benchmark), tests),
         )
         key = fingerprint(job["benchmark"])
-        target, tasks = rows or ((Unread(key, ()),), (EvalTask(key, "", {}, None),))
+        target, tasks = rows or ((Unread(key, ()),), (EvalTask(key, "", {}, None),) * tests)
         return _Rows(pool, target, tasks), why
 
     def _model(self, config: ModelConfig, experiment: Experiment) -> Model:
@@ -160,7 +167,12 @@ class Parts:
     def _run_like(self, job: Job, groups: Sequence[str]) -> Earlier | None:
         """Return a run that is like a job in some groups, of a selector that looks at no row if there is one:
         what it chose is the least biased in length."""
-        alike = [run for run in self.runs if all(run.record.config.get(g) == job.get(g) for g in groups)]
+        alike = [
+            run
+            for run in self.runs
+            if all(run.record.config.get(g) == job.get(g) for g in groups)
+            and held_back(run.record.config) == held_back(job)
+        ]
         return min(alike, key=lambda run: run.record.names.selector not in ("random", "full"), default=None)
 
     def _prepare(
@@ -198,6 +210,11 @@ def _prepared(
             key, examples = run.pool.content, examples[: run.pool.candidates]
     n, row = len(examples), TokenizedExample("", (0,) * round(tokens), ())
     return PreparedRows(tuple(examples), (row,) * n, tuple(range(n)), {}, 0, key or content_hash(examples))
+
+
+def held_back(job: Job) -> Any:
+    """Return what the configuration says of the rows that a job holds back; None where it holds back none."""
+    return job.get("validation") if job.get("until") == Until.VALIDATION.value else None
 
 
 def mean_tokens(rows: PreparedRows) -> float:
@@ -268,6 +285,8 @@ def _note_on_benchmark(inputs: Inputs) -> str:
     aim = (
         "the pool is the target" if inputs.target is None else f"{len(inputs.target.examples):,} target rows"
     )
+    if inputs.validation is not None:
+        return f"{aim}, {len(inputs.validation.examples):,} rows held back for validation, no test"
     tests = f"{sum(sizes):,} test rows" if all(sizes) else "as many test rows as lm-eval holds"
     return f"{aim}, {tests} in {len(sizes)} task{'s' * (len(sizes) != 1)}"
 

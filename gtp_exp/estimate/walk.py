@@ -21,12 +21,13 @@ from gtp_exp.gradients.shards import shard_tensors
 from gtp_exp.gradients.sketch import SketchKind
 from gtp_exp.inputs import Inputs, PreparedRows, PreparedTask
 from gtp_exp.selection.base import Budget, Need, Selector, Unit
-from gtp_exp.stages import EVALUATION, UNTUNED
+from gtp_exp.stages import EVALUATION, UNTUNED, UNTUNED_VALIDATION, VALIDATION
 from gtp_exp.tracking import Journal, NoTracker
 
 WARMUP, POOL, TARGET = "warmup", "gradients: pool", "gradients: target"  # as results.json names them
 SELECTION, FINETUNE = "selection", "finetune"
-STAGES = (WARMUP, POOL, TARGET, SELECTION, FINETUNE, EVALUATION, UNTUNED)
+MEASURES = (EVALUATION, UNTUNED, VALIDATION, UNTUNED_VALIDATION)
+STAGES = (WARMUP, POOL, TARGET, SELECTION, FINETUNE, *MEASURES)
 
 # A stage's name, what the cache says of it, and the task that it tests.
 Found = tuple[str, StageResult, PreparedTask | None]
@@ -59,7 +60,7 @@ class Work:
     @property
     def units(self) -> float | None:
         """Return what the stage's time is proportional to."""
-        return self.rows if self.stage in (SELECTION, EVALUATION, UNTUNED) else self.tokens
+        return self.rows if self.stage in (SELECTION, *MEASURES) else self.tokens
 
 
 @dataclass
@@ -93,7 +94,7 @@ def plan(jobs: Sequence[Job], parts: Parts | None = None) -> Plan:
 
 
 def _rows_with_gradients(inputs: Inputs, selector: Selector) -> list[tuple[str, PreparedRows]]:
-    """Return `stages.rows_with_gradients`; where tokens are not known, the parts of a row are not told apart."""
+    """Return `stages.rows_with_gradients`; without their tokens, target rows are taken whole."""
     pool, target = inputs.candidates_to_select, inputs.target
     if target is not None and not all(row.labels for row in target.tokenized):
         return [("pool", pool), ("target", target)]
@@ -125,6 +126,12 @@ def walk(job: Experiment, data: Data, tests: dict[tuple[str | None, int], list[F
         return
     tuned = stages.tune(runner, data.tuned, inputs.candidates, selected, job.train, settings.seed)
     yield FINETUNE, tuned, None
+    if inputs.validation is not None:
+        for stage, tested in ((VALIDATION, tuned), (UNTUNED_VALIDATION, None)):
+            model = stages.EvaluatedModel(data.tuned, tested)
+            yield stage, stages.validate(runner, model, inputs.validation, settings.eval_batch_size), None
+    if settings.held_back is not None:
+        return
     for stage, tested in ((EVALUATION, tuned), (UNTUNED, None)):
         key = tested and tested.key, id(data)
         if key not in tests:
@@ -146,8 +153,13 @@ def rate_names(stage: str, job: Job) -> list[str]:
         SELECTION: (job["selector"]["_target_"],),  # one selector says nothing of another
         FINETUNE: (job["train"], None),
         EVALUATION: (job["benchmark"], job["benchmark"]["_target_"]),
+        VALIDATION: (job["benchmark"], None),
     }
-    model = job["model"] if kind in (FINETUNE, EVALUATION) else job.get("selection_model") or job["model"]
+    model = (
+        job["model"]
+        if kind in (FINETUNE, EVALUATION, VALIDATION)
+        else job.get("selection_model") or job["model"]
+    )
     counted = {"epochs": None, "seed": None}  # by the units, or of no weight
     return [fingerprint(kind, model, {**s, **counted} if isinstance(s, Mapping) else s) for s in alike[kind]]
 
@@ -161,6 +173,8 @@ def _work(
     n, passes, mean = len(rows), gradients.warmup.epochs, data.row_tokens
     if task is not None:
         n, passes, mean = len(task.task.docs or task.task.held_out) or None, 1, None
+    elif stage in MEASURES and data.inputs.validation is not None:
+        n, passes, mean = len(data.inputs.validation.examples), 1, None
     elif stage == WARMUP:
         n = gradients.warmup_rows(n)
     elif stage == TARGET:

@@ -1,4 +1,4 @@
-"""The held-out loss: how likely a model finds the right answers of a test."""
+"""The held-out loss: how likely a model finds the right answers of rows that it was not trained on."""
 
 from __future__ import annotations
 
@@ -30,6 +30,50 @@ def held_out_loss(
     what the chat template writes around them; `nats_end` is the end of turn, in nats per answer. label: the
     task's name, for messages. Raises UserError without a row, and for a loss that is not finite.
     """
+    nats = _nats(rows, loaded, batch_size, label, processes)
+    answers = nats[:, ANSWER]
+    error = float(answers.std() / math.sqrt(len(rows))) if len(rows) > 1 else 0.0
+    return {
+        "nats_per_token": float(answers.sum()) / int(_answer_tokens(rows).sum()),
+        "nats_per_answer": float(answers.mean()),
+        "nats_per_answer_stderr": error,
+        "nats_end": float(nats[:, END].mean()),
+    }
+
+
+def token_loss(
+    rows: Sequence[TokenizedExample],
+    loaded: LoadedModel,
+    *,
+    batch_size: int,
+    label: str,
+    processes: Processes = ALONE,
+) -> dict[str, float]:
+    """Return the `nats_per_token` of `held_out_loss` with its standard error over rows.
+
+    It is a ratio of two sums over rows, so its error is that of the rows' deviations from the ratio.
+    """
+    answers = _nats(rows, loaded, batch_size, label, processes)[:, ANSWER]
+    n_tokens, n = _answer_tokens(rows), len(rows)
+    mean = float(answers.sum()) / int(n_tokens.sum())
+    deviations = (answers - mean * n_tokens) / n_tokens.double().mean()
+    error = math.sqrt(float(deviations.square().sum()) / (n * (n - 1))) if n > 1 else 0.0
+    return {"nats_per_token": mean, "nats_per_token_stderr": error}
+
+
+def _answer_tokens(rows: Sequence[TokenizedExample]) -> torch.Tensor:
+    """Return how many tokens the answers of each row have, int64 [n]."""
+    return torch.tensor([sum(last - first for first, last in row.answers) for row in rows])
+
+
+def _nats(
+    rows: Sequence[TokenizedExample],
+    loaded: LoadedModel,
+    batch_size: int,
+    label: str,
+    processes: Processes,
+) -> torch.Tensor:
+    """Return the nats of every part of every row, float64 [n, END + 1], in every process."""
     if not rows:
         raise UserError(f"task '{label}': no test answer fits model.max_length={loaded.max_length}; raise it")
     device = next(loaded.model.parameters()).device
@@ -49,12 +93,4 @@ def held_out_loss(
     nats = processes.all_reduce(nats)  # a row is in the batch of one process, and zero elsewhere
     if not torch.isfinite(nats).all():
         raise UserError(f"task '{label}': the held-out loss is not finite; the tuned model has diverged")
-    answers = nats[:, ANSWER]
-    n_tokens = sum(last - first for row in rows for first, last in row.answers)
-    error = float(answers.std() / math.sqrt(len(rows))) if len(rows) > 1 else 0.0
-    return {
-        "nats_per_token": float(answers.sum()) / n_tokens,
-        "nats_per_answer": float(answers.mean()),
-        "nats_per_answer_stderr": error,
-        "nats_end": float(nats[:, END].mean()),
-    }
+    return nats

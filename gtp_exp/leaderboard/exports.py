@@ -14,7 +14,7 @@ from gtp_exp.leaderboard.board import Board, BoardLine
 from gtp_exp.leaderboard.diagnostics import facts, pool_shares
 from gtp_exp.leaderboard.metrics import Metric
 from gtp_exp.leaderboard.page.charts import duration
-from gtp_exp.leaderboard.records import Loaded
+from gtp_exp.leaderboard.records import Loaded, shortfall
 from gtp_exp.leaderboard.verdict import sentences
 
 VERSION = 1  # of leaderboard.json
@@ -52,7 +52,7 @@ def markdown(boards: Sequence[Board], loaded: Loaded, baseline: str) -> str:
         out += [f"* Note: {_md(note)}" for note in board.notes]
         out += [f"* Not ranked: {_md(run.name)}, {_md(reason)}" for run, reason in board.unranked]
         out.append("")
-    left = [(run.name, f"{run.record.state.value}: {run.record.error or ''}") for run in loaded.incomplete]
+    left = [(run.name, f"{run.record.state.value}: {shortfall(run.record)}") for run in loaded.incomplete]
     left += [(item.name, item.reason) for item in loaded.unreadable]
     if left:
         out += ["## Not in the tables", "", *(f"* {_md(name)}: {_md(why)}" for name, why in left), ""]
@@ -87,7 +87,7 @@ def plain(boards: Sequence[Board], loaded: Loaded, baseline: str) -> str:
         out += [f"Not ranked: {run.name}, {reason}" for run, reason in board.unranked]
         out.append("")
     for run in loaded.incomplete:
-        error = f": {run.record.error}" if run.record.error else ""
+        error = f": {shortfall(run.record)}" if shortfall(run.record) else ""
         out.append(f"Not in the tables: {run.name}, {run.record.state.value}{error}")
     out += [f"Not in the tables: {item.name}, {item.reason}" for item in loaded.unreadable]
     # A control character in an error or a name must not steer the reader's terminal.
@@ -131,7 +131,7 @@ def json_document(boards: Sequence[Board], loaded: Loaded, *, metric: str, basel
             for board in boards
         ],
         "incomplete": [
-            {"run": run.name, "state": run.record.state.value, "error": run.record.error}
+            {"run": run.name, "state": run.record.state.value, "error": shortfall(run.record) or None}
             for run in loaded.incomplete
         ],
         "unreadable": [asdict(item) for item in loaded.unreadable],

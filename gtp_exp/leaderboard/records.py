@@ -39,11 +39,24 @@ class Loaded:
 
     @property
     def complete(self) -> tuple[Run, ...]:
-        return tuple(run for run in self.runs if run.record.state is State.COMPLETE)
+        return tuple(run for run in self.runs if is_complete(run.record))
 
     @property
     def incomplete(self) -> tuple[Run, ...]:
-        return tuple(run for run in self.runs if run.record.state is not State.COMPLETE)
+        return tuple(run for run in self.runs if not is_complete(run.record))
+
+
+def is_complete(record: RunRecord) -> bool:
+    """Say whether a run has come to its end and has seen the whole target: one that held back rows for
+    validation aimed at fewer, and tests nothing."""
+    return record.state is State.COMPLETE and record.validation is None
+
+
+def shortfall(record: RunRecord) -> str:
+    """Return why a run is not complete: its error, or that it was measured on validation rows; else empty."""
+    if record.validation is not None and not record.error:
+        return "measured on rows held back for validation, not tested (until=validation)"
+    return record.error or ""
 
 
 def load(paths: Sequence[Path]) -> Loaded:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from gtp_exp.decode import decode
 from gtp_exp.errors import UserError
 from gtp_exp.files import write_whole
-from gtp_exp.records.renamed import ADDED_TO_ROW, ADDED_TO_SELECTION, with_present_names
+from gtp_exp.records.renamed import ADDED_TO_RECORD, ADDED_TO_ROW, ADDED_TO_SELECTION, with_present_names
 
 T = TypeVar("T")
 
@@ -103,6 +103,23 @@ class SelectionSummary:
 
 
 @dataclass(frozen=True)
+class TokenLoss:
+    """Hold the mean loss of the answers' tokens of some rows, and its standard error over these rows."""
+
+    nats_per_token: float
+    nats_per_token_stderr: float  # 0 for a single row
+
+
+@dataclass(frozen=True)
+class ValidationSummary:
+    """The loss on the rows that were held back from all that the job did before (`until=validation`)."""
+
+    rows: int
+    tuned: TokenLoss
+    untuned: TokenLoss
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """`metrics` and `untuned` map a task to its numbers and the name of its headline one, such as
     {"acc": 0.31, "acc_stderr": 0.027, "nats_per_token": 1.93, "nats_per_answer": 7.1, "headline": "acc"}.
@@ -129,6 +146,7 @@ class RunRecord:
     leakage: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     metrics: Mapping[str, Mapping[str, float | str]] = field(default_factory=dict)
     untuned: Mapping[str, Mapping[str, float | str]] = field(default_factory=dict)
+    validation: ValidationSummary | None = None  # in place of metrics, with until=validation
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -139,7 +157,8 @@ class RunRecord:
                 _check_metrics(f"{group}.{task}", values)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self, dict_factory=_plain)
+        plain = asdict(self, dict_factory=_plain)
+        return {name: value for name, value in plain.items() if name != "validation" or value is not None}
 
     @staticmethod
     def from_json(data: object) -> RunRecord:
@@ -154,7 +173,7 @@ class RunRecord:
             data = {**data, "config": with_present_names(data["config"])}
         if isinstance(data.get("selection"), dict):
             data = {**data, "selection": {**ADDED_TO_SELECTION, **data["selection"]}}
-        return decode(RunRecord, data, "", whole=True)
+        return decode(RunRecord, {**ADDED_TO_RECORD, **data}, "", whole=True)
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,8 @@ def test_the_keys_are_those_of_the_jobs_and_what_is_there_is_done(computed):
         ["benchmark=pool_held_out", "benchmark.test_rows=10"],
         ["benchmark.in_domain=true"],
         ["until=selection", "seed=5"],
+        ["until=validation"],
+        ["validation.share=0.2", "until=validation", "benchmark=pool_held_out", "benchmark.test_rows=8"],
     ],
     ids=lambda overrides: overrides[0],
 )

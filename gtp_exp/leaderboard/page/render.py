@@ -27,7 +27,7 @@ from gtp_exp.leaderboard.metrics import CHOICE, metric_named
 from gtp_exp.leaderboard.page import charts
 from gtp_exp.leaderboard.page.charts import BarPlot, DotPlot, LinePlot, Style, duration
 from gtp_exp.leaderboard.page.examples import Examples
-from gtp_exp.leaderboard.records import Loaded, Run
+from gtp_exp.leaderboard.records import Loaded, Run, shortfall
 from gtp_exp.leaderboard.statistics import ALPHA, BOOTSTRAP_FROM, CONFIDENCE
 from gtp_exp.records.record import RunRecord
 
@@ -91,6 +91,7 @@ def render_page(
         "compact": _compact,
         "pretty": _pretty,
         "more": _more,
+        "shortfall": shortfall,
     }
     return environment.get_template("page.html.j2").render(
         sections=[_section(i, board, style, baseline) for i, board in enumerate(boards, 1)],

@@ -1,0 +1,59 @@
+"""Put rows that ask the same together, and draw from the groups in an order that only a seed decides.
+
+Rows that ask the same, copies above all, stay together, whatever system prompt or earlier turn comes first.
+The order of the rows, their ids and their files do not matter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import regex
+
+from gtp_exp.data.examples import Example
+from gtp_exp.data.leakage import questions, runs
+from gtp_exp.data.words import comparable
+
+
+def drawn_groups(examples: Sequence[Example], seed: int) -> list[list[int]]:
+    """Return the rows in groups that ask one question, sorted by the hash of seed and question.
+
+    Questions are equal if their words are, whatever the case and punctuation.
+    """
+    groups: dict[str, list[int]] = {}
+    for group in _askers(examples):
+        whole = min("\n".join(_asked(examples[i])) for i in group)
+        digest = hashlib.sha256(f"{seed}\n{whole}".encode()).hexdigest()
+        groups.setdefault(digest, []).extend(group)
+    return [groups[digest] for digest in sorted(groups)]
+
+
+def _askers(examples: Sequence[Example]) -> Iterable[list[int]]:
+    """Return the rows in groups, two in one where one asks the other's question, or both are linked through
+    others."""
+    asked = [_asked(example) for example in examples]
+    known = {question for turns in asked for question in questions(turns)}
+    lengths = sorted({len(question) for question in known})
+    home: dict[tuple[str, ...], int] = {}  # a question -> a row that asks it
+    parent = list(range(len(examples)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = i = parent[parent[i]]
+        return i
+
+    for row, turns in enumerate(asked):
+        for question in known.intersection(runs(turns, lengths)):
+            parent[root(row)] = root(home.setdefault(question, row))
+    groups: dict[int, list[int]] = {}
+    for row in range(len(examples)):
+        groups.setdefault(root(row), []).append(row)
+    return groups.values()
+
+
+def _asked(example: Example) -> tuple[str, ...]:
+    """Return the words of each user turn; of whatever stands before the answer where there is none."""
+    before = example.messages[:-1]
+    turns = [m.content for m in before if m.role == "user"] or [example.prompt]
+    return tuple(" ".join(regex.findall(r"\w+", comparable(turn))) or turn for turn in turns)
