@@ -172,9 +172,7 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
 
         record = replace(record, selection=summary, leakage=overlap.report)
         record = with_measured(with_sources(record, runner, sources), inputs, before, after)
-        journal.summary.update(_flat(after.metrics))
-        if record.validation is not None:
-            journal.summary.update(_flat({VALIDATION: asdict(record.validation.tuned)}))
+        journal.summary.update(_measurements(record))
     return record
 
 
@@ -284,5 +282,9 @@ def with_sources(record: RunRecord, runner: StageRunner, sources: SelectionSourc
     )
 
 
-def _flat(metrics: Mapping[str, Mapping[str, float | str]]) -> dict[str, float | str]:
-    return {f"{task}/{name}": value for task, values in metrics.items() for name, value in values.items()}
+def _measurements(record: RunRecord) -> dict[str, float | str]:
+    """Return what was measured of the tuned model, by "task/metric"."""
+    measured = dict(record.metrics)
+    if record.validation is not None:
+        measured[VALIDATION] = asdict(record.validation.tuned)
+    return {f"{task}/{name}": value for task, values in measured.items() for name, value in values.items()}

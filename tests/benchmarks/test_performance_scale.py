@@ -8,14 +8,21 @@ from dataclasses import replace
 import pytest
 
 from gtp_benchmarks.performance import cost_model
-from gtp_benchmarks.performance.cost_model import Measured, Point, Scenario, fit_memory, fit_time, project
+from gtp_benchmarks.performance.cost_model import (
+    MeasuredSelection,
+    Point,
+    Scenario,
+    fit_memory,
+    fit_time,
+    project,
+)
 from gtp_benchmarks.performance.scale import FACTORS, PARTITIONS, around, main
 
 BASE = Point(20_000, 1024, 200, 2)
 COSTS = (5e-9, 5e-10, 1e-5, 1e-8, 1e-9, 5e-10, 0.05)
 
 
-def costing(point: Point) -> Measured:
+def costing(point: Point) -> MeasuredSelection:
     """As if every term of the formula cost what COSTS says."""
     passes, rounds = 5 + point.wanted // 100, 1 + point.wanted // 256
     scan, over, fetch, row, solve, refit, fixed = (
@@ -23,7 +30,7 @@ def costing(point: Point) -> Measured:
     )
     cpu = scan + over + fetch + row + solve + refit + fixed
     peak = 100 * point.n + 80 * point.round_rows * point.m + 5_000_000
-    return Measured(point, cpu, cpu, scan, over, fetch, refit, passes, rounds, peak, 0, 0)
+    return MeasuredSelection(point, cpu, cpu, scan, over, fetch, refit, passes, rounds, peak, 0, 0)
 
 
 @pytest.fixture(scope="module")

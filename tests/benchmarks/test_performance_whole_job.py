@@ -9,7 +9,7 @@ import sys
 import psutil
 import pytest
 
-from gtp_benchmarks.performance.whole_job import computed_seconds, profile, resident, run_job
+from gtp_benchmarks.performance.whole_job import computed_seconds, profile, resident, run_command
 
 
 def test_seconds_of_a_stage_are_counted_once(tmp_path):
@@ -47,4 +47,4 @@ def test_memory_of_descendants_is_seen():
 
 def test_a_job_that_fails_is_no_figure(tmp_path):
     with pytest.raises(RuntimeError, match="the job ended with status"):
-        run_job(["selector=no_such_selector"], tmp_path)
+        run_command(["selector=no_such_selector"], tmp_path)

@@ -51,7 +51,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredSelection:
     """Holds what one selection cost."""
 
     point: Point
@@ -124,7 +124,7 @@ def fit_coefficients(
     return Fit(names, tuple(map(float, coefficients)), tuple(map(float, scaled @ coefficients - 1)))
 
 
-def fit_time(points: Sequence[Measured]) -> Fit:
+def fit_time(points: Sequence[MeasuredSelection]) -> Fit:
     """Fit each part of the time by itself, as the parts were measured; the errors are those of the whole."""
     terms = [time_terms(one.point, one.passes, one.rounds) for one in points]
     taken: dict[tuple[str, ...], list[float]] = {
@@ -146,7 +146,7 @@ def fit_time(points: Sequence[Measured]) -> Fit:
     return Fit(TIME, coefficients, tuple(map(float, errors)))
 
 
-def fit_memory(points: Sequence[Measured]) -> Fit:
+def fit_memory(points: Sequence[MeasuredSelection]) -> Fit:
     """Fit the peak of anonymous memory."""
     return fit_coefficients(
         MEMORY, [memory_terms(one.point) for one in points], [max(one.peak, 1) for one in points]

@@ -28,7 +28,7 @@ from gtp_benchmarks.performance.clustered import BLOCK, COPIES
 from gtp_benchmarks.performance.clustered_store import write_clustered
 from gtp_benchmarks.performance.cost_model import (
     Fit,
-    Measured,
+    MeasuredSelection,
     Point,
     ProjectedCost,
     Scenario,
@@ -76,10 +76,10 @@ def stored(point: Point, scratch: Path) -> Iterator[Path]:
         shutil.rmtree(folder.parent)
 
 
-def measure_curves(base: Point, scratch: Path, repeats: int) -> dict[Point, Measured]:
+def measure_curves(base: Point, scratch: Path, repeats: int) -> dict[Point, MeasuredSelection]:
     """Measure every point of the curves around the base."""
     wanted = dict.fromkeys(point for points in around(base).values() for point in points)
-    measured: dict[Point, Measured] = {}
+    measured: dict[Point, MeasuredSelection] = {}
     with tqdm(total=len(wanted), desc="curves", unit="point", file=sys.stderr) as bar:
         while left := [point for point in wanted if point not in measured]:
             shape = (left[0].n, left[0].dim, left[0].checkpoints)
@@ -92,7 +92,7 @@ def measure_curves(base: Point, scratch: Path, repeats: int) -> dict[Point, Meas
     return measured
 
 
-def measure_modes(base: Point, scratch: Path) -> tuple[Measured, list[Measured]]:
+def measure_modes(base: Point, scratch: Path) -> tuple[MeasuredSelection, list[MeasuredSelection]]:
     """Measure the base point cross-validated as shipped, and chosen in parts."""
     with stored(base, scratch) as folder:
         shipped = measure_point(folder, base, 1, regularisation=Regularisation.CROSS_VALIDATION, folds=4)
@@ -143,7 +143,7 @@ CURVES = """| N | d | M | T | P | cpu | by the formula | wall | passes | rounds 
 |---|---|---|---|---|---|---|---|---|---|---|---|---|"""
 
 
-def curve_table(measured: dict[Point, Measured], time: Fit) -> str:
+def curve_table(measured: dict[Point, MeasuredSelection], time: Fit) -> str:
     """Return the measured points as a Markdown table."""
     lines = [CURVES]
     for point, one in measured.items():
@@ -193,7 +193,7 @@ def limit_table(rows: Sequence[dict], limit: int) -> str:
     return "\n".join(lines)
 
 
-def partition_table(parts: Sequence[Measured], base: Point) -> str:
+def partition_table(parts: Sequence[MeasuredSelection], base: Point) -> str:
     """Return the choices in parts as a Markdown table."""
     lines = [
         f"Chosen in parts (`selector.partitions`), N = {base.n:,}, M = {base.wanted}, one process:",
@@ -247,7 +247,11 @@ def assumptions(s: Scenario) -> str:
 
 
 def report_figures(
-    base: Point, measured: dict[Point, Measured], limits: Sequence[dict], time: Fit, parts: Sequence[Measured]
+    base: Point,
+    measured: dict[Point, MeasuredSelection],
+    limits: Sequence[dict],
+    time: Fit,
+    parts: Sequence[MeasuredSelection],
 ) -> list[Figure]:
     """Return the ratios that have a bar to pass."""
     errors = [abs(error) for error in time.errors]

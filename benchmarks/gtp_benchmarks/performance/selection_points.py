@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from gtp_benchmarks.performance.clustered import Clustered
-from gtp_benchmarks.performance.cost_model import Measured, Point
+from gtp_benchmarks.performance.cost_model import MeasuredSelection, Point
 from gtp_benchmarks.performance.memory_limit import MappedStore, limit_memory, release_free_memory
 from gtp_benchmarks.performance.selection import RIDGE, PeakMemory, judge, problem, selector
 from gtp_exp.distributed import ALONE, SENT, connect
@@ -75,7 +75,7 @@ def _answer(
 
 def measure_in_process(
     processes: Any, folder: Path, point: Point, settings: Mapping[str, Any], repeats: int
-) -> Measured:
+) -> MeasuredSelection:
     """Return the quickest of some repeats. Each of its processes measures itself."""
     store = GradientStore.open(folder)
     asked = replace(posed(store, point), processes=processes)
@@ -94,7 +94,7 @@ def measure_in_process(
             trials.append((time.process_time() - cpu, time.perf_counter() - wall, watch))
     cpu, wall, watch = min(trials, key=lambda trial: trial[0])
     residual, clean = judged(store, point, selection)
-    return Measured(
+    return MeasuredSelection(
         point=point,
         cpu=cpu,
         wall=wall,
@@ -112,7 +112,7 @@ def measure_in_process(
     )
 
 
-def measure_point(folder: Path, point: Point, repeats: int, **settings: Any) -> Measured:
+def measure_point(folder: Path, point: Point, repeats: int, **settings: Any) -> MeasuredSelection:
     """Of the process that took most; its memory is that of the one that held most."""
     measured = in_processes(point.processes, measure_in_process, folder, point, settings, repeats)
     return replace(max(measured, key=lambda one: one.cpu), peak=max(one.peak for one in measured))

@@ -39,7 +39,7 @@ LOOK_S = 0.1
 STEPS = 4
 
 
-def run_job(overrides: Sequence[str], outputs: Path) -> tuple[float, int]:
+def run_command(overrides: Sequence[str], outputs: Path) -> tuple[float, int]:
     """Run the command; return its seconds and the largest resident bytes of any of its processes.
 
     Raises RuntimeError where it fails.
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     setup, overrides = machine(torch.get_num_threads()), overrides or JOB
     with tempfile.TemporaryDirectory(prefix="gtp-exp-") as scratch:
-        whole, job_bytes = run_job(overrides, Path(scratch))
+        whole, job_bytes = run_command(overrides, Path(scratch))
         seconds = computed_seconds(Path(scratch))
         resolved = next(Path(scratch).glob("runs/**/resolved.yaml"))
         own = [sys.executable, "-m", __spec__.name if __spec__ else __name__, "--steps-of", str(resolved)]
