@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 from pathlib import Path
 
@@ -52,6 +53,13 @@ def _what_is_imported_stays():
     """Collections, of which benchmarks and Accelerate ask for many, pass over what earlier modules left."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_module_silences_the_next():
+    """What turns logging off for its process would hide the warnings that later tests look for."""
+    yield
+    assert logging.root.manager.disable == logging.NOTSET
 
 
 @pytest.fixture(scope="session")

@@ -94,7 +94,6 @@ def requests(tests: Sequence[EvalTask], model: Model) -> list[Request]:
 
 def compare(model: Model, asked: Sequence[Request], rounds: int) -> tuple[list[Figure], dict[str, Any], str]:
     """Return the figures, the times, and a line on what was asked."""
-    logging.disable(logging.WARNING)
     loaded = model.load()
     lm: Any = huggingface.HFLM
     lm = lm(
@@ -157,4 +156,5 @@ class _Counted:
 
 
 if __name__ == "__main__":
+    logging.disable(logging.WARNING)  # of lm-eval, on a model that it is given
     sys.exit(main())

@@ -27,6 +27,7 @@ from gtp_exp.selection.atoms.sharded import in_memory
 
 BLOCK = 1024  # rows converted to float32 at a time: 8 MB at 2,048 columns, which stays in the cache
 WIDEN = 512  # the same for each of several threads
+WIDENED = 1 << 19  # numbers of half width that are converted at a time for several columns
 
 
 class Atoms(Protocol):
@@ -154,9 +155,11 @@ def dot(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     if columns.shape[1] == 1:
         return _dot_one(rows, columns[:, 0].contiguous())[:, None]
     out, across = torch.empty(len(rows), columns.shape[1]), columns.T.contiguous()
-    buffer = torch.empty(min(BLOCK, len(rows)), rows.shape[1]) if rows.dtype != torch.float32 else None
-    for start in range(0, len(rows), BLOCK):
-        part = rows[start : start + BLOCK]
+    narrow = rows.dtype != torch.float32
+    block = max(1, WIDENED // rows.shape[1]) if narrow else BLOCK
+    buffer = torch.empty(min(block, len(rows)), rows.shape[1]) if narrow else None
+    for start in range(0, len(rows), block):
+        part = rows[start : start + block]
         if buffer is not None:
             part = buffer[: len(part)].copy_(part)
         out[start : start + len(part)] = torch.nn.functional.linear(part, across)
