@@ -45,7 +45,7 @@ def test_a_record_under_an_earlier_name_equals_one_under_the_present_name(tmp_pa
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_gtp_with_flat_options_of_its_solver_is_gtp_with_that_solver(solver):
-    flat = {"candidates": 2.0, "prune_stages": 4, "max_iterations": 30, "tolerance": 0.05, "steps": 50}
+    flat = {"candidates": 2.0, "prune_stages": 4, "max_iterations": 30, "tolerance": 0.02, "steps": 50}
     present = compose_option(f"selector/solver={solver}")
     node = {**present, **flat, "solver": solver}
     assert with_present_names(node) == present

@@ -39,7 +39,7 @@ class CoSaMP:
     candidates: float = 2.0  # rows looked at per iteration, over the rows wanted (the paper's 2)
     prune_stages: int = 4  # 1 is the paper's single prune; see `prune`
     max_iterations: int = 30
-    tolerance: float = 0.05  # end when an iteration lowers the best objective by a smaller share
+    tolerance: float = 0.02  # end when an iteration lowers the best objective by a smaller share
 
     name: ClassVar[str] = "cosamp"
 
