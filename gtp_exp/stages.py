@@ -435,6 +435,10 @@ class EvaluatedModel:
         """Return the model in memory."""
         return self.model.load_tuned(self.tuned.directory / "model") if self.tuned else self.model.load()
 
+    def reads(self) -> dict[str, Any]:
+        """Return what the model is, for the key of a stage that measures it."""
+        return {"tuned": self.tuned and self.tuned.key, "model": self.model.identity}
+
 
 def evaluate_task(
     runner: StageRunner, evaluated: EvaluatedModel, test: PreparedTask, batch_size: int
@@ -453,14 +457,12 @@ def evaluate_task(
         if runner.processes.main:
             (directory / "metrics.json").write_text(json.dumps(metrics, allow_nan=False))
 
-    tuned = evaluated.tuned
     reads = {
-        "tuned": tuned and tuned.key,
-        "model": evaluated.model.identity,
+        **evaluated.reads(),
         "task": test.description,
         "held_out": test.held_out and test.held_out.key,
     }
-    return runner.run_stage("evaluation", reads, produce, cost=EVALUATION if tuned else UNTUNED)
+    return runner.run_stage("evaluation", reads, produce, cost=EVALUATION if evaluated.tuned else UNTUNED)
 
 
 def read_metrics(result: StageResult) -> dict[str, float | str]:
@@ -484,9 +486,9 @@ def validate(
         if runner.processes.main:
             (directory / "loss.json").write_text(json.dumps(loss, allow_nan=False))
 
-    tuned = evaluated.tuned
-    reads = {"tuned": tuned and tuned.key, "model": evaluated.model.identity, "rows": held_back.key}
-    return runner.run_stage("validation", reads, produce, cost=VALIDATION if tuned else UNTUNED_VALIDATION)
+    reads = {**evaluated.reads(), "rows": held_back.key}
+    cost = VALIDATION if evaluated.tuned else UNTUNED_VALIDATION
+    return runner.run_stage("validation", reads, produce, cost=cost)
 
 
 def read_loss(result: StageResult) -> TokenLoss:

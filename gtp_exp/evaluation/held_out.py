@@ -34,7 +34,7 @@ def held_out_loss(
     answers = nats[:, ANSWER]
     error = float(answers.std() / math.sqrt(len(rows))) if len(rows) > 1 else 0.0
     return {
-        "nats_per_token": float(answers.sum()) / int(_answer_tokens(rows).sum()),
+        "nats_per_token": _per_token(answers, _answer_tokens(rows)),
         "nats_per_answer": float(answers.mean()),
         "nats_per_answer_stderr": error,
         "nats_end": float(nats[:, END].mean()),
@@ -55,10 +55,15 @@ def token_loss(
     """
     answers = _nats(rows, loaded, batch_size, label, processes)[:, ANSWER]
     n_tokens, n = _answer_tokens(rows), len(rows)
-    mean = float(answers.sum()) / int(n_tokens.sum())
+    mean = _per_token(answers, n_tokens)
     deviations = (answers - mean * n_tokens) / n_tokens.double().mean()
     error = math.sqrt(float(deviations.square().sum()) / (n * (n - 1))) if n > 1 else 0.0
     return {"nats_per_token": mean, "nats_per_token_stderr": error}
+
+
+def _per_token(nats: torch.Tensor, n_tokens: torch.Tensor) -> float:
+    """Return the mean over all tokens of the nats and the token counts of rows."""
+    return float(nats.sum()) / int(n_tokens.sum())
 
 
 def _answer_tokens(rows: Sequence[TokenizedExample]) -> torch.Tensor:

@@ -16,7 +16,6 @@ Sums of parts are exact for the plain gradient alone: Adam's directions are not 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -117,7 +116,6 @@ class WeighedEndOfTurn:
         """Return the directions in which rows can be had."""
         return self.content.directions if self.end is None else (LINEAR,)
 
-    @functools.cache  # noqa: B019  as long as the selection; target rows are few
     def features(self, checkpoint: int, direction: str) -> Rows:
         """Return the rows at a checkpoint, float32 [n, dim]."""
         content = _matrix(self.content.features(checkpoint, direction))

@@ -152,7 +152,7 @@ class GTP(Selector):
         data = self.pursuit_data(problem)  # A and the target rows
         target, names = self.target(problem, data)  # B
         correlation = data.atoms.correlate_own(target.float())
-        scores = data.atoms.processes.all_reduce(correlation.clone()).mean(1)
+        scores = data.atoms.processes.all_reduce(correlation).mean(1)
         scale = float(data.atom_norms[data.atom_norms > 0].square().mean())  # of the ridge
 
         # How much to regularise, and where one round stops.

@@ -27,8 +27,7 @@ import torch
 from omegaconf import OmegaConf
 
 from gtp_benchmarks.performance.finetuning import Steps
-from gtp_benchmarks.performance.gradients import quiet
-from gtp_benchmarks.performance.measuring import Figure, machine, peak_memory, write_report
+from gtp_benchmarks.performance.measuring import Figure, machine, peak_memory, quiet, write_report
 from gtp_exp.config import build
 from gtp_exp.data.tokenization import tokenize
 from gtp_exp.model.loading import ModelConfig, prepare

@@ -70,7 +70,7 @@ class CoSaMP:
 
             # Merge, fit as well as pruning needs it, prune, fit exactly.
             warm = torch.cat([weights, weights.new_zeros(len(merged.ids) - len(weights), weights.shape[1])])
-            fitted, _, _ = fit_columns(merged, search.target, problem.ridge, warm, rough=problem.ridge > 0)
+            fitted, _, _ = fit_columns(merged, search.target, problem.ridge, warm, rough=True)
             columns, weights, residual, kkt = prune(merged, fitted, problem, self.prune_stages)
             columns.cache.keep(columns.ids)
 

@@ -175,13 +175,13 @@ def nnls_of_columns(
 
     guess: refine the start by projected gradient; leave it out when the start is close to the solution.
     rough: end with the best weights on the columns of the first guess, without looking for others that would
-    lower the objective further. Without a ridge the first guess is too poor for that.
+    lower the objective further. Without a ridge the first guess is too poor for that, and the solve is exact.
     """
     active = _ActiveSet(columns, target.double(), ridge, l1)
     if active.nothing_to_fit():
         return NNLS(active.zero, active.target.clone(), 0.0, 0, True)
     current = active.feasible(active.first_passive(start, guess))
-    if rough:
+    if rough and ridge > 0:
         return active.answer(current, False)
     value, block, converged, newton = active.objective(current), len(active.unit), False, False
     while active.iterations < max_iterations and not converged:

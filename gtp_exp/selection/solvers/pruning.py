@@ -51,7 +51,7 @@ def prune(
         columns = columns.select(kept)
         last = last or (len(kept) <= size and price <= capacity)
         weights, residual, kkt = fit_columns(
-            columns, target, problem.ridge, weights[kept], guess=False, rough=problem.ridge > 0 and not last
+            columns, target, problem.ridge, weights[kept], guess=False, rough=not last
         )
         if last:
             break
