@@ -16,8 +16,9 @@ from gtp_exp.errors import UserError
 from gtp_exp.selection.atoms.matrix import BlockAtoms, tensor_atoms
 from gtp_exp.selection.solvers.cosamp import CoSaMP
 from gtp_exp.selection.solvers.elastic_net import ElasticNet
-from gtp_exp.selection.solvers.nnls import kkt_residual
+from gtp_exp.selection.solvers.nnls import GramCache, columns_of, kkt_residual
 from gtp_exp.selection.solvers.omp import OMP, BlockOMP
+from gtp_exp.selection.solvers.pruning import prune
 from gtp_exp.selection.solvers.pursuit import Pursuit, PursuitProblem, Solver
 
 SOLVERS: dict[str, Solver] = {
@@ -190,3 +191,15 @@ def test_solvers_of_one_target_refuse_several(name):
     data = clusters(50, 16, seed=7)
     with pytest.raises(UserError, match="target_columns"):
         pursue(SOLVERS[name], data.atoms, torch.ones(16, 2), size=3, ridge=0.1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_kept_is_fitted_exactly_wherever_the_weights_begin(seed):
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(60, 40, generator=generator, dtype=torch.float64) + 0.5
+    target = torch.randn(40, 1, generator=generator, dtype=torch.float64) + 0.5
+    columns = columns_of(rows, torch.arange(60), GramCache())
+    problem = PursuitProblem(tensor_atoms(rows.float()), target, 60, 1e-3)
+    kept, weights, _, kkt = prune(columns, torch.ones(60, 1, dtype=torch.float64), problem, stages=4)
+    assert kkt < 1e-8
+    assert kkt_residual(rows[kept.ids], target[:, 0], weights[:, 0], 1e-3) < 1e-8
