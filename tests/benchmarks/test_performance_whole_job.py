@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
@@ -38,8 +39,8 @@ def test_memory_of_descendants_is_seen():
     inner = "x = bytearray(200 << 20); input()"
     outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
     with subprocess.Popen([sys.executable, "-c", outer], stdin=subprocess.PIPE) as process:
-        tree, largest = psutil.Process(process.pid), 0
-        while largest < 200 << 20 and process.poll() is None:
+        tree, largest, deadline = psutil.Process(process.pid), 0, time.monotonic() + 30
+        while largest < 200 << 20 and process.poll() is None and time.monotonic() < deadline:
             largest = max(largest, *resident(tree))
         process.communicate(b"\n")
     assert largest >= 200 << 20 and resident(tree) == [0]
