@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from gtp_benchmarks.performance import cost_model
+from gtp_benchmarks.performance.clustered import Clustered
 from gtp_benchmarks.performance.cost_model import (
     MeasuredSelection,
     Point,
@@ -17,6 +18,9 @@ from gtp_benchmarks.performance.cost_model import (
     project,
 )
 from gtp_benchmarks.performance.scale import FACTORS, PARTITIONS, around, main
+from gtp_benchmarks.performance.selection import memory_features, problem
+from gtp_exp.selection.atoms.matrix import BlockAtoms
+from gtp_exp.selection.gtp import GTP, Regularisation
 
 BASE = Point(20_000, 1024, 200, 2)
 COSTS = (5e-9, 5e-10, 1e-5, 1e-8, 1e-9, 5e-10, 0.05)
@@ -75,3 +79,15 @@ def test_every_part_runs_and_reports(tmp_path, capsys):
     assert len(written["partitions"]) == len(PARTITIONS)
     assert "Projection, no measurement" in capsys.readouterr().out
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]  # the stores are gone
+
+
+def test_iterations_are_counted_from_passes_and_rounds(monkeypatch):
+    """As a selection in several rounds, of which only the first pays for the pass that they begin with."""
+    passes, own = [], BlockAtoms.correlate_own
+    monkeypatch.setattr(BlockAtoms, "correlate_own", lambda *args: passes.append(1) or own(*args))
+    pool = Clustered(2_000, 128, seed=0)
+    asked = problem(memory_features(pool.atoms()), [pool.target_rows()], 90)
+    chosen = GTP(regularisation=Regularisation.FIXED, ridge=0.1, round_rows=30).select(asked)
+    rounds = chosen.diagnostics["rounds"]
+    assert len(rounds) > 1
+    assert cost_model.iterations(len(passes), len(rounds)) == sum(one["iterations"] for one in rounds)
