@@ -106,7 +106,7 @@ class GTP(Selector):
     memory_gib: float = 4.0  # sketches that take no more than this as float32 are held in memory
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     distributed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

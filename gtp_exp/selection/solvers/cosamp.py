@@ -15,7 +15,7 @@ import torch
 
 from gtp_exp.decode import check_fields
 from gtp_exp.selection.solvers.nnls import Columns
-from gtp_exp.selection.solvers.pruning import contributions, fit_columns, prune
+from gtp_exp.selection.solvers.pruning import contributions, fit_to_prune, prune
 from gtp_exp.selection.solvers.pursuit import Pursuit, PursuitProblem, Search, require
 
 EXACT = 1e-12  # relative residual at which nothing is left to pursue
@@ -70,7 +70,7 @@ class CoSaMP:
 
             # Merge, fit as well as pruning needs it, prune, fit exactly.
             warm = torch.cat([weights, weights.new_zeros(len(merged.ids) - len(weights), weights.shape[1])])
-            fitted, _, _ = fit_columns(merged, search.target, problem.ridge, warm, rough=True)
+            fitted = fit_to_prune(merged, search.target, problem.ridge, warm)
             columns, weights, residual, kkt = prune(merged, fitted, problem, self.prune_stages)
             columns.cache.keep(columns.ids)
 

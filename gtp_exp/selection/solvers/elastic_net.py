@@ -23,6 +23,7 @@ from gtp_exp.decode import check_fields
 from gtp_exp.selection.solvers.nnls import NNLS, Columns, nnls_of_columns
 from gtp_exp.selection.solvers.pruning import contributions, prune
 from gtp_exp.selection.solvers.pursuit import Pursuit, PursuitProblem, Search, require, require_one_column
+from gtp_exp.selection.solvers.rough import rough_fit
 
 TRIALS = 25  # values of l1 tried on one working set
 FLOOR = 1e-6  # smallest l1, over the largest correlation: below it the path has ended
@@ -82,7 +83,8 @@ class ElasticNet:
             weights, residual, l1 = point.fit.weights, point.fit.residual, point.l1
             search.curve.append(search.relative(residual))
 
-        chosen, fitted, left, kkt = prune(columns, weights[:, None], problem, self.prune_stages)
+        rough = rough_fit(columns, search.target, problem.ridge, weights[:, None])
+        chosen, fitted, left, kkt = prune(columns, rough, problem, self.prune_stages)
         return search.finish(chosen, fitted, left, kkt, contributions(fitted, chosen))
 
 

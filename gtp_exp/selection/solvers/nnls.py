@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -28,6 +28,7 @@ WARM_STEPS = 40  # of projected gradient, before the active set takes over
 PATIENCE = 40  # factorisations after which a small ridge calls for Newton's method on the dual
 NEWTON_STEPS = 200
 POWER_STEPS = 6  # power iterations for the step length
+REFINED = 1e-13  # residual over the right side at which a refined solution is exact
 FALL = 1 - 1e-12  # an objective must fall by more than rounding to count
 
 Solution = tuple[torch.Tensor, torch.Tensor]  # passive columns int64 [p] and their values float64 [p]
@@ -101,10 +102,12 @@ class Columns:
     norms: torch.Tensor  # float64 [n]
     ids: torch.Tensor  # int64 [n], the rows' names in `cache`
     cache: GramCache
+    cosines: torch.Tensor | None = None  # float32 [n, n], their Gram matrix where somebody needed it
 
     def select(self, keep: torch.Tensor) -> Columns:
         """Return the columns at the positions int64, or where bool [n] is true."""
-        return Columns(self.unit[keep], self.norms[keep], self.ids[keep], self.cache)
+        cosines = None if self.cosines is None else self.cosines[keep][:, keep]
+        return Columns(self.unit[keep], self.norms[keep], self.ids[keep], self.cache, cosines)
 
     def join(self, other: Columns) -> Columns:
         """Return these columns followed by others."""
@@ -114,6 +117,19 @@ class Columns:
             torch.cat([self.ids, other.ids]),
             self.cache,
         )
+
+    def with_cosines(self, known: torch.Tensor | None = None) -> Columns:
+        """Return the columns with all their cosines; known [k, k] are those of the first k columns."""
+        if self.cosines is not None:
+            return self
+        unit = self.unit.float()
+        first = 0 if known is None else len(known)
+        cosines = unit.new_empty(len(unit), len(unit))
+        cosines[:, first:] = unit @ unit[first:].T
+        cosines[first:, :first] = cosines[:first, first:].T
+        if known is not None:
+            cosines[:first, :first] = known
+        return replace(self, cosines=cosines)
 
 
 def columns_of(rows: torch.Tensor, ids: torch.Tensor, cache: GramCache) -> Columns:
@@ -168,21 +184,16 @@ def nnls_of_columns(
     l1: float = 0.0,
     start: torch.Tensor | None = None,
     guess: bool = True,
-    rough: bool = False,
     max_iterations: int = 1000,
 ) -> NNLS:
     """Solve as `nnls` does, on prepared columns, so that a pursuit's many solves share their Gram matrix.
 
     guess: refine the start by projected gradient; leave it out when the start is close to the solution.
-    rough: end with the best weights on the columns of the first guess, without looking for others that would
-    lower the objective further. Without a ridge the first guess is too poor for that, and the solve is exact.
     """
     active = _ActiveSet(columns, target.double(), ridge, l1)
     if active.nothing_to_fit():
         return NNLS(active.zero, active.target.clone(), 0.0, 0, True)
     current = active.feasible(active.first_passive(start, guess))
-    if rough and ridge > 0:
-        return active.answer(current, False)
     value, block, converged, newton = active.objective(current), len(active.unit), False, False
     while active.iterations < max_iterations and not converged:
         if ridge > 0 and not newton and active.iterations > PATIENCE:
@@ -227,8 +238,9 @@ class _ActiveSet:
         """Return the passive columns int64 to begin with: those with weight at the start or in a guess."""
         first = self.zero if start is None else start.double() * self.scale
         if guess:
-            first = _projected_gradient(
-                self.unit.float(), self.correlation.float(), self.rho.float(), first.float()
+            unit = self.unit.float()
+            first = projected_gradient(
+                lambda u: unit @ (unit.T @ u), self.correlation.float(), self.rho.float(), first.float()
             )
         passive, half = ((first > 0) & self.live).nonzero().flatten(), self.unit.shape[1] // 2
         if not self.held_apart and len(passive) > half:
@@ -337,15 +349,29 @@ def dependent(factor: torch.Tensor, failed: int) -> list[int]:
 
 
 def _solve_wide(unit: torch.Tensor, rho: torch.Tensor, correlation: torch.Tensor) -> torch.Tensor:
-    """Return (U U^T + diag(rho))^-1 c for more rows than columns, through an m x m system (Woodbury)."""
-    inner = unit.T @ (unit / rho[:, None])
-    inner.diagonal().add_(1.0)
-    factor = torch.linalg.cholesky(inner)
-    u = torch.zeros_like(correlation)
-    left = correlation
-    for _ in range(3):  # a small rho divides rounding errors, so refine
-        u = u + (left - unit @ torch.cholesky_solve((unit.T @ (left / rho))[:, None], factor)[:, 0]) / rho
-        left = correlation - unit @ (unit.T @ u) - rho * u
+    """Return (U U^T + diag(rho))^-1 c for more rows than columns, through an m x m system (Woodbury).
+
+    The system is factorised in float32 and the solution refined in float64, which converges unless the ridge
+    is tiny; there the factor is float64 too.
+    """
+    u, enough = torch.zeros_like(correlation), REFINED * float(correlation.norm())
+    for precision in (torch.float32, torch.float64):
+        scaled = (unit / rho.sqrt()[:, None]).to(precision)
+        inner = scaled.T @ scaled
+        inner.diagonal().add_(1.0)
+        factor, failed = torch.linalg.cholesky_ex(inner)
+        if int(failed):
+            continue
+        u, left, falls = torch.zeros_like(correlation), correlation, True
+        while falls and float(left.norm()) > enough:
+            inside = torch.cholesky_solve((unit.T @ (left / rho)).to(precision)[:, None], factor)[:, 0]
+            refined = u + (left - unit @ inside.double()) / rho
+            remaining = correlation - unit @ (unit.T @ refined) - rho * refined
+            falls = float(remaining.norm()) < 0.5 * float(left.norm())
+            if falls:
+                u, left = refined, remaining
+        if float(left.norm()) <= enough:
+            break
     return u
 
 
@@ -401,21 +427,24 @@ def _line_search(
     return (low + high) / 2
 
 
-def _projected_gradient(
-    unit: torch.Tensor, correlation: torch.Tensor, rho: torch.Tensor, u: torch.Tensor
+def projected_gradient(
+    times_gram: Callable[[torch.Tensor], torch.Tensor],
+    pull: torch.Tensor,
+    rho: torch.Tensor,
+    u: torch.Tensor,
 ) -> torch.Tensor:
     """Return a rough solution whose support is close to the right one, by projected gradient in float32.
 
-    FISTA (Beck and Teboulle, 2009) with the adaptive restart of O'Donoghue and Candes (2015).
+    times_gram multiplies the Gram matrix of the unit columns with a vector [n]; pull [n] is the linear term,
+    u [n] the start. FISTA (Beck and Teboulle, 2009), restarted as by O'Donoghue and Candes (2015).
     """
-    dominant = unit.T @ correlation.clamp(min=0)  # direction of the largest curvature
+    dominant = pull.clamp(min=0)  # direction of the largest curvature
     for _ in range(POWER_STEPS):
-        dominant = dominant / torch.linalg.vector_norm(dominant).clamp(min=1e-30)
-        dominant = unit.T @ (unit @ dominant)
+        dominant = times_gram(dominant / torch.linalg.vector_norm(dominant).clamp(min=1e-30))
     step = 1 / (1.1 * float(torch.linalg.vector_norm(dominant)) + float(rho.max()))
     ahead, momentum = u, 1.0
     for _ in range(WARM_STEPS):
-        gradient = unit @ (unit.T @ ahead) - correlation + rho * ahead
+        gradient = times_gram(ahead) - pull + rho * ahead
         after = (ahead - step * gradient).clamp(min=0)
         if float((ahead - after) @ (after - u)) > 0:
             momentum = 1.0

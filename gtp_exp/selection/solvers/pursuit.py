@@ -113,12 +113,18 @@ class Search:
         return strongest(self.problem.atoms, residual, eligible, count, above, known)
 
     def join(self, support: Columns, index: torch.Tensor, rows: torch.Tensor) -> Columns:
-        """Return the support followed by further rows, without those that nearly repeat a row before them."""
-        joined = support.join(columns_of(rows, index, support.cache))
+        """Return the support followed by further rows, without those that nearly repeat a row before them.
+
+        Their cosines are with them.
+        """
+        joined = support.join(columns_of(rows, index, support.cache)).with_cosines(support.cosines)
         threshold = self.problem.near_copy_cosine
         if threshold is None:
             return joined
-        near = near_copies(joined.unit.float() @ joined.unit.float().T, threshold, kept=len(support.ids))
+        assert joined.cosines is not None
+        near = near_copies(joined.cosines, threshold, kept=len(support.ids))
+        if not near.any():
+            return joined
         self.suppress(joined.ids[near])
         return joined.select(~near)
 

@@ -20,6 +20,7 @@ from gtp_exp.selection.solvers.nnls import GramCache, columns_of, kkt_residual
 from gtp_exp.selection.solvers.omp import OMP, BlockOMP
 from gtp_exp.selection.solvers.pruning import prune
 from gtp_exp.selection.solvers.pursuit import Pursuit, PursuitProblem, Solver
+from gtp_exp.selection.solvers.rough import rough_fit
 
 SOLVERS: dict[str, Solver] = {
     "cosamp": CoSaMP(),
@@ -200,6 +201,7 @@ def test_what_is_kept_is_fitted_exactly_wherever_the_weights_begin(seed):
     target = torch.randn(40, 1, generator=generator, dtype=torch.float64) + 0.5
     columns = columns_of(rows, torch.arange(60), GramCache())
     problem = PursuitProblem(tensor_atoms(rows.float()), target, 60, 1e-3)
-    kept, weights, _, kkt = prune(columns, torch.ones(60, 1, dtype=torch.float64), problem, stages=4)
+    fitted = rough_fit(columns, target, 1e-3, torch.ones(60, 1, dtype=torch.float64))
+    kept, weights, _, kkt = prune(columns, fitted, problem, stages=4)
     assert kkt < 1e-8
     assert kkt_residual(rows[kept.ids], target[:, 0], weights[:, 0], 1e-3) < 1e-8
