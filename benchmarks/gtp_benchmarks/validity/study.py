@@ -63,14 +63,7 @@ class Study:
     tuned: Model
     chooser: Model
     stores: Mapping[str, GradientStores]  # by the weight of the end of turn, as in WEIGHTS
-
-    @property
-    def size(self) -> int:
-        """Return the number of rows of a subset."""
-        rows = self.experiment.budget.rows(len(self.inputs.candidates.examples))
-        if rows is None:
-            raise UserError("subsets have a number of rows: use budget=rows budget.amount=60, or a share")
-        return rows
+    size: int  # rows of a subset
 
     def sources(self, weight: str | None = None) -> SelectionSources:
         """Return what a selector reads, with the gradients for one weight of the end of turn; without any
@@ -128,6 +121,9 @@ def prepare_study(experiment: Experiment) -> Study:
         raise UserError(
             "the benchmark has no target rows; choose one that has, such as benchmark=skills_target"
         )
+    size = experiment.budget.rows(len(inputs.candidates.examples))
+    if size is None:
+        raise UserError("subsets have a number of rows: use budget=rows budget.amount=60, or a share")
     Overlap(inputs)
     tests = load_inputs(experiment.dataset, experiment.benchmark, tuned, tuned).tasks
     Overlap(replace(inputs, tasks=tests, validation=None))
@@ -136,7 +132,7 @@ def prepare_study(experiment: Experiment) -> Study:
     for name, weight in WEIGHTS.items():
         rows = rows_with_gradients(inputs, TopK(target_end_of_turn=weight))
         stores[name] = collect_all_gradients(runner, chooser, rows, trajectory, gradients)
-    return Study(experiment, runner, inputs, tests, tuned, chooser, stores)
+    return Study(experiment, runner, inputs, tests, tuned, chooser, stores, size)
 
 
 def scores(study: Study, selector: Selector, weight: str | None) -> torch.Tensor:
