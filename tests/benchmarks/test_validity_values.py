@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from gtp_benchmarks.validity.agreement import correlations, estimate, resamples, spearman
+from gtp_benchmarks.validity.agreement import correlations, estimate, resamples, spearman, without
+from gtp_benchmarks.validity.facts import TARGET_SHARE
 from gtp_benchmarks.validity.objectives import CHECKPOINTS, Objective, atoms_of, evaluate_objectives
 from gtp_benchmarks.validity.report import REFERENCE, Progress, changes, markdown, rows_of
 from gtp_benchmarks.validity.subsets import RANDOM, draw, recipes, rising
@@ -197,6 +198,16 @@ def test_spearman_shares_the_ranks_of_ties():
     assert spearman(a, b) == pytest.approx(np.corrcoef(ranks(a), ranks(b))[0, 1])
 
 
+def test_a_partial_correlation_is_that_of_its_formula():
+    a, b, c = np.random.default_rng(2).standard_normal((3, 25)) + np.linspace(0, 2, 25)
+    ab, ac, bc = spearman(a, b), spearman(a, c), spearman(b, c)
+    one = resamples(25, count=0)
+    ours, theirs = (without(one.ranks(x), one.ranks(c)) for x in (a, b))
+    expected = (ab - ac * bc) / math.sqrt((1 - ac**2) * (1 - bc**2))
+    assert correlations(ours, theirs)[0] == pytest.approx(expected)
+    assert estimate(correlations(without(one.ranks(c), one.ranks(c)), theirs)) is None
+
+
 def test_the_interval_covers_the_correlation_of_the_population():
     """Of samples of 60 with a rank correlation of 0.5 most intervals hold it, and few hold zero."""
     generator, held = np.random.default_rng(1), []
@@ -219,7 +230,7 @@ def test_the_report_orders_objectives_by_what_their_direction_says_of_the_loss()
     rows = rows_of(
         Progress(
             {REFERENCE: swapped, residual: loss + [9.0], same: [1.0] * 6, replace(same, atoms="raw"): good},
-            {"length": [-x for x in good]},
+            {"length": [-x for x in good], TARGET_SHARE: [1.0, 1.0, 0.5, 0.5, 0.0]},
             [
                 {"validation": {"nats_per_token": x, "content": x}, "test": {"nats_per_token": -x}}
                 for x in loss
@@ -233,6 +244,8 @@ def test_the_report_orders_objectives_by_what_their_direction_says_of_the_loss()
     assert found[residual.name].found["test nats_per_token"].value == pytest.approx(-1.0)
     assert found[REFERENCE.name].found[judged].value == pytest.approx(0.9)
     assert found[residual.name].minus_reference.value == pytest.approx(0.1)
+    assert found[TARGET_SHARE].partial[judged] is None
+    assert found[residual.name].partial[judged].value == pytest.approx(1.0)
     assert found["length"].found[judged].value == pytest.approx(-1.0)
     assert found[same.name].found[judged] is None and rows[-1].name == same.name
     assert "test content" not in found[REFERENCE.name].found
@@ -242,7 +255,9 @@ def test_the_report_orders_objectives_by_what_their_direction_says_of_the_loss()
 def test_the_report_says_what_it_rests_on():
     about = {"planned": 9, "size": 2, "validation": 3, "untuned": {"validation": {"nats_per_token": 6.0}}}
     measured = [{"validation": {"nats_per_token": x}, "test": {"nats_per_token": x}} for x in (1.0, 2.0, 4.0)]
-    progress = Progress({REFERENCE: [3.0, 2.0, 1.0]}, {"flat": [1.0] * 3}, measured, about)
+    progress = Progress(
+        {REFERENCE: [3.0, 2.0, 1.0]}, {"flat": [1.0] * 3, TARGET_SHARE: [1.0] * 3}, measured, about
+    )
     text = markdown(rows_of(progress), progress)
     assert "3 of 9 subsets of 2 rows" in text and "1.000 to 4.000" in text and "Untuned: 6.000" in text
     assert "| flat | \u2013 |" in text

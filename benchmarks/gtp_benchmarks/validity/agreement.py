@@ -9,6 +9,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 RESAMPLES = 1000
+NOTHING = 1e-6  # norm of ranks that another one explains wholly, but for rounding
 FEWEST = 4  # subsets, below which an order says nothing
 
 
@@ -53,6 +54,17 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
 def correlations(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     """Return the correlation in each resample, float64 [R + 1], of what `Resamples.ranks` returns."""
     return (ours * theirs).sum(axis=1)
+
+
+def without(ranks: np.ndarray, control: np.ndarray) -> np.ndarray:
+    """Return ranks without what a third one explains of them, again of unit norm: float64 [R + 1, n].
+
+    Both are what `Resamples.ranks` returns. Correlations of such ranks are partial rank correlations; NaN
+    where nothing is left.
+    """
+    left = ranks - correlations(ranks, control)[:, None] * control
+    norms = np.linalg.norm(left, axis=1, keepdims=True)
+    return np.divide(left, norms, out=np.full_like(left, math.nan), where=norms > NOTHING)
 
 
 def estimate(drawn: np.ndarray) -> Estimate | None:

@@ -11,6 +11,8 @@ from gtp_benchmarks.validity.study import Study, scores
 from gtp_benchmarks.validity.subsets import Subset
 from gtp_benchmarks.validity.targets import answers_covered, target_like
 
+TARGET_SHARE = "share of target-like rows"
+
 
 def facts_of(study: Study, subsets: Sequence[Subset]) -> dict[str, list[float]]:
     """Return a number per subset by the fact's name. Larger is taken as better, of lengths by convention."""
@@ -20,7 +22,7 @@ def facts_of(study: Study, subsets: Sequence[Subset]) -> dict[str, list[float]]:
     means = {
         "mean bm25": relevance,
         "mean length of answers": lengths,
-        "share of target-like rows": like,
+        TARGET_SHARE: like,
     }
     chosen = [torch.tensor(subset.rows) for subset in subsets]
     facts = {name: [float(values[rows].double().mean()) for rows in chosen] for name, values in means.items()}

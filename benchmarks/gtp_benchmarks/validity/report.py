@@ -9,7 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from gtp_benchmarks.validity.agreement import FEWEST, Estimate, Resamples, correlations, estimate, resamples
+from gtp_benchmarks.validity.agreement import (
+    FEWEST,
+    Estimate,
+    Resamples,
+    correlations,
+    estimate,
+    resamples,
+    without,
+)
+from gtp_benchmarks.validity.facts import TARGET_SHARE
 from gtp_benchmarks.validity.measure import CONTENT, LOSS, TEST, VALIDATION
 from gtp_benchmarks.validity.objectives import Objective
 from gtp_exp.files import write_json, write_whole
@@ -26,6 +35,8 @@ that the objective orders the subsets as the loss does, 0 that it says nothing, 
 harms. In brackets is the 95% interval of a bootstrap over subsets. Objectives have seen neither the
 {validation} validation rows nor the test rows. The best of many objectives is so partly by chance: look at
 the columns of the test, by which nothing is ranked, and at the paired differences from the reference.
+All objectives may follow the share of rows that are like the target, in which subsets differ; a partial
+correlation is what an objective says of the loss beyond that share.
 
 Validation loss over subsets: {span}. Untuned: {untuned}.
 """
@@ -39,6 +50,7 @@ class Row:
     objective: Objective | None  # None for a fact
     found: Mapping[str, Estimate | None]  # "validation nats_per_token", ... -> correlation
     minus_reference: Estimate | None  # of the judging loss
+    partial: Mapping[str, Estimate | None]  # as `found`, given the share of target-like rows
 
 
 @dataclass(frozen=True)
@@ -62,13 +74,18 @@ def rows_of(progress: Progress) -> list[Row]:
     }
     judge = losses[" ".join(JUDGE)]
     reference = correlations(_ranks(drawn, REFERENCE.sign, progress.objectives[REFERENCE]), judge)
+    control = _ranks(drawn, 1, progress.facts[TARGET_SHARE])
+    unexplained = {loss: without(of_loss, control) for loss, of_loss in losses.items()}
     rows = []
     named = [(objective.name, objective, values) for objective, values in progress.objectives.items()]
     facts = [(name, None, values) for name, values in progress.facts.items()]
     for name, objective, values in [*named, *facts]:
         ranks = _ranks(drawn, 1 if objective is None else objective.sign, values)
         found = {loss: estimate(correlations(ranks, of_loss)) for loss, of_loss in losses.items()}
-        rows.append(Row(name, objective, found, estimate(correlations(ranks, judge) - reference)))
+        difference = estimate(correlations(ranks, judge) - reference)
+        own = without(ranks, control)
+        partial = {loss: estimate(correlations(own, left)) for loss, left in unexplained.items()}
+        rows.append(Row(name, objective, found, difference, partial))
     return sorted(rows, key=_judged, reverse=True)
 
 
@@ -98,6 +115,7 @@ def write_report(folder: Path, progress: Progress) -> None:
                 "name": row.name,
                 **({} if row.objective is None else {"objective": asdict(row.objective)}),
                 "spearman": {loss: _plain(found) for loss, found in row.found.items()},
+                "partial": {loss: _plain(found) for loss, found in row.partial.items()},
                 "minus_reference": _plain(row.minus_reference),
             }
             for row in rows
@@ -145,10 +163,17 @@ def _table(rows: Iterable[Row]) -> str:
     """Return a Markdown table, with a column for every loss that all subsets have."""
     rows = list(rows)
     losses = list(rows[0].found) if rows else []
-    columns = ["objective", *losses, "minus the reference, validation"]
+    columns = [
+        "objective",
+        *losses,
+        "minus the reference, validation",
+        "partial, validation",
+        "partial, test",
+    ]
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for row in rows:
         cells = [row.name, *(_cell(row.found[loss]) for loss in losses), _cell(row.minus_reference)]
+        cells += [_cell(row.partial[f"{part} {LOSS}"]) for part in (VALIDATION, TEST)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
