@@ -275,7 +275,7 @@ def select(
             budget=budget,
             seed=seed,
             pool_gradients=gradients.pool and read_store(gradients.pool),
-            target_gradients=_target_gradients(sources, selector),
+            target_gradients=target_gradients(sources, selector),
             model=loaded,
             candidate_tokens=inputs.candidates_to_select.tokenized,
             target_tokens=() if inputs.target is None else inputs.target.tokenized,
@@ -310,7 +310,7 @@ def select(
     return runner.run_stage("selection", reads, produce, together=selector.distributed)
 
 
-def _target_gradients(sources: SelectionSources, selector: Selector) -> GradientFeatures | None:
+def target_gradients(sources: SelectionSources, selector: Selector) -> GradientFeatures | None:
     """Return the target's gradients with the selector's weight of the end of turn; None without any."""
     stores, target = sources.gradients, sources.inputs.target
     if stores.target is None or target is None:

@@ -1,0 +1,1 @@
+"""Which objective predicts the loss after training: many subsets of one pool, one collection of gradients."""

@@ -1,0 +1,151 @@
+"""What the gradients say of a subset: every objective, for every way to make atoms of the stored gradients.
+
+With atoms a_i of a subset of k rows, s = 1/k sum a_i, and the target b, the mean of the target's atoms:
+
+    dot       s . b                             what top-k maximises, row by row
+    cosine    s . b / (|s| |b|)                 equal weights
+    residual  |A^T w - b| / |b|                 w >= 0 of the ridge fit
+    fit       (|A^T w - b|^2 + lam |w|^2) / |b|^2    what the pursuit with a ridge minimises
+
+Whitened, the inner products are those of `whitening`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from gtp_benchmarks.validity.whitening import Whitening, whitening_of
+from gtp_exp.gradients.end_of_turn import LINEAR
+from gtp_exp.gradients.features import GradientFeatures
+from gtp_exp.selection.atoms.sketches import CheckpointWeights, checkpoint_shares, taken_checkpoints
+from gtp_exp.selection.solvers.nnls import GramCache, columns_of, nnls_of_columns
+
+RIDGES = (0.0, 0.1, 1.0)  # over the mean squared norm of the atoms, which is 1
+CHECKPOINTS: Mapping[str, Sequence[int] | None] = {"first": [0], "last": [-1], "all": None}
+WHITENING_ROWS = 2048  # candidates, evenly spaced, that give the metric
+SMALLEST = 1e-30  # norm of a zero vector, by which it is divided
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Names an objective by its formula and by what its atoms are made of."""
+
+    formula: str = "cosine"  # dot, cosine, residual or fit
+    ridge: float | None = None  # of residual and fit
+    metric: str = "plain"  # or whitened
+    atoms: str = "unit"  # raw, or each of unit norm
+    direction: str = LINEAR  # of the candidates; the target's is the plain gradient
+    checkpoints: str = "all"  # first, last, or all of them side by side, by their learning rates
+    end_of_turn: str = "1"  # its weight in target rows: 1, 0 or balanced
+
+    @property
+    def name(self) -> str:
+        """Return one line that tells it from all others."""
+        ridge = "" if self.ridge is None else f", ridge {self.ridge:g}"
+        metric = "" if self.metric == "plain" else f" {self.metric}"
+        return (
+            f"{self.formula}{ridge}{metric}: {self.atoms} {self.direction}, checkpoints {self.checkpoints}, "
+            f"end of turn {self.end_of_turn}"
+        )
+
+    @property
+    def sign(self) -> int:
+        """Return 1 where a larger value is better, else -1."""
+        return 1 if self.formula in ("dot", "cosine") else -1
+
+
+def evaluate_objectives(
+    pool: GradientFeatures, targets: Mapping[str, GradientFeatures], subsets: Sequence[torch.Tensor]
+) -> dict[Objective, list[float]]:
+    """Return the value of every objective for each subset.
+
+    targets: the target's gradients by the weight of the end of turn. subsets: int64 rows of the pool.
+    """
+    values: dict[Objective, list[float]] = {}
+    spaces = list(_spaces(pool.directions))
+    sample = torch.arange(0, pool.n, max(1, -(-pool.n // WHITENING_ROWS)))
+    for space in tqdm(spaces, desc="objectives", unit="kind of atoms"):
+        target = torch.stack(
+            [
+                atoms_of(features, replace(space, direction=LINEAR)).double().mean(0)
+                for features in targets.values()
+            ]
+        )
+        by_weight = [replace(space, end_of_turn=weight) for weight in targets]
+        means = []
+        for index in subsets:
+            rows = atoms_of(pool, space, index)
+            means.append(rows.double().mean(0))
+            if space.atoms == "unit":
+                for objective, column in zip(by_weight, target, strict=True):
+                    for fitted, value in _fits(objective, rows, column):
+                        values.setdefault(fitted, []).append(value)
+        metric = whitening_of(atoms_of(pool, space, sample))
+        for found in _similarities(torch.stack(means), target, metric):
+            for objective, column in zip(by_weight, found.values.T, strict=True):
+                values[replace(objective, formula=found.formula, metric=found.metric)] = column.tolist()
+    return values
+
+
+def _spaces(directions: Sequence[str]) -> Iterator[Objective]:
+    """Yield an objective for every way to make atoms."""
+    for direction in directions:
+        for checkpoints in CHECKPOINTS:
+            for atoms in ("raw", "unit"):
+                yield Objective(direction=direction, checkpoints=checkpoints, atoms=atoms)
+
+
+def atoms_of(features: GradientFeatures, space: Objective, index: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the atoms of some rows (None: of all), float32 [k, m]: sqrt(eta_t / sum eta) x[t, i], side by
+    side, as GTP makes them."""
+    index = torch.arange(features.n) if index is None else index
+    taken = taken_checkpoints(len(features.learning_rates), CHECKPOINTS[space.checkpoints])
+    rates = [features.learning_rates[t] for t in taken]
+    shares = checkpoint_shares(rates, CheckpointWeights.LEARNING_RATE)
+    parts = [
+        share**0.5 * features.features(t, space.direction).rows(index).float()
+        for t, share in zip(taken, shares, strict=True)
+    ]
+    rows = torch.cat(parts, dim=1)
+    return F.normalize(rows, dim=1, eps=SMALLEST) if space.atoms == "unit" else rows
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Holds one similarity of every subset with every target, float64 [subsets, targets]."""
+
+    formula: str
+    metric: str
+    values: torch.Tensor
+
+
+def _similarities(means: torch.Tensor, target: torch.Tensor, metric: Whitening) -> Iterator[_Found]:
+    """Yield dot and cosine in both metrics. means: float64 [subsets, m], of atoms. target: [targets, m]."""
+    plain = means @ target.T, means.square().sum(1), target.square().sum(1)
+    whitened = (
+        metric.inner(means, target),
+        metric.inner(means, means).diagonal(),
+        metric.inner(target, target).diagonal(),
+    )
+    for name, (dot, ours, theirs) in {"plain": plain, "whitened": whitened}.items():
+        norms = (ours[:, None] * theirs[None, :]).clamp(min=SMALLEST**2).sqrt()
+        yield _Found("dot", name, dot)
+        yield _Found("cosine", name, dot / norms)
+
+
+def _fits(of: Objective, rows: torch.Tensor, target: torch.Tensor) -> Iterator[tuple[Objective, float]]:
+    """Yield what is left of the target after the non-negative fit of unit atoms [k, m], for every ridge."""
+    columns = columns_of(rows, torch.arange(len(rows)), GramCache())
+    total = max(float(target.square().sum()), SMALLEST)
+    for ridge in RIDGES:
+        solved = nnls_of_columns(columns, target, ridge=ridge)
+        left = float(solved.residual.square().sum())
+        yield replace(of, formula="residual", ridge=ridge), (left / total) ** 0.5
+        if ridge:
+            penalty = ridge * float(solved.weights.square().sum())
+            yield replace(of, formula="fit", ridge=ridge), (left + penalty) / total
