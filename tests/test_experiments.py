@@ -232,6 +232,7 @@ def test_the_ablations_cover_the_factors_of_the_method():
             for key in (
                 *("subspace", "subspace_dim", "direction", "normalise", "regularisation", "ridge"),
                 *("near_copy_cosine", "solver", "target_columns", "checkpoints", "collapse_copies"),
+                "metric",
             )
         ),
     }
@@ -246,6 +247,7 @@ def test_the_ablations_differ_from_the_reference_in_nothing_else():
 
 def test_every_option_of_a_factor_is_swept():
     from gtp_exp.gradients.directions import Direction
+    from gtp_exp.selection.atoms.metric import Metric
     from gtp_exp.selection.atoms.sketches import Normalise
     from gtp_exp.selection.atoms.subspace import Subspace
     from gtp_exp.selection.gtp import Regularisation, TargetColumns
@@ -254,6 +256,7 @@ def test_every_option_of_a_factor_is_swept():
         ("ablation_subspace", "subspace", Subspace),
         ("ablation_direction", "direction", Direction),
         ("ablation_normalise", "normalise", Normalise),
+        ("ablation_metric", "metric", Metric),
         ("ablation_ridge", "regularisation", Regularisation),
         ("ablation_target_columns", "target_columns", TargetColumns),
     ]:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.end_of_turn import Weight
+from gtp_exp.selection.atoms.metric import Metric, MetricSettings
 from gtp_exp.selection.atoms.sketches import (
     GIB,
     AtomSettings,
@@ -104,6 +105,9 @@ class GTP(Selector):
     partitions: int = 1  # above 1: choose within so many parts of the pool, then among what they chose
     chunk_rows: int = 4096  # rows read from the store at a time
     memory_gib: float = 4.0  # sketches that take no more than this as float32 are held in memory
+    metric: Metric = Metric.EUCLIDEAN  # or whitened: by the inverse of the pool's second moment
+    metric_shrinkage: float = 0.1  # over the mean eigenvalue of that moment
+    metric_dim: int = 512  # leading directions that are scaled one by one, at most
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
     version: ClassVar[int] = 2
@@ -112,6 +116,7 @@ class GTP(Selector):
     def __post_init__(self) -> None:
         object.__setattr__(self, "solver", _as_solver(self.solver))
         check_fields(self, "selector")
+        self._metric()
 
         def need(ok: bool, key: str, remedy: str) -> None:
             if not ok:
@@ -219,8 +224,12 @@ class GTP(Selector):
             collapse_copies=self.collapse_copies,
             chunk_rows=self.chunk_rows,
             memory_gib=self.memory_gib,
+            metric=self._metric(),
         )
         return build_atoms(problem, settings, "GTP")
+
+    def _metric(self) -> MetricSettings:
+        return MetricSettings(self.metric, self.metric_shrinkage, self.metric_dim)
 
     def target(self, problem: SelectionProblem, data: PursuitData) -> tuple[torch.Tensor, list[str]]:
         """Return the target columns B float64 [m, S] and their names: always means, never sums."""
