@@ -47,12 +47,13 @@ from gtp_exp.selection.partitioned import select_in_parts
 from gtp_exp.selection.rounds import Filled, fill_budget, refit
 from gtp_exp.selection.solvers.cosamp import CoSaMP
 from gtp_exp.selection.solvers.elastic_net import ElasticNet
+from gtp_exp.selection.solvers.greedy import Greedy
 from gtp_exp.selection.solvers.omp import OMP, BlockOMP
 from gtp_exp.selection.solvers.pursuit import Pursuit, PursuitProblem, Solver
 
 log = logging.getLogger(__name__)
 
-SOLVERS = {solver.name: solver for solver in (CoSaMP, OMP, BlockOMP, ElasticNet)}  # by their words
+SOLVERS = {solver.name: solver for solver in (CoSaMP, OMP, BlockOMP, ElasticNet, Greedy)}  # by their words
 
 
 class TargetColumns(Enum):
@@ -161,7 +162,8 @@ class GTP(Selector):
         scale = float(data.atom_norms[data.atom_norms > 0].square().mean())  # of the ridge
 
         # How much to regularise, and where one round stops.
-        round_rows = min(self.round_rows, n if rows is None else rows, max(1, data.atoms.shape[1] // 2))
+        at_once, most = self._at_once(), n if rows is None else rows
+        round_rows = most if at_once else min(self.round_rows, most, max(1, data.atoms.shape[1] // 2))
         choice, why_not = self._cross_validate(problem, data, round_rows, scale)
         ridge, round_rows = (choice.ridge, choice.rows) if choice else (self.ridge, round_rows)
 
@@ -186,10 +188,10 @@ class GTP(Selector):
             tokens=int(problem.budget.amount) if rows is None else 0,
             cost=cost,
             round_rows=round_rows,
-            max_rounds=self.max_rounds,
+            max_rounds=1 if at_once else self.max_rounds,
         )
         fits = len(filled.indices) * data.atoms.shape[1] * 12 <= max(1.0, self.memory_gib) * GIB
-        final = refit(data.atoms, target, filled, ridge * scale) if fits else None
+        final = refit(data.atoms, target, filled, ridge * scale) if fits and not at_once else None
         weights = self._weights(data, filled, filled.weights if final is None else final.weights)
 
         diagnostics: dict[str, Any] = {
@@ -255,6 +257,8 @@ class GTP(Selector):
         self, problem: SelectionProblem, data: PursuitData, round_rows: int, scale: float
     ) -> tuple[RegularisationChoice | None, str | None]:
         """Return the choice, or None and the reason why the ridge is the configured one."""
+        if self._at_once():
+            return None, f"the solver {self.solver.name} has no ridge and no rounds"
         if self.regularisation is Regularisation.FIXED:
             return None, "selector.regularisation=fixed"
         if problem.target is None:
@@ -293,9 +297,13 @@ class GTP(Selector):
                 log.warning("GTP: %s", doubt)
         return choice, None
 
+    def _at_once(self) -> bool:
+        """Tell whether the solver fills the whole budget in one call, with equal weights."""
+        return getattr(self.solver, "whole_budget", False)
+
     def _weights(self, data: PursuitData, filled: Filled, solution: torch.Tensor) -> torch.Tensor:
         """Return the training weights float32 [M], mean 1, from those of the fit float64 [M, S]."""
-        if self.weighting is Weighting.UNIFORM:
+        if self.weighting is Weighting.UNIFORM or self._at_once():
             return torch.ones(len(solution))
         return data.training_weights(filled.indices, solution.sum(1))
 
