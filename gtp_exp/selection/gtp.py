@@ -22,6 +22,7 @@ from tqdm import tqdm
 from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.end_of_turn import Weight
+from gtp_exp.selection.alike import alike_rows
 from gtp_exp.selection.atoms.metric import Metric, MetricSettings
 from gtp_exp.selection.atoms.sketches import (
     GIB,
@@ -67,7 +68,7 @@ class Regularisation(Enum):
     """Say where the ridge and the rows per round come from."""
 
     FIXED = "fixed"  # the ridge and the rows per round as given
-    CROSS_VALIDATION = "cross_validation"  # chosen; as given where there are too few target rows
+    CROSS_VALIDATION = "cross_validation"  # chosen; as given with too few target rows, or in their span
 
 
 class Weighting(Enum):
@@ -111,7 +112,7 @@ class GTP(Selector):
     metric_dim: int = 512  # leading directions that are scaled one by one, at most
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     distributed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -261,11 +262,17 @@ class GTP(Selector):
             return None, f"the solver {self.solver.name} has no ridge and no rounds"
         if self.regularisation is Regularisation.FIXED:
             return None, "selector.regularisation=fixed"
+        if self.subspace is Subspace.SVD:
+            reason = "selector.subspace=svd is spanned by the rows that a fold holds out, too"
+            if problem.processes.main:
+                log.warning("GTP: %s, so selector.ridge=%g is taken as it is", reason, self.ridge)
+            return None, reason
         if problem.target is None:
             folds = pool_folds(data.atoms, self.folds, problem.seed)
         else:
             assert data.target_rows is not None
-            folds = target_folds(data.target_rows, self._groups(problem), self.folds, problem.seed)
+            alike = alike_rows(problem.target, data.target_rows, self.near_copy_cosine)
+            folds = target_folds(data.target_rows, self._groups(problem), self.folds, problem.seed, alike)
         if isinstance(folds, str):
             return None, folds
         originals = data.copies.multiplicity > 0
