@@ -144,7 +144,6 @@ def test_less_original_has_the_published_settings():
         }
     for key, value in published.items():
         assert values("less_original", key) == {value}, key
-    assert all(c["gradients"]["seed"] == c["seed"] for c in configs("less_original"))
     less = next(c for c in configs("less_original") if "LESS" in c["selector"]["_target_"])
     assert less["selector"]["direction"] == "less" and less["selector"]["target_direction"] == "sgd"
     assert less["selector"]["aggregation"] == "max_subtask"
@@ -186,6 +185,17 @@ def test_date_lm_has_the_settings_of_its_leaderboard():
 # Ablations
 
 
+def unseeded(config):
+    """Return the config without what varies with the seed alone."""
+    gradients = {key: value for key, value in config["gradients"].items() if key != "seed"}
+    return {k: v for k, v in config.items() if k != "seed"} | {"gradients": gradients}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_seed_has_a_trajectory_of_its_own(name):
+    assert all(c["gradients"]["seed"] == c["seed"] for c in configs(name))
+
+
 def settings_of(config):
     """Return the config's values by dotted key; a solver and its options are one setting."""
     flat = {key: value for key, value in flatten(config).items() if not key.startswith("selector.solver.")}
@@ -196,7 +206,7 @@ def settings_of(config):
 
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_an_ablation_changes_one_factor_and_holds_its_default(name):
-    flat = [settings_of({k: v for k, v in c.items() if k != "seed"}) for c in configs(name)]
+    flat = [settings_of(unseeded(c)) for c in configs(name)]
     gtp = [f for f in flat if f["selector._target_"].endswith("GTP")]
     factors = {key for key in gtp[0] if len({f[key] for f in gtp}) > 1}
     assert len(factors) == 1, factors
@@ -212,10 +222,9 @@ def test_an_ablation_changes_one_factor_and_holds_its_default(name):
 def test_the_ablations_cover_the_factors_of_the_method():
     factors = set()
     for name in ABLATIONS:
-        flat = [settings_of(c) for c in configs(name) if c["selector"]["_target_"].endswith("GTP")]
+        flat = [settings_of(unseeded(c)) for c in configs(name) if c["selector"]["_target_"].endswith("GTP")]
         factors |= {key for key in flat[0] if len({f[key] for f in flat}) > 1}
     assert factors == {
-        "seed",
         "gradients.warmup.epochs",
         "train.use_weights",
         *(
@@ -223,25 +232,22 @@ def test_the_ablations_cover_the_factors_of_the_method():
             for key in (
                 *("subspace", "subspace_dim", "direction", "normalise", "regularisation", "ridge"),
                 *("near_copy_cosine", "solver", "target_columns", "checkpoints", "collapse_copies"),
+                "metric",
             )
         ),
     }
 
 
 def test_the_ablations_differ_from_the_reference_in_nothing_else():
-    (reference,) = {
-        str({k: v for k, v in c.items() if k not in ("seed", "selector")})
-        for c in configs("ablation_reference")
-    }
+    (reference,) = {str(unseeded(c) | {"selector": None}) for c in configs("ablation_reference")}
     for name in ABLATIONS:
         if name not in ("ablation_trajectory_length", "ablation_weights"):
-            assert {
-                str({k: v for k, v in c.items() if k not in ("seed", "selector")}) for c in configs(name)
-            } == {reference}, name
+            assert {str(unseeded(c) | {"selector": None}) for c in configs(name)} == {reference}, name
 
 
 def test_every_option_of_a_factor_is_swept():
     from gtp_exp.gradients.directions import Direction
+    from gtp_exp.selection.atoms.metric import Metric
     from gtp_exp.selection.atoms.sketches import Normalise
     from gtp_exp.selection.atoms.subspace import Subspace
     from gtp_exp.selection.gtp import Regularisation, TargetColumns
@@ -250,6 +256,7 @@ def test_every_option_of_a_factor_is_swept():
         ("ablation_subspace", "subspace", Subspace),
         ("ablation_direction", "direction", Direction),
         ("ablation_normalise", "normalise", Normalise),
+        ("ablation_metric", "metric", Metric),
         ("ablation_ridge", "regularisation", Regularisation),
         ("ablation_target_columns", "target_columns", TargetColumns),
     ]:

@@ -16,8 +16,10 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
+from gtp_exp.decode import check_fields
 from gtp_exp.gradients.end_of_turn import Weight
 from gtp_exp.selection.atoms.matrix import dot
+from gtp_exp.selection.atoms.metric import Metric, MetricSettings
 from gtp_exp.selection.atoms.sketches import CheckpointWeights, checkpoint_shares, require_directions
 from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector, unit_weights
 
@@ -39,8 +41,18 @@ class TopK(Selector):
     target_direction: str = "sgd"
     similarity: Similarity = Similarity.COSINE
     target_end_of_turn: Weight = 1.0
+    metric: Metric = Metric.EUCLIDEAN  # or whitened: by the inverse of the pool's second moment
+    metric_shrinkage: float = 0.1  # over the mean eigenvalue of that moment
+    metric_dim: int = 512  # leading directions that are scaled one by one, at most
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
+
+    def __post_init__(self) -> None:
+        check_fields(self, "selector")
+        self._metric()
+
+    def _metric(self) -> MetricSettings:
+        return MetricSettings(self.metric, self.metric_shrinkage, self.metric_dim)
 
     def select(self, problem: SelectionProblem) -> Selection:
         pool = problem.pool_gradients
@@ -54,9 +66,13 @@ class TopK(Selector):
             for _, chunk in target.features(t, self.target_direction).chunks(CHUNK):
                 mean += chunk.double().sum(0)
             mean = (mean / target.n).float()
+            metric = self._metric().of(pool.features(t, self.direction))
+            if metric is not None:
+                mean = metric.apply(mean[None])[0]
             if self.similarity is Similarity.COSINE:
                 mean = F.normalize(mean, dim=0)
             for start, chunk in pool.features(t, self.direction).chunks(CHUNK):
+                chunk = chunk if metric is None else metric.apply(chunk.float())
                 value = dot(chunk, mean[:, None])[:, 0]
                 if self.similarity is Similarity.COSINE:
                     value /= torch.linalg.vector_norm(chunk.float(), dim=1).clamp(min=1e-30)

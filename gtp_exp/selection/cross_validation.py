@@ -13,7 +13,7 @@ judging: the error is || v - s f ||^2 / || v ||^2 with s = <f, b> / <f, f>.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -165,11 +165,18 @@ def _excess(point: CrossValidationPoint, best: CrossValidationPoint) -> float:
     return statistics.fmean(differences) - statistics.stdev(differences) / len(differences) ** 0.5
 
 
-def target_folds(rows: torch.Tensor, groups: Sequence[str], count: int, seed: int) -> list[Fold] | str:
+def target_folds(
+    rows: torch.Tensor,
+    groups: Sequence[str],
+    count: int,
+    seed: int,
+    alike: Sequence[Sequence[int]] | None = None,
+) -> list[Fold] | str:
     """Deal target rows [n, m] to folds within each group (one target column per group), or say why there
     are none.
 
-    Needs two rows a fold in all and two rows in every group, so that no training mean is empty.
+    alike: all rows, in lists of those that stay in one fold together; None: each on its own. Needs two rows a
+    fold in all, a list for every fold, and every group in two folds, so that no training mean is empty.
     """
     names = sorted(set(groups))
     if len(rows) < 2 * count:
@@ -178,13 +185,13 @@ def target_folds(rows: torch.Tensor, groups: Sequence[str], count: int, seed: in
     small = [name for name in names if len(members[name]) < 2]
     if small:
         return f"subtask '{small[0]}' has one target row, which cannot be both fitted and held out"
-    generator = torch.Generator().manual_seed(seed)
-    fold_of = torch.empty(len(rows), dtype=torch.long)
-    dealt = 0
-    for name in names:
-        shuffled = torch.tensor(members[name])[torch.randperm(len(members[name]), generator=generator)]
-        fold_of[shuffled] = (torch.arange(len(shuffled)) + dealt) % count
-        dealt += len(shuffled)
+    units = [[i] for i in range(len(rows))] if alike is None else alike
+    if len(units) < count:
+        return f"{len(rows)} target rows of {len(units)} kinds are too few for {count} folds of other kinds"
+    fold_of = _deal(units, members, count, seed)
+    alone = [name for name in names if len(fold_of[members[name]].unique()) < 2]
+    if alone:
+        return f"the target rows{_of(alone[0])} are all alike, which cannot be both fitted and held out"
     folds = []
     for k in range(count):
         outside = group_means(rows, groups, names, (fold_of != k).nonzero().flatten().tolist())
@@ -192,6 +199,31 @@ def target_folds(rows: torch.Tensor, groups: Sequence[str], count: int, seed: in
         judged = torch.isfinite(inside).all(0)  # a small subtask has no row in some folds
         folds.append(Fold(outside, inside, judged, None))
     return folds
+
+
+def _of(name: str) -> str:
+    return f" of subtask '{name}'" if name else ""
+
+
+def _deal(
+    units: Sequence[Sequence[int]], members: Mapping[str, list[int]], count: int, seed: int
+) -> torch.Tensor:
+    """Return the fold of every row, int64 [n]. members: the rows of every group.
+
+    Group by group, in random order but the largest units first, each unit goes to the fold with the fewest
+    rows of the group, then with the fewest rows, then of the lowest number.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    unit_of = {i: unit for unit in units for i in unit}
+    fold_of = torch.full((len(unit_of),), -1)
+    for rows in members.values():
+        shuffled = torch.tensor(rows)[torch.randperm(len(rows), generator=generator)].tolist()
+        for row in sorted(shuffled, key=lambda i: -len(unit_of[i])):
+            if fold_of[row] < 0:
+                of_group = torch.bincount(fold_of[rows] + 1, minlength=count + 1)[1:].tolist()
+                of_all = torch.bincount(fold_of + 1, minlength=count + 1)[1:].tolist()
+                fold_of[list(unit_of[row])] = min(range(count), key=lambda k: (of_group[k], of_all[k], k))
+    return fold_of
 
 
 def pool_folds(atoms: Atoms, count: int, seed: int) -> list[Fold] | str:

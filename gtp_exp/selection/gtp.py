@@ -22,6 +22,8 @@ from tqdm import tqdm
 from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.end_of_turn import Weight
+from gtp_exp.selection.alike import alike_rows
+from gtp_exp.selection.atoms.metric import Metric, MetricSettings
 from gtp_exp.selection.atoms.sketches import (
     GIB,
     AtomSettings,
@@ -46,12 +48,13 @@ from gtp_exp.selection.partitioned import select_in_parts
 from gtp_exp.selection.rounds import Filled, fill_budget, refit
 from gtp_exp.selection.solvers.cosamp import CoSaMP
 from gtp_exp.selection.solvers.elastic_net import ElasticNet
+from gtp_exp.selection.solvers.greedy import Greedy
 from gtp_exp.selection.solvers.omp import OMP, BlockOMP
 from gtp_exp.selection.solvers.pursuit import Pursuit, PursuitProblem, Solver
 
 log = logging.getLogger(__name__)
 
-SOLVERS = {solver.name: solver for solver in (CoSaMP, OMP, BlockOMP, ElasticNet)}  # by their words
+SOLVERS = {solver.name: solver for solver in (CoSaMP, OMP, BlockOMP, ElasticNet, Greedy)}  # by their words
 
 
 class TargetColumns(Enum):
@@ -65,7 +68,7 @@ class Regularisation(Enum):
     """Say where the ridge and the rows per round come from."""
 
     FIXED = "fixed"  # the ridge and the rows per round as given
-    CROSS_VALIDATION = "cross_validation"  # chosen; as given where there are too few target rows
+    CROSS_VALIDATION = "cross_validation"  # chosen; as given with too few target rows, or in their span
 
 
 class Weighting(Enum):
@@ -104,6 +107,9 @@ class GTP(Selector):
     partitions: int = 1  # above 1: choose within so many parts of the pool, then among what they chose
     chunk_rows: int = 4096  # rows read from the store at a time
     memory_gib: float = 4.0  # sketches that take no more than this as float32 are held in memory
+    metric: Metric = Metric.EUCLIDEAN  # or whitened: by the inverse of the pool's second moment
+    metric_shrinkage: float = 0.1  # over the mean eigenvalue of that moment
+    metric_dim: int = 512  # leading directions that are scaled one by one, at most
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
     version: ClassVar[int] = 3
@@ -112,6 +118,7 @@ class GTP(Selector):
     def __post_init__(self) -> None:
         object.__setattr__(self, "solver", _as_solver(self.solver))
         check_fields(self, "selector")
+        self._metric()
 
         def need(ok: bool, key: str, remedy: str) -> None:
             if not ok:
@@ -156,7 +163,8 @@ class GTP(Selector):
         scale = float(data.atom_norms[data.atom_norms > 0].square().mean())  # of the ridge
 
         # How much to regularise, and where one round stops.
-        round_rows = min(self.round_rows, n if rows is None else rows, max(1, data.atoms.shape[1] // 2))
+        at_once, most = self._at_once(), n if rows is None else rows
+        round_rows = most if at_once else min(self.round_rows, most, max(1, data.atoms.shape[1] // 2))
         choice, why_not = self._cross_validate(problem, data, round_rows, scale)
         ridge, round_rows = (choice.ridge, choice.rows) if choice else (self.ridge, round_rows)
 
@@ -181,10 +189,10 @@ class GTP(Selector):
             tokens=int(problem.budget.amount) if rows is None else 0,
             cost=cost,
             round_rows=round_rows,
-            max_rounds=self.max_rounds,
+            max_rounds=1 if at_once else self.max_rounds,
         )
         fits = len(filled.indices) * data.atoms.shape[1] * 12 <= max(1.0, self.memory_gib) * GIB
-        final = refit(data.atoms, target, filled, ridge * scale) if fits else None
+        final = refit(data.atoms, target, filled, ridge * scale) if fits and not at_once else None
         weights = self._weights(data, filled, filled.weights if final is None else final.weights)
 
         diagnostics: dict[str, Any] = {
@@ -219,8 +227,12 @@ class GTP(Selector):
             collapse_copies=self.collapse_copies,
             chunk_rows=self.chunk_rows,
             memory_gib=self.memory_gib,
+            metric=self._metric(),
         )
         return build_atoms(problem, settings, "GTP")
+
+    def _metric(self) -> MetricSettings:
+        return MetricSettings(self.metric, self.metric_shrinkage, self.metric_dim)
 
     def target(self, problem: SelectionProblem, data: PursuitData) -> tuple[torch.Tensor, list[str]]:
         """Return the target columns B float64 [m, S] and their names: always means, never sums."""
@@ -246,13 +258,21 @@ class GTP(Selector):
         self, problem: SelectionProblem, data: PursuitData, round_rows: int, scale: float
     ) -> tuple[RegularisationChoice | None, str | None]:
         """Return the choice, or None and the reason why the ridge is the configured one."""
+        if self._at_once():
+            return None, f"the solver {self.solver.name} has no ridge and no rounds"
         if self.regularisation is Regularisation.FIXED:
             return None, "selector.regularisation=fixed"
+        if self.subspace is Subspace.SVD:
+            reason = "selector.subspace=svd is spanned by the rows that a fold holds out, too"
+            if problem.processes.main:
+                log.warning("GTP: %s, so selector.ridge=%g is taken as it is", reason, self.ridge)
+            return None, reason
         if problem.target is None:
             folds = pool_folds(data.atoms, self.folds, problem.seed)
         else:
             assert data.target_rows is not None
-            folds = target_folds(data.target_rows, self._groups(problem), self.folds, problem.seed)
+            alike = alike_rows(problem.target, data.target_rows, self.near_copy_cosine)
+            folds = target_folds(data.target_rows, self._groups(problem), self.folds, problem.seed, alike)
         if isinstance(folds, str):
             return None, folds
         originals = data.copies.multiplicity > 0
@@ -284,9 +304,13 @@ class GTP(Selector):
                 log.warning("GTP: %s", doubt)
         return choice, None
 
+    def _at_once(self) -> bool:
+        """Tell whether the solver fills the whole budget in one call, with equal weights."""
+        return getattr(self.solver, "whole_budget", False)
+
     def _weights(self, data: PursuitData, filled: Filled, solution: torch.Tensor) -> torch.Tensor:
         """Return the training weights float32 [M], mean 1, from those of the fit float64 [M, S]."""
-        if self.weighting is Weighting.UNIFORM:
+        if self.weighting is Weighting.UNIFORM or self._at_once():
             return torch.ones(len(solution))
         return data.training_weights(filled.indices, solution.sum(1))
 

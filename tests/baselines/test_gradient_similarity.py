@@ -13,6 +13,7 @@ import gtp_exp
 from gtp_baselines.aggregation import Aggregation
 from gtp_baselines.gist import GIST
 from gtp_baselines.less import LESS
+from gtp_baselines.round_robin import RoundRobin
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.features import MemoryFeatures
 
@@ -52,6 +53,31 @@ def test_less_in_domain_is_the_mean_similarity_to_the_pool():
         expected = expected + rate / sum(RATES) * (left @ right.T).mean(1)
     scores = LESS("adam", "sgd", Aggregation.MAX_SUBTASK).select(given).scores
     assert scores.tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+def test_in_round_robin_target_rows_take_turns_by_the_influence_of_less():
+    given = problem(rows=20)
+    influence = np.zeros((6, 40))
+    for t, rate in enumerate(RATES):
+        rows = np.stack([unit(x) for x in array(given.pool_gradients, t, "less")])
+        targets = np.stack([unit(x) for x in array(given.target_gradients, t, "sgd")])
+        influence += rate / sum(RATES) * targets @ rows.T
+    left, expected = list(range(40)), []
+    for turn in range(20):
+        expected.append(max(left, key=lambda i: influence[turn % 6, i]))
+        left.remove(expected[-1])
+    selection = RoundRobin().select(given)
+    assert selection.indices.tolist() == expected
+    assert selection.scores.tolist() == pytest.approx(influence.max(0).tolist(), abs=1e-6)
+    assert expected != LESS(aggregation=Aggregation.MEAN).select(given).indices.tolist()
+
+
+def test_in_round_robin_a_row_that_is_taken_costs_no_turn():
+    """Both target rows like candidate 0 best; the second takes its next best."""
+    pool = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
+    target = torch.tensor([[1.0, 0.9, 0.0], [0.9, 1.0, 0.0]])
+    chosen = gtp_exp.select(pool, target, budget=2, selector=RoundRobin("sgd"))
+    assert chosen.indices.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(("rank", "checkpoint"), [(3, -1), (6, 0), (150, 1)])

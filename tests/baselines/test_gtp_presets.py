@@ -19,6 +19,7 @@ PRESETS = {
     "gtp_all_copies",
     "gtp_single_checkpoint",
     "gtp_omp",
+    "gtp_paper",
 }
 
 

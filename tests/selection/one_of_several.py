@@ -17,6 +17,7 @@ from problems import gtp, problem
 from gtp_exp.distributed import ALONE, SENT, Processes, connect
 from gtp_exp.errors import UserError
 from gtp_exp.selection.solvers.elastic_net import ElasticNet
+from gtp_exp.selection.solvers.greedy import Greedy
 from gtp_exp.selection.solvers.omp import OMP, BlockOMP
 
 N = 2500  # shares end inside a block of 1024 rows
@@ -33,6 +34,7 @@ CASES = {
     "tokens": (FIXED, {"rows": None, "tokens": 900}),
     "every row": ({"max_rounds": 2, **FIXED}, {"rows": N}),
     **{solver.name: ({"solver": solver, **FIXED}, {}) for solver in (OMP(), BlockOMP(steps=5), ElasticNet())},
+    "greedy": ({"solver": Greedy(steps=4), **FIXED}, {}),
     "in parts": ({"partitions": 4, **FIXED}, {}),
     "not finite": (FIXED, {"spoiled": N - 3}),
 }

@@ -18,6 +18,7 @@ from gtp_exp.selection.cross_validation import CrossValidationPoint, Regularisat
 from gtp_exp.selection.gtp import GTP
 from gtp_exp.selection.solvers.cosamp import CoSaMP
 from gtp_exp.selection.solvers.elastic_net import ElasticNet
+from gtp_exp.selection.solvers.greedy import Greedy
 from gtp_exp.selection.solvers.omp import OMP, BlockOMP
 
 SOLVERS = {
@@ -25,6 +26,7 @@ SOLVERS = {
     "omp": OMP(),
     "block_omp": BlockOMP(steps=5),
     "elastic_net": ElasticNet(),
+    "greedy": Greedy(),
 }
 FIXED = {"regularisation": "fixed"}
 

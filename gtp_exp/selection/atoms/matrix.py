@@ -1,10 +1,11 @@
 """Read the matrix of atoms, one row per candidate, by whole passes or by a few rows; never hold a large one.
 
-    a_i = concat over checkpoints t of  s[t, i] P_t x[t, i]
+    a_i = concat over checkpoints t of  s[t, i] W_t P_t x[t, i]
 
-x[t, i] is the stored sketch, P_t an optional subspace basis [k, d], s[t, i] the checkpoint's weight times the
-normalisation. A correlation pass never builds atoms: a_i . r = sum_t s[t, i] x[t, i] . (P_t^T r_t), so it is
-one plain read of the store in its own type, accumulated in float32.
+x[t, i] is the stored sketch, P_t an optional subspace basis [k, d], W_t an optional symmetric metric, s[t, i]
+the checkpoint's weight times the normalisation. A correlation pass never builds atoms: a_i . r is the sum
+over t of s[t, i] x[t, i] . (P_t^T W_t r_t), so it is one plain read of the store in its own type, accumulated
+in float32.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.gradients.features import Rows, TensorRows
 from gtp_exp.selection.atoms import fused
 from gtp_exp.selection.atoms.fused import Kernel
+from gtp_exp.selection.atoms.metric import Whitening
 from gtp_exp.selection.atoms.sharded import in_memory
 
 BLOCK = 1024  # rows converted to float32 at a time: 8 MB at 2,048 columns, which stays in the cache
@@ -62,11 +64,12 @@ class Atoms(Protocol):
 
 @dataclass(frozen=True)
 class Block:
-    """Hold the atoms' share of one checkpoint: scale_i * basis @ rows_i."""
+    """Hold the atoms' share of one checkpoint: scale_i * metric(basis @ rows_i)."""
 
     rows: Rows  # [N, d]
     scale: torch.Tensor  # float32 [N]
     basis: torch.Tensor | None  # float32 [k, d] with orthonormal rows, or None for the whole sketch
+    metric: Whitening | None = None  # of `dim` numbers; None: the Euclidean one
 
     @property
     def dim(self) -> int:
@@ -74,9 +77,14 @@ class Block:
         return self.rows.shape[1] if self.basis is None else self.basis.shape[0]
 
     def project(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return rows [k, d] in the basis, float32 [k, dim], not scaled."""
-        rows = rows.float()
-        return rows if self.basis is None else rows @ self.basis.T
+        """Return rows [k, d] in the basis and the metric, float32 [k, dim], not scaled."""
+        rows = rows.float() if self.basis is None else rows.float() @ self.basis.T
+        return rows if self.metric is None else self.metric.apply(rows)
+
+    def lift(self, columns: torch.Tensor) -> torch.Tensor:
+        """Return float32 [d, S] whose products with rows are those of columns [dim, S] with `project`'s."""
+        columns = columns if self.metric is None else self.metric.apply(columns.T).T
+        return columns if self.basis is None else self.basis.T @ columns
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,7 @@ class BlockAtoms:
         """Return the same for this process's rows, with zeros for the others: nothing is sent."""
         total = torch.zeros(self.shape[0], residual.shape[1])
         for block, part in zip(self.blocks, self._split(residual.float()), strict=True):
-            lifted = part if block.basis is None else block.basis.T @ part  # [d, S]
+            lifted = block.lift(part)
             whole = in_memory(block.rows)  # there a chunk is a view and costs nothing
             kernel = self._fused(block) if lifted.shape[1] == 1 else None
             for start, chunk in block.rows.chunks(self.shape[0] if whole else self.chunk_rows):
@@ -138,7 +146,8 @@ class BlockAtoms:
                 for first in range(0, len(chunk), BLOCK):
                     part = chunk[first : first + BLOCK].float()
                     total += (part.T @ scaled[start + first : start + first + len(part)]).double()
-            parts.append(total if block.basis is None else block.basis.double() @ total)
+            total = total if block.basis is None else block.basis.double() @ total
+            parts.append(total if block.metric is None else block.metric.apply(total.T).T)
         return self.processes.all_reduce(torch.cat(parts))
 
 

@@ -1,6 +1,6 @@
 """Make the atoms and the target rows of a pursuit from stored sketches.
 
-    a_i = concat_t sqrt(eta_t / sum eta) P_t x[t, i]            (options: see Normalise, CheckpointWeights)
+    a_i = concat_t sqrt(eta_t / sum eta) W_t P_t x[t, i]   (options: see Normalise, CheckpointWeights, Metric)
 
 One pass over the pool's sketches measures the norms and hashes the rows.
 """
@@ -18,6 +18,7 @@ from gtp_exp.errors import NothingToChoose, UserError
 from gtp_exp.gradients.features import GradientFeatures, Rows, TensorRows
 from gtp_exp.selection.atoms.duplicates import Copies, exact_copies, no_copies, row_hash
 from gtp_exp.selection.atoms.matrix import BLOCK, Block, BlockAtoms
+from gtp_exp.selection.atoms.metric import MetricSettings, Whitening
 from gtp_exp.selection.atoms.sharded import SharedRows, Slice, in_memory, share_of
 from gtp_exp.selection.atoms.subspace import Subspace, evenly_spaced, principal_rows
 from gtp_exp.selection.base import SelectionProblem
@@ -55,6 +56,7 @@ class AtomSettings:
     subspace: Subspace = Subspace.NONE
     subspace_dim: int = 1  # of no use without a subspace, as are its rows
     subspace_rows: int = 1
+    metric: MetricSettings = MetricSettings()
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,9 @@ def build_atoms(problem: SelectionProblem, settings: AtomSettings, selector: str
         raise NothingToChoose(
             "every candidate's gradient is zero, so none can be preferred; check how they were computed"
         )
-    blocks = tuple(Block(part.rows, s, part.basis) for part, s in zip(parts, scales, strict=True))
+    blocks = tuple(
+        Block(part.rows, s, part.basis, part.metric) for part, s in zip(parts, scales, strict=True)
+    )
     copies = no_copies(pool.n)
     if settings.collapse_copies:
         copies = exact_copies(stored, processes.all_reduce(hashes))
@@ -222,6 +226,7 @@ class _CheckpointPart:
 
     rows: Rows  # of the pool, for the passes to come
     basis: torch.Tensor | None  # that those passes project on; None where rows are projected already
+    metric: Whitening | None  # that those passes apply after it; None where it is applied already
     norms: torch.Tensor  # float64 [N], of the projected rows
     target: torch.Tensor | None  # float32 [n, k], projected target rows
     explained: float | None  # share of the squared norm of the sampled rows that lies in the subspace
@@ -257,13 +262,18 @@ def _checkpoint_part(
             inside = float((basis @ target.mean(0)).square().sum())
             target_explained = inside / total if total else 0.0
             target = target @ basis.T
-    norms, kept = _scan(rows, basis, checkpoint, hashes, held, settings.chunk_rows, processes)
-    return _CheckpointPart(kept, None if held else basis, norms, target, explained, target_explained)
+    metric = settings.metric.of(rows, basis, processes)
+    if metric is not None and target is not None:
+        target = metric.apply(target)
+    seen = Block(rows, torch.ones(0), basis, metric)
+    norms, kept = _scan(seen, checkpoint, hashes, held, settings.chunk_rows, processes)
+    if held:
+        basis = metric = None
+    return _CheckpointPart(kept, basis, metric, norms, target, explained, target_explained)
 
 
 def _scan(
-    rows: Rows,
-    basis: torch.Tensor | None,
+    block: Block,
     checkpoint: int,
     hashes: torch.Tensor,
     held: bool,
@@ -272,16 +282,18 @@ def _scan(
 ) -> tuple[torch.Tensor, Rows]:
     """Return the norms float64 [N] of the (projected) rows, and the rows that later passes read.
 
-    Adds the hashes of the own rows to `hashes` int64 [N].
+    block: the rows and how they are seen, its scale unread. Adds the hashes of the own rows to `hashes`
+    int64 [N].
     """
-    n = rows.shape[0]
+    rows, n = block.rows, block.rows.shape[0]
     norms, kept = torch.zeros(n, dtype=torch.float64), []
-    copy = held and (basis is not None or rows.dtype != torch.float32 or not in_memory(rows))
+    as_stored = block.basis is None and block.metric is None
+    copy = held and not (as_stored and rows.dtype == torch.float32 and in_memory(rows))
     for start, chunk in rows.chunks(chunk_rows):
         hashes[start : start + len(chunk)] += row_hash(chunk, checkpoint)
         for first in range(0, len(chunk), BLOCK):
             part = chunk[first : first + BLOCK]
-            wide = part.float() if basis is None else part.float() @ basis.T
+            wide = block.project(part)
             at = start + first
             norms[at : at + len(part)] = torch.linalg.vector_norm(wide, dim=1).double()
             if copy:
@@ -289,8 +301,7 @@ def _scan(
     norms = processes.all_reduce(norms)
     if not copy:
         return norms, rows
-    width = rows.shape[1] if basis is None else len(basis)
-    own = TensorRows(torch.cat(kept) if kept else torch.empty(0, width))
+    own = TensorRows(torch.cat(kept) if kept else torch.empty(0, block.dim))
     if not isinstance(rows, SharedRows):
         return norms, own
     return norms, SharedRows(own, rows.span, n, processes)

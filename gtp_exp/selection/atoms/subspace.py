@@ -62,6 +62,9 @@ def principal_rows(rows: torch.Tensor, dim: int, seed: int) -> Basis:
 
 def evenly_spaced(rows: Rows, at_most: int) -> torch.Tensor:
     """Return a deterministic sample of the rows, float32 [<= at_most, d]: every (n / at_most)-th one."""
-    n = rows.shape[0]
-    index = torch.arange(n) if n <= at_most else (torch.arange(at_most) * n) // at_most
-    return rows.rows(index).float()
+    return rows.rows(spread(rows.shape[0], at_most)).float()
+
+
+def spread(n: int, at_most: int) -> torch.Tensor:
+    """Return int64 [<= at_most] of 0 ... n - 1 at equal distances, or all of them."""
+    return torch.arange(n) if n <= at_most else (torch.arange(at_most) * n) // at_most

@@ -66,7 +66,11 @@ class Pursuit:
 
 
 class Solver(Protocol):
-    """Solve a pursuit. A solver is a frozen dataclass that holds the options which it reads."""
+    """Solve a pursuit. A solver is a frozen dataclass that holds the options which it reads.
+
+    One that fills the whole budget in one call, with equal weights and no ridge, says so by
+    `whole_budget: ClassVar[bool] = True`; it is then asked once, and nothing is cross-validated.
+    """
 
     name: ClassVar[str]  # of its YAML in conf/selector/solver, for diagnostics
 
@@ -98,6 +102,14 @@ class Search:
         m = self.problem.atoms.shape[1]
         return columns_of(torch.empty(0, m), torch.empty(0, dtype=torch.long), GramCache())
 
+    def eligible(self, support: Columns, spent: int) -> torch.Tensor:
+        """Return the rows outside the support that may be chosen and fit into the capacity, bool [N]."""
+        eligible = self._available.clone()
+        eligible[support.ids] = False
+        if self.problem.cost is not None:
+            eligible &= self.problem.cost <= self.problem.capacity - spent
+        return eligible
+
     def strongest(
         self, support: Columns, residual: torch.Tensor, count: int, *, above: float = 0.0, spent: int = 0
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -105,10 +117,7 @@ class Search:
 
         Rows that cost more than the capacity less what is spent are passed over.
         """
-        eligible = self._available.clone()
-        eligible[support.ids] = False
-        if self.problem.cost is not None:
-            eligible &= self.problem.cost <= self.problem.capacity - spent
+        eligible = self.eligible(support, spent)
         known = self.problem.correlation if torch.equal(residual, self.target) else None
         return strongest(self.problem.atoms, residual, eligible, count, above, known)
 
@@ -151,10 +160,21 @@ class Search:
         contributions: torch.Tensor,
     ) -> Pursuit:
         """Return the pursuit that ends with these weights [k, S]; rows without a contribution leave."""
+        return self.end(support.ids, weights, residual, kkt, contributions)
+
+    def end(
+        self,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+        residual: torch.Tensor,
+        kkt: float,
+        contributions: torch.Tensor,
+    ) -> Pursuit:
+        """Return the same for rows int64 [k] that are not held."""
         order = top(contributions, len(contributions))
         none = torch.empty(0, dtype=torch.long)
         return Pursuit(
-            support=support.ids[order],
+            support=ids[order],
             weights=weights[order],
             contributions=contributions[order],
             objective=self.objective(weights, residual),

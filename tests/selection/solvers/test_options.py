@@ -13,10 +13,11 @@ from gtp_exp.config import build
 from gtp_exp.errors import UserError
 from gtp_exp.selection.solvers.cosamp import CoSaMP
 from gtp_exp.selection.solvers.elastic_net import ElasticNet
+from gtp_exp.selection.solvers.greedy import Greedy
 from gtp_exp.selection.solvers.omp import OMP, BlockOMP
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
-SOLVERS = {solver.name: solver for solver in (CoSaMP(), OMP(), BlockOMP(), ElasticNet())}
+SOLVERS = {solver.name: solver for solver in (CoSaMP(), OMP(), BlockOMP(), ElasticNet(), Greedy())}
 
 
 def composed(*overrides):

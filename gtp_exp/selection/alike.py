@@ -1,0 +1,48 @@
+"""Find target rows that say nearly the same, which must not be on both sides of a fold: templated rows, of
+which one would tell what the other holds out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from gtp_exp.data.examples import Example
+from gtp_exp.data.questions import drawn_groups
+
+CHUNK = 1024  # rows compared with all at a time
+
+
+def alike_rows(
+    examples: Sequence[Example], rows: torch.Tensor, near_copy_cosine: float | None
+) -> list[list[int]]:
+    """Return all rows in groups, ascending: alike are rows that ask the same, whatever case and punctuation,
+    that have gradients rows [n, m] of a larger cosine, or that are linked through others.
+
+    Rows without a prompt are compared by their gradients alone; None: by their questions alone.
+    """
+    parent = list(range(len(examples)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = i = parent[parent[i]]
+        return i
+
+    def join(i: int, j: int) -> None:
+        parent[max(root(i), root(j))] = min(root(i), root(j))
+
+    asking = [i for i, example in enumerate(examples) if example.messages and example.prompt.strip()]
+    for group in drawn_groups([examples[i] for i in asking], seed=0):
+        for j in group[1:]:
+            join(asking[group[0]], asking[j])
+    if near_copy_cosine is not None:
+        unit = torch.nn.functional.normalize(rows.float(), dim=1)
+        for start in range(0, len(unit), CHUNK):
+            close = unit[start : start + CHUNK] @ unit.T > near_copy_cosine
+            for i, j in close.nonzero().tolist():
+                if start + i < j:
+                    join(start + i, j)
+    groups: dict[int, list[int]] = {}
+    for i in range(len(examples)):
+        groups.setdefault(root(i), []).append(i)
+    return [groups[i] for i in sorted(groups)]

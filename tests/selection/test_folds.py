@@ -1,0 +1,95 @@
+"""Target rows that say the same are on one side of every fold."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from planted import clusters
+from problems import gtp, problem
+
+from conftest import conversation
+from gtp_exp.data.examples import Example
+from gtp_exp.selection.alike import alike_rows
+from gtp_exp.selection.cross_validation import target_folds
+
+
+def sides(rows, groups, alike, count=4, seed=0):
+    """Return by fold the rows that are held out; rows are unit vectors, so means tell who is in them."""
+    folds = target_folds(rows, groups, count, seed, alike)
+    assert not isinstance(folds, str), folds
+    return [set((fold.held_out.nan_to_num().abs().sum(1) > 0).nonzero().flatten().tolist()) for fold in folds]
+
+
+def test_rows_of_one_kind_share_a_fold_and_folds_are_even():
+    alike = [[0, 5, 9], [1, 2], [3], [4], [6], [7, 8], [10], [11]]
+    held = sides(torch.eye(12), [""] * 12, alike)
+    assert sorted(i for side in held for i in side) == list(range(12))
+    assert all(any(set(unit) <= side for side in held) for unit in alike)
+    assert {len(side) for side in held} == {3}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_that_are_all_different_are_dealt_in_turn(seed):
+    """As they were before any were kept together: group by group, on from where the last one ended."""
+    groups = ["a"] * 7 + ["b"] * 6
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.cat([torch.randperm(7, generator=generator), 7 + torch.randperm(6, generator=generator)])
+    expected = [set(order[k::4].tolist()) for k in range(4)]
+    assert sides(torch.eye(13), groups, None, seed=seed) == expected
+    assert sides(torch.eye(13), groups, [[i] for i in range(13)], seed=seed) == expected
+
+
+@pytest.mark.parametrize(
+    "groups, alike, told",
+    [
+        ([""] * 8, [[0, 1, 2, 3], [4, 5], [6, 7]], "8 target rows of 3 kinds"),
+        (["a"] * 2 + ["b"] * 6, [[0, 1], [2], [3], [4], [5], [6], [7]], "subtask 'a' are all alike"),
+    ],
+)
+def test_rows_that_cannot_be_divided_are_told(groups, alike, told):
+    folds = target_folds(torch.eye(8), groups, 4, 0, alike)
+    assert isinstance(folds, str) and told in folds
+
+
+def test_alike_are_equal_questions_near_gradients_and_what_links_them():
+    questions = ["What is 2?", "what is  2", "Who?", "When?", "Why?", "How?"]
+    examples = [conversation(i, question, f"Answer {i}.") for i, question in enumerate(questions)]
+    rows = torch.eye(6)
+    rows[3] = rows[1] + 0.1 * rows[3]  # the cosine to row 1 is 0.995
+    assert alike_rows(examples, rows, 0.98) == [[0, 1, 3], [2], [4], [5]]
+    assert alike_rows(examples, rows, 0.999) == [[0, 1], [2], [3], [4], [5]]
+    assert alike_rows(examples, rows, None) == [[0, 1], [2], [3], [4], [5]]
+
+
+def test_rows_without_text_are_told_apart_by_their_gradients_alone():
+    examples = [Example(f"target-{i}", ()) for i in range(4)]
+    rows = torch.eye(4)
+    rows[2] = 3 * rows[0]
+    assert alike_rows(examples, rows, 0.98) == [[0, 2], [1], [3]]
+
+
+def test_gtp_keeps_copies_of_target_rows_in_one_fold():
+    """Each target row twice: were they dealt apart, every fold would be fitted to what it holds out."""
+    data = clusters(300, 32, 0, count=20, wanted=3, noise=1.0)
+    twice = data.target_rows.repeat(2, 1)
+
+    def error(rows, near_copy_cosine):
+        settings = {"regularisation": "cross_validation", "ridges": [0.03]}
+        selector = gtp(**settings, near_copy_cosine=near_copy_cosine)
+        selection = selector.select(problem([data.atoms], [rows], rows=20))
+        return selection.diagnostics["cross_validation"][0]["error"]
+
+    assert error(twice, 0.98) == pytest.approx(error(data.target_rows, 0.98), rel=0.15)
+    assert error(twice, None) < 0.9 * error(twice, 0.98)
+
+
+def test_no_ridge_is_chosen_on_rows_that_span_the_subspace(caplog):
+    data = clusters(300, 32, 0, count=20, wanted=3)
+    posed = problem([data.atoms], [data.target_rows], rows=20)
+    chosen = gtp(subspace="svd", regularisation="cross_validation", ridge=0.7).select(posed)
+    assert chosen.diagnostics["ridge"] == 0.7 and "svd" in chosen.diagnostics["cross_validation_skipped"]
+    assert "svd" in caplog.text
+    in_pca = gtp(subspace="pca", regularisation="cross_validation").select(replace(posed))
+    assert in_pca.diagnostics["cross_validation_skipped"] is None
