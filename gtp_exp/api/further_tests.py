@@ -31,7 +31,8 @@ def compose_tests(config: DictConfig, main: str, sources: Any) -> None:
     the job, where options are looked for. Raises UserError for a name that is no option, for one that occurs
     twice, and for a value that the option does not have.
     """
-    asked = OmegaConf.to_container(config.tests) if config.get("tests") else {}
+    asked = config.get("tests") or []
+    asked = OmegaConf.to_container(asked) if OmegaConf.is_config(asked) else asked
     composed: dict[str, Any] = {}
     for name, values in _entries(asked):
         if name in (main, *composed):
@@ -66,8 +67,7 @@ def _loader(sources: Any) -> ConfigLoaderImpl:
     """Return a loader that looks for options where the job's were found."""
     path = ConfigSearchPathImpl()
     for source in sources:
-        if source.schema != "structured":
-            path.append(source.provider, f"{source.schema}://{source.path}")
+        path.append(source.provider, f"{source.schema}://{source.path}")
     return ConfigLoaderImpl(path)
 
 
@@ -78,8 +78,9 @@ def _with_values(name: str, values: Mapping[str, Any], loader: ConfigLoaderImpl)
         raise UserError(f"tests: there is no benchmark {name}; there are {', '.join(known)}")
     config = loader.load_configuration(None, [f"+{GROUP}@entry={name}"], run_mode=RunMode.RUN)
     node = config.entry
+    if unknown := [key for key in values if key not in list(node)]:
+        raise UserError(f"tests.{name} has no {unknown[0]}; it has {', '.join(map(str, node))}")
     try:
-        OmegaConf.set_struct(node, True)
         return OmegaConf.to_container(OmegaConf.merge(node, values))
     except OmegaConfBaseException as error:
         raise UserError(f"tests.{name}: {first_line(error)}") from error

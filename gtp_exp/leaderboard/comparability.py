@@ -15,12 +15,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gtp_exp.leaderboard.metrics import TESTED_ON
 from gtp_exp.leaderboard.records import Run
 from gtp_exp.leaderboard.variants import ABSENT, alike, is_under, variant_labels
 
 # Where a run reports, how it was started and how far it went changes no number.
 NO_EFFECT = ("tracking", "launch", "outputs", "hydra", "until", "validation", "eval_batch_size", "tests")
-TESTED_ON = "tested_on"  # the settings of a further test, where that is what the runs were tested on
 # How much is held in memory at a time changes no number, in the selectors of this project.
 FIT_MEMORY: tuple[str, ...] = ("gradients.token_budget", "gradients.shard_rows")
 FIT_MEMORY_OF_OURS: tuple[str, ...] = ("selector.batch_size", "selector.chunk_rows", "selector.memory_gib")

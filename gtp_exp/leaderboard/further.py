@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from gtp_exp.leaderboard.comparability import TESTED_ON
+from gtp_exp.leaderboard.metrics import TESTED_ON
 from gtp_exp.leaderboard.records import Run
 
 TESTS = "tests"  # the key of the configuration
