@@ -66,7 +66,7 @@ def test_it_starts_no_program(tiny, tmp_path, monkeypatch):
 def test_the_rows_stay_out_of_the_users_cache(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "theirs")
     evaluate(task(held_out=()), tiny.load(), held_out=(), batch_size=4, directory=tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["samples.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["row_results.safetensors", "samples.jsonl"]
 
 
 def test_accuracy_is_whether_the_gold_choice_is_likelier(tiny, tmp_path):
