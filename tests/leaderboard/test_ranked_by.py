@@ -137,12 +137,12 @@ def save_with_rows(run, root, rows):
 
 
 def test_results_of_single_rows_beside_the_record_give_two_way_intervals(tmp_path, capsys):
-    rng = np.random.default_rng(1)
+    rng, folders = np.random.default_rng(1), []
     for name, rate in (("gtp", 0.9), ("random", 0.2)):
         for seed in range(3):
             rows = (rng.random(40) < rate).astype(float)
             run = run_of(name, seed, Answers.CHOICES, float(rows.mean()), content=1.0 + 0.01 * seed)
-            folder = save_with_rows(run, tmp_path / "runs", rows)
+            folders.append(save_with_rows(run, tmp_path / "runs", rows))
     arguments = [str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
     assert main(arguments) == 0
     table = (tmp_path / "out" / "leaderboard.csv").read_text()
@@ -152,6 +152,6 @@ def test_results_of_single_rows_beside_the_record_give_two_way_intervals(tmp_pat
     assert "Ranked by acc" in capsys.readouterr().out
     for name in ("index.html", "leaderboard.md", "leaderboard.json"):
         assert "Ranked by acc" in (tmp_path / "out" / name).read_text()
-    (folder / ROW_RESULTS_NAME).write_bytes(b"damaged")
+    (folders[0] / ROW_RESULTS_NAME).write_bytes(b"damaged")
     assert main(arguments) == 0
     assert f"{ROW_RESULTS_NAME} is damaged" in capsys.readouterr().out
