@@ -97,8 +97,11 @@ def outcome(record: RunRecord, directory: Path) -> str:
     inside = Path.cwd() in directory.absolute().parents
     file = (Path(os.path.relpath(directory)) if inside else directory) / SELECTED_NAME
     told = [f"chose {selection.n_selected:,} of {pool.candidates:,} rows: {file}"]
-    if len(record.metrics) <= FEW_TASKS:
-        for task, values in record.metrics.items():
+    tested = dict(record.metrics)
+    for name, test in record.tests.items():
+        tested |= {f"{name}, {task}": values for task, values in test.metrics.items()}
+    if len(tested) <= FEW_TASKS:
+        for task, values in tested.items():
             metric = metric_named(str(values["headline"]))
             told.append(f"{task}: {metric.label} {metric.show(float(values[metric.name]))}")
     if record.validation is not None:

@@ -12,18 +12,20 @@ from typing import Any, Protocol
 import torch
 
 from gtp_exp.cache import Cache, StageResult
-from gtp_exp.data.benchmark import Benchmark
+from gtp_exp.data.benchmark import Benchmark, SplitsPool, answers_of
 from gtp_exp.data.sources.base import DataSource
 from gtp_exp.data.validation import Validation
 from gtp_exp.distributed import Processes, connect
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.end_of_turn import LINEAR, check_weight
 from gtp_exp.gradients.settings import GradientConfig
-from gtp_exp.inputs import Inputs, Overlap, PreparedRows, PreparedTask, check_agreement, load_inputs
+from gtp_exp.inputs import Inputs, Overlap, PreparedRows, check_agreement, load_inputs
 from gtp_exp.launch.launcher import Launch
+from gtp_exp.measured import MAIN, Measured, measure
 from gtp_exp.model.device import be_deterministic, choose_device
 from gtp_exp.model.loading import Model, ModelConfig, prepare
-from gtp_exp.records.record import RunRecord, SelectionSummary, TokenLoss, ValidationSummary
+from gtp_exp.records.record import FurtherTest, RunRecord, SelectionSummary, ValidationSummary
+from gtp_exp.records.row_results import write_row_results
 from gtp_exp.records.selected import export, selected_rows, summarise_selection
 from gtp_exp.selection.base import Budget, Need, Selection, Selector
 from gtp_exp.stages import (
@@ -34,16 +36,12 @@ from gtp_exp.stages import (
     StageRunner,
     check_quarantine,
     collect_gradients,
-    evaluate_task,
     mirror_history,
-    read_loss,
-    read_metrics,
     read_saved_seconds,
     read_selection,
     rows_with_gradients,
     select,
     tune,
-    validate,
     warm_up,
 )
 from gtp_exp.tracking import METRICS_NAME, Journal, NoTracker, RunInfo, Tracker, tracked
@@ -103,6 +101,7 @@ class Experiment:
     tracking: Tracking
     launch: Launch
     settings: Settings
+    tests: Mapping[str, Benchmark] = field(default_factory=dict)  # tested on, too; nothing aims at them
 
     def __post_init__(self) -> None:
         if not isinstance(self.selector, Selector):
@@ -115,6 +114,12 @@ class Experiment:
                 f"dataset._target_: {type(self.dataset).__name__} is no data set; let its class inherit "
                 "gtp_exp.data.sources.base.DataSource and return a Pool from `load`"
             )
+        for name, benchmark in self.tests.items():
+            if isinstance(benchmark, SplitsPool):
+                raise UserError(
+                    f"tests: {name} takes its test rows out of the pool, which changes what is chosen from; "
+                    f"give it as benchmark={name}, or leave it out"
+                )
         stored = [direction.value for direction in self.gradients.directions]
         for key in ("direction", "target_direction"):
             asked = getattr(self.selector, key, None)
@@ -143,7 +148,12 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
     with tracked(journal, RunInfo(job["name"], job["group"], directory, record.config)):
         tuned_model, chooser = prepare_models(experiment.model, experiment.selection_model, cache, device)
         inputs = load_inputs(
-            experiment.dataset, experiment.benchmark, tuned_model, chooser, validation=settings.held_back
+            experiment.dataset,
+            experiment.benchmark,
+            tuned_model,
+            chooser,
+            validation=settings.held_back,
+            further=experiment.tests,
         )
         check_agreement(inputs, processes)
         experiment.budget.rows(len(inputs.candidates.examples))  # raises UserError where they are too few
@@ -171,7 +181,9 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
             after = measure(runner, EvaluatedModel(tuned_model, tuned), inputs, settings.eval_batch_size)
 
         record = replace(record, selection=summary, leakage=overlap.report)
-        record = with_measured(with_sources(record, runner, sources), inputs, before, after)
+        record = with_measured(with_sources(record, runner, sources), experiment, inputs, before, after)
+        if processes.main and after.metrics:
+            write_row_results(after.by_row, directory)
         journal.summary.update(_measurements(record))
     return record
 
@@ -230,43 +242,28 @@ def report_selection(
     return summary
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Holds what a model is worth: on the tests, or on the rows that were held back for validation."""
-
-    metrics: Mapping[str, Mapping[str, float | str]] = field(default_factory=dict)  # by test task
-    loss: TokenLoss | None = None
-
-
-def measure(runner: StageRunner, evaluated: EvaluatedModel, inputs: Inputs, batch_size: int) -> Measured:
-    """Measure a model on the rows that were held back for validation; where there are none, on the tests."""
-    if inputs.validation is None:
-        return Measured(evaluate_all(runner, evaluated, inputs.tasks, batch_size))
-    loss = read_loss(validate(runner, evaluated, inputs.validation, batch_size))
-    if evaluated.tuned:
-        runner.journal.event(VALIDATION, asdict(loss))
-    return Measured(loss=loss)
-
-
-def evaluate_all(
-    runner: StageRunner, evaluated: EvaluatedModel, tasks: Sequence[PreparedTask], batch_size: int
-) -> dict[str, dict[str, float | str]]:
-    """Test a model on every task; return the metrics by the task's name."""
-    metrics = {}
-    for test in tasks:
-        values = read_metrics(evaluate_task(runner, evaluated, test, batch_size))
-        metrics[test.task.name] = values
-        if evaluated.tuned:
-            runner.journal.event("evaluation", {"task": test.task.name, **values})
-    return metrics
-
-
-def with_measured(record: RunRecord, inputs: Inputs, before: Measured, after: Measured) -> RunRecord:
+def with_measured(
+    record: RunRecord, experiment: Experiment, inputs: Inputs, before: Measured, after: Measured
+) -> RunRecord:
     """Return the record with what the untuned and the tuned model are worth."""
     validation = None
     if inputs.validation is not None and after.loss is not None and before.loss is not None:
         validation = ValidationSummary(len(inputs.validation.examples), after.loss, before.loss)
-    return replace(record, metrics=after.metrics, untuned=before.metrics, validation=validation)
+    tests = {
+        name: FurtherTest(
+            answers_of(benchmark), inputs.further_row_counts(name), after.metrics[name], before.metrics[name]
+        )
+        for name, benchmark in experiment.tests.items()
+        if name in after.metrics
+    }
+    return replace(
+        record,
+        metrics=after.metrics.get(MAIN, {}),
+        untuned=before.metrics.get(MAIN, {}),
+        validation=validation,
+        answers=answers_of(experiment.benchmark),
+        tests=tests,
+    )
 
 
 def with_sources(record: RunRecord, runner: StageRunner, sources: SelectionSources) -> RunRecord:
@@ -285,6 +282,8 @@ def with_sources(record: RunRecord, runner: StageRunner, sources: SelectionSourc
 def _measurements(record: RunRecord) -> dict[str, float | str]:
     """Return what was measured of the tuned model, by "task/metric"."""
     measured = dict(record.metrics)
+    for name, test in record.tests.items():
+        measured |= {f"{name}/{task}": values for task, values in test.metrics.items()}
     if record.validation is not None:
         measured[VALIDATION] = asdict(record.validation.tuned)
     return {f"{task}/{name}": value for task, values in measured.items() for name, value in values.items()}

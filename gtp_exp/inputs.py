@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gtp_exp.config import describe
@@ -84,6 +84,12 @@ class Inputs:
     target: PreparedRows | None  # as the model that chooses reads it; None in-domain
     tasks: tuple[PreparedTask, ...]  # none where rows are held back for validation
     validation: PreparedRows | None = None  # what is held back, as the tuned model reads it
+    further: Mapping[str, tuple[PreparedTask, ...]] = field(default_factory=dict)  # by benchmark
+
+    @property
+    def all_tasks(self) -> tuple[PreparedTask, ...]:
+        """Return the tasks of the benchmark, and those of every benchmark that nothing aims at."""
+        return (*self.tasks, *(test for tests in self.further.values() for test in tests))
 
     def named_rows(self) -> dict[str, PreparedRows]:
         """Return the target, what is held back of it and the test rows of each task, as far as there are any,
@@ -91,6 +97,14 @@ class Inputs:
         rows = {"target": self.target, VALIDATION: self.validation}
         rows |= {test.task.name: test.held_out for test in self.tasks}
         return {name: part for name, part in rows.items() if part is not None}
+
+    def further_row_counts(self, benchmark: str) -> dict[str, RowCounts]:
+        """Return what became of the test rows of a benchmark that nothing aims at, by task."""
+        return {
+            test.task.name: replace(test.held_out.counts(), content=test.content)
+            for test in self.further[benchmark]
+            if test.held_out is not None
+        }
 
     def row_counts(self) -> dict[str, RowCounts]:
         """Return what became of the rows of the target, of what is held back of it and of each test task, as
@@ -119,12 +133,13 @@ def load_inputs(
     chooser: Model,
     prepare: Callable[[str, Sequence[Example], Model, RowRules], PreparedRows] | None = None,
     validation: Validation | None = None,
+    further: Mapping[str, Benchmark] | None = None,
 ) -> Inputs:
     """Read and tokenise all rows of a job. chooser: the model that chooses; may be the `tuned` one itself.
 
     prepare: used in place of `prepare_rows`. validation: what is held back before all else; then no test is
-    read. Raises UserError for data that cannot be read, for a part without a row that carries loss, and for a
-    test whose answers do not fit the model.
+    read. further: benchmarks whose tests alone are read, by name. Raises UserError for data that cannot be
+    read, for a part without a row that carries loss, and for a test whose answers do not fit the model.
     """
     prepare = prepare or prepare_rows
     pool = dataset.load()
@@ -141,17 +156,21 @@ def load_inputs(
         candidates = _as_both_read(candidates, to_select)
     prepared_target = None if target is None else prepare("target", target, chooser, rules)
     prepared_validation = prepare(VALIDATION, held_back, tuned, TEST_RULES) if held_back else None
-    tests = benchmark.tasks() if validation is None else ()
-    for task in tests:
-        check_room_to_generate(task, tuned.config.max_length)
-    tasks = tuple(
-        PreparedTask(
-            task,
-            prepare(f"test of {task.name}", task.held_out, tuned, TEST_RULES) if task.held_out else None,
+
+    def tests_of(tested: Benchmark) -> tuple[PreparedTask, ...]:
+        tests = tested.tasks() if validation is None else ()
+        for task in tests:
+            check_room_to_generate(task, tuned.config.max_length)
+        return tuple(
+            PreparedTask(
+                task,
+                prepare(f"test of {task.name}", task.held_out, tuned, TEST_RULES) if task.held_out else None,
+            )
+            for task in tests
         )
-        for task in tests
-    )
-    return Inputs(pool, candidates, to_select, prepared_target, tasks, prepared_validation)
+
+    tasks, further_tasks = tests_of(benchmark), {name: tests_of(b) for name, b in (further or {}).items()}
+    return Inputs(pool, candidates, to_select, prepared_target, tasks, prepared_validation, further_tasks)
 
 
 def prepare_rows(name: str, examples: Sequence[Example], model: Model, rules: RowRules) -> PreparedRows:
@@ -208,7 +227,13 @@ def _as_both_read(candidates: PreparedRows, to_select: PreparedRows) -> Prepared
 def check_agreement(inputs: Inputs, processes: Processes) -> None:
     """Raise UserError where the processes of a job have read different rows: they would divide different
     work."""
-    for name, rows in {"pool": inputs.candidates, **inputs.named_rows()}.items():
+    further = {
+        f"test of {name}/{test.task.name}": test.held_out
+        for name, tests in inputs.further.items()
+        for test in tests
+        if test.held_out is not None
+    }
+    for name, rows in {"pool": inputs.candidates, **inputs.named_rows(), **further}.items():
         if len(set(processes.all_gather(rows.key))) > 1:
             raise UserError(f"the {name} changed while the job's processes read it; start the job again")
 
@@ -222,7 +247,7 @@ class Overlap:
 
     def __init__(self, inputs: Inputs) -> None:
         """Count target and pool at once."""
-        tasks = [test.task for test in inputs.tasks]
+        tasks = [test.task for test in inputs.all_tasks]
         if inputs.validation is not None:
             tasks.append(EvalTask(VALIDATION, HELD_OUT_LOSS, {}, (), held_out=inputs.validation.examples))
         self._with = "test" if inputs.validation is None else "validation rows"

@@ -38,6 +38,7 @@ from gtp_exp.inputs import Inputs, PreparedRows, PreparedTask
 from gtp_exp.model.loading import LoadedModel, Model
 from gtp_exp.model.loss import Reduction
 from gtp_exp.records.record import StageCost, TokenLoss
+from gtp_exp.records.row_results import TaskRows, read_row_results
 from gtp_exp.selection.base import Budget, Need, Selection, SelectionProblem, Selector
 from gtp_exp.selection.subset import select_outside_quarantine
 from gtp_exp.tracking import Journal
@@ -55,7 +56,7 @@ VERSIONS = {
     "pass": 2,
     "selection": 2,
     "finetune": 6,
-    "evaluation": 5,
+    "evaluation": 6,
     "validation": 1,
 }
 # Another release of these may give other numbers too.
@@ -468,6 +469,11 @@ def evaluate_task(
 def read_metrics(result: StageResult) -> dict[str, float | str]:
     """Return the metrics that `evaluate_task` has written."""
     return json.loads((result.directory / "metrics.json").read_text())
+
+
+def read_by_row(result: StageResult) -> Mapping[str, TaskRows]:
+    """Return the values of every test row that `evaluate_task` has written, by task and metric."""
+    return read_row_results(result.directory).get("", {})
 
 
 def validate(

@@ -137,12 +137,13 @@ def assemble(config: Mapping[str, Any], build: Callable[[Any, str], Any] = build
     """
     from gtp_exp.experiment import Experiment, Settings
 
-    groups = [f.name for f in fields(Experiment) if f.name != "settings"]
+    groups = [f.name for f in fields(Experiment) if f.name not in ("settings", "tests")]
     parts = {name: build(config.get(name, {}), name) for name in groups if name not in OPTIONAL}
     parts |= {name: build(config[name], name) if config.get(name) else None for name in OPTIONAL}
-    outside = {k: v for k, v in config.items() if k not in groups}
+    tests = {name: build(node, f"tests.{name}") for name, node in (config.get("tests") or {}).items()}
+    outside = {k: v for k, v in config.items() if k not in (*groups, "tests")}
     target = f"{Settings.__module__}.{Settings.__qualname__}"
-    return Experiment(**parts, settings=build({"_target_": target, **outside}, "config"))
+    return Experiment(**parts, settings=build({"_target_": target, **outside}, "config"), tests=tests)
 
 
 def _begin(config: dict[str, Any], job: dict[str, Any]) -> RunRecord:

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Optional
+from typing import Any, ClassVar, Optional
 
 from gtp_benchmarks.choice_task import ChoiceMetric, choice_task
-from gtp_exp.data.benchmark import EvalTask
+from gtp_exp.data.benchmark import Answers, EvalTask
 from gtp_exp.data.examples import Example
 from gtp_exp.data.reading import expand, read_rows
 from gtp_exp.data.rows import ColumnNames, Format, Place, RowLayout, as_text, read_pool
@@ -38,7 +38,9 @@ class JsonlChoice:
     Row limits keep the first rows of each subtask (null: all). Few-shot rows are the first target rows.
     """
 
-    validation: str  # path
+    answers: ClassVar[Answers] = Answers.CHOICES
+
+    validation: Optional[str]  # path; None only where nothing aims at it, as among further tests
     test: str  # path
     name: str = "jsonl_choice"
     target_rows: Optional[int] = None
@@ -60,6 +62,11 @@ class JsonlChoice:
 
     def target(self) -> tuple[Example, ...]:
         """Return the rows that a selector may see. Raises UserError for a row that is malformed."""
+        if self.validation is None:
+            raise UserError(
+                "benchmark.validation=null: a benchmark to aim at, or with num_fewshot above 0, needs target "
+                "rows; give the path of a file"
+            )
         where, rows = _rows(self.validation, "benchmark.validation", ("id", "messages"))
         pool = read_pool(((place, row, _VALIDATION) for place, row in rows), seen={})
         if pool.skipped:

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Optional
 
-from gtp_exp.data.benchmark import EvalTask, Mean
+from gtp_exp.data.benchmark import Answers, EvalTask, Mean
 from gtp_exp.data.examples import Example, Message
 from gtp_exp.data.local_folder import cache_of_content, content_digest
 from gtp_exp.errors import UserError, first_line
@@ -48,6 +48,7 @@ class LmEvalSuite:
     chat: bool = False
     metric: str = "acc,none"  # lm-eval's key: metric,filter
     mean: Mean = Mean.ROWS  # of the tasks, in tables and for a sweeper
+    answers: Answers = Answers.CHOICES  # REASONING where an answer is written after a chain of thought
 
     def __post_init__(self) -> None:
         if not self.names:

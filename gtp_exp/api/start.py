@@ -16,6 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from gtp_exp.api.further_tests import compose_tests
 from gtp_exp.config import build, check_finite
 from gtp_exp.errors import UserError, first_line
 from gtp_exp.launch.faults import check_room, storage_fault
@@ -100,6 +101,7 @@ def _save_resolved(config: DictConfig, directory: Path) -> Path:
         choices = {**config.job.names, **choices}
     if missing := [f.name for f in fields(Names) if not choices.get(f.name)]:
         raise UserError(f"the job has no {missing[0]}; give {missing[0]}=OPTION (--help lists them)")
+    compose_tests(config, str(choices["benchmark"]), hydra_config.runtime.config_sources)
     plain = OmegaConf.to_container(config, resolve=True)
     check_finite(plain)
     check_no_secrets(plain)

@@ -17,7 +17,8 @@ def results(folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -
 
     Columns: run (its folder's last two names), directory, the option of each group (selector, budget, ...),
     seed, state, started, n_selected, seconds (of all stages, as if nothing had been cached) and error; then,
-    for each task, `TASK/METRIC` for its headline metric and `TASK/nats_per_token` where there is one, and for
+    for each task, `TASK/METRIC` for its headline metric and `TASK/nats_per_token` where there is one (of
+    further `tests` under `BENCHMARK/TASK/METRIC`), and for
     runs until=validation `validation/nats_per_token` and `validation/nats_per_token_stderr`.
     Every row has every column; None stands where a run has no such value. A record that cannot be read has
     the state "unreadable" and says why in `error`. Raises UserError for a folder that is missing or
@@ -45,6 +46,11 @@ def _row(run: Run) -> dict[str, Any]:
         "seconds": sum(stage.seconds for stage in record.stages.values()),
         "error": record.error,
         **_headlines(record.metrics),
+        **{
+            f"{name}/{column}": value
+            for name, test in record.tests.items()
+            for column, value in _headlines(test.metrics).items()
+        },
         **_validation(record),
     }
 

@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Any, Protocol, runtime_checkable
 
 from gtp_exp.data.examples import Example, Pool
+from gtp_exp.errors import UserError
 
 HELD_OUT_LOSS = "nats_per_token"  # `metric` of a task that has no other; lm-eval is not run then
 
@@ -20,6 +21,14 @@ class Mean(Enum):
         "rows"  # every test row counts the same: lm-eval's groups with weight_by_size, such as mmlu and bbh
     )
     TASKS = "tasks"  # every task counts the same, however many test rows it has
+
+
+class Answers(Enum):
+    """Says what the answers of a benchmark are, and with it which metric ranks what was trained for it."""
+
+    CHOICES = "choices"  # one of several: accuracy, or where it tells nothing apart the loss of the choice
+    REASONING = "reasoning"  # what was thought before counts: the benchmark's own metric, never a bare loss
+    TEXT = "text"  # all that is to be written: the held-out loss
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,10 @@ class EvalTask:
 
 
 class Benchmark(Protocol):
-    """Lists what an option of the group `benchmark` has to offer."""
+    """Lists what an option of the group `benchmark` has to offer.
+
+    It may say as `answers` what its answers are, in a class attribute or a field; without one they are TEXT.
+    """
 
     def target(self) -> tuple[Example, ...] | None:
         """Return the rows that a selector may see; None in-domain, where the target is the pool itself."""
@@ -49,6 +61,18 @@ class Benchmark(Protocol):
     def tasks(self) -> tuple[EvalTask, ...]:
         """Return the tasks with their test rows. Only evaluation calls this."""
         ...
+
+
+def answers_of(benchmark: Benchmark) -> Answers:
+    """Return what a benchmark says of its answers; TEXT where it says nothing. Raises UserError for another
+    value than a member of Answers."""
+    answers = getattr(benchmark, "answers", Answers.TEXT)
+    if not isinstance(answers, Answers):
+        raise UserError(
+            f"{type(benchmark).__name__}.answers={answers!r} must be a member of "
+            f"gtp_exp.data.benchmark.Answers: {', '.join(member.name for member in Answers)}"
+        )
+    return answers
 
 
 @runtime_checkable

@@ -17,6 +17,7 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from gtp_exp.api.further_tests import compose_tests
 from gtp_exp.errors import UserError
 
 
@@ -36,7 +37,7 @@ def compose_jobs(arguments: Sequence[str], conf_dir: str) -> list[dict[str, Any]
         master = loader.load_configuration(name, overrides, run_mode=RunMode.MULTIRUN)
         if not (asked.multirun or master.hydra.mode is RunMode.MULTIRUN):
             config, names = _without_hydra(loader.load_configuration(name, overrides, run_mode=RunMode.RUN))
-            return [{"config": OmegaConf.to_container(config, resolve=True), "names": names}]
+            return [_job(config, names, master.hydra.runtime.config_sources)]
         if "BasicSweeper" not in master.hydra.sweeper._target_:
             raise UserError(
                 f"{master.hydra.sweeper._target_} chooses its jobs as it goes; they cannot be told"
@@ -67,8 +68,14 @@ def _compose(loader: Any, master: DictConfig, combinations: Sequence[Sequence[st
         ConfigLoaderImpl._apply_overrides_to_config(
             [values[line] for line in lines if line in values], config
         )
-        jobs.append({"config": OmegaConf.to_container(config, resolve=True), "names": names})
+        jobs.append(_job(config, names, master.hydra.runtime.config_sources))
     return jobs
+
+
+def _job(config: DictConfig, names: dict[str, str], sources: Any) -> dict[str, Any]:
+    """Return one composed job, with its further tests."""
+    compose_tests(config, str(names.get("benchmark")), sources)
+    return {"config": OmegaConf.to_container(config, resolve=True), "names": names}
 
 
 def _is_value(override: Override, loader: Any) -> bool:

@@ -104,7 +104,7 @@ class Parts:
     def data(self, job: Job, experiment: Experiment) -> Data:
         """Return a job's models and rows, with placeholders for what is not here."""
         read = ("model", "selection_model", "dataset", "benchmark", "outputs", "launch")
-        parts = [*(job.get(name) for name in read), held_back(job)]
+        parts = [*(job.get(name) for name in read), job.get("tests") or {}, held_back(job)]
         return self._once(lambda: self._data(job, experiment), fingerprint(parts))
 
     def _data(self, job: Job, experiment: Experiment) -> Data:
@@ -121,14 +121,16 @@ class Parts:
         elif run and run.pool.rows != len(pool.examples) + sum(pool.skipped.values()):
             run = None  # the data have changed since
         benchmark, why = self._benchmark(job, experiment.benchmark, pool, held_out)
+        further, unread_tests = self._further(job, experiment)
         if why or (unread(pool.examples) and benchmark.target() is None):
             validation = None  # which rows are held back cannot be known
         prepare_soon = functools.partial(self._prepare, run)
         rows = _Rows(pool, None, (), over_length=dataset.over_length, special_tokens=dataset.special_tokens)
-        inputs = load_inputs(rows, benchmark, tuned, chooser, prepare_soon, validation)
+        inputs = load_inputs(rows, benchmark, tuned, chooser, prepare_soon, validation, further)
         notes = {
             "dataset": _note_on_pool(inputs.candidates, tuned, run),
             "benchmark": f"its rows are left out of the sums ({why})" if why else _note_on_benchmark(inputs),
+            "tests": _note_on_tests(inputs, unread_tests),
             "model": _note_on_model(tuned, experiment),
             "selection_model": _note_on_model(chooser, experiment) if chooser is not tuned else "",
         }
@@ -149,6 +151,20 @@ class Parts:
         key = fingerprint(job["benchmark"])
         target, tasks = rows or ((Unread(key, ()),), (EvalTask(key, "", {}, None),) * tests)
         return _Rows(pool, target, tasks), why
+
+    def _further(self, job: Job, experiment: Experiment) -> tuple[dict[str, Benchmark], dict[str, str]]:
+        """Return the further tests, with placeholders for what cannot be read, and why it cannot, by name."""
+        further: dict[str, Benchmark] = {}
+        unread_tests: dict[str, str] = {}
+        for name, benchmark in experiment.tests.items():
+            tests = held_back(job) is None
+            reading = functools.partial(_tried, benchmark.tasks)
+            tasks, why = self._once(reading, "further", id(benchmark)) if tests else ((), "")
+            if why:
+                unread_tests[name] = why
+                tasks = (EvalTask(fingerprint(job["tests"][name]), "", {}, None),)
+            further[name] = _Rows(Pool((), {}), None, tuple(tasks))
+        return further, unread_tests
 
     def _model(self, config: ModelConfig, experiment: Experiment) -> Model:
         """Return a model that is here, or a placeholder without a tokenizer."""
@@ -289,6 +305,20 @@ def _note_on_benchmark(inputs: Inputs) -> str:
         return f"{aim}, {len(inputs.validation.examples):,} rows held back for validation, no test"
     tests = f"{sum(sizes):,} test rows" if all(sizes) else "as many test rows as lm-eval holds"
     return f"{aim}, {tests} in {len(sizes)} task{'s' * (len(sizes) != 1)}"
+
+
+def _note_on_tests(inputs: Inputs, unread_tests: Mapping[str, str]) -> str:
+    """Say how many rows every further test has."""
+    notes = []
+    for name, tests in inputs.further.items():
+        sizes = [len(test.task.docs or test.task.held_out) for test in tests]
+        told = f"{sum(sizes):,} test rows" if all(sizes) else "as many test rows as lm-eval holds"
+        notes.append(
+            f"{name} left out of the sums ({unread_tests[name]})"
+            if name in unread_tests
+            else f"{name} with {told} in {len(sizes)} task{'s' * (len(sizes) != 1)}"
+        )
+    return ", ".join(notes) if notes and inputs.validation is None else ""
 
 
 def _note_on_model(model: Model, job: Experiment) -> str:

@@ -102,8 +102,9 @@ def axes(jobs: Sequence[Job], names: Sequence[Names]) -> str:
 
 def _data(names: Sequence[Names], planned: Plan) -> list[str]:
     notes = [
-        f"{'pool' if group == 'dataset' else group} {name.get(group)}: {data.notes[group]}"
-        for group in ("dataset", "benchmark", "model", "selection_model")
+        f"{'pool' if group == 'dataset' else group}{f' {name[group]}' if group in name else ''}: "
+        + data.notes[group]
+        for group in ("dataset", "benchmark", "tests", "model", "selection_model")
         for data, name in zip(planned.data, names, strict=True)
         if data.notes[group]
     ]

@@ -138,7 +138,7 @@ def walk(job: Experiment, data: Data, tests: dict[tuple[str | None, int], list[F
             model = stages.EvaluatedModel(data.tuned, tested)
             tests[key] = [
                 (stage, stages.evaluate_task(runner, model, task, settings.eval_batch_size), task)
-                for task in inputs.tasks
+                for task in inputs.all_tasks
             ]
         yield from tests[key]
 

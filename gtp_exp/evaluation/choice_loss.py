@@ -25,16 +25,21 @@ def choice_loss(samples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     samples: lm-eval's, one per row; `filtered_resps` holds (log-likelihood, greedy or not) of each choice and
     `target` the right one's position.
     """
-    rows = [_parts(row) for row in samples]
-    parts = [row for row in rows if row is not None]
-    if not parts or len(parts) < len(rows):
-        return {}
     metrics = {}
-    for name, values in zip(("content", "form"), zip(*parts, strict=True), strict=True):
+    for name, values in choice_parts(samples).items():
         metrics[name] = fmean(values)
         if len(values) > 1:
             metrics[f"{name}_stderr"] = stdev(values) / math.sqrt(len(values))
     return metrics
+
+
+def choice_parts(samples: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Return "content" and "form" of every row, in their order; {} where rows have no right choice."""
+    rows = [_parts(row) for row in samples]
+    parts = [row for row in rows if row is not None]
+    if not parts or len(parts) < len(rows):
+        return {}
+    return {name: [row[i] for row in parts] for i, name in enumerate(("content", "form"))}
 
 
 def _parts(row: Mapping[str, Any]) -> tuple[float, float] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from tqdm import tqdm
@@ -14,6 +15,38 @@ from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.errors import UserError
 from gtp_exp.model.loading import LoadedModel
 from gtp_exp.model.loss import part_nats
+from gtp_exp.records.row_results import ANSWER_TOKENS
+
+
+@dataclass(frozen=True)
+class HeldOutLoss:
+    """Hold the negative log-likelihood of the answers of some rows, in nats.
+
+    `nats_per_token` and `nats_per_answer` (with its standard error) count the answers' own tokens alone, not
+    what the chat template writes around them; `nats_end` is the end of turn, in nats per answer.
+    """
+
+    nats: torch.Tensor  # of every part of every row, float64 [n, END + 1]
+    answer_tokens: torch.Tensor  # of every row, int64 [n]
+
+    def metrics(self) -> dict[str, float]:
+        """Return the means over the rows, by the metric's name."""
+        answers, n = self.nats[:, ANSWER], len(self.nats)
+        return {
+            "nats_per_token": _per_token(answers, self.answer_tokens),
+            "nats_per_answer": float(answers.mean()),
+            "nats_per_answer_stderr": float(answers.std() / math.sqrt(n)) if n > 1 else 0.0,
+            "nats_end": float(self.nats[:, END].mean()),
+        }
+
+    def by_row(self) -> dict[str, list[float]]:
+        """Return each row's values, and its number of answer tokens, by which a mean per token weighs it."""
+        answers = self.nats[:, ANSWER]
+        return {
+            "nats_per_token": (answers / self.answer_tokens).tolist(),
+            "nats_per_answer": answers.tolist(),
+            ANSWER_TOKENS: self.answer_tokens.double().tolist(),
+        }
 
 
 def held_out_loss(
@@ -23,22 +56,12 @@ def held_out_loss(
     batch_size: int,
     label: str,
     processes: Processes = ALONE,
-) -> dict[str, float]:
-    """Return the negative log-likelihood of the answers, in nats.
+) -> HeldOutLoss:
+    """Return the loss of the rows' answers, in every process.
 
-    `nats_per_token` and `nats_per_answer` (with its standard error) count the answers' own tokens alone, not
-    what the chat template writes around them; `nats_end` is the end of turn, in nats per answer. label: the
-    task's name, for messages. Raises UserError without a row, and for a loss that is not finite.
+    label: the task's name, for messages. Raises UserError without a row, and for a loss that is not finite.
     """
-    nats = _nats(rows, loaded, batch_size, label, processes)
-    answers = nats[:, ANSWER]
-    error = float(answers.std() / math.sqrt(len(rows))) if len(rows) > 1 else 0.0
-    return {
-        "nats_per_token": _per_token(answers, _answer_tokens(rows)),
-        "nats_per_answer": float(answers.mean()),
-        "nats_per_answer_stderr": error,
-        "nats_end": float(nats[:, END].mean()),
-    }
+    return HeldOutLoss(_nats(rows, loaded, batch_size, label, processes), _answer_tokens(rows))
 
 
 def token_loss(

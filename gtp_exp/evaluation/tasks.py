@@ -16,15 +16,17 @@ from gtp_exp.data.benchmark import HELD_OUT_LOSS, EvalTask
 from gtp_exp.data.examples import TokenizedExample
 from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.errors import UserError, first_line
-from gtp_exp.evaluation.choice_loss import choice_loss
+from gtp_exp.evaluation.choice_loss import choice_loss, choice_parts
 from gtp_exp.evaluation.held_out import held_out_loss
 from gtp_exp.model.loading import LoadedModel
+from gtp_exp.records.row_results import write_row_results
 
 if TYPE_CHECKING:
     from gtp_exp.evaluation.chat_model import Documents
 
 log = logging.getLogger(__name__)
 
+ByRow = dict[str, list[float]]  # by metric, the value of every test row
 SEED = 1234  # of lm-eval's samplers: part of the task, the same in every run
 
 
@@ -39,26 +41,32 @@ def evaluate(
 ) -> dict[str, float | str]:
     """Return the metrics of one task, in every process; each takes part of the documents.
 
-    Writes per-document results to `samples.jsonl` in `directory`. held_out: the answers of `task.held_out` as
-    the model reads them, without rows that do not fit it. The result holds lm-eval's numbers ("acc",
+    Writes per-document results to `samples.jsonl` in `directory`, and the values of every test row, of the
+    metrics that are means over rows, to `row_results.safetensors`. held_out: the answers of `task.held_out`
+    as the model reads them, without rows that do not fit it. The result holds lm-eval's numbers ("acc",
     "exact_match", ..., with "<name>_stderr"), the parts of a choice's loss ("content", "form"), the held-out
     loss of the right answers, "headline", the name of the metric that counts, and how many rows were tested
     and how many left out ("rows_tested", "rows_left_out"): a row whose prompt does not fit the model is left
     out of all metrics alike.
     """
     metrics: dict[str, float | str] = {"headline": HELD_OUT_LOSS}
+    by_row: ByRow = {}
     rows = list(held_out)
     tested, all_rows = len(rows), len(task.held_out)
     if task.metric != HELD_OUT_LOSS:
         positions = {example.id: i for i, example in enumerate(task.held_out)}
         paired = task.docs is not None and len(task.held_out) == len(task.docs)
         asked = {task.name: sorted(positions[row.id] for row in rows)} if paired else {}
-        metrics, answered, too_long = _lm_eval(task, loaded, batch_size, directory, processes, asked)
+        metrics, by_row, answered, too_long = _lm_eval(task, loaded, batch_size, directory, processes, asked)
         tested, all_rows = len(answered), len(task.docs or ()) or len(answered) + too_long
         if paired:
             rows = [row for row in rows if (task.name, positions[row.id]) in answered]
     if task.held_out:
-        metrics |= held_out_loss(rows, loaded, batch_size=batch_size, label=task.name, processes=processes)
+        loss = held_out_loss(rows, loaded, batch_size=batch_size, label=task.name, processes=processes)
+        metrics |= loss.metrics()
+        by_row |= loss.by_row()
+    if processes.main:
+        write_row_results({"": {task.name: by_row}}, directory)
     return {**metrics, "rows_tested": float(tested), "rows_left_out": float(all_rows - tested)}
 
 
@@ -69,9 +77,10 @@ def _lm_eval(
     directory: Path,
     processes: Processes,
     asked: Documents,
-) -> tuple[dict[str, float | str], set[tuple[str, int]], int]:
-    """Return lm-eval's metrics of a task, the tested documents, each by the name of lm-eval's task and its
-    position, and how many did not fit, in every process; write its samples to the directory.
+) -> tuple[dict[str, float | str], ByRow, set[tuple[str, int]], int]:
+    """Return lm-eval's metrics of a task, their values by row, the tested documents, each by the name of
+    lm-eval's task and its position, and how many did not fit, in every process; write its samples to the
+    directory.
 
     asked: the documents to test; empty for all.
     """
@@ -123,7 +132,8 @@ def _lm_eval(
         return processes.broadcast(None)
     _write_samples(output["samples"], directory / "samples.jsonl")
     tested = {(name, row["doc_id"]) for name, rows in output["samples"].items() for row in rows}
-    return processes.broadcast((_headline(task, output), tested, too_long))
+    metrics, rows = _headline(task, output)
+    return processes.broadcast((metrics, values_by_row(metrics, rows), tested, too_long))
 
 
 def _fitting(task: EvalTask, asked: Documents, fitting: Documents, max_length: int) -> Documents:
@@ -166,8 +176,24 @@ def _render(task: EvalTask, folder: Path) -> None:
         (folder / "task.yaml").write_text(json.dumps(config, ensure_ascii=False), encoding="utf-8")
 
 
-def _headline(task: EvalTask, output: Mapping[str, Any]) -> dict[str, float | str]:
-    """Return the metrics of the task's filter, and the name of the headline one.
+def values_by_row(metrics: Mapping[str, float | str], rows: Sequence[Mapping[str, Any]]) -> ByRow:
+    """Return the values of every row of those metrics that are means over the rows; others, such as a mean
+    over the tasks of a group, have none."""
+    by_row: ByRow = dict(choice_parts(rows))
+    for name, value in metrics.items():
+        values = [row.get(name) for row in rows]
+        if not isinstance(value, str) and all(isinstance(v, (bool, int, float)) for v in values):
+            numbers = [float(v) for v in values if v is not None]
+            if numbers and math.isclose(math.fsum(numbers) / len(numbers), value, abs_tol=1e-9):
+                by_row[name] = numbers
+    return by_row
+
+
+def _headline(
+    task: EvalTask, output: Mapping[str, Any]
+) -> tuple[dict[str, float | str], list[Mapping[str, Any]]]:
+    """Return the metrics of the task's filter with the name of the headline one, and the samples that they
+    are of, in the order of the documents.
 
     Raises UserError where lm-eval has not computed `task.metric`.
     """
@@ -181,13 +207,17 @@ def _headline(task: EvalTask, output: Mapping[str, Any]) -> dict[str, float | st
         metric, _, filter_name = key.partition(",")
         if filter_name == chosen_filter and isinstance(value, (int, float)) and math.isfinite(value):
             metrics[metric] = float(value)
-    rows = [row for samples in output["samples"].values() for row in samples]  # once per filter
-    rows = [row for row in rows if row["filter"] == chosen_filter]
+    rows = [  # each stands there once per filter
+        row
+        for _, samples in sorted(output["samples"].items())
+        for row in sorted(samples, key=lambda sample: sample["doc_id"])
+        if row["filter"] == chosen_filter
+    ]
     metrics |= choice_loss(rows)
     if f"{name}_stderr" not in metrics and 0 <= float(metrics[name]) <= 1:
         variance = float(metrics[name]) * (1 - float(metrics[name]))
         metrics[f"{name}_stderr"] = math.sqrt(variance / max(1, len(rows)))
-    return metrics
+    return metrics, rows
 
 
 def _write_samples(samples: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:

@@ -88,6 +88,12 @@ class Board:
     blocks: tuple[BoardBlock, ...]
     unranked: tuple[tuple[Run, str], ...]  # complete runs that lack numbers, with the reason
     notes: tuple[str, ...]  # what a reader must know before believing the table
+    ranked_by: str = ""  # which metric ranks, and why, in one sentence
+
+    @property
+    def further(self) -> bool:
+        """Whether it shows a further test of runs that another table shows with what they chose."""
+        return any(run.test for run in self.table.runs)
 
     @property
     def lines(self) -> tuple[BoardLine, ...]:

@@ -15,7 +15,7 @@ from gtp_exp.files import write_whole
 from gtp_exp.leaderboard import date_lm, exports
 from gtp_exp.leaderboard.choices import with_choice_judged
 from gtp_exp.leaderboard.comparability import group
-from gtp_exp.leaderboard.metrics import CHOICE, HEADLINE, LOSS
+from gtp_exp.leaderboard.further import further_tests
 from gtp_exp.leaderboard.page.examples import examples_by_row
 from gtp_exp.leaderboard.page.render import render_page
 from gtp_exp.leaderboard.records import load
@@ -49,17 +49,20 @@ def build_boards(arguments: argparse.Namespace) -> str:
         )
         written = date_lm.write(loaded.complete, submission, arguments.date_lm, now)
         return "\n".join([written[1].read_text(encoding="utf-8"), *map(str, written)])
-    by_labels = any(CHOICE in run.record.metrics for run in loaded.complete)
-    metric = arguments.metric or (HEADLINE if by_labels else LOSS)
-    check_metric(loaded.complete, metric)
-    grouped = group(loaded.complete, beside=arguments.beside)
+    further = () if arguments.choices else further_tests(loaded.complete)
+    if arguments.metric is not None:
+        check_metric([*loaded.complete, *further], arguments.metric)
+    grouped = group([*loaded.complete, *further], beside=arguments.beside)
     mean = None if arguments.mean is None else Mean(arguments.mean)
-    boards = [score(table, metric=metric, baseline=arguments.baseline, mean=mean) for table in grouped.tables]
-    chosen = examples_by_row(boards, per_row=arguments.examples)
+    boards = [
+        score(table, metric=arguments.metric, baseline=arguments.baseline, mean=mean)
+        for table in grouped.tables
+    ]
+    chosen = examples_by_row([board for board in boards if not board.further], per_row=arguments.examples)
 
     text = exports.markdown(boards, loaded, arguments.baseline)
     html = render_page(boards, grouped, loaded, chosen, baseline=arguments.baseline, now=now)
-    document = exports.json_document(boards, loaded, metric=metric, baseline=arguments.baseline)
+    document = exports.json_document(boards, loaded, metric=arguments.metric, baseline=arguments.baseline)
     files = {
         "leaderboard.md": text,
         "leaderboard.csv": exports.csv_table(boards),
@@ -87,7 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("outputs/leaderboard"), help="default: %(default)s")
     parser.add_argument(
         "--metric",
-        help=f"what ranks, averaged over tasks, or `headline`; default: {LOSS}, of choices the headline",
+        help="what ranks, averaged over tasks, or `headline` for each task's own; default: as the answers of "
+        "the benchmark ask, which the table says",
     )
     parser.add_argument(
         "--mean",

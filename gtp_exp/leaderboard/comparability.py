@@ -15,11 +15,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gtp_exp.leaderboard.metrics import TESTED_ON
 from gtp_exp.leaderboard.records import Run
 from gtp_exp.leaderboard.variants import ABSENT, alike, is_under, variant_labels
 
 # Where a run reports, how it was started and how far it went changes no number.
-NO_EFFECT = ("tracking", "launch", "outputs", "hydra", "until", "validation", "eval_batch_size")
+NO_EFFECT = ("tracking", "launch", "outputs", "hydra", "until", "validation", "eval_batch_size", "tests")
 # How much is held in memory at a time changes no number, in the selectors of this project.
 FIT_MEMORY: tuple[str, ...] = ("gradients.token_budget", "gradients.shard_rows")
 FIT_MEMORY_OF_OURS: tuple[str, ...] = ("selector.batch_size", "selector.chunk_rows", "selector.memory_gib")
@@ -27,7 +28,8 @@ WITH_SEED = "(varies with seed)"
 TRAJECTORY_SEED = "gradients.seed"  # of the warm-up, its gradients and their sketch
 NAMED_GROUPS = ("dataset", "model", "gradients", "train")
 TASK_NAME = "benchmark.name"  # of a benchmark of the user's own files
-DECIDE_DATA = ("dataset", "benchmark", "model", "selection_model")  # the groups that say which rows are read
+# The groups that say which rows are read.
+DECIDE_DATA = ("dataset", "benchmark", TESTED_ON, "model", "selection_model")
 # What a machine finds for a model's settings, beside what they say themselves.
 FOUND_OF_MODEL = ("weights", "chat_template", "dtype", "code")
 # By group: the settings that say no more than what is read, which the hashes of what was read tell better.
@@ -37,9 +39,10 @@ SAY_WHAT_IS_READ = {
         *("_target_", "files", "path", "hub_id", "config", "split", "revision", "archive", "sources"),
         *("expected_rows", "format", "columns", "ids", "rows"),
     ),
-    "benchmark": ("validation", "test", "dataset_path", "folder", "path", "file", "files"),
+    "benchmark": ("validation", "test", "dataset_path", "folder", "path", "file", "files", "answers"),
 }
 SAY_WHAT_IS_READ["selection_model"] = SAY_WHAT_IS_READ["model"]
+SAY_WHAT_IS_READ[TESTED_ON] = SAY_WHAT_IS_READ["benchmark"]
 
 
 @dataclass(frozen=True, eq=False)  # a row can be a key
@@ -248,7 +251,7 @@ def _hashes(part: str, run: Run) -> Any:
     record = run.record
     if part == "dataset":
         return record.pool and record.pool.content
-    if part == "benchmark":  # whose rows of a task tell the task, too
+    if part in ("benchmark", TESTED_ON):  # whose rows of a task tell the task, too
         told = {name: rows.content for name, rows in record.rows.items()}
         return told if told and all(task in told for task in record.metrics) else None
     identity = record.model if part == "model" else record.selection_model

@@ -45,6 +45,7 @@ def markdown(boards: Sequence[Board], loaded: Loaded, baseline: str) -> str:
             out.append(_row(["", "*untuned model*", "", "", *shown, "", "", "", "", ""]))
         out.append("")
         if board.metrics:
+            out += [f"* {_md(board.ranked_by)}"] if board.ranked_by else []
             for block in board.blocks:
                 out.append(
                     f"* {_md(block.budget)}: {_md(' '.join(sentences(block, board.metrics[0], baseline)))}"
@@ -57,8 +58,9 @@ def markdown(boards: Sequence[Board], loaded: Loaded, baseline: str) -> str:
     if left:
         out += ["## Not in the tables", "", *(f"* {_md(name)}: {_md(why)}" for name, why in left), ""]
     out.append(
-        "Brackets hold 95% intervals over seeds: Student's t below 5 seeds, bootstrap from 5. Differences "
-        "are paired at equal seeds, p from a paired t-test, Holm-corrected over the selectors of a budget."
+        "Brackets hold 95% intervals over seeds and test rows (rows resampled, seeds by Student's t), over "
+        "seeds alone where runs kept no results of single rows. Differences are paired at equal seeds and on "
+        "equal rows, p likewise, Holm-corrected over the selectors of a budget."
     )
     return "\n".join(out) + "\n"
 
@@ -81,6 +83,7 @@ def plain(boards: Sequence[Board], loaded: Loaded, baseline: str) -> str:
             "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
         ]
         if board.metrics:
+            out += [board.ranked_by] if board.ranked_by else []
             for block in board.blocks:
                 out.append(f"{block.budget}: {' '.join(sentences(block, board.metrics[0], baseline))}")
         out += [f"Note: {note}" for note in board.notes]
@@ -110,8 +113,8 @@ def csv_table(boards: Sequence[Board]) -> str:
     return buffer.getvalue()
 
 
-def json_document(boards: Sequence[Board], loaded: Loaded, *, metric: str, baseline: str) -> str:
-    """Return all tables with every number in full, as JSON text."""
+def json_document(boards: Sequence[Board], loaded: Loaded, *, metric: str | None, baseline: str) -> str:
+    """Return all tables with every number in full, as JSON text. metric: what was asked to rank."""
     document = {
         "version": VERSION,
         "metric": metric,
@@ -122,6 +125,7 @@ def json_document(boards: Sequence[Board], loaded: Loaded, *, metric: str, basel
                 "differing_settings": dict(board.table.differing),
                 "tasks": board.tasks,
                 "metrics": [asdict(kind) for kind in board.metrics],
+                "ranked_by": board.ranked_by,
                 "untuned": dict(board.untuned),
                 "notes": board.notes,
                 "pool_shares": pool_shares(board),

@@ -10,6 +10,8 @@ from gtp_exp.records.record import RunRecord
 
 HEADLINE = "headline"  # each task's own headline metric
 LOSS = "nats_per_token"  # the held-out loss of the test answers
+CONTENT = "content"  # the part of a right choice's loss that is about which choice it is
+TESTED_ON = "tested_on"  # the settings of a further test, where that is what the runs were tested on
 # Where hidden labels judge: what stands for a task, and its metrics, shares of the chosen rows.
 CHOICE = "choice"
 ON_TARGET, CORRUPTED, COPIES, NEAR_COPIES = "on_target", "corrupted", "exact_copies", "near_copies"
@@ -134,7 +136,7 @@ def headline_mean(record: RunRecord) -> float | None:
 
 
 def _asked(records: Sequence[RunRecord]) -> Mean:
-    benchmarks = [record.config.get("benchmark") for record in records]
+    benchmarks = [record.config.get(TESTED_ON, record.config.get("benchmark")) for record in records]
     asked = [b.get("mean") for b in benchmarks if isinstance(b, Mapping)]
     return Mean.TASKS if Mean.TASKS.value in asked else Mean.ROWS
 

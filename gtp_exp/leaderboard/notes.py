@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gtp_exp.leaderboard.board import BoardBlock
-from gtp_exp.leaderboard.comparability import TRAJECTORY_SEED, Table, flatten
+from gtp_exp.leaderboard.comparability import TRAJECTORY_SEED, Table
 from gtp_exp.leaderboard.metrics import CHOICE, Metric
+from gtp_exp.leaderboard.trajectories import fixed_trajectories
 
 
 def notes_on(
@@ -44,7 +45,7 @@ def notes_on(
     if mixed:
         shown = "; ".join(f"{package} {', '.join(sorted(versions[package]))}" for package in mixed)
         notes.append(f"The runs used different package versions: {shown}.")
-    if metrics and (fixed := _fixed_trajectories(table)):
+    if metrics and (fixed := fixed_trajectories(table.rows)):
         notes.append(
             f"The seeds share one warm-up trajectory ({TRAJECTORY_SEED}={', '.join(fixed)}): intervals and "
             "p-values hold for that trajectory only, and a selector that draws nothing itself chooses the "
@@ -58,14 +59,3 @@ def notes_on(
                 "differences are taken over the common seeds only."
             )
     return notes
-
-
-def _fixed_trajectories(table: Table) -> list[str]:
-    """The values of gradients.seed that rows of several seeds hold fixed, where gradients were read."""
-    fixed: set[str] = set()
-    for row in table.rows:
-        runs = [run for run in row.runs if "warmup" in run.record.stages]
-        values = {flatten(run.record.config).get(TRAJECTORY_SEED) for run in runs}
-        if len({run.record.seed for run in runs}) > 1 and len(values) == 1:
-            fixed.update(value for value in values if value is not None)
-    return sorted(fixed)

@@ -10,6 +10,7 @@ import numpy as np
 from gtp_exp.leaderboard.board import BoardBlock, BoardLine
 from gtp_exp.leaderboard.comparability import Row
 from gtp_exp.leaderboard.metrics import Metric
+from gtp_exp.leaderboard.numbers import NO_NUMBERS, Numbers
 from gtp_exp.leaderboard.records import Run
 from gtp_exp.leaderboard.statistics import (
     ALPHA,
@@ -17,8 +18,6 @@ from gtp_exp.leaderboard.statistics import (
     RankComparison,
     compare_ranks,
     holm,
-    paired,
-    summarise,
 )
 
 MIN_RANK_SEEDS, MIN_RANK_ROWS = 3, 3  # below these a rank diagram says nothing
@@ -26,23 +25,19 @@ MIN_RANK_SEEDS, MIN_RANK_ROWS = 3, 3  # below these a rank diagram says nothing
 
 def ranked_block(
     rows: Sequence[Row],
-    values: Mapping[Row, Mapping[str, Mapping[int, float]]],
+    numbers: Mapping[Row, Mapping[str, Numbers]],
     metrics: tuple[Metric, ...],
     baseline: str,
 ) -> BoardBlock:
     """Rank the rows of one budget by the first metric, and compare each to the baseline and to the leader.
 
-    values: by row and metric, seed -> value; a row without the first metric comes last and has no rank.
+    numbers: by row and metric; a row without the first metric comes last and has no rank.
     """
     first = metrics[0] if metrics else None
-    of_first = {row: values[row].get(first.name, {}) if first else {} for row in rows}
+    of_first = {row: numbers[row].get(first.name, NO_NUMBERS) if first else NO_NUMBERS for row in rows}
     shares = {kind.name for kind in metrics if kind.percent}
     summary = {
-        row: {
-            name: summarise(list(by_seed.values()), share=name in shares)
-            for name, by_seed in values[row].items()
-        }
-        for row in rows
+        row: {name: own.summary(share=name in shares) for name, own in numbers[row].items()} for row in rows
     }
 
     def order(row: Row) -> tuple[bool, float, str]:
@@ -52,7 +47,7 @@ def ranked_block(
         return False, -mean if first.higher_is_better else mean, row.label
 
     ordered = sorted(rows, key=order)
-    ranked = [row for row in ordered if of_first[row]]
+    ranked = [row for row in ordered if of_first[row].values]
     means = [order(row)[1] for row in ranked]
     rank = {row: 1 + sum(other < mean for other in means) for row, mean in zip(ranked, means, strict=True)}
 
@@ -61,9 +56,7 @@ def ranked_block(
     for row in ordered:
         reference = references[row]
         versus[row] = (
-            paired(of_first[row], of_first[reference], higher_is_better=first.higher_is_better)
-            if first and reference is not None
-            else None
+            of_first[row].minus(of_first[reference], first) if first and reference is not None else None
         )
     corrected = dict(zip(versus, holm([test.p if test else None for test in versus.values()]), strict=True))
 
@@ -75,7 +68,7 @@ def ranked_block(
     lines = tuple(
         BoardLine(
             row=row,
-            values=values[row],
+            values={name: own.values for name, own in numbers[row].items()},
             summary=summary[row],
             rank=rank.get(row),
             is_baseline=row.selector == baseline,
@@ -92,13 +85,13 @@ def ranked_block(
         n_selected=_block_size(lines),
         lines=lines,
         close=close,
-        ranks=_ranks([of_first[row] for row in ranked], first),
+        ranks=_ranks([of_first[row].values for row in ranked], first),
     )
 
 
 def _close_to_leader(
     ranked: Sequence[Row],
-    values: Mapping[Row, Mapping[int, float]],
+    numbers: Mapping[Row, Numbers],
     metric: Metric,
     p_to_baseline: float | None,
     baseline: Row | None,
@@ -108,7 +101,7 @@ def _close_to_leader(
     p_to_baseline: of the first row, corrected over the selectors. baseline: the row that this p is about.
     """
     leader, *others = ranked
-    tests = [paired(values[leader], values[row], higher_is_better=metric.higher_is_better) for row in others]
+    tests = [numbers[leader].minus(numbers[row], metric) for row in others]
     adjusted = holm([test.p if test else None for test in tests])
     # Against the baseline both corrections hold: a row is never best and yet not told from the baseline.
     return tuple(

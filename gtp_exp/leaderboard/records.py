@@ -19,6 +19,7 @@ class Run:
     directory: Path
     record: RunRecord
     more: Mapping[str, Any] = field(default_factory=dict)  # what the record holds beyond what is known here
+    test: str = ""  # the further test whose results the record shows in place of the benchmark's
 
 
 @dataclass(frozen=True)

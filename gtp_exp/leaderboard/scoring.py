@@ -11,6 +11,7 @@ from gtp_exp.errors import UserError
 from gtp_exp.leaderboard.board import Board
 from gtp_exp.leaderboard.comparability import Row, Table
 from gtp_exp.leaderboard.metrics import (
+    CONTENT,
     COPIES,
     CORRUPTED,
     HEADLINE,
@@ -23,6 +24,8 @@ from gtp_exp.leaderboard.metrics import (
     row_weights,
 )
 from gtp_exp.leaderboard.notes import notes_on
+from gtp_exp.leaderboard.numbers import Numbers, Tested, rows_of_runs
+from gtp_exp.leaderboard.ranked_by import ranked_by
 from gtp_exp.leaderboard.ranking import ranked_block
 from gtp_exp.leaderboard.records import Run
 
@@ -35,35 +38,35 @@ def check_metric(runs: Sequence[Run], name: str) -> None:
         raise UserError(f"--metric {name} is in none of the runs; choose one of {', '.join(offered)}")
 
 
-def score(table: Table, *, metric: str, baseline: str, mean: Mean | None = None) -> Board:
-    """metric: what ranks, a name or `headline`. baseline: the selector that others are compared to. mean:
-    over rows or over tasks; None is as the benchmark asks."""
-    evaluated = [run for run in table.runs if run.record.metrics]
+def score(table: Table, *, metric: str | None, baseline: str, mean: Mean | None = None) -> Board:
+    """metric: what ranks, a name or `headline`; None leaves it to `ranked_by`. baseline: the selector that
+    others are compared to. mean: over rows or over tasks; None is as the benchmark asks."""
+    evaluated = tuple(run for run in table.runs if run.record.metrics)
     tasks = tuple(sorted({task for run in evaluated for task in run.record.metrics}))
     weights, uncounted = row_weights([run.record for run in evaluated], mean)
+    by_row, damaged = rows_of_runs(evaluated)
+    tested = Tested(evaluated, tasks, weights, by_row)
+    why = f"Ranked by {metric}, which was asked for." if metric and evaluated else ""
+    if metric is None:
+        metric, why = ranked_by(tested, table.rows) if evaluated else (LOSS, "")
     metrics = _metrics(evaluated, metric)
     if len(tasks) > 1:
         over = Mean.TASKS if weights is None else Mean.ROWS
         metrics = tuple(kind.averaged(over) for kind in metrics)
-    covered = {kind.name: _tasks_with(evaluated, tasks, kind) for kind in metrics}
+    covered = {kind.name: tested.covered(kind) for kind in metrics}
     unranked = _unranked(table.runs, tasks, metrics, covered)
     out = {run for run, _ in unranked}
     rows = [
         replace(row, runs=tuple(run for run in row.runs if run not in out) or row.runs) for row in table.rows
     ]
-
-    values: dict[Row, dict[str, dict[int, float]]] = {}
-    for row in rows:
-        of_row: dict[str, dict[int, float]] = {}
-        for run in row.runs:
-            for kind in metrics if run not in out else ():
-                value = mean_over_tasks(run.record.metrics, covered[kind.name], kind.name, weights)
-                if value is not None:
-                    of_row.setdefault(kind.name, {})[run.record.seed] = value
-        values[row] = of_row
+    numbers: dict[Row, dict[str, Numbers]] = {row: {} for row in rows}
+    for kind in metrics:
+        for row, own in tested.numbers([row for row in rows if not out & set(row.runs)], kind).items():
+            if own.values:
+                numbers[row][kind.name] = own
 
     blocks = [
-        ranked_block([row for row in rows if row.budget == budget], values, metrics, baseline)
+        ranked_block([row for row in rows if row.budget == budget], numbers, metrics, baseline)
         for budget in dict.fromkeys(row.budget for row in rows)
     ]
     blocks.sort(key=lambda block: (block.n_selected, block.budget))
@@ -79,6 +82,7 @@ def score(table: Table, *, metric: str, baseline: str, mean: Mean | None = None)
             notes.append(f"{kind.label} is a mean over the tasks that have it: not {', '.join(without)}.")
     if untuned_differs:
         notes.append("The runs disagree on the untuned model's numbers; the first run's are shown.")
+    notes += [f"Intervals are over seeds alone where {fault}." for fault in damaged]
     return Board(
         table=table,
         metrics=metrics,
@@ -87,30 +91,23 @@ def score(table: Table, *, metric: str, baseline: str, mean: Mean | None = None)
         blocks=tuple(blocks),
         unranked=tuple(unranked),
         notes=tuple(notes),
+        ranked_by=why,
     )
 
 
 def _metrics(runs: Sequence[Run], first: str) -> tuple[Metric, ...]:
-    """The ranking metric, then the held-out loss or what labels say, and the headline where it is another."""
+    """The ranking metric, then the loss of the choices, the held-out loss or what labels say, and the
+    headline where it is another."""
     if not runs:
         return ()
     headline = headline_metric({str(v["headline"]) for run in runs for v in run.record.metrics.values()})
     present = {key for run in runs for values in run.record.metrics.values() for key in values}
     chosen = [headline if first == HEADLINE else metric_named(first)]
-    beside = [metric_named(name) for name in (LOSS, ON_TARGET, CORRUPTED, COPIES) if name in present]
+    beside = [metric_named(n) for n in (CONTENT, LOSS, ON_TARGET, CORRUPTED, COPIES) if n in present]
     for kind in [*beside, headline]:
         if kind.name not in {other.name for other in chosen}:
             chosen.append(kind)
     return tuple(chosen)
-
-
-def _tasks_with(runs: Sequence[Run], tasks: tuple[str, ...], kind: Metric) -> tuple[str, ...]:
-    """The tasks that have the metric in any run: only there can a single run lack it."""
-    return tuple(
-        task
-        for task in tasks
-        if any(mean_over_tasks(run.record.metrics, (task,), kind.name) is not None for run in runs)
-    )
 
 
 def _unranked(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from gtp_exp.leaderboard.board import BoardBlock, BoardLine
+from gtp_exp.leaderboard.comparability import TRAJECTORY_SEED
 from gtp_exp.leaderboard.metrics import Metric
 from gtp_exp.leaderboard.statistics import ALPHA
+from gtp_exp.leaderboard.trajectories import fixed_trajectories
 
 
 def sentences(block: BoardBlock, metric: Metric, baseline: str) -> tuple[str, ...]:
-    """One to three sentences; nothing is called better without a corrected test."""
+    """One to four sentences; nothing is called better without a corrected test, and what holds for one
+    trajectory says so."""
     ranked = [line for line in block.lines if line.rank is not None]
     if not ranked:
         return ("No run at this budget has the ranking metric.",)
@@ -32,6 +35,8 @@ def sentences(block: BoardBlock, metric: Metric, baseline: str) -> tuple[str, ..
     else:
         said.append(f"{leader.row.label} cannot be told from {_listed(block.close)} with these seeds.")
     said.extend(_against_baseline(ranked, metric, baseline))
+    if fixed := fixed_trajectories(line.row for line in ranked):
+        said.append(f"All this holds for one warm-up trajectory ({TRAJECTORY_SEED}={', '.join(fixed)}).")
     return tuple(said)
 
 

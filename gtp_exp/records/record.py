@@ -14,6 +14,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gtp_exp.data.benchmark import Answers
 from gtp_exp.decode import decode
 from gtp_exp.errors import UserError
 from gtp_exp.files import write_whole
@@ -120,6 +121,19 @@ class ValidationSummary:
 
 
 @dataclass(frozen=True)
+class FurtherTest:
+    """What a run is worth on a benchmark that nothing aimed at; the fields are as in RunRecord."""
+
+    answers: Answers | None = None
+    rows: Mapping[str, RowCounts] = field(default_factory=dict)
+    metrics: Mapping[str, Mapping[str, float | str]] = field(default_factory=dict)
+    untuned: Mapping[str, Mapping[str, float | str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_all_metrics(self)
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """`metrics` and `untuned` map a task to its numbers and the name of its headline one, such as
     {"acc": 0.31, "acc_stderr": 0.027, "nats_per_token": 1.93, "nats_per_answer": 7.1, "headline": "acc"}.
@@ -148,13 +162,13 @@ class RunRecord:
     untuned: Mapping[str, Mapping[str, float | str]] = field(default_factory=dict)
     validation: ValidationSummary | None = None  # in place of metrics, with until=validation
     version: int = VERSION
+    answers: Answers | None = None  # of the benchmark; None in records that do not tell
+    tests: Mapping[str, FurtherTest] = field(default_factory=dict)  # by the benchmark's name
 
     def __post_init__(self) -> None:
         for name in ("started", "finished"):
             _check_time(name, getattr(self, name))
-        for group in ("metrics", "untuned"):
-            for task, values in getattr(self, group).items():
-                _check_metrics(f"{group}.{task}", values)
+        _check_all_metrics(self)
 
     def to_json(self) -> dict[str, Any]:
         plain = asdict(self, dict_factory=_plain)
@@ -265,6 +279,12 @@ def _check_time(name: str, value: str | None) -> None:
             datetime.fromisoformat(value.replace("Z", "+00:00"))  # Python 3.10 does not read the Z
     except ValueError:
         raise UserError(f"{name}={value!r} is not an ISO 8601 time") from None
+
+
+def _check_all_metrics(tested: FurtherTest | RunRecord) -> None:
+    for group, by_task in (("metrics", tested.metrics), ("untuned", tested.untuned)):
+        for task, values in by_task.items():
+            _check_metrics(f"{group}.{task}", values)
 
 
 def _check_metrics(where: str, values: Mapping[str, float | str]) -> None:

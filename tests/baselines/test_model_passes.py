@@ -84,7 +84,7 @@ def test_the_loss_is_that_of_the_evaluation(given, model, tokens):
     found = labelled_loss(tokens, model, batch_size=4, label="test")
     for example, nats in list(zip(given.candidates, found.tolist(), strict=True))[:5]:
         (row,) = tokenize([example], model.tokenizer, max_length=model.max_length).examples
-        loss = held_out_loss([row], model, batch_size=1, label="test")
+        loss = held_out_loss([row], model, batch_size=1, label="test").metrics()
         expected = (loss["nats_per_answer"] + loss["nats_end"]) / row.n_completion_tokens
         assert nats == pytest.approx(expected, abs=1e-5)
 

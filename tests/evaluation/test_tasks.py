@@ -66,7 +66,7 @@ def test_it_starts_no_program(tiny, tmp_path, monkeypatch):
 def test_the_rows_stay_out_of_the_users_cache(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "theirs")
     evaluate(task(held_out=()), tiny.load(), held_out=(), batch_size=4, directory=tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["samples.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["row_results.safetensors", "samples.jsonl"]
 
 
 def test_accuracy_is_whether_the_gold_choice_is_likelier(tiny, tmp_path):
@@ -126,7 +126,7 @@ def test_held_out_loss_equals_a_plain_loop_for_any_batch_size(tiny, examples):
                 answers[-1] -= float(log_p[t - 1, row.labels[t]])
                 count += 1
     for batch_size in (1, 5, 64):
-        found = held_out_loss(tokens, loaded, batch_size=batch_size, label="x")
+        found = held_out_loss(tokens, loaded, batch_size=batch_size, label="x").metrics()
         assert found["nats_per_token"] == pytest.approx(sum(answers) / count, rel=1e-5)
         assert found["nats_per_answer"] == pytest.approx(fmean(answers), rel=1e-5)
         error = stdev(answers) / len(answers) ** 0.5
@@ -163,7 +163,7 @@ def test_a_row_that_does_not_fit_is_left_out_of_every_metric(tiny, tmp_path):
     samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert [s["doc_id"] for s in samples] == [1, 2, 3, 5, 6, 7, 8]
     assert metrics["acc"] == pytest.approx(sum(s["acc"] for s in samples) / 7)
-    alone = held_out_loss(held_out[:7], tiny.load(), batch_size=4, label="x")
+    alone = held_out_loss(held_out[:7], tiny.load(), batch_size=4, label="x").metrics()
     assert metrics["nats_per_token"] == pytest.approx(alone["nats_per_token"])
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 from gtp_benchmarks.choice_task import ChoiceMetric, choice_task
 from gtp_benchmarks.skills.question import Question, Skill, Split
 from gtp_benchmarks.skills.registry import SKILLS, check_skills
-from gtp_exp.data.benchmark import EvalTask
+from gtp_exp.data.benchmark import Answers, EvalTask
 from gtp_exp.data.examples import Example, Message
 from gtp_exp.errors import UserError
 
@@ -21,6 +21,8 @@ class SkillsBenchmark:
     A generation task asks the first questions of the skill's choice task again and lets the model write the
     answer; its held-out loss would be the choice task's, so it has none.
     """
+
+    answers: ClassVar[Answers] = Answers.CHOICES
 
     skills: list[str] = field(default_factory=lambda: ["antonym", "category", "longest_word"])
     in_domain: bool = False  # the target is the pool itself

@@ -28,7 +28,7 @@ from gtp_exp.leaderboard.page import charts
 from gtp_exp.leaderboard.page.charts import BarPlot, DotPlot, LinePlot, Style, duration
 from gtp_exp.leaderboard.page.examples import Examples
 from gtp_exp.leaderboard.records import Loaded, Run, shortfall
-from gtp_exp.leaderboard.statistics import ALPHA, BOOTSTRAP_FROM, CONFIDENCE
+from gtp_exp.leaderboard.statistics import ALPHA, CONFIDENCE, DRAWS, TWO_WAY
 from gtp_exp.records.record import RunRecord
 
 HERE = Path(__file__).parent
@@ -62,7 +62,7 @@ class PageSection:
     budgets: tuple[LinePlot, ...]
     changes: tuple[tuple[BoardLine, tuple[TaskChange, ...]], ...]
     pool_shares: Mapping[str, float]
-    test_error: str  # sampling error of the test sets, which no interval over seeds holds
+    test_error: str  # sampling error of the test sets, where the intervals do not hold it
 
 
 def render_page(
@@ -76,7 +76,7 @@ def render_page(
 ) -> str:
     """Return the whole page as HTML that needs no other file and no network."""
     style = charts.styles(boards, baseline)
-    anchors = {run: f"run-{i}" for i, run in enumerate(loaded.runs, 1)}
+    anchors = {run.directory: f"run-{i}" for i, run in enumerate(loaded.runs, 1)}
     script = (HERE / "page.js").read_text(encoding="utf-8")
     environment = Environment(
         loader=FileSystemLoader(HERE),
@@ -105,9 +105,9 @@ def render_page(
         by_labels=any(CHOICE in board.tasks for board in boards),
         alpha=ALPHA,
         confidence=f"{CONFIDENCE:.0%}",
-        bootstrap_from=BOOTSTRAP_FROM,
+        draws=DRAWS,
         summary=_summary(boards, loaded),
-        anchor=lambda run: anchors[run],
+        anchor=lambda run: anchors[run.directory],
         shell=shlex.join,
         is_choosing=is_choosing,
         now=now.strftime("%Y-%m-%d %H:%M UTC"),
@@ -126,7 +126,7 @@ def _section(number: int, board: Board, style: Mapping[str, Style], baseline: st
         budgets=tuple(plot for plot in plots if plot),
         changes=tuple((line, task_changes(board, line)) for line in board.lines) if board.metrics else (),
         pool_shares=diagnostics.pool_shares(board),
-        test_error=_test_error(board),
+        test_error="" if _over_test_rows(board) else _test_error(board),
     )
 
 
@@ -165,6 +165,12 @@ def _summary(boards: Sequence[Board], loaded: Loaded) -> list[tuple[str, str]]:
         (len({run.record.seed for run in loaded.complete}), "seed", "seeds"),
     ]
     return [(str(n), one if n == 1 else many) for n, one, many in counts]
+
+
+def _over_test_rows(board: Board) -> bool:
+    """Whether every interval is one over seeds and test rows together."""
+    intervals = [s.interval for line in board.lines for s in line.summary.values() if s.interval]
+    return bool(intervals) and all(interval.method == TWO_WAY for interval in intervals)
 
 
 def _test_error(board: Board) -> str:
