@@ -95,7 +95,7 @@ class SkillsBenchmark:
         asked = []
         for _ in range(n):
             question = next(fresh)
-            wording = wordings.randrange(skill.wordings(question))
+            wording = wordings.randrange(skill.wordings(question, split))
             asked.append((question, skill.prompt(question, wording, wordings)))
         return asked
 
