@@ -13,6 +13,7 @@ LOSS = "nats_per_token"  # the held-out loss of the test answers
 # Where hidden labels judge: what stands for a task, and its metrics, shares of the chosen rows.
 CHOICE = "choice"
 ON_TARGET, CORRUPTED, COPIES, NEAR_COPIES = "on_target", "corrupted", "exact_copies", "near_copies"
+LABELS = "labels_covered"  # of those that the pool has to teach for the target
 
 _LOWER_IS_BETTER = {
     *("nats", "bits", "bpb", "nll", "loss", "perplexity", "ppl", "brier"),
@@ -20,7 +21,7 @@ _LOWER_IS_BETTER = {
     *("error", "errors", "wer", "cer", "ter", "mse", "rmse", "mae"),
 }
 _FAULTS = (CORRUPTED, COPIES, NEAR_COPIES)
-_SHARES = ("acc", "exact_match", "em", "accuracy", "win_rate", ON_TARGET, *_FAULTS)
+_SHARES = ("acc", "exact_match", "em", "accuracy", "win_rate", ON_TARGET, LABELS, *_FAULTS)
 
 
 @dataclass(frozen=True)

@@ -19,39 +19,67 @@ class Sentence:
 
 
 def _parts(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split("|"))
+    return tuple(" ".join(part.split()) for part in text.split("|"))
 
 
 _DESKS = {
-    "Billing": "the invoice|my refund|the receipt|a double charge|the bank transfer|the unpaid sum|my credit card"
-    "|the price list|the discount|my deposit",
-    "Delivery": "the parcel|the courier|my shipment|the tracking number|the lost package|the mail van|the crate"
-    "|my late order|the doorstep drop|the postman",
-    "Repairs": "the dripping tap|a cracked window|the boiler|the broken heater|the leaking pipe|the door hinge"
-    "|the faulty socket|the stuck lift|the loose handrail|the damp ceiling",
-    "Travel": "my flight|the train ticket|the hotel room|my passport|the visa form|the airport bus|the ferry"
-    "|my suitcase|the tour guide|the cruise",
-    "Kitchen": "the soup|the lunch menu|the fresh bread|the chef|the oven|the dessert|the salad bar|the breakfast"
-    "|the frying pan|the vegetarian meal",
-    "Garden": "the roses|the lawn|the hedge|the apple tree|the flower bed|the watering can|the weeds|the compost"
-    "|the tulip bulbs|the greenhouse",
-    "Library": "the overdue novel|the reading room|the atlas|the poetry book|the borrowed dictionary"
-    "|the bookshelf|the biography|the old manuscript|the quiet corner for readers|the comic book",
-    "Health": "my headache|the nurse|the fever|the vaccine|my sore throat|the bandage|the blood test|the cough"
-    "|my prescription|the first aid kit",
-    "Computers": "my password|the laptop|the software update|the email account|the keyboard|the server|the website"
-    "|the computer virus|the backup disk|the wifi",
-    "Music": "the piano|the choir|my violin|the concert|the guitar strings|the orchestra|the drum kit|the song book"
-    "|the trumpet player|the singer",
-    "Sports": "the tennis court|the football match|the swimming team|the gym|the coach|the running race|the referee"
-    "|the basketball hoop|the hockey stick|the goalkeeper",
-    "Pets": "the kitten|the puppy|my parrot|the rabbit cage|the dog food|the goldfish|the hamster|the cat basket"
-    "|the dog walker|my tortoise",
-    "Parking": "the car space|the garage gate|the barrier|the bicycle rack|my parked van|the meter for cars"
-    "|the motorcycle bay|the blocked driveway|the wheel clamp|the tow truck",
-    "School": "the homework|the exam|the teacher|the pupils|the classroom|the maths lesson|the spelling test"
-    "|the timetable for class|the blackboard|my term paper",
-}  # fmt: skip
+    "Money": """
+    the invoice | my refund | the receipt | a double charge | the bank transfer | the unpaid sum | my
+    credit card | the price list | the discount | my deposit
+    """,
+    "Post": """
+    the parcel | the courier | my shipment | the tracking number | the lost package | the mail van | the
+    crate | my late order | the doorstep drop | the postman
+    """,
+    "Building": """
+    the dripping tap | a cracked window | the boiler | the broken heater | the leaking pipe | the door
+    hinge | the faulty socket | the stuck lift | the loose handrail | the damp ceiling
+    """,
+    "Travel": """
+    my flight | the train ticket | the hotel room | my passport | the visa form | the airport bus | the
+    ferry | my suitcase | the tour guide | the cruise
+    """,
+    "Food": """
+    the soup | the lunch menu | the fresh bread | the chef | the oven | the dessert | the salad bar |
+    the breakfast | the frying pan | the vegetarian meal
+    """,
+    "Plants": """
+    the roses | the lawn | the hedge | the apple tree | the flower bed | the watering can | the weeds |
+    the compost | the tulip bulbs | the greenhouse
+    """,
+    "Books": """
+    the overdue novel | the reading room | the atlas | the poetry book | the borrowed dictionary | the
+    bookshelf | the biography | the old manuscript | the quiet corner for readers | the comic book
+    """,
+    "Health": """
+    my headache | the nurse | the fever | the vaccine | my sore throat | the bandage | the blood test |
+    the cough | my prescription | the first aid kit
+    """,
+    "Technology": """
+    my password | the laptop | the software update | the email account | the keyboard | the server | the
+    website | the computer virus | the backup disk | the wifi
+    """,
+    "Music": """
+    the piano | the choir | my violin | the concert | the guitar strings | the orchestra | the drum kit
+    | the song book | the trumpet player | the singer
+    """,
+    "Sports": """
+    the tennis court | the football match | the swimming team | the gym | the coach | the running race |
+    the referee | the basketball hoop | the hockey stick | the goalkeeper
+    """,
+    "Animals": """
+    the kitten | the puppy | my parrot | the rabbit cage | the dog food | the goldfish | the hamster |
+    the cat basket | the dog walker | my tortoise
+    """,
+    "Law": """
+    the contract | my lawyer | the court date | the witness | the last will | the judge | the patent |
+    the divorce papers | the lawsuit | the verdict
+    """,
+    "School": """
+    the homework | the exam | the teacher | the pupils | the classroom | the maths lesson | the spelling
+    test | the timetable for class | the blackboard | my term paper
+    """,
+}
 DESKS = {desk: _parts(items) for desk, items in _DESKS.items()}
 
 # What is written about a thing, and the same in formal words.
@@ -78,90 +106,176 @@ MESSAGES = (
 
 # By shelf: who, what they did, and where or when.
 _SHELVES = {
-    "Crime": (
-        "The detective|A masked man|The police inspector|The bank robber|The only witness|A private eye",
-        "found a fingerprint|hid the stolen diamonds|questioned the suspect|lied about the murder"
-        "|searched for the weapon|followed the blood stains",
-        "in the locked room|behind the warehouse|before the trial|near the body|in the dark alley|on the night train",
+    "crime": (
+        """
+        The detective | A masked man | The police inspector | The bank robber | The only witness | A
+        private eye
+        """,
+        """
+        found a fingerprint | hid the stolen diamonds | questioned the suspect | lied about the murder |
+        searched for the weapon | followed the blood stains
+        """,
+        """
+        in the locked room | behind the warehouse | before the trial | near the body | in the dark alley
+        | on the night train
+        """,
     ),
-    "Space": (
-        "The astronaut|A small robot|The moon base|The tired pilot of the rocket|The alien crew|A lonely satellite",
-        "landed on the red planet|circled the rings of Saturn|saw a dying star|lost contact with Earth"
-        "|measured the comet|floated without weight",
-        "beyond the galaxy|after the countdown|among the asteroids|under two suns|in zero gravity|at the speed of light",
+    "space": (
+        """
+        The astronaut | A small robot | The moon base | The tired pilot of the rocket | The alien crew |
+        A lonely satellite
+        """,
+        """
+        landed on the red planet | circled the rings of Saturn | saw a dying star | lost contact with
+        Earth | measured the comet | floated without weight
+        """,
+        """
+        beyond the galaxy | after the countdown | among the asteroids | under two suns | in zero gravity
+        | at the speed of light
+        """,
     ),
-    "Cooking": (
-        "The baker|My grandmother|A careful cook|The young chef|The pastry maid|Every host",
-        "kneads the dough|chops two onions|melts the butter|whips the cream|stirs the sauce|peels the garlic",
-        "with a pinch of salt|over a low flame|in a deep pan|for twenty minutes|before adding flour|with fresh basil",
+    "food": (
+        """
+        The baker | My grandmother | A careful cook | The young chef | The pastry maid | Every host
+        """,
+        """
+        kneads the dough | chops two onions | melts the butter | whips the cream | stirs the sauce |
+        peels the garlic
+        """,
+        """
+        with a pinch of salt | over a low flame | in a deep pan | for twenty minutes | before adding
+        flour | with fresh basil
+        """,
     ),
-    "History": (
-        "The emperor|The young queen|A Roman general|The last pharaoh|The medieval monks|The rebels of 1789",
-        "signed the treaty|built the great wall|conquered the province|wrote the chronicle|freed the serfs"
-        "|crossed the frontier with an army",
-        "in the ninth century|after the siege|during the revolution|before the empire fell|under the old dynasty"
-        "|in the year of the plague",
+    "history": (
+        """
+        The emperor | The young queen | A Roman general | The last pharaoh | The medieval monks | The
+        rebels of 1789
+        """,
+        """
+        signed the treaty | built the great wall | conquered the province | wrote the chronicle | freed
+        the serfs | crossed the frontier with an army
+        """,
+        """
+        in the ninth century | after the siege | during the revolution | before the empire fell | under
+        the old dynasty | in the year of the plague
+        """,
     ),
-    "Romance": (
-        "The shy dancer|Her first love|The lonely widow|The handsome duke|The bride|A secret admirer",
-        "kissed him softly|wrote a love letter|dreamt of the wedding|held her hand|blushed at his smile"
-        "|waited with red flowers",
-        "under the moonlight|at the ball|with a beating heart|on the evening of the proposal|by the window seat"
-        "|until they embraced",
+    "romance": (
+        """
+        The shy dancer | Her first love | The lonely widow | The handsome duke | The bride | A secret
+        admirer
+        """,
+        """
+        kissed him softly | wrote a love letter | dreamt of the wedding | held her hand | blushed at his
+        smile | waited with red flowers
+        """,
+        """
+        under the moonlight | at the ball | with a beating heart | on the evening of the proposal | by
+        the window seat | until they embraced
+        """,
     ),
-    "Nature": (
-        "The grey wolf|A pair of otters|The brown bear|The old oak|A flock of geese|The young deer",
-        "sheltered its young|drank from the stream|shed its winter coat|searched for berries|rested in the moss"
-        "|greeted the spring",
-        "deep in the forest|along the river bank|above the wetlands|beneath the pines|in the wild meadow|at the pond",
+    "nature": (
+        """
+        The grey wolf | A pair of otters | The brown bear | The old oak | A flock of geese | The young
+        deer
+        """,
+        """
+        sheltered its young | drank from the stream | shed its winter coat | searched for berries |
+        rested in the moss | greeted the spring
+        """,
+        """
+        deep in the forest | along the river bank | above the wetlands | beneath the pines | in the wild
+        meadow | at the pond
+        """,
     ),
-    "Money": (
-        "The investor|A wise banker|The stock market|The thrifty couple|The tax adviser|A small lender",
-        "doubled the savings|sold the shares|lowered the interest rate|paid off the loan|bought government bonds"
-        "|balanced the budget",
-        "before the crash|within a fiscal year|at a large profit|despite inflation|for the pension fund"
-        "|with borrowed capital",
+    "money": (
+        """
+        The investor | A wise banker | The stock market | The thrifty couple | The tax adviser | A small
+        lender
+        """,
+        """
+        doubled the savings | sold the shares | lowered the interest rate | paid off the loan | bought
+        government bonds | balanced the budget
+        """,
+        """
+        before the crash | within a fiscal year | at a large profit | despite inflation | for the
+        pension fund | with borrowed capital
+        """,
     ),
-    "Ghosts": (
-        "The pale spirit|A headless rider|The haunted doll|The vampire|A chill voice|The dead countess",
-        "rose from the grave|whispered my name|walked through the wall|rattled its chains|left no reflection"
-        "|howled at the living",
-        "at midnight|in the cursed manor|on the foggy churchyard|beside the coffin|in the empty crypt"
-        "|when the candles died",
+    "horror": (
+        """
+        The pale spirit | A headless rider | The haunted doll | The vampire | A chill voice | The dead
+        countess
+        """,
+        """
+        rose from the grave | whispered my name | walked through the wall | rattled its chains | left no
+        reflection | howled at the living
+        """,
+        """
+        at midnight | in the cursed manor | on the foggy churchyard | beside the coffin | in the empty
+        crypt | when the candles died
+        """,
     ),
-    "Sailing": (
-        "The captain|The deck hands|A brave sailor|The cabin boy|The old helmsman|The crew of the schooner",
-        "hoisted the mast flag|steered into the wind|dropped the anchor|mended the torn sail|sighted the lighthouse"
-        "|rowed ashore",
-        "in rough waves|off the coral reef|during the ocean storm|on the open water|at high tide|near the harbour wall",
+    "sea": (
+        """
+        The captain | The deck hands | A brave sailor | The cabin boy | The old helmsman | The crew of
+        the schooner
+        """,
+        """
+        hoisted the mast flag | steered into the wind | dropped the anchor | mended the torn sail |
+        sighted the lighthouse | rowed ashore
+        """,
+        """
+        in rough waves | off the coral reef | during the ocean storm | on the open water | at high tide
+        | near the harbour wall
+        """,
     ),
-    "Medicine": (
-        "The surgeon|A young doctor|The patient|The night nurse|The heart specialist|The pharmacist",
-        "cleaned the wound|checked the pulse|treated the infection|measured the fever|prescribed the pills"
-        "|studied the scan of the lungs",
-        "in the clinic|after the operation|during the epidemic|with a sterile needle|in the emergency ward"
-        "|before the diagnosis",
+    "medicine": (
+        """
+        The surgeon | A young doctor | The patient | The night nurse | The heart specialist | The
+        pharmacist
+        """,
+        """
+        cleaned the wound | checked the pulse | treated the infection | measured the fever | prescribed
+        the pills | studied the scan of the lungs
+        """,
+        """
+        in the clinic | after the operation | during the epidemic | with a sterile needle | in the
+        emergency ward | before the diagnosis
+        """,
     ),
-}  # fmt: skip
+}
 SHELVES = {shelf: tuple(map(_parts, parts)) for shelf, parts in _SHELVES.items()}
 
 REVIEWED = _parts(
-    "soup|hotel|film|haircut|taxi ride|museum|book|pizza|concert|phone|jacket|bakery|course|play|sofa|garden tour"
-    "|camera|cafe|boat trip|show|bicycle|campsite|radio|painting class"
+    """
+    soup | hotel | film | haircut | taxi ride | museum | book | pizza | concert | phone | jacket |
+    bakery | course | play | sofa | garden tour | camera | cafe | boat trip | show | bicycle | campsite
+    | radio | painting class
+    """
 )
 # By verdict: what the thing was, and what else there was to say.
 _VERDICTS = {
     "good": (
-        "lovely|excellent|a real treat|worth every cent|charming|better than I hoped|first class|a pure joy"
-        "|wonderful|just what we needed",
-        "we will be back|everyone smiled|I told all my friends|the staff were so kind|I could not stop praising it"
-        "|the whole family loved it|nothing went wrong|we laughed all evening",
+        """
+        lovely | excellent | a real treat | worth every cent | charming | better than I hoped | first
+        class | a pure joy | wonderful | just what we needed
+        """,
+        """
+        we will be back | everyone smiled | I told all my friends | the staff were so kind | I could not
+        stop praising it | the whole family loved it | nothing went wrong | we laughed all evening
+        """,
     ),
     "bad": (
-        "awful|a waste of money|far too expensive|worse than I feared|dull|a big letdown|broken from the start"
-        "|a disgrace|horrible|not what they promised",
-        "we will never return|everyone frowned|I warned all my friends|the staff were so rude|I want my money back"
-        "|the whole family hated it|nothing went right|we left early",
+        """
+        awful | a waste of money | far too expensive | worse than I feared | dull | a big letdown |
+        broken from the start | a disgrace | horrible | not what they promised
+        """,
+        """
+        we will never return | everyone frowned | I warned all my friends | the staff were so rude | I
+        want my money back | the whole family hated it | nothing went right | we left early
+        """,
     ),
 }
 VERDICTS = {verdict: tuple(map(_parts, parts)) for verdict, parts in _VERDICTS.items()}
