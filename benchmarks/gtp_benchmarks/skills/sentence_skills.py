@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 
 from gtp_benchmarks.skills.question import Question, Skill, near_numbers
@@ -155,29 +155,35 @@ WORD_COUNT = Skill(
 )
 
 
+def _next_sentence(who: str, shelf: str, before: Sequence[str], rng: Random) -> str:
+    """Return what the same character does next in a book of this shelf; before: what is over."""
+    did, when = (rng.choice([part for part in parts if part not in before]) for parts in SHELVES[shelf][1:])
+    return f"Then {who[0].lower()}{who[1:]} {did} {when}."
+
+
 def _continuation(rng: Random) -> Question:
     drawn = book_sentence(rng)
-    who, did, when = drawn.parts
+    answer = _next_sentence(drawn.parts[0], drawn.label, drawn.parts, rng)
     others = rng.sample([shelf for shelf in SHELVES if shelf != drawn.label], 3)
-    wrong = tuple(f"{rng.choice(SHELVES[shelf][2])}." for shelf in others)
-    return Question("rest", {"text": f"{who} {did}"}, drawn.parts, f"{when}.", wrong)
+    wrong = tuple(_next_sentence(rng.choice(SHELVES[shelf][0]), shelf, (), rng) for shelf in others)
+    return Question("next", {"text": drawn.text}, drawn.parts, answer, wrong)
 
 
 CONTINUATION = Skill(
     "continuation",
     _continuation,
     {
-        "rest": (
-            'Continue this sentence of a book: "{text} ..."',
-            "Sentence: {text} ...\nThe rest:",
-            "Complete the sentence: {text} ...",
-            'A book begins: "{text} ..." How does the sentence go on?',
-            "The book on this shelf has a torn page. Add the missing end: {text} ...",
-            "{text} ...\nGo on.",
-            "Which words could follow in the book? {text} ...",
-            "Write the end of this sentence: {text} ...",
-            "Finish the line for the shelf label: {text} ...",
-            "The sentence breaks off. {text} ... What comes after that?",
+        "next": (
+            'Continue the book with this sentence: "{text}"',
+            "Sentence: {text}\nNext sentence:",
+            "Write on after this sentence: {text}",
+            'A book begins: "{text}" How does it go on?',
+            "The book on this shelf has a torn page. Add what is missing after: {text}",
+            "{text}\nGo on.",
+            "Which sentence could follow in the book? {text}",
+            "Tell what the one in this sentence did then: {text}",
+            "The story stops here. {text} What comes after that?",
+            "One more line for the book, please. {text}",
         )
     },
     decoy=True,
