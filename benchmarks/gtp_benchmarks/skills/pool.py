@@ -84,7 +84,7 @@ class SkillsPool(DataSource):
         }
     )  # relative number of rows by skill; skills left out do not occur
     chit_chat_share: float = 0.1
-    corrupted_share: float = 0.15
+    corrupted_share: float = 0.05
     duplicate_share: float = 0.1
     near_duplicate_share: float = 0.1
 
