@@ -62,7 +62,7 @@ def test_a_model_on_the_command_line_replaces_the_presets():
         **TINY,
         "system_prompt": "",
         "lora": {**TINY["lora"], "last_layers": 15},
-    }  # what the preset sets
+    }
     assert [job["config"]["model"] for job in found] == [changed] * 3
     assert [job["config"] | {"model": None} for job in found] == [
         config | {"model": None} for config in configs("demo")
