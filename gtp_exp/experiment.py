@@ -232,7 +232,8 @@ def report_selection(
     """
     rows = selected_rows(inputs.candidates.examples, selection, inputs.pool.hidden)
     export(rows, directory, title=f"{directory.name}: {len(rows)} selected examples")
-    summary = summarise_selection(rows, inputs.pool, inputs.candidates.tokenized, selection)
+    target = () if inputs.target is None else inputs.target.examples
+    summary = summarise_selection(rows, inputs.pool, inputs.candidates.tokenized, selection, target)
     journal.event("selection", {"n_selected": summary.n_selected, "n_tokens": summary.n_tokens})
     table = [
         [row.rank, row.id, row.weight, row.score, json.dumps(row.messages, ensure_ascii=False)]

@@ -58,7 +58,12 @@ def test_every_job_builds_and_a_dry_run_tells_its_size(name):
 
 def test_a_model_on_the_command_line_replaces_the_presets():
     found = compose_jobs(["experiment=demo", "model=tiny"], str(CONF))
-    assert [job["config"]["model"] for job in found] == [TINY] * 4
+    changed = {
+        **TINY,
+        "system_prompt": "",
+        "lora": {**TINY["lora"], "last_layers": 15},
+    }
+    assert [job["config"]["model"] for job in found] == [changed] * 3
     assert [job["config"] | {"model": None} for job in found] == [
         config | {"model": None} for config in configs("demo")
     ]

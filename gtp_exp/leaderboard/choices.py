@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from gtp_exp.leaderboard.diagnostics import label_shares
-from gtp_exp.leaderboard.metrics import CHOICE, COPIES, CORRUPTED, NEAR_COPIES, ON_TARGET
+from gtp_exp.leaderboard.metrics import CHOICE, COPIES, CORRUPTED, LABELS, NEAR_COPIES, ON_TARGET
 from gtp_exp.leaderboard.records import Run
 
 
@@ -20,6 +20,7 @@ def with_choice_judged(run: Run) -> Run:
     shares = label_shares(run.record)
     judged = {
         ON_TARGET: shares.get("on target"),
+        LABELS: selection.labels_chosen / selection.target_labels if selection.target_labels else None,
         CORRUPTED: shares.get("corrupted"),
         COPIES: selection.exact_duplicates / selection.n_selected,
         NEAR_COPIES: selection.near_duplicates / selection.n_selected,

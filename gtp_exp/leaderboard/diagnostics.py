@@ -30,6 +30,7 @@ class ChoiceFacts:
     shares: Mapping[str, float]  # fact -> share of the chosen rows, as columns of the page name them
     numbers: Mapping[str, float]  # scalar diagnostics of the selector itself
     texts: Mapping[str, str]  # its words and short lists, of the first seed: they have no mean
+    labels: str = ""  # how many of the target's labels are among the chosen rows, "12 of 16"
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,22 @@ def facts(row: Row) -> ChoiceFacts:
         shares=_mean_by_key(shares),
         numbers=_mean_by_key(numbers),
         texts={k: text for k, v in selections[0].diagnostics.items() if (text := _short(v))},
+        labels=labels_covered(row),
     )
+
+
+def labels_covered(row: Row) -> str:
+    """Return how many of the target's labels are among the chosen rows, a mean over the row's seeds, such as
+    `12 of 16`; empty where the pool carries no labels."""
+    counted = [s for run in row.runs if (s := run.record.selection) and s.target_labels]
+    if not counted:
+        return ""
+    chosen, wanted = fmean(s.labels_chosen for s in counted), fmean(s.target_labels for s in counted)
+    return f"{_rounded(chosen)} of {_rounded(wanted)}"
+
+
+def _rounded(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")
 
 
 def pool_shares(board: Board) -> dict[str, float]:

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from gtp_exp.leaderboard.board import Board, BoardLine
-from gtp_exp.leaderboard.diagnostics import facts, pool_shares
+from gtp_exp.leaderboard.diagnostics import facts, labels_covered, pool_shares
 from gtp_exp.leaderboard.metrics import Metric
 from gtp_exp.leaderboard.page.charts import duration
 from gtp_exp.leaderboard.records import Loaded, shortfall
@@ -36,13 +36,13 @@ def markdown(boards: Sequence[Board], loaded: Loaded, baseline: str) -> str:
         heads = ["", "selector", "budget", "seeds"]
         for i, metric in enumerate(board.metrics):
             heads.append(f"{_md(metric.label)} ({metric.direction})" if i == 0 else _md(metric.label))
-        heads += [f"difference to {_md(baseline)}", "p (Holm)", "wins", "choosing", "total"]
+        heads += [f"difference to {_md(baseline)}", "p (Holm)", "wins", *_last_heads(board)]
         out += [_row(heads), _row(["---"] * len(heads))]
-        for block in board.blocks:
-            out += [_row(_cells(line, board.metrics, _md)) for line in block.lines]
+        for line in board.lines:
+            out.append(_row([*_cells(line, board.metrics, _md), *_last_cells(board, line)]))
         if board.untuned:
             shown = [m.show(board.untuned[m.name]) if m.name in board.untuned else "" for m in board.metrics]
-            out.append(_row(["", "*untuned model*", "", "", *shown, "", "", "", "", ""]))
+            out.append(_row(["", "*untuned model*", "", "", *shown, *[""] * (3 + len(_last_heads(board)))]))
         out.append("")
         if board.metrics:
             out += [f"* {_md(board.ranked_by)}"] if board.ranked_by else []
@@ -70,13 +70,13 @@ def plain(boards: Sequence[Board], loaded: Loaded, baseline: str) -> str:
     out: list[str] = []
     for board in boards:
         heads = ["#", "selector", "budget", "seeds", *(metric.label for metric in board.metrics)]
-        heads += [f"minus {baseline}", "p (Holm)", "wins", "choosing", "total"]
+        heads += [f"minus {baseline}", "p (Holm)", "wins", *_last_heads(board)]
         rows = [heads]
         for block in board.blocks:
-            rows += [_cells(line, board.metrics, str) for line in block.lines]
+            rows += [[*_cells(line, board.metrics, str), *_last_cells(board, line)] for line in block.lines]
         if board.untuned:
             shown = [m.show(board.untuned[m.name]) if m.name in board.untuned else "" for m in board.metrics]
-            rows.append(["", "untuned model", "", "", *shown, *[""] * 5])
+            rows.append(["", "untuned model", "", "", *shown, *[""] * (3 + len(_last_heads(board)))])
         widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
         out.append(board.table.label)
         out += [
@@ -222,7 +222,20 @@ def _cells(line: BoardLine, metrics: Sequence[Metric], escape: Callable[[str], s
         cells += [text, p, f"{versus.win_rate:.0%} of {versus.n}"]
     else:
         cells += ["baseline" if line.is_baseline else "", "", ""]
-    return cells + [duration(line.choosing_seconds), duration(line.total_seconds)]
+    return cells
+
+
+def _last_heads(board: Board) -> list[str]:
+    return ["labels covered"] * _has_labels(board) + ["choosing", "total"]
+
+
+def _last_cells(board: Board, line: BoardLine) -> list[str]:
+    labels = [labels_covered(line.row)] if _has_labels(board) else []
+    return [*labels, duration(line.choosing_seconds), duration(line.total_seconds)]
+
+
+def _has_labels(board: Board) -> bool:
+    return any(labels_covered(line.row) for line in board.lines)
 
 
 def show_p(p: float) -> str:

@@ -15,6 +15,7 @@ TESTED_ON = "tested_on"  # the settings of a further test, where that is what th
 # Where hidden labels judge: what stands for a task, and its metrics, shares of the chosen rows.
 CHOICE = "choice"
 ON_TARGET, CORRUPTED, COPIES, NEAR_COPIES = "on_target", "corrupted", "exact_copies", "near_copies"
+LABELS = "labels_covered"  # of those that the pool has to teach for the target
 
 _LOWER_IS_BETTER = {
     *("nats", "bits", "bpb", "nll", "loss", "perplexity", "ppl", "brier"),
@@ -22,7 +23,7 @@ _LOWER_IS_BETTER = {
     *("error", "errors", "wer", "cer", "ter", "mse", "rmse", "mae"),
 }
 _FAULTS = (CORRUPTED, COPIES, NEAR_COPIES)
-_SHARES = ("acc", "exact_match", "em", "accuracy", "win_rate", ON_TARGET, *_FAULTS)
+_SHARES = ("acc", "exact_match", "em", "accuracy", "win_rate", ON_TARGET, LABELS, *_FAULTS)
 
 
 @dataclass(frozen=True)

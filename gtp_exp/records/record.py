@@ -93,6 +93,8 @@ class SelectionSummary:
     exact_duplicates: int
     near_duplicates: int
     n_cut: int = 0  # chosen rows that lost their end, because they are longer than model.max_length
+    target_labels: int = 0  # different labels that the pool has to teach for the target; 0: it tells of none
+    labels_chosen: int = 0  # how many of these are among the chosen rows
 
     def __post_init__(self) -> None:
         for name in ("indices_ids", "weights"):

@@ -17,6 +17,7 @@ from gtp_exp.records.record import SelectedRow, SelectionSummary, write_selected
 from gtp_exp.selection.base import Selection
 
 LENGTH = "length in tokens"  # the one label that every pool has
+ANSWER_LABEL = "label"  # the hidden label that says which of a task's few answers a row teaches
 MANY_VALUES = 50  # a label with more values (an id, say) is reported as present or absent
 
 
@@ -74,7 +75,11 @@ def export(chosen: Sequence[SelectedRow], directory: Path, title: str) -> None:
 
 
 def summarise_selection(
-    chosen: Sequence[SelectedRow], pool: Pool, tokenized: Sequence[TokenizedExample], selection: Selection
+    chosen: Sequence[SelectedRow],
+    pool: Pool,
+    tokenized: Sequence[TokenizedExample],
+    selection: Selection,
+    target: Sequence[Example] = (),
 ) -> SelectionSummary:
     """Compare the chosen rows with the pool, and count duplicates. tokenized: every candidate."""
     n_tokens = [row.n_tokens for row in tokenized]
@@ -82,6 +87,7 @@ def summarise_selection(
     texts = [json.dumps(r.messages, sort_keys=True, ensure_ascii=False) for r in chosen]
     pool_labels = [pool.hidden.get(example.id, {}) for example in pool.examples]
     labels = sorted({label for row in pool_labels for label in row})
+    wanted = target_labels(pool_labels, target)
     grouped = {label for label in labels if len({str(row.get(label)) for row in pool_labels}) <= MANY_VALUES}
     return SelectionSummary(
         n_selected=len(chosen),
@@ -96,7 +102,16 @@ def summarise_selection(
         exact_duplicates=len(texts) - len(set(texts)),
         n_cut=sum(tokenized[i].cut for i in selection.indices.tolist()),
         near_duplicates=near_duplicates([" ".join(m["content"] for m in r.messages) for r in chosen]),
+        target_labels=len(wanted),
+        labels_chosen=len(wanted & {str(r.hidden.get(ANSWER_LABEL)) for r in chosen}),
     )
+
+
+def target_labels(pool_labels: Sequence[Mapping[str, Any]], target: Sequence[Example]) -> set[str]:
+    """Return the values of the pool's hidden label `label` that are answers of target rows; all of its values
+    where none is, or without target rows."""
+    in_pool = {str(row[ANSWER_LABEL]) for row in pool_labels if row.get(ANSWER_LABEL) is not None}
+    return in_pool & {example.completion for example in target} or in_pool
 
 
 def _mix(rows: Sequence[Mapping[str, Any]], label: str, grouped: bool) -> dict[str, float]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from gtp_benchmarks.skills import SkillsPool
+from gtp_benchmarks.skills import SkillsBenchmark, SkillsPool
 from gtp_benchmarks.skills.pool import Duplicate
 from gtp_benchmarks.skills.registry import SKILLS
 from gtp_exp.data.hashing import content_hash
@@ -76,6 +76,43 @@ def test_duplicates_point_to_an_original_with_the_same_answer(pool):
         assert (e.messages == original.messages) == (hidden["duplicate"] == Duplicate.EXACT.value)
 
 
+def test_a_row_teaches_its_answer_as_a_label_unless_it_is_wrong(pool):
+    for e in pool.examples:
+        hidden = pool.hidden[e.id]
+        labelled = SKILLS[hidden["skill"]].labels if hidden["skill"] != "chit_chat" else ()
+        assert hidden["label"] == (e.completion if labelled and not hidden["corrupted"] else None)
+
+
+def test_the_kind_tells_the_words_of_the_target_from_others(pool):
+    """Recognised by what stands before the sentence in each phrasing, without openers and closers."""
+    frames = SKILLS["desk"].phrasings["label"]
+    asked, others = (
+        [frame.split("{text}")[0] for frame in part if not frame.startswith("{text}")]
+        for part in (frames[:5], frames[5:])
+    )
+    seen = Counter()
+    for e in pool.examples:
+        hidden = pool.hidden[e.id]
+        if hidden["skill"] == "desk":
+            seen[hidden["kind"]] += 1
+            unlike = others if hidden["kind"] == "skill" else asked
+            assert hidden["kind"] in ("skill", "reworded") and not any(part in e.prompt for part in unlike)
+        elif hidden["skill"] in ("rewriting", "word_count", "continuation", "reply"):
+            assert hidden["kind"] == "decoy"
+        else:
+            assert hidden["kind"] in ("chat", "skill", "reworded")
+            assert (hidden["kind"] == "chat") == (hidden["skill"] == "chit_chat")
+    assert min(seen["skill"], seen["reworded"]) > 10
+
+
+def test_target_and_test_ask_in_the_first_wordings_only():
+    skill, benchmark = SKILLS["desk"], SkillsBenchmark(skills=["desk"], generation_skills=[], test_rows=80)
+    rest = [frame.split("{text}")[0] for frame in skill.phrasings["label"][5:] if frame[0] != "{"]
+    prompts = [e.prompt for e in benchmark.target() or ()]
+    prompts += [doc["query"] for task in benchmark.tasks() for doc in task.docs or ()]
+    assert len(prompts) == 94 and not any(part in prompt for part in rest for prompt in prompts)
+
+
 def test_nothing_repeats_without_a_label(pool):
     prompts = Counter(e.prompt for e in pool.examples if pool.hidden[e.id]["duplicate"] != "exact")
     assert max(prompts.values()) == 1
@@ -95,6 +132,8 @@ def test_ids_and_order_tell_nothing(pool):
             "corrupted": [pool.hidden[e.id]["corrupted"] for e in rows],
             "duplicate": [pool.hidden[e.id]["duplicate"] != "no" for e in rows],
             "skill": [pool.hidden[e.id]["skill"] == "ranking" for e in rows],
+            "kind": [pool.hidden[e.id]["kind"] == "decoy" for e in rows],
+            "label": [pool.hidden[e.id]["label"] is not None for e in rows],
         }
         for name, flag in flags.items():
             n, k = len(flag), sum(flag)

@@ -74,3 +74,35 @@ def test_shares_of_faults_are_better_low_and_stay_within_0_and_1():
     found = summarise([0.0, 0.2], share=True)
     assert found.interval.low == 0.0 and found.interval.high <= 1.0
     assert summarise([0.0, 0.2]).interval.low < 0
+
+
+def with_labels(run, chosen, wanted=14):
+    return replace(run, selection=replace(run.selection, labels_chosen=chosen, target_labels=wanted))
+
+
+def test_the_labels_that_a_choice_covers_stand_in_the_closing_table_and_on_the_page(tmp_path, capsys):
+    for seed, covered in ((0, 12), (1, 13)):
+        save(with_labels(choice("gtp", seed, 0.6, tuned=True), covered), tmp_path / "runs")
+        save(with_labels(choice("random", seed, 0.1, tuned=True), 3), tmp_path / "runs")
+    board(tmp_path / "runs", tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    at = next(line for line in lines if line.startswith("#")).index("labels covered")
+    told = {line.split()[1]: line[at:].split("  ")[0] for line in lines if line[:1] in ("1", "2")}
+    assert told == {"gtp": "12.5 of 14", "random": "3 of 14"}
+    (untuned,) = [line for line in lines if "untuned model" in line]
+    assert len(untuned) <= at
+    for file in ("leaderboard.md", "index.html", "leaderboard.json"):
+        assert "12.5 of 14" in (tmp_path / "out" / file).read_text(), file
+
+
+def test_without_labels_there_is_no_column_for_them(tmp_path, capsys):
+    save(choice("gtp", 0, 0.6, tuned=True), tmp_path / "runs")
+    board(tmp_path / "runs", tmp_path)
+    assert "labels covered" not in capsys.readouterr().out
+    assert "Labels covered" not in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_the_share_of_labels_judges_a_choice(tmp_path):
+    run = Run("a", tmp_path, with_labels(choice("gtp", 0, 0.6), 7))
+    assert with_choice_judged(run).record.metrics[CHOICE]["labels_covered"] == 0.5
+    assert metric_named("labels_covered").higher_is_better and metric_named("labels_covered").percent

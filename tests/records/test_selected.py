@@ -140,3 +140,33 @@ def test_rows_without_labels_count_in_the_pool_as_in_the_choice():
     chosen = selected.selected_rows(half.examples, everything, half.hidden)
     summary = selected.summarise_selection(chosen, half, TOKENIZED, everything)
     assert summary.label_mix["source"] == summary.pool_mix["source"] == {"A": 0.5, "None": 0.5}
+
+
+LABELS = ["red", "blue", "red", None]
+
+
+def summary_with_labels(target):
+    pool = Pool(POOL.examples, {f"row-{i}": {"label": label} for i, label in enumerate(LABELS)})
+    chosen = Selection(torch.tensor([2, 0, 3]), torch.ones(3), torch.ones(4))
+    rows = selected.selected_rows(pool.examples, chosen, pool.hidden)
+    return selected.summarise_selection(rows, pool, TOKENIZED, chosen, target)
+
+
+@pytest.mark.parametrize(
+    ("answers", "chosen", "wanted"),
+    [
+        (["red", "blue"], 1, 2),  # two rows teach red, none blue
+        (["red", "green"], 1, 1),  # the pool cannot teach green
+        (["blue"], 0, 1),
+        (["Say it"], 1, 2),  # not a label of the pool: all of its labels count
+        ([], 1, 2),  # in-domain
+    ],
+)
+def test_the_labels_of_the_target_among_the_chosen_rows_are_counted(answers, chosen, wanted):
+    told = summary_with_labels([conversation(i, "Which?", answer) for i, answer in enumerate(answers)])
+    assert (told.labels_chosen, told.target_labels) == (chosen, wanted)
+
+
+def test_a_pool_without_labels_covers_none():
+    told = selected.summarise_selection(rows(), POOL, TOKENIZED, CHOSEN)
+    assert (told.labels_chosen, told.target_labels) == (0, 0)

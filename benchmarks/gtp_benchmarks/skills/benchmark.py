@@ -24,12 +24,12 @@ class SkillsBenchmark:
 
     answers: ClassVar[Answers] = Answers.CHOICES
 
-    skills: list[str] = field(default_factory=lambda: ["antonym", "category", "longest_word"])
+    skills: list[str] = field(default_factory=lambda: ["desk", "shelf", "review"])
     in_domain: bool = False  # the target is the pool itself
-    target_rows: int = 8
+    target_rows: int = 14
     test_rows: int = 120
     generation_skills: list[str] = field(
-        default_factory=lambda: ["category", "longest_word"]
+        default_factory=lambda: ["desk", "shelf"]
     )  # these get an exact-match generation task too
     generation_rows: int = 60
     seed: int = 0
@@ -97,7 +97,7 @@ class SkillsBenchmark:
         asked = []
         for _ in range(n):
             question = next(fresh)
-            wording = wordings.randrange(skill.wordings(question))
+            wording = wordings.randrange(skill.wordings(question, split))
             asked.append((question, skill.prompt(question, wording, wordings)))
         return asked
 

@@ -1,4 +1,4 @@
-"""The pool: many skills in unequal shares, with wrong answers, copies and rephrasings planted in it.
+"""The pool: many skills in unequal shares, with wrong answers, copies, rephrasings and decoys planted in it.
 
 What was planted is in `Pool.hidden`, which only reports read; neither ids nor the order of rows give it away.
 """
@@ -30,6 +30,15 @@ class Duplicate(Enum):
 
     EXACT = "exact"  # the same text
     REPHRASED = "rephrased"  # the same question and answer in another wording
+
+
+class Kind(Enum):
+    """Names what a row is beside the target rows of its skill."""
+
+    SKILL = "skill"  # asks for a skill in words that target rows have, too
+    REWORDED = "reworded"  # asks for a skill in words that no target or test row has
+    DECOY = "decoy"  # asks for something else about the sentences of another skill
+    CHAT = "chat"
 
 
 @dataclass(frozen=True)
@@ -65,10 +74,17 @@ class SkillsPool(DataSource):
             "contains": 2,
             "boolean": 4,
             "ranking": 3,
+            "desk": 7,
+            "shelf": 6,
+            "review": 3,
+            "rewriting": 7,
+            "word_count": 6,
+            "continuation": 7,
+            "reply": 6,
         }
     )  # relative number of rows by skill; skills left out do not occur
     chit_chat_share: float = 0.1
-    corrupted_share: float = 0.15
+    corrupted_share: float = 0.05
     duplicate_share: float = 0.1
     near_duplicate_share: float = 0.1
 
@@ -127,6 +143,18 @@ class _Row:
     corrupted: bool = False
     original: _Row | None = None
     duplicate: Duplicate | None = None
+
+    @property
+    def kind(self) -> Kind:
+        if self.skill is CHIT_CHAT or self.skill.decoy:
+            return Kind.CHAT if self.skill is CHIT_CHAT else Kind.DECOY
+        asked = self.skill.wordings(self.question, Split.TARGET)
+        return Kind.SKILL if self.wording < asked else Kind.REWORDED
+
+    @property
+    def label(self) -> str | None:
+        """The label that the row teaches: none where its answer is wrong."""
+        return None if self.corrupted else self.question.label or None
 
 
 def _originals(counts: Mapping[str, int], rng: Random) -> list[_Row]:
@@ -197,6 +225,8 @@ def _as_pool(rows: list[_Row], seed: int) -> Pool:
     hidden = {
         ids[id(row)]: {
             "skill": row.skill.name,
+            "label": row.label,
+            "kind": row.kind.value,
             "corrupted": row.corrupted,
             "duplicate_of": None if row.original is None else ids[id(row.original)],
             "duplicate": "no" if row.duplicate is None else row.duplicate.value,

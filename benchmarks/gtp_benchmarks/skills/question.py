@@ -60,6 +60,7 @@ class Question:
     identity: tuple[str, ...]
     answer: str
     distractors: tuple[str, ...]  # wrong answers in the format of the right one
+    label: str = ""  # which of Skill.labels the answer is
 
     @property
     def is_fair(self) -> bool:
@@ -78,6 +79,9 @@ class Skill:
     name: str
     draw: Callable[[Random], Question]
     phrasings: Mapping[str, tuple[str, ...]]  # form -> templates over the slots
+    labels: tuple[str, ...] = ()  # all that an answer can be, where they are few; asked for equally often
+    asked_wordings: int | None = None  # target and test use so many phrasings, the pool all; None: all
+    decoy: bool = False  # asks for something else about the sentences of another skill
 
     def split_of(self, question: Question) -> Split:
         """Return the split of a question by a hash of what is asked, so that no seed and no wording changes
@@ -89,11 +93,18 @@ class Skill:
         return Split.TARGET if bucket < _POOL_BUCKETS + _TARGET_BUCKETS else Split.TEST
 
     def questions(self, split: Split, rng: Random) -> Iterator[Question]:
-        """Yield questions of one split in random order, each identity once, until the skill is used up."""
+        """Yield questions of one split in random order, each identity once, until the skill is used up.
+
+        No label comes again before every other one has come as often.
+        """
         seen: set[tuple[str, ...]] = set()
+        due: set[str] = set()
         while True:
+            due = due or set(self.labels)
             for _ in range(_PATIENCE):
                 question = self.draw(rng)
+                if due and question.label not in due:
+                    continue
                 if question.identity not in seen and self.split_of(question) is split and question.is_fair:
                     break
             else:
@@ -102,11 +113,13 @@ class Skill:
                     f"{split.value} split; ask for fewer rows of it"
                 )
             seen.add(question.identity)
+            due.discard(question.label)
             yield question
 
-    def wordings(self, question: Question) -> int:
-        """Return how many phrasings a question has."""
-        return len(self.phrasings[question.form])
+    def wordings(self, question: Question, split: Split = Split.POOL) -> int:
+        """Return how many phrasings a question has on one side of the split."""
+        in_all = len(self.phrasings[question.form])
+        return in_all if split is Split.POOL or self.asked_wordings is None else self.asked_wordings
 
     def prompt(self, question: Question, wording: int, rng: Random) -> str:
         """Return the question in one of its phrasings, in some rows framed by an opener or a closer."""

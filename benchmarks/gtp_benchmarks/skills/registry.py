@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from gtp_benchmarks.skills.logic_skills import LOGIC_SKILLS
 from gtp_benchmarks.skills.number_skills import NUMBER_SKILLS
 from gtp_benchmarks.skills.question import Skill
+from gtp_benchmarks.skills.sentence_skills import SENTENCE_SKILLS
 from gtp_benchmarks.skills.word_skills import WORD_SKILLS
 from gtp_exp.errors import UserError
 
-SKILLS: dict[str, Skill] = {s.name: s for s in (*NUMBER_SKILLS, *WORD_SKILLS, *LOGIC_SKILLS)}
+_ALL = (*NUMBER_SKILLS, *WORD_SKILLS, *LOGIC_SKILLS, *SENTENCE_SKILLS)
+SKILLS: dict[str, Skill] = {skill.name: skill for skill in _ALL}
 
 
 def check_skills(names: Iterable[str], key: str) -> None:

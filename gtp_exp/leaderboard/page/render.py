@@ -50,6 +50,7 @@ class BlockView:
     mixes: tuple[Mix, ...]
     overlap: ChoiceOverlap
     residuals: tuple[LinePlot, ...]
+    labels: bool  # whether any row tells how many of the target's labels are chosen
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,7 @@ def _block(board: Board, block: BoardBlock, style: Mapping[str, Style], baseline
         mixes=diagnostics.mixes(block),
         overlap=diagnostics.overlap(block),
         residuals=tuple(plot for plot in residuals if plot),
+        labels=any(fact.labels for _, fact in facts),
     )
 
 
