@@ -26,7 +26,7 @@ from gtp_exp.errors import UserError
 from gtp_exp.evaluation.held_out import token_loss
 from gtp_exp.evaluation.tasks import evaluate
 from gtp_exp.files import read_json, write_json
-from gtp_exp.gradients.checkpoints import load_checkpoint, save_checkpoint
+from gtp_exp.gradients.checkpoints import host_parameters, load_checkpoint, save_checkpoint, save_untuned
 from gtp_exp.gradients.collect import VERSION as GRADIENTS_VERSION
 from gtp_exp.gradients.collect import collect
 from gtp_exp.gradients.end_of_turn import WeighedEndOfTurn, content_of, end_of, shares
@@ -113,8 +113,8 @@ class StageRunner:
 def warm_up(
     runner: StageRunner, model: Model, candidates: PreparedRows, gradients: GradientConfig
 ) -> StageResult:
-    """Fine-tune briefly on a random subset of the candidates; the epochs' ends are the trajectory's
-    checkpoints."""
+    """Fine-tune briefly on a random subset of the candidates; the epochs' ends, and where it is asked for the
+    beginning, are the trajectory's checkpoints."""
     processes = runner.processes
 
     def produce(directory: Path) -> None:
@@ -123,15 +123,21 @@ def warm_up(
         generator = torch.Generator().manual_seed(gradients.seed)
         n = gradients.warmup_rows(len(candidates.examples))
         subset = torch.randperm(len(candidates.examples), generator=generator)[:n].tolist()
-        checkpoints = []
+        untuned = host_parameters(loaded.model) if gradients.untuned_checkpoint else None
+        checkpoints: list[str] = []
+
+        def next_directory() -> Path:
+            checkpoints.append(f"checkpoint-{len(checkpoints)}")
+            return directory / checkpoints[-1]
 
         def on_epoch_end(
             trained: Any, optimizer: torch.optim.Optimizer, step: int, learning_rate: float
         ) -> None:
-            name = f"checkpoint-{len(checkpoints)}"
-            if processes.main:
-                save_checkpoint(directory / name, trained, optimizer, step=step, learning_rate=learning_rate)
-            checkpoints.append(name)
+            if not processes.main:
+                return
+            if untuned is not None and not checkpoints:
+                save_untuned(next_directory(), untuned, learning_rate=learning_rate)
+            save_checkpoint(next_directory(), trained, optimizer, step=step, learning_rate=learning_rate)
 
         finetune(
             loaded,
@@ -153,6 +159,7 @@ def warm_up(
         "share": gradients.warmup_share,
         "train": describe(gradients.warmup),
         "seed": gradients.seed,
+        **({"untuned_checkpoint": True} if gradients.untuned_checkpoint else {}),
         **dropout_reads(model, processes),
     }
     return runner.run_stage("warmup", reads, produce)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 from stage_changes import ALL, CHANGES
 from toy import TOY
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -20,6 +21,7 @@ from gtp_baselines.bm25 import BM25
 from gtp_exp import experiment
 from gtp_exp.data import tokenization
 from gtp_exp.errors import UserError
+from gtp_exp.gradients.checkpoints import load_checkpoint
 from gtp_exp.leaderboard.metrics import n_test_rows
 from gtp_exp.records.record import State
 from gtp_exp.stages import KeptPasses
@@ -378,3 +380,24 @@ def test_a_weight_of_the_end_of_turn_that_cannot_be_used_is_refused_before_any_w
     with pytest.raises(UserError, match="selector.target_direction=adam does not allow"):
         run(tmp_path, *overrides)
     assert not (tmp_path / "cache").exists()
+
+
+def test_the_untuned_model_may_begin_the_trajectory(tmp_path):
+    plain = run(tmp_path / "plain", "selector=less", "until=selection")
+    longer = run(tmp_path / "longer", "selector=less", "until=selection", "gradients.untuned_checkpoint=true")
+    (without,) = (tmp_path / "plain" / "cache" / "warmup").glob("*/trajectory.json")
+    (beside,) = (tmp_path / "longer" / "cache" / "warmup").glob("*/trajectory.json")
+    names = json.loads(beside.read_text())
+    assert len(names) == len(json.loads(without.read_text())) + 1
+    untuned = load_file(beside.parent / names[0] / "trainable.safetensors")
+    assert all(not value.any() for name, value in untuned.items() if "lora_B" in name)
+    assert any(value.any() for name, value in untuned.items() if "lora_A" in name)
+    moments = load_file(beside.parent / names[0] / "moments.safetensors")
+    assert not any(value.any() for value in moments.values())
+    begin, first = (load_checkpoint(beside.parent / name) for name in names[:2])
+    assert begin.step == 0 and begin.learning_rate == first.learning_rate > 0
+    for name in ("trainable.safetensors", "moments.safetensors"):  # the warm-up itself is the same
+        assert (beside.parent / names[1] / name).read_bytes() == (
+            without.parent / "checkpoint-0" / name
+        ).read_bytes()
+    assert plain.stages["warmup"].key != longer.stages["warmup"].key

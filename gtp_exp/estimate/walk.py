@@ -170,13 +170,13 @@ def _work(
     """Return a stage with how much passes through it."""
     rows, target, gradients = data.inputs.candidates.examples, data.inputs.target, job.gradients
     everything, known, nbytes = job.selector.ignores_budget, unread(rows), 0
-    n, passes, mean = len(rows), gradients.warmup.epochs, data.row_tokens
+    n, passes, mean = len(rows), gradients.checkpoints, data.row_tokens
     if task is not None:
         n, passes, mean = len(task.task.docs or task.task.held_out) or None, 1, None
     elif stage in MEASURES and data.inputs.validation is not None:
         n, passes, mean = len(data.inputs.validation.examples), 1, None
     elif stage == WARMUP:
-        n = gradients.warmup_rows(n)
+        n, passes = gradients.warmup_rows(n), gradients.warmup.epochs
     elif stage == TARGET:
         n, mean = (
             None if target is None or unread(target.examples) else len(target.examples),
@@ -217,4 +217,4 @@ def store_bytes(rows: int, gradients: GradientConfig) -> int:
     names = [direction.value for direction in gradients.directions]
     features = {name: torch.zeros(1, gradients.sketch.dim) for name in names}
     shard = shard_tensors(features, {name: torch.zeros(1) for name in names}, gradients.storage)
-    return rows * gradients.warmup.epochs * sum(tensor.nbytes for tensor in shard.values())
+    return rows * gradients.checkpoints * sum(tensor.nbytes for tensor in shard.values())

@@ -74,9 +74,41 @@ def save_checkpoint(
             )
         moments[f"exp_avg.{name}"] = _host(state["exp_avg"]).float()
         moments[f"exp_avg_sq.{name}"] = _host(state["exp_avg_sq"]).float()
+    values = {name: _host(p) for name, p in parameters.items()}
+    return _write(directory, values, moments, step, learning_rate)
+
+
+def save_untuned(
+    directory: Path, parameters: Mapping[str, torch.Tensor], *, learning_rate: float
+) -> Checkpoint:
+    """Write the parameters that the warm-up begins with, with Adam's moments before its first step: zero.
+
+    learning_rate: mean over the steps of the first epoch, which goes away from here.
+    """
+    zeros = {name: torch.zeros(value.shape) for name, value in parameters.items()}
+    moments = {
+        f"{moment}.{name}": zero.clone()
+        for name, zero in zeros.items()
+        for moment in ("exp_avg", "exp_avg_sq")
+    }
+    return _write(directory, parameters, moments, 0, learning_rate)
+
+
+def host_parameters(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return a copy of the trainable parameters by name, in the memory of the processor."""
+    return {name: _host(p).clone() for name, p in trainable_parameters(model).items()}
+
+
+def _write(
+    directory: Path,
+    parameters: Mapping[str, torch.Tensor],
+    moments: Mapping[str, torch.Tensor],
+    step: int,
+    learning_rate: float,
+) -> Checkpoint:
     directory.mkdir(parents=True, exist_ok=True)
-    save_file({name: _host(p) for name, p in parameters.items()}, directory / TRAINABLE)
-    save_file(moments, directory / MOMENTS)
+    save_file(dict(parameters), directory / TRAINABLE)
+    save_file(dict(moments), directory / MOMENTS)
     write_json(directory / ABOUT, {"step": step, "learning_rate": learning_rate})
     return Checkpoint(directory=directory, step=step, learning_rate=learning_rate)
 

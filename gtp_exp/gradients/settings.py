@@ -36,6 +36,7 @@ class GradientConfig:
     token_budget: Optional[int] = None  # tokens per forward pass; null chooses by free memory
     # The share of a split's rows whose gradient may be NaN or infinite; they are left out.
     max_quarantined_share: float = 0.01
+    untuned_checkpoint: bool = False  # the trajectory begins with the model as it is before the warm-up
 
     def __post_init__(self) -> None:
         check_fields(self, "gradients")
@@ -55,9 +56,14 @@ class GradientConfig:
         """Return how many of the candidates the warm-up trains on."""
         return max(1, round(self.warmup_share * n_candidates))
 
+    @property
+    def checkpoints(self) -> int:
+        """How many checkpoints the trajectory has."""
+        return self.warmup.epochs + self.untuned_checkpoint
+
     def reads(self) -> dict[str, Any]:
         """Return the part that changes the stored numbers, for the cache key."""
         settings = describe(self)
-        for name in ("warmup", "warmup_share", "token_budget", "max_quarantined_share"):
+        for name in ("warmup", "warmup_share", "token_budget", "max_quarantined_share", "untuned_checkpoint"):
             del settings[name]
         return settings
