@@ -7,7 +7,7 @@ With atoms a_i of a subset of k rows, s = 1/k sum a_i, and the target b, the mea
     residual  |A^T w - b| / |b|                 w >= 0 of the ridge fit
     fit       (|A^T w - b|^2 + lam |w|^2) / |b|^2    what the pursuit with a ridge minimises
 
-Whitened, the inner products are those of `whitening`.
+Whitened, the atoms are those of `selector.metric=whitened`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from gtp_benchmarks.validity.whitening import Whitening, whitening_of
 from gtp_exp.gradients.end_of_turn import LINEAR
 from gtp_exp.gradients.features import GradientFeatures
+from gtp_exp.selection.atoms.metric import Metric, MetricSettings, Whitening
 from gtp_exp.selection.atoms.sketches import CheckpointWeights, checkpoint_shares, taken_checkpoints
 from gtp_exp.selection.solvers.nnls import GramCache, columns_of, nnls_of_columns
 
 RIDGES = (0.0, 0.1, 1.0)  # over the mean squared norm of the atoms, which is 1
 CHECKPOINTS: Mapping[str, Sequence[int] | None] = {"first": [0], "last": [-1], "all": None}
-WHITENING_ROWS = 2048  # candidates, evenly spaced, that give the metric
 SMALLEST = 1e-30  # norm of a zero vector, by which it is divided
 
 
@@ -67,75 +66,70 @@ def evaluate_objectives(
     targets: the target's gradients by the weight of the end of turn. subsets: int64 rows of the pool.
     """
     values: dict[Objective, list[float]] = {}
-    spaces = list(_spaces(pool.directions))
-    sample = torch.arange(0, pool.n, max(1, -(-pool.n // WHITENING_ROWS)))
-    for space in tqdm(spaces, desc="objectives", unit="kind of atoms"):
+    for space in tqdm(list(_spaces(pool.directions)), desc="objectives", unit="kind of atoms"):
+        metric = whitening_of(pool, space)
         target = torch.stack(
             [
-                atoms_of(features, replace(space, direction=LINEAR)).double().mean(0)
+                atoms_of(features, replace(space, direction=LINEAR), None, metric).double().mean(0)
                 for features in targets.values()
             ]
         )
         by_weight = [replace(space, end_of_turn=weight) for weight in targets]
         means = []
         for index in subsets:
-            rows = atoms_of(pool, space, index)
+            rows = atoms_of(pool, space, index, metric)
             means.append(rows.double().mean(0))
             if space.atoms == "unit":
                 for objective, column in zip(by_weight, target, strict=True):
                     for fitted, value in _fits(objective, rows, column):
                         values.setdefault(fitted, []).append(value)
-        metric = whitening_of(atoms_of(pool, space, sample))
-        for found in _similarities(torch.stack(means), target, metric):
-            for objective, column in zip(by_weight, found.values.T, strict=True):
-                values[replace(objective, formula=found.formula, metric=found.metric)] = column.tolist()
+        for formula, found in _similarities(torch.stack(means), target):
+            for objective, column in zip(by_weight, found.T, strict=True):
+                values[replace(objective, formula=formula)] = column.tolist()
     return values
 
 
 def _spaces(directions: Sequence[str]) -> Iterator[Objective]:
     """Yield an objective for every way to make atoms."""
-    for direction in directions:
-        for checkpoints in CHECKPOINTS:
-            for atoms in ("raw", "unit"):
-                yield Objective(direction=direction, checkpoints=checkpoints, atoms=atoms)
+    for metric in ("plain", "whitened"):
+        for direction in directions:
+            for checkpoints in CHECKPOINTS:
+                for atoms in ("raw", "unit"):
+                    yield Objective(metric=metric, direction=direction, checkpoints=checkpoints, atoms=atoms)
 
 
-def atoms_of(features: GradientFeatures, space: Objective, index: torch.Tensor | None = None) -> torch.Tensor:
+def whitening_of(pool: GradientFeatures, space: Objective) -> Sequence[Whitening | None]:
+    """Return the map of each checkpoint into the metric of the pool's rows, as a selector makes it."""
+    settings = MetricSettings(Metric.WHITENED if space.metric == "whitened" else Metric.EUCLIDEAN)
+    return [settings.of(pool.features(t, space.direction)) for t in range(len(pool.learning_rates))]
+
+
+def atoms_of(
+    features: GradientFeatures,
+    space: Objective,
+    index: torch.Tensor | None,
+    metric: Sequence[Whitening | None],
+) -> torch.Tensor:
     """Return the atoms of some rows (None: of all), float32 [k, m]: sqrt(eta_t / sum eta) x[t, i], side by
-    side, as GTP makes them."""
+    side, as GTP makes them. metric: the map of each checkpoint of the trajectory."""
     index = torch.arange(features.n) if index is None else index
     taken = taken_checkpoints(len(features.learning_rates), CHECKPOINTS[space.checkpoints])
     rates = [features.learning_rates[t] for t in taken]
     shares = checkpoint_shares(rates, CheckpointWeights.LEARNING_RATE)
-    parts = [
-        share**0.5 * features.features(t, space.direction).rows(index).float()
-        for t, share in zip(taken, shares, strict=True)
-    ]
-    rows = torch.cat(parts, dim=1)
-    return F.normalize(rows, dim=1, eps=SMALLEST) if space.atoms == "unit" else rows
+    parts = []
+    for t, share in zip(taken, shares, strict=True):
+        rows, whiten = features.features(t, space.direction).rows(index).float(), metric[t]
+        parts.append(share**0.5 * (rows if whiten is None else whiten.apply(rows)))
+    joined = torch.cat(parts, dim=1)
+    return F.normalize(joined, dim=1, eps=SMALLEST) if space.atoms == "unit" else joined
 
 
-@dataclass(frozen=True)
-class _Found:
-    """Holds one similarity of every subset with every target, float64 [subsets, targets]."""
-
-    formula: str
-    metric: str
-    values: torch.Tensor
-
-
-def _similarities(means: torch.Tensor, target: torch.Tensor, metric: Whitening) -> Iterator[_Found]:
-    """Yield dot and cosine in both metrics. means: float64 [subsets, m], of atoms. target: [targets, m]."""
-    plain = means @ target.T, means.square().sum(1), target.square().sum(1)
-    whitened = (
-        metric.inner(means, target),
-        metric.inner(means, means).diagonal(),
-        metric.inner(target, target).diagonal(),
-    )
-    for name, (dot, ours, theirs) in {"plain": plain, "whitened": whitened}.items():
-        norms = (ours[:, None] * theirs[None, :]).clamp(min=SMALLEST**2).sqrt()
-        yield _Found("dot", name, dot)
-        yield _Found("cosine", name, dot / norms)
+def _similarities(means: torch.Tensor, target: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield dot and cosine, float64 [subsets, targets], of the atoms' means [subsets, m] and target [., m]."""
+    dot = means @ target.T
+    yield "dot", dot
+    norms = means.square().sum(1)[:, None] * target.square().sum(1)[None, :]
+    yield "cosine", dot / norms.clamp(min=SMALLEST**2).sqrt()
 
 
 def _fits(of: Objective, rows: torch.Tensor, target: torch.Tensor) -> Iterator[tuple[Objective, float]]:
