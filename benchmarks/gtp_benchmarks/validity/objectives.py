@@ -125,7 +125,7 @@ def atoms_of(
 
 
 def _similarities(means: torch.Tensor, target: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield dot and cosine, float64 [subsets, targets], of the atoms' means [subsets, m] and target [., m]."""
+    """Yield dot and cosine, float64 [subsets, targets], of means [subsets, m] and targets [targets, m]."""
     dot = means @ target.T
     yield "dot", dot
     norms = means.square().sum(1)[:, None] * target.square().sum(1)[None, :]
