@@ -22,7 +22,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from gtp_baselines.aggregation import Aggregation, choose_by_similarity, group_target
+from gtp_baselines.aggregation import Aggregation, Groups, choose_by_similarity, group_target
 from gtp_baselines.gradient_rows import chunks_of, pool_and_target
 from gtp_exp.gradients.end_of_turn import Weight
 from gtp_exp.selection.atoms.sketches import CheckpointWeights, checkpoint_shares
@@ -42,15 +42,26 @@ class LESS(Selector):
     version: ClassVar[int] = 2
 
     def select(self, problem: SelectionProblem) -> Selection:
-        pool, target, target_rows = pool_and_target(problem, self.direction, self.target_direction, "LESS")
         groups = group_target(problem, self.aggregation)
-        influence = torch.zeros(len(groups.names), pool.n)
-        for t, share in enumerate(checkpoint_shares(pool.learning_rates, CheckpointWeights.LEARNING_RATE)):
-            sums = torch.zeros(len(groups.names), target.dim, dtype=torch.float64)
-            for start, chunk in chunks_of(target.features(t, self.target_direction)):
-                groups.sums(F.normalize(chunk, dim=1), start, sums)
-            means = groups.means(sums).float()  # [G, dim]
-            for start, chunk in chunks_of(pool.features(t, self.direction)):
-                influence[:, start : start + len(chunk)] += share * (means @ F.normalize(chunk, dim=1).T)
-        chosen, scores = choose_by_similarity(influence, problem, self.aggregation)
+        similarity = influence(problem, groups, self.direction, self.target_direction, "LESS")
+        chosen, scores = choose_by_similarity(similarity, problem, self.aggregation)
         return Selection(chosen, unit_weights(len(chosen)), scores, {"groups": len(groups.names)})
+
+
+def influence(
+    problem: SelectionProblem, groups: Groups, direction: str, target_direction: str, selector: str
+) -> torch.Tensor:
+    """Return the mean influence of every candidate on the target rows of every group, float32 [G, N].
+
+    selector: its name, for messages.
+    """
+    pool, target, _ = pool_and_target(problem, direction, target_direction, selector)
+    total = torch.zeros(len(groups.names), pool.n)
+    for t, share in enumerate(checkpoint_shares(pool.learning_rates, CheckpointWeights.LEARNING_RATE)):
+        sums = torch.zeros(len(groups.names), target.dim, dtype=torch.float64)
+        for start, chunk in chunks_of(target.features(t, target_direction)):
+            groups.sums(F.normalize(chunk, dim=1), start, sums)
+        means = groups.means(sums).float()  # [G, dim]
+        for start, chunk in chunks_of(pool.features(t, direction)):
+            total[:, start : start + len(chunk)] += share * (means @ F.normalize(chunk, dim=1).T)
+    return total
