@@ -6,7 +6,7 @@ import torch
 
 
 def best_rows(similarity: torch.Tensor, ties: torch.Tensor, depth: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return places in `ties`, int64 [n, depth], and their similarities [n, depth], every row's largest first.
+    """Return places in `ties`, int64 [n, depth], and their similarities [n, depth], largest first.
 
     similarity: [n, N]. ties: the candidates, int64 [N], in the order in which equals follow one another.
     One row is sorted at a time, so that memory is that of the answer.

@@ -11,10 +11,10 @@ at a time, each the one that most exceeds what T has on average for some target 
 The mean over T does not depend on i, so the next row is the best one left for a single target row: every
 target row's candidates are sorted once, and a step costs as much as there are target rows.
 
-No official code was found, and of the paper only its beginning was at hand: the rule is that of its Algorithm
-1 as others have written it down. It leaves the mean over an empty T open; here it is 0. Subtasks play no part:
-the paper gives each task equally many target rows, here they may differ. A target row on which all candidates
-have the same influence is left out. In-domain the pool's mean is the one target row, and the choice a ranking.
+No official code was found, and of the paper only its beginning was at hand: the rule is its Algorithm 1 as
+others have written it down. It leaves the mean over an empty T open; here it is 0. Subtasks play no part: the
+paper gives each task equally many target rows, here they may differ. A target row on which all candidates
+have the same influence is left out. In-domain the pool's mean is the one target row: the choice is a ranking.
 """
 
 from __future__ import annotations

@@ -7,18 +7,18 @@ the product of candidate i's step and the target's gradient. The weights are
     argmax over w >= 0, sum w = N of  p^T w - lam/2 |w|^2   =   max(0, p - tau) / lam
 
 so the rows of positive weight are those of largest p, and lam, through tau, says how many there are. As in
-the official code, p is a cosine of projected gradients at one checkpoint, the candidate's an Adam step's; each
-target row j has a p of its own, and in turn each takes the candidate of largest p that is left:
+the official code, p is a cosine of projected gradients at one checkpoint, the candidate's an Adam step's.
+Each target row j has a p of its own, and in turn each takes the candidate of largest p that is left:
 
     p[i, j] = cos(Gamma(g[i]), g[j])
 
 Official code: github.com/MNikdan/influence_distillation at commit fdd5210 (infdist/distil.py), which chooses
-in turns and gives out no weights: the weights above come with `use_objective` and one p for the whole target.
-Not here: its landmarks, which spread the p of 4,096 rows to all others by a kernel ridge regression on JVP
-embeddings, for here every row's gradient is stored; and the paper's second order, which the code lacks too. Ours:
-turns in the order of the target rows, not in a random one each round; Gamma by the formulas of
-gradients.directions, which hold momentum, where the code scales by the second moment alone; the parameters
-that LoRA trains, not a subset of the MLPs'. In-domain the pool's mean is the one target row.
+in turns and gives out no weights: the weights above come with `use_objective` and one p for the whole target,
+and of the paper only its beginning was at hand. Not here: its landmarks, which spread the p of 4,096 rows to
+all others by a kernel ridge regression on JVP embeddings, for here every row's gradient is stored; and the
+paper's second order, which the code lacks too. Ours: turns in the order of the target rows, not in a random
+one each round; Gamma with momentum, where the code scales by the second moment alone; the parameters that
+LoRA trains, not a subset of the MLPs'. In-domain the pool's mean is the one target row.
 """
 
 from __future__ import annotations

@@ -7,21 +7,22 @@ unit length. The distance of candidate i and target row j is that of the unit ve
 
 The first layer of rows is every target row's nearest, the second every target row's second nearest, and so
 on. Layers join the choice whole as long as they fit; of the one that does not, those rows join that have the
-largest dual potential f of the entropic optimal transport (cost d, blur 0.01) from the layer's new rows to the
+largest dual potential f of entropic optimal transport (cost d, blur 0.01) from the layer's new rows to the
 target, both uniform.
 
 Official code: github.com/vita-epfl/TAROT at commit bbb6ce2; the whitening follows get_wfd of
 tarot/wfd_estimator.py, the choice `fixed_size` of tarot/data_selector.py, the potentials geomloss's sinkhorn
 (epsilon from the diameter's square down to the blur's, a quarter each step, both sides moved half way). There
-lam is 1e-5 whatever the scale of the gradients; here it is relative to the covariance's mean eigenvalue, for a
-pool that is small beside the sketch is whitened to noise without it. There features are rounded to
-half precision, at most 2,000 layers are looked at, and a layer that fills the budget to the last row is
-followed by one more whole layer, above the budget. Not here: the ratio by k folds (`otm`), which a given budget
-replaces; weights by the potentials of the chosen rows, off in its configuration; training on target rows.
-In-domain evenly spaced pool rows are the target, and none is its own nearest.
+lam is 1e-5 whatever the gradients' scale; here it is relative to the covariance's mean eigenvalue, and large:
+with next to none, directions that hold but noise weigh as much as the others. There features meet L^-1
+transposed, which does not whiten them, and are rounded to half precision; at most 2,000 layers are looked at;
+and a layer that fills the budget to the last row is followed by one more, whole and above it. Not here: the
+ratio by k folds (`otm`), which a given budget replaces; weights by the chosen rows' potentials, off in its
+configuration; training on target rows. In-domain evenly spaced pool rows are the target, and none is its own
+nearest.
 
-Memory: three matrices of the sketch's width squared, 0.5 GiB each at 8,192 in float64, and the distances of
-every target row to every candidate.
+Memory: matrices of the sketch's width squared (0.5 GiB each at 8,192 in float64), and the cosine of every
+target row with every candidate.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class TAROT(Selector):
 
     direction: str = "sgd"  # of candidates and target alike
     checkpoint: int = -1  # along the trajectory from 0; -1 is the last
-    ridge: float = 0.1  # lam over the covariance's mean eigenvalue
+    ridge: float = 1.0  # lam over the covariance's mean eigenvalue
     blur: float = 0.01  # of the transport, in units of distance
     in_domain_rows: int = 2048  # pool rows that stand for the target in-domain, at most
     target_end_of_turn: Weight = 1.0
@@ -152,8 +153,8 @@ def new_rows_of_layers(
     layers' costs add up to the limit or more, unless all candidates together cost less. The rows of a layer
     are in the order of their largest cosine.
     """
-    cheapest = max(1, int(cost.min()))
-    places, _ = best_rows(cosines, ties, min(len(ties), -(-limit // cheapest)))
+    enough = int((cost.sort().values.cumsum(0) < limit).sum()) + 1  # so many rows reach the limit, whichever
+    places, _ = best_rows(cosines, ties, min(len(ties), enough))
     nearest = cosines.max(0).values
     left = torch.ones(len(ties), dtype=torch.bool)
     layers: list[torch.Tensor] = []
