@@ -92,6 +92,15 @@ def test_the_rows_are_those_of_the_slow_layers(rows, ridge, subtasks):
     assert TAROT(ridge=ridge).select(given).indices.tolist() == expected
 
 
+def test_fewer_rows_than_dimensions_share_the_ridge_of_those_they_span():
+    given = problem(dim=128)
+    expected = slow_order(matrix(given, "pool"), matrix(given, "target"), 0.5, [1] * 40, 10)[:10]
+    selection = TAROT(ridge=0.5).select(given)
+    assert selection.indices.tolist() == expected
+    white, aims = slow_whitened(matrix(given, "pool"), matrix(given, "target"), 0.5)
+    assert selection.scores.tolist() == pytest.approx((white @ aims.T).max(1).tolist(), abs=1e-5)
+
+
 def test_a_budget_in_tokens_takes_layers_by_their_tokens():
     given = replace(problem(), budget=Budget(Unit.TOKENS, 250))
     cost = given.n_tokens.tolist()
