@@ -20,6 +20,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from gtp_exp.api.further_tests import compose_tests
 from gtp_exp.errors import UserError
 
+Composition = tuple[DictConfig, dict[str, str]]  # a job's own part, and the option of every group
+
 
 def compose_jobs(arguments: Sequence[str], conf_dir: str) -> list[dict[str, Any]]:
     """One {"config": resolved values, "names": group -> option} per job, in the order they would run.
@@ -57,19 +59,71 @@ def _compose(loader: Any, master: DictConfig, combinations: Sequence[Sequence[st
         line: parser.parse_override(line) for line in {line for lines in combinations for line in lines}
     }
     values = {line: override for line, override in parsed.items() if _is_value(override, loader)}
-    composed: dict[tuple[str, ...], tuple[DictConfig, dict[str, str]]] = {}
-    jobs = []
+    compositions, jobs = _Compositions(loader, master), []
     for lines in combinations:
-        groups = tuple(line for line in lines if line not in values)
-        if groups not in composed:
-            composed[groups] = _without_hydra(loader.load_sweep_config(master, list(groups)))
-        config, names = composed[groups]
+        config, names = compositions.of(tuple(line for line in lines if line not in values))
         config = copy.deepcopy(config)
         ConfigLoaderImpl._apply_overrides_to_config(
             [values[line] for line in lines if line in values], config
         )
         jobs.append(_job(config, names, master.hydra.runtime.config_sources))
     return jobs
+
+
+class _Compositions:
+    """Compose a sweep's combinations of options, each option only once beside those of the first combination.
+
+    Where two options differ from the first combination in different keys of the configuration, both together
+    differ from it in the keys of both. Where they differ in the same key, Hydra composes them together.
+    """
+
+    def __init__(self, loader: Any, master: DictConfig) -> None:
+        self._loader, self._master = loader, master
+        self._first: tuple[str, ...] = ()
+        self._done: dict[tuple[str, ...], Composition] = {}
+        self._changes: dict[tuple[str, ...], dict[str, Any]] = {}  # to the first, by key
+
+    def of(self, lines: tuple[str, ...]) -> Composition:
+        """Return the configuration of a combination, not to be changed, and the option of every group."""
+        if lines not in self._done:
+            self._first = self._first or lines
+            self._done[lines] = self._joined(lines) or self._by_hydra(lines)
+        return self._done[lines]
+
+    def _by_hydra(self, lines: tuple[str, ...]) -> Composition:
+        return _without_hydra(self._loader.load_sweep_config(self._master, list(lines)))
+
+    def _joined(self, lines: tuple[str, ...]) -> Composition | None:
+        """Return the first combination with the changes that each other option makes, if they are apart."""
+        differ = [i for i, (ours, first) in enumerate(zip(lines, self._first, strict=False)) if ours != first]
+        if len(lines) != len(self._first) or len(differ) < 2:
+            return None
+        first, first_names = self.of(self._first)
+        config, names, changed = copy.deepcopy(first), dict(first_names), set[str]()
+        for i in differ:
+            alone = (*self._first[:i], lines[i], *self._first[i + 1 :])
+            changes = self._changes_of(alone)
+            if changed & changes.keys() or not all(key in config for key in changes):
+                return None
+            changed |= changes.keys()
+            with open_dict(config):
+                config.update(changes)
+            names_alone = self.of(alone)[1]
+            names = {group: option for group, option in names.items() if group in names_alone} | {
+                group: option for group, option in names_alone.items() if first_names.get(group) != option
+            }
+        return config, names
+
+    def _changes_of(self, lines: tuple[str, ...]) -> dict[str, Any]:
+        """Return the keys, unresolved, in which a combination differs from the first."""
+        if lines not in self._changes:
+            ours, first = (
+                OmegaConf.to_container(self.of(which)[0], resolve=False) for which in (lines, self._first)
+            )
+            assert isinstance(ours, dict) and isinstance(first, dict)
+            keys = map(str, ours.keys() | first.keys())
+            self._changes[lines] = {k: ours.get(k) for k in keys if ours.get(k) != first.get(k)}
+        return self._changes[lines]
 
 
 def _job(config: DictConfig, names: dict[str, str], sources: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf, open_dict
 from stage_changes import ALL, CHANGES
 from test_command_line import ENVIRONMENT, TOY, command
 
@@ -348,7 +350,6 @@ def test_jobs_are_those_of_hydras_own_composition():
     """Jobs that differ in values only are composed once: with the values that Hydra gives them."""
     from hydra import compose as by_hydra
     from hydra import initialize_config_dir
-    from omegaconf import OmegaConf
 
     jobs = compose("-m", "selector=less,random", "seed=0,1", "+a.b=1", "dataset.rows=10,20")
     assert len(jobs) == 8
@@ -358,6 +359,31 @@ def test_jobs_are_those_of_hydras_own_composition():
             own = [f"selector={job['names']['selector']}", f"seed={job['config']['seed']}"]
             own += ["+a.b=1", f"dataset.rows={job['config']['dataset']['rows']}"]
             whole = by_hydra("config", [search, *TOY, *own])
+            assert job["config"] == OmegaConf.to_container(whole, resolve=True) | {"tests": {}}
+
+
+def test_combinations_of_options_are_those_of_hydras_own_composition():
+    """An option is composed once, beside the first of other groups; together they are what Hydra makes."""
+    from hydra import compose as by_hydra
+    from hydra import initialize_config_dir
+
+    swept = {
+        "selector": ["gtp", "less", "gtp_omp", "random"],
+        "budget": ["5pct", "tokens"],
+        "gradients": ["toy", "less"],
+    }
+    jobs = compose("-m", *(f"{group}={','.join(options)}" for group, options in swept.items()))
+    combinations = {tuple(job["names"][group] for group in swept) for job in jobs}
+    assert combinations == set(itertools.product(*swept.values())) and len(jobs) == 16
+    search = f"hydra.searchpath=[file://{ROOT / 'tests' / 'conf'}]"
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        for job in jobs:
+            own = [f"{group}={job['names'][group]}" for group in swept]
+            whole = by_hydra("config", [search, *TOY, *own], return_hydra_config=True)
+            names = {k: v for k, v in whole.hydra.runtime.choices.items() if not k.startswith("hydra/")}
+            assert job["names"] == names
+            with open_dict(whole):
+                del whole["hydra"]
             assert job["config"] == OmegaConf.to_container(whole, resolve=True) | {"tests": {}}
 
 
