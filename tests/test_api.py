@@ -341,18 +341,17 @@ def spoiled(value, row=7):
         (POOL, TARGET, {"selector": "gtp"}, "is no selector"),
         (POOL, TARGET, {"selector": BM25()}, "BM25 does not choose by gradients alone"),
         (POOL, TARGET, {"selector": gtp_exp.GTP(direction="adm")}, "adm is not one of sgd, adam, less"),
-        (
-            POOL,
-            TARGET,
-            {"selector": TopK(similarity="angle")},
-            r"similarity should be one of \['dot', 'cosine'\]",
-        ),
         (POOL, TARGET, {"selector": Doubled(factor="2")}, "selector.factor should be a number, not '2'"),
     ],
 )
 def test_input_that_cannot_be_used_is_refused(pool, target, options, words):
     with pytest.raises(gtp_exp.UserError, match=words):
         gtp_exp.select(pool, target, **{"budget": 5, **options})
+
+
+def test_an_option_that_cannot_be_used_is_refused_where_the_selector_is_made():
+    with pytest.raises(gtp_exp.UserError, match=r"similarity should be one of \['dot', 'cosine'\]"):
+        TopK(similarity="angle")
 
 
 def test_a_row_that_is_not_finite_is_told_by_its_number_in_a_large_pool_too():

@@ -255,6 +255,7 @@ def test_the_last_line_of_a_job_tells_where_the_choice_lies_and_what_it_is_worth
             selection=SimpleNamespace(n_selected=3),
             pool=SimpleNamespace(candidates=6000),
             metrics=metrics,
+            tests={},
             validation=None,
         )
         return outcome(record, directory)

@@ -58,10 +58,10 @@ def test_a_further_test_is_reported_under_its_name_tuned_and_untuned(first, outp
     assert list(first.tests) == ["skills_target"]
     test = first.tests["skills_target"]
     assert test.answers is Answers.CHOICES
-    tasks = ["skills_antonym", "skills_category", "skills_longest_word"]
+    tasks = ["skills_desk", "skills_shelf", "skills_review"]
     assert list(test.metrics) == list(test.untuned) == list(test.rows) == tasks
     assert all(values["rows_tested"] == 4 for values in test.metrics.values())
-    assert "skills_antonym" not in first.rows
+    assert "skills_desk" not in first.rows
     rows = read_row_results(outputs / "run")
     assert list(rows["skills_target"]) == tasks
     for name, told in (("", first.metrics), ("skills_target", test.metrics)):
@@ -71,7 +71,7 @@ def test_a_further_test_is_reported_under_its_name_tuned_and_untuned(first, outp
             own, tokens = rows[name][task]["nats_per_token"], rows[name][task]["answer_tokens"]
             assert (own * tokens).sum() / tokens.sum() == pytest.approx(values["nats_per_token"])
     events = [json.loads(x) for x in (outputs / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert "skills_target/skills_antonym" in {event.get("task") for event in events}
+    assert "skills_target/skills_desk" in {event.get("task") for event in events}
 
 
 def test_it_changes_nothing_that_is_chosen_or_trained_and_is_found_in_the_cache_as_the_main_one(

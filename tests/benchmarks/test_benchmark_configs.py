@@ -17,9 +17,9 @@ def test_a_benchmark_builds_from_its_yaml(name):
     build(settings("benchmark", name), "benchmark")
 
 
-def test_jsonl_choice_asks_for_its_two_files():
+def test_jsonl_choice_asks_for_its_test_file():
     node = settings("benchmark", "jsonl_choice")
-    with pytest.raises(UserError, match="lacks test, validation"):
+    with pytest.raises(UserError, match="lacks test"):
         build(node, "benchmark")
     build({**node, "validation": "v.jsonl", "test": "t.jsonl"}, "benchmark")
 
