@@ -58,7 +58,7 @@ def test_a_further_test_is_reported_under_its_name_tuned_and_untuned(first, outp
     assert list(first.tests) == ["skills_target"]
     test = first.tests["skills_target"]
     assert test.answers is Answers.CHOICES
-    tasks = ["skills_desk", "skills_shelf", "skills_review"]
+    tasks = ["skills_desk", "skills_review", "skills_shelf"]
     assert list(test.metrics) == list(test.untuned) == list(test.rows) == tasks
     assert all(values["rows_tested"] == 4 for values in test.metrics.values())
     assert "skills_desk" not in first.rows
