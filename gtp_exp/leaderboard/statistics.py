@@ -14,8 +14,8 @@ so that it is Student's over seeds where rows do not differ, and the bootstrap's
 The pigeonhole bootstrap (Owen 2007, "The pigeonhole bootstrap", Annals of Applied Statistics 1) resamples the
 seeds, too. Few seeds are too few to be resampled: where it is mostly the seeds that differ, its 95% interval
 holds the true mean in 51, 71, 85 and 91% of cases with 2, 3, 5 and 10 seeds, and this one in 93, 92, 95 and
-96% (300 simulations each, tests/leaderboard/test_two_way.py). Both err on the wide side (99%) where seeds
-differ in nothing but noise of each row's own, which is counted among seeds and among rows.
+96% (300 simulations each; tests/leaderboard/test_two_way.py holds this one's). It errs on the wide side (99%)
+where seeds differ in nothing but noise of each row's own, which is counted among seeds and among rows.
 """
 
 from __future__ import annotations
