@@ -1,4 +1,4 @@
-"""CLINC150 phrased as instructions, from a file of the published form and from the hub, with copies and decoys."""
+"""CLINC150 phrased as instructions, read from a file or from the hub, with copies and decoys."""
 
 from __future__ import annotations
 
