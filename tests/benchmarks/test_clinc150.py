@@ -107,6 +107,12 @@ def test_decoys_are_requests_of_the_pool_with_another_task(published):
     assert target_labels(list(rows.hidden.values()), Clinc150Benchmark(path=published).target())
 
 
+def test_a_decoy_and_a_request_of_one_name_are_two_rows(published):
+    """`repeat` is an intent of the domain meta, and what a decoy asks."""
+    rows = pool(published, domains=["meta"], decoy_domain="meta", decoys=240)
+    assert len(rows.examples) == len(rows.hidden) == 60 + 240
+
+
 def test_the_target_has_rows_of_every_intent_of_its_domains_and_coverage_counts_them(published):
     target = Clinc150Benchmark(path=published, domains=["banking", "travel"]).target()
     assert Counter(e.completion.replace(" ", "_") for e in target) == {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-INTENTS: dict[str, list[str]] = {  # by domain, fifteen each
+from collections.abc import Mapping, Sequence
+
+INTENTS: Mapping[str, Sequence[str]] = {  # by domain, fifteen each
     "banking": (
         "account_blocked balance bill_balance bill_due freeze_account interest_rate min_payment "
         "order_checks pay_bill pin_change report_fraud routing spending_history transactions transfer"

@@ -90,7 +90,7 @@ class Clinc150Pool(DataSource):
             *(
                 _Row(
                     decoy.about.text,
-                    decoy.task,
+                    f"decoy: {decoy.task}",
                     decoy.question,
                     decoy.answer,
                     {"domain": self.decoy_domain, "kind": "decoy"},
