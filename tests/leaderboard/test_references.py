@@ -19,7 +19,7 @@ from gtp_exp.records.record import PoolSummary, TrainingLength
 SHORT = {"train": {"lr": 1e-4, "epochs": 1}}
 
 
-def full(seed=0, steps=750, **changes):
+def full(seed=0, steps: int | None = 750, **changes):
     run = record(
         "full",
         seed,
