@@ -39,6 +39,7 @@ from gtp_exp.stages import (
     mirror_history,
     read_saved_seconds,
     read_selection,
+    read_training_length,
     rows_with_gradients,
     select,
     tune,
@@ -178,6 +179,7 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
         if settings.until is not Until.SELECTION:
             tuned = tune(runner, tuned_model, inputs.candidates, selected, experiment.train, settings.seed)
             mirror_history(journal, "finetune", tuned)
+            record = replace(record, training=read_training_length(tuned))
             after = measure(runner, EvaluatedModel(tuned_model, tuned), inputs, settings.eval_batch_size)
 
         record = replace(record, selection=summary, leakage=overlap.report)

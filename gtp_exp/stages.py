@@ -37,7 +37,7 @@ from gtp_exp.gradients.store import GradientStore
 from gtp_exp.inputs import Inputs, PreparedRows, PreparedTask
 from gtp_exp.model.loading import LoadedModel, Model
 from gtp_exp.model.loss import Reduction
-from gtp_exp.records.record import StageCost, TokenLoss
+from gtp_exp.records.record import StageCost, TokenLoss, TrainingLength
 from gtp_exp.records.row_results import TaskRows, read_row_results
 from gtp_exp.selection.base import Budget, Need, Selection, SelectionProblem, Selector
 from gtp_exp.selection.subset import select_outside_quarantine
@@ -157,7 +157,7 @@ def warm_up(
         "model": model.identity,
         "pool": candidates.key,
         "share": gradients.warmup_share,
-        "train": describe(gradients.warmup),
+        "train": gradients.warmup.reads(),
         "seed": gradients.seed,
         **({"untuned_checkpoint": True} if gradients.untuned_checkpoint else {}),
         **dropout_reads(model, processes),
@@ -416,11 +416,17 @@ def tune(
     reads = {
         "selection": selected.key,
         "model": model.identity,
-        "train": describe(train),
+        "train": train.reads(),
         "seed": seed,
         **dropout_reads(model, processes),
     }
     return runner.run_stage("finetune", reads, produce)
+
+
+def read_training_length(trained: StageResult) -> TrainingLength:
+    """Return how long a fine-tune was, by its training curve, which has a row for every optimizer step."""
+    *_, last = (trained.directory / "history.jsonl").read_text().splitlines()
+    return TrainingLength(epochs=round(json.loads(last)["epoch"]), steps=json.loads(last)["step"])
 
 
 def mirror_history(journal: Journal, kind: str, trained: StageResult) -> None:

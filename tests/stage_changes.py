@@ -24,6 +24,7 @@ CHANGES = [
     ("budget=5pct", {"selection", "finetune", "evaluation"}),
     ("selector.target_direction=less", {"selection", "finetune", "evaluation"}),
     ("train.epochs=2", {"finetune", "evaluation"}),
+    ("train.min_steps=15", {"finetune", "evaluation"}),
     ("benchmark.test_rows=6", {"evaluation", "evaluation of the untuned model"}),
     (
         "gradients.sketch.dim=128",

@@ -60,6 +60,8 @@ CANONICAL = [
     ("model", "smollm2_135m"),
     ("dataset", "skills"),
     ("dataset", "jsonl"),
+    ("dataset", "clinc150"),
+    ("benchmark", "clinc150"),
     ("gradients", "lora_trajectory"),
     ("train", "lora"),
     ("launch", "auto"),

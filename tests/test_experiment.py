@@ -23,7 +23,7 @@ from gtp_exp.data import tokenization
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.checkpoints import load_checkpoint
 from gtp_exp.leaderboard.metrics import n_test_rows
-from gtp_exp.records.record import State
+from gtp_exp.records.record import State, TrainingLength
 from gtp_exp.stages import KeptPasses
 from gtp_exp.worker import _begin, assemble
 
@@ -65,6 +65,15 @@ def test_a_run_goes_through_every_stage_and_reports_it(first):
     assert first.selection.n_selected == 4
     assert set(first.metrics) == set(first.untuned) == {"toy_sums"}
     assert first.metrics["toy_sums"]["nats_per_token"] != first.untuned["toy_sums"]["nats_per_token"]
+
+
+def test_the_record_says_how_long_the_training_was(first, outputs):
+    """4 rows in batches of 4 are one step an epoch."""
+    assert first.training == TrainingLength(epochs=1, steps=1)
+    longer = run(outputs, "selector=less", "train.min_steps=7")
+    assert longer.training == TrainingLength(epochs=7, steps=7)
+    assert longer.metrics != first.metrics
+    assert run(outputs, "selector=less", "until=selection").training is None
 
 
 def test_the_same_run_again_computes_nothing_and_finds_the_same(first, outputs):

@@ -160,7 +160,7 @@ def rate_names(stage: str, job: Job) -> list[str]:
         if kind in (FINETUNE, EVALUATION, VALIDATION)
         else job.get("selection_model") or job["model"]
     )
-    counted = {"epochs": None, "seed": None}  # by the units, or of no weight
+    counted = {"epochs": None, "min_steps": None, "seed": None}  # by the units, or of no weight
     return [fingerprint(kind, model, {**s, **counted} if isinstance(s, Mapping) else s) for s in alike[kind]]
 
 
@@ -186,7 +186,7 @@ def _work(
         passes = int(Need.MODEL in job.selector.needs)
     elif stage == FINETUNE:
         n, tokens = chosen(job.budget, n, data.tuned_tokens, everything=everything, assumed=known is not None)
-        passes, mean = job.train.epochs, tokens / n
+        passes, mean = job.train.epochs_of(n), tokens / n
     if stage in (POOL, TARGET):
         nbytes = store_bytes(n or 0, gradients)
     exact = stage == TARGET or (stage == FINETUNE and job.budget.unit is Unit.TOKENS and not everything)

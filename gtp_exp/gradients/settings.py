@@ -51,6 +51,11 @@ class GradientConfig:
             raise UserError("gradients.directions is empty; name at least one of sgd, adam, less")
         if self.warmup.use_weights:
             raise UserError("gradients.warmup.use_weights=true: no selection has given the warm-up weights")
+        if self.warmup.min_steps:
+            raise UserError(
+                f"gradients.warmup.min_steps={self.warmup.min_steps}: every epoch of the warm-up is a "
+                "checkpoint, so their number must not depend on the rows; raise gradients.warmup.epochs"
+            )
 
     def warmup_rows(self, n_candidates: int) -> int:
         """Return how many of the candidates the warm-up trains on."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 
 from gtp_exp.leaderboard.comparability import Row, Table
 from gtp_exp.leaderboard.metrics import LOSS, Metric, metric_named
 from gtp_exp.leaderboard.records import Run
+from gtp_exp.leaderboard.references import takes_all
 from gtp_exp.leaderboard.statistics import Paired, RankComparison, Summary
 
 
@@ -31,11 +32,7 @@ class BoardLine:
     @property
     def ignores_budget(self) -> bool:
         """Whether the selector takes what it takes at any budget, as `full` does."""
-        return any(
-            run.record.selection.diagnostics.get("ignores_budget") is True
-            for run in self.row.runs
-            if run.record.selection
-        )
+        return any(map(takes_all, self.row.runs))
 
     @property
     def n_selected(self) -> float:
@@ -89,6 +86,13 @@ class Board:
     unranked: tuple[tuple[Run, str], ...]  # complete runs that lack numbers, with the reason
     notes: tuple[str, ...]  # what a reader must know before believing the table
     ranked_by: str = ""  # which metric ranks, and why, in one sentence
+    # of the runs on all rows with another training: label -> metric -> mean over seeds
+    references: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    @property
+    def reference_lines(self) -> list[tuple[str, Mapping[str, float]]]:
+        """The numbers to compare with that have no rank, by label: first those of the untuned model."""
+        return [*([("untuned model", self.untuned)] if self.untuned else []), *self.references.items()]
 
     @property
     def further(self) -> bool:

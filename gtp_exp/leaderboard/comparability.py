@@ -4,6 +4,7 @@ A table holds runs of one benchmark that differ only in selector, budget and see
 differ only in seed. A setting such as gradients.seed that varies with the seed one to one counts as the seed.
 Where rows and weights lie is no difference: runs that have read the same are equal by the hashes of what they
 read, however their paths are spelled. Nor is what was set to fit a machine's memory.
+Runs on all rows that differ in their training alone stand as a reference in the table of the choices.
 Anything else that differs makes another table (or another row, for a setting of the selector itself), and the
 differing keys are named.
 """
@@ -17,6 +18,7 @@ from typing import Any
 
 from gtp_exp.leaderboard.metrics import TESTED_ON
 from gtp_exp.leaderboard.records import Run
+from gtp_exp.leaderboard.references import references_of
 from gtp_exp.leaderboard.variants import ABSENT, alike, is_under, variant_labels
 
 # Where a run reports, how it was started and how far it went changes no number.
@@ -68,6 +70,7 @@ class Table:
     differing: Mapping[str, str]  # keys that tell it from the other tables of the benchmark, with its values
     named: frozenset[str]  # groups of such keys for which a name can stand
     rows: tuple[Row, ...]
+    references: tuple[Row, ...] = ()  # on all rows, with another training than the table's
 
     @property
     def label(self) -> str:
@@ -115,11 +118,20 @@ def group(runs: Sequence[Run], *, beside: Sequence[str]) -> Grouped:
             | {k: v for k, v in settings[run].items() if not is_under(k, of_row)}
             for run in members
         ]
-        comparable_groups = alike(members, shared)
+        own = dict(zip(members, shared, strict=True))
+        references = references_of([comparable for _, comparable in alike(members, shared)], own)
+        aside = {run for found in references.values() for reference in found for run in reference}
+        members = [run for run in members if run not in aside]
+        comparable_groups = alike(members, [own[run] for run in members])
         named = _named([differing for differing, _ in comparable_groups])
         for differing, comparable in comparable_groups:
             rows, again = _rows(comparable, settings, beside)
-            tables.append(Table(benchmark=benchmark, differing=differing, named=named, rows=rows))
+            beside_it = [
+                row
+                for reference in references.get(comparable[0], ())
+                for row in _rows(reference, settings, beside)[0]
+            ]
+            tables.append(Table(benchmark, differing, named, rows, tuple(beside_it)))
             repeated.extend(again)
     return Grouped(tables=tuple(tables), repeated=tuple(repeated))
 

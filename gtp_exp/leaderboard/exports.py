@@ -40,9 +40,9 @@ def markdown(boards: Sequence[Board], loaded: Loaded, baseline: str) -> str:
         out += [_row(heads), _row(["---"] * len(heads))]
         for line in board.lines:
             out.append(_row([*_cells(line, board.metrics, _md), *_last_cells(board, line)]))
-        if board.untuned:
-            shown = [m.show(board.untuned[m.name]) if m.name in board.untuned else "" for m in board.metrics]
-            out.append(_row(["", "*untuned model*", "", "", *shown, *[""] * (3 + len(_last_heads(board)))]))
+        for label, numbers in board.reference_lines:
+            shown = [m.show(numbers[m.name]) if m.name in numbers else "" for m in board.metrics]
+            out.append(_row(["", f"*{_md(label)}*", "", "", *shown, *[""] * (3 + len(_last_heads(board)))]))
         out.append("")
         if board.metrics:
             out += [f"* {_md(board.ranked_by)}"] if board.ranked_by else []
@@ -74,9 +74,9 @@ def plain(boards: Sequence[Board], loaded: Loaded, baseline: str) -> str:
         rows = [heads]
         for block in board.blocks:
             rows += [[*_cells(line, board.metrics, str), *_last_cells(board, line)] for line in block.lines]
-        if board.untuned:
-            shown = [m.show(board.untuned[m.name]) if m.name in board.untuned else "" for m in board.metrics]
-            rows.append(["", "untuned model", "", "", *shown, *[""] * (3 + len(_last_heads(board)))])
+        for label, numbers in board.reference_lines:
+            shown = [m.show(numbers[m.name]) if m.name in numbers else "" for m in board.metrics]
+            rows.append(["", label, "", "", *shown, *[""] * (3 + len(_last_heads(board)))])
         widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
         out.append(board.table.label)
         out += [
@@ -127,6 +127,7 @@ def json_document(boards: Sequence[Board], loaded: Loaded, *, metric: str | None
                 "metrics": [asdict(kind) for kind in board.metrics],
                 "ranked_by": board.ranked_by,
                 "untuned": dict(board.untuned),
+                "references": {label: dict(numbers) for label, numbers in board.references.items()},
                 "notes": board.notes,
                 "pool_shares": pool_shares(board),
                 "rows": [_json_row(board, line) for line in board.lines],

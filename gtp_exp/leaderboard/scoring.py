@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 
 from gtp_exp.data.benchmark import Mean
 from gtp_exp.errors import UserError
@@ -28,6 +29,7 @@ from gtp_exp.leaderboard.numbers import Numbers, Tested, rows_of_runs
 from gtp_exp.leaderboard.ranked_by import ranked_by
 from gtp_exp.leaderboard.ranking import ranked_block
 from gtp_exp.leaderboard.records import Run
+from gtp_exp.leaderboard.references import reference_label
 
 
 def check_metric(runs: Sequence[Run], name: str) -> None:
@@ -92,6 +94,7 @@ def score(table: Table, *, metric: str | None, baseline: str, mean: Mean | None 
         unranked=tuple(unranked),
         notes=tuple(notes),
         ranked_by=why,
+        references=_references(table, covered, metrics, weights),
     )
 
 
@@ -131,6 +134,26 @@ def _unranked(
         elif not covered[first.name]:
             left_out.append((run, f"no {first.name}"))
     return left_out
+
+
+def _references(
+    table: Table,
+    covered: Mapping[str, tuple[str, ...]],
+    metrics: tuple[Metric, ...],
+    weights: Mapping[str, int] | None,
+) -> dict[str, dict[str, float]]:
+    """Return the means over seeds of the references, by label and metric; the budget tells none apart."""
+    shown: dict[str, dict[str, float]] = {}
+    for row in table.references:
+        numbers = shown.setdefault(reference_label(row.label, row.runs), {})
+        for kind in metrics:
+            means = [
+                mean_over_tasks(run.record.metrics, covered[kind.name], kind.name, weights)
+                for run in row.runs
+            ]
+            if values := [value for value in means if value is not None]:
+                numbers[kind.name] = fmean(values)
+    return {label: numbers for label, numbers in shown.items() if numbers}
 
 
 def _untuned(

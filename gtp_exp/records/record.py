@@ -136,6 +136,14 @@ class FurtherTest:
 
 
 @dataclass(frozen=True)
+class TrainingLength:
+    """Says how long a fine-tune really was, which `train.min_steps` may have made longer than `epochs`."""
+
+    epochs: int
+    steps: int  # of the optimizer
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """`metrics` and `untuned` map a task to its numbers and the name of its headline one, such as
     {"acc": 0.31, "acc_stderr": 0.027, "nats_per_token": 1.93, "nats_per_answer": 7.1, "headline": "acc"}.
@@ -166,6 +174,7 @@ class RunRecord:
     version: int = VERSION
     answers: Answers | None = None  # of the benchmark; None in records that do not tell
     tests: Mapping[str, FurtherTest] = field(default_factory=dict)  # by the benchmark's name
+    training: TrainingLength | None = None  # of the final fine-tune; None with until=selection
 
     def __post_init__(self) -> None:
         for name in ("started", "finished"):

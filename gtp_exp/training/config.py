@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
+from gtp_exp.config import describe
 from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError
 
@@ -38,6 +41,7 @@ class TrainConfig:
     micro_batch_size: int = 8  # examples per forward pass of one process, at most; end to end
     loss: BatchLoss = BatchLoss.EXAMPLE_MEAN
     use_weights: bool = False  # whether each row's part of the loss is multiplied by the selection's weight
+    min_steps: int = 0  # more epochs are trained where `epochs` of them take fewer optimizer steps
 
     def __post_init__(self) -> None:
         check_fields(self, "train")
@@ -51,10 +55,28 @@ class TrainConfig:
                 "training needs weight_decay >= 0 and max_grad_norm > 0; got "
                 f"weight_decay={self.weight_decay}, max_grad_norm={self.max_grad_norm}"
             )
+        if self.min_steps < 0:
+            raise UserError(f"train.min_steps={self.min_steps} must be 0 (`epochs` alone decide) or more")
         if self.batch_size < 1 or self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size:
             raise UserError(
                 f"batch_size={self.batch_size} must be a multiple of micro_batch_size={self.micro_batch_size}"
             )
+
+    def steps_per_epoch(self, n_rows: int) -> int:
+        """Return the optimizer steps of one epoch over this many rows; the last may take fewer rows."""
+        return math.ceil(n_rows / self.batch_size)
+
+    def epochs_of(self, n_rows: int) -> int:
+        """Return the epochs that are trained on this many rows: `epochs`, or as many whole ones as take
+        `min_steps`."""
+        return max(self.epochs, math.ceil(self.min_steps / self.steps_per_epoch(n_rows)))
+
+    def reads(self) -> dict[str, Any]:
+        """Return what changes the trained model, for the cache key."""
+        settings = describe(self)
+        if not self.min_steps:
+            del settings["min_steps"]
+        return settings
 
 
 def micro_batch_size(config: TrainConfig, processes: int) -> int:

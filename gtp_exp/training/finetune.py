@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -103,12 +102,13 @@ def _arguments(
 
     device = next(loaded.model.parameters()).device
     micro_batch = micro_batch_size(config, processes)
+    epochs = config.epochs_of(n_rows)
     arguments = TrainingArguments(
         output_dir=str(scratch),
-        num_train_epochs=config.epochs,
+        num_train_epochs=epochs,
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.schedule.value,
-        warmup_steps=int(config.warmup_ratio * config.epochs * math.ceil(n_rows / config.batch_size)),
+        warmup_steps=int(config.warmup_ratio * epochs * config.steps_per_epoch(n_rows)),
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         per_device_train_batch_size=micro_batch,

@@ -16,6 +16,7 @@ from reliability.damage import Way, damage
 
 from gtp_exp.data.examples import IGNORE
 from gtp_exp.errors import UserError
+from gtp_exp.gradients.settings import GradientConfig
 from gtp_exp.model.loss import Reduction, reference_gradients
 from gtp_exp.training.batches import TrainingRows
 from gtp_exp.training.config import BatchLoss, Schedule, TrainConfig
@@ -61,6 +62,32 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(tiny, to
     a, b, c = (tune(tiny, tokenized, tmp_path / str(i), seed=s) for i, s in enumerate([0, 0, 1]))
     assert distance(a, b) == 0
     assert distance(a, c) > 1e-3
+
+
+def test_min_steps_repeats_whole_epochs_under_one_schedule(tiny, tokenized, tmp_path):
+    """20 rows in batches of 8 are 3 steps an epoch: 7 steps need 3 epochs, as `epochs=3` trains them."""
+    rows = tokenized[:20]
+    longer = tune(tiny, rows, tmp_path / "min_steps", replace(CONFIG, epochs=2, min_steps=7))
+    assert distance(longer, tune(tiny, rows, tmp_path / "epochs", replace(CONFIG, epochs=3))) == 0
+    assert len(curve(tmp_path / "min_steps")) == 9
+    assert curve(tmp_path / "min_steps")[-1]["learning_rate"] == pytest.approx(CONFIG.learning_rate / 9)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "min_steps", "n_rows", "trained"),
+    [(4, 0, 1, 4), (4, 12, 24, 4), (4, 13, 24, 5), (1, 100, 8, 100), (1, 100, 9, 50), (2, 100, 6000, 2)],
+)
+def test_min_steps_counts_the_optimizer_steps_of_whole_epochs(epochs, min_steps, n_rows, trained):
+    assert replace(CONFIG, epochs=epochs, min_steps=min_steps).epochs_of(n_rows) == trained
+
+
+def test_min_steps_is_in_the_key_only_where_it_is_set():
+    assert "min_steps" not in CONFIG.reads()
+    assert replace(CONFIG, min_steps=7).reads() == {**CONFIG.reads(), "min_steps": 7}
+    with pytest.raises(UserError, match="min_steps=-1"):
+        replace(CONFIG, min_steps=-1)
+    with pytest.raises(UserError, match="raise gradients.warmup.epochs"):
+        GradientConfig(warmup=replace(CONFIG, min_steps=7))
 
 
 def test_accumulation_changes_nothing(tiny, tokenized, tmp_path):

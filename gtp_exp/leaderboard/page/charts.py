@@ -174,21 +174,26 @@ def styles(boards: Sequence[Board], baseline: str) -> dict[str, Style]:
     return style_of
 
 
+def _references(board: Board, metric: Metric) -> list[tuple[str, float]]:
+    """Return the values of a metric to compare with, by label."""
+    known = {"untuned": board.untuned, **board.references}
+    return [(label, numbers[metric.name]) for label, numbers in known.items() if metric.name in numbers]
+
+
 def dot_plot(board: Board, block: BoardBlock, metric: Metric, style: Mapping[str, Style]) -> DotPlot | None:
     """Return the plot of every seed at one budget; None where no row has the metric."""
     lines = [line for line in block.lines if metric.name in line.summary]
     if not lines:
         return None
     spread = _spread(lines, metric)
-    untuned = board.untuned.get(metric.name)
-    off_scale = untuned is not None and not _near(untuned, spread)
-    references = [("untuned", untuned)] if untuned is not None and not off_scale else []
+    references = [(label, value) for label, value in _references(board, metric) if _near(value, spread)]
+    off_scale = [pair for pair in _references(board, metric) if pair not in references]
     references += [(line.row.label, line.summary[metric.name].mean) for line in lines if line.is_baseline]
     axis = linear_axis([*spread, *(value for _, value in references)], metric)
     return DotPlot(
         title=metric.label,
         subtitle=metric.direction
-        + (f"; untuned {metric.show(untuned)} is off the scale" if off_scale and untuned is not None else ""),
+        + "".join(f"; {label} {metric.show(value)} is off the scale" for label, value in off_scale),
         lines=tuple(_dot_line(line, metric, axis, style[line.row.label]) for line in lines),
         axis=axis,
         references=tuple(Reference(label, axis.at(value)) for label, value in references),
@@ -235,10 +240,9 @@ def budget_plot(board: Board, metric: Metric, style: Mapping[str, Style]) -> Lin
         return None
     blocks = [block for block in board.blocks if block.n_selected > 0]
     values = [v for points in curves.values() for _, _, line in points for v in _extent(line, metric)]
-    untuned = board.untuned.get(metric.name)
-    if untuned is not None and not _near(untuned, values):
-        untuned = None  # it must not squeeze what the plot is about
-    y = linear_axis(values if untuned is None else [*values, untuned], metric)
+    # A far one must not squeeze what the plot is about.
+    compared = [(label, value) for label, value in _references(board, metric) if _near(value, values)]
+    y = linear_axis([*values, *(value for _, value in compared)], metric)
     sizes = [b.n_selected for b in blocks] + [n for points in curves.values() for n, _, _ in points]
     low, high = min(sizes), max(sizes)
     x = Axis(low / 1.12, high * 1.12, True, ())
@@ -256,7 +260,7 @@ def budget_plot(board: Board, metric: Metric, style: Mapping[str, Style]) -> Lin
                 lower.append(f"{x.at(n)},{_clamped(_down(y.at(summary.interval.low)))}")
         band = " ".join([*upper, *reversed(lower)]) if len(upper) == len(points) else ""
         series.append(Series(label, style[label], tuple(drawn), band))
-    references = () if untuned is None else (Reference("untuned", _down(y.at(untuned))),)
+    references = tuple(Reference(label, _down(y.at(value))) for label, value in compared)
     return LinePlot(
         title=metric.label,
         subtitle=metric.direction,
