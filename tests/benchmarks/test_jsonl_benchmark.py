@@ -156,6 +156,7 @@ def job(folder, *overrides):
     return subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_shortest_command_chooses_and_the_others_measure(folder):
     done = job(folder, "benchmark.target=mine.jsonl", "until=selection", *SMALL)
     assert done.returncode == 0, done.stderr
