@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gtp_exp.config import describe
-from gtp_exp.data.benchmark import HELD_OUT_LOSS, Benchmark, EvalTask, SplitsPool
+from gtp_exp.data.benchmark import HELD_OUT_LOSS, Benchmark, EvalTask, SplitsPool, described
 from gtp_exp.data.examples import Example, Pool, TokenizedExample
 from gtp_exp.data.generation import check_room_to_generate
 from gtp_exp.data.hashing import digest, rows_hash
@@ -142,7 +142,7 @@ def load_inputs(
     read, for a part without a row that carries loss, and for a test whose answers do not fit the model.
     """
     prepare = prepare or prepare_rows
-    pool = dataset.load()
+    pool, benchmark = dataset.load(), described(benchmark)
     if isinstance(benchmark, SplitsPool):
         pool, benchmark = benchmark.split(pool)
     target, held_back = benchmark.target(), ()
@@ -158,7 +158,7 @@ def load_inputs(
     prepared_validation = prepare(VALIDATION, held_back, tuned, TEST_RULES) if held_back else None
 
     def tests_of(tested: Benchmark) -> tuple[PreparedTask, ...]:
-        tests = tested.tasks() if validation is None else ()
+        tests = described(tested).tasks() if validation is None else ()
         for task in tests:
             check_room_to_generate(task, tuned.config.max_length)
         return tuple(

@@ -25,6 +25,8 @@ from typing import Any, NoReturn
 from omegaconf import OmegaConf
 
 from gtp_exp.config import build
+from gtp_exp.data.benchmark import ChecksFiles
+from gtp_exp.data.sources.base import DataSource
 from gtp_exp.errors import UserError
 from gtp_exp.launch import heartbeat
 from gtp_exp.launch.faults import storage_fault
@@ -86,6 +88,7 @@ def _complete(
         if _is_main():
             write_record(record, directory)
             (directory / METRICS_NAME).unlink(missing_ok=True)
+        check_files(config)
         gc.disable()  # collections would find nothing among what is imported, for an eighth of that time
         from gtp_exp.experiment import run
 
@@ -144,6 +147,24 @@ def assemble(config: Mapping[str, Any], build: Callable[[Any, str], Any] = build
     outside = {k: v for k, v in config.items() if k not in (*groups, "tests")}
     target = f"{Settings.__module__}.{Settings.__qualname__}"
     return Experiment(**parts, settings=build({"_target_": target, **outside}, "config"), tests=tests)
+
+
+def check_files(config: Mapping[str, Any]) -> None:
+    """Look at the files that a job names, as far as it is done at once and without torch.
+
+    config: as `assemble` takes it. Raises UserError for a file that is not there, whose rows have no known
+    form, or that is needed and not given.
+    """
+    dataset = build(config.get("dataset", {}), "dataset")
+    if isinstance(dataset, DataSource):
+        dataset.check_files()
+    tested = config.get("until") == "evaluation"
+    benchmark = build(config.get("benchmark", {}), "benchmark")
+    if isinstance(benchmark, ChecksFiles):
+        benchmark.check_files(aimed_at=True, tested=tested)
+    for name, node in (config.get("tests") or {}).items():
+        if isinstance(test := build(node, f"tests.{name}"), ChecksFiles):
+            test.check_files(aimed_at=False, tested=tested)
 
 
 def _begin(config: dict[str, Any], job: dict[str, Any]) -> RunRecord:

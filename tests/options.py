@@ -18,6 +18,7 @@ REQUIRED = {
     ("dataset", "hub"): ["dataset.hub_id=owner/name"],
     ("model", "hub"): ["model.name_or_path=owner/name"],
     ("benchmark", "lm_eval"): ["benchmark.names=[arc_easy]"],
+    ("benchmark", "jsonl"): ["benchmark.target=mine.jsonl"],
     ("benchmark", "jsonl_choice"): ["benchmark.validation=v.jsonl", "benchmark.test=t.jsonl"],
 }
 

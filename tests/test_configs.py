@@ -45,7 +45,7 @@ def test_every_option_composes_into_checked_objects(group, option):
 
 @pytest.mark.parametrize(("group", "option"), sorted(REQUIRED))
 def test_an_option_that_lacks_what_only_a_person_knows_says_so(group, option):
-    with pytest.raises(UserError, match="test|files|hub_id|names|name_or_path"):
+    with pytest.raises(UserError, match="target|test|files|hub_id|names|name_or_path"):
         build(f"{group}={option}")
 
 
@@ -68,17 +68,18 @@ CANONICAL = [
     ("tracking", "wandb"),
     ("benchmark", "skills_target"),
     ("benchmark", "pool_held_out"),
+    ("benchmark", "jsonl"),
     *[("selector", name) for name in names("selector") if not name.startswith("gtp_")],
 ]
 
 
 @pytest.mark.parametrize(("group", "name"), CANONICAL)
 def test_a_class_has_the_values_of_its_option(group, name):
-    node = option(group, name)
-    if (group, name) == ("dataset", "jsonl"):
-        node["files"] = ["pool.jsonl"]
-    built = build_node(node, group)
-    given = {"files": ["pool.jsonl"]} if (group, name) == ("dataset", "jsonl") else {}
+    given = {
+        ("dataset", "jsonl"): {"files": ["pool.jsonl"]},
+        ("benchmark", "jsonl"): {"target": "mine.jsonl"},
+    }.get((group, name), {})
+    built = build_node({**option(group, name), **given}, group)
     if name == "perplexity_top":
         given = {"part": built.part}
     assert built == type(built)(**given)

@@ -1,34 +1,26 @@
 """Any multiple-choice data set in two files: validation rows as the target, test rows to be tested on.
 
-validation: {"id": str, "messages": [{"role": ..., "content": ...}, ...]}, the last message the assistant's
-test:       {"id": str, "query": str, "choices": [str, ...], "gold": int}, gold an index into choices
-Both may have "subtask": str. Subtasks are tested one by one, and a selector may weigh them one by one.
+validation: rows in every form that a pool takes, such as {"messages": [{"role": ..., "content": ...}, ...]}
+test:       {"query": str, "choices": [str, ...], "gold": int}, gold an index into choices
+Both may have "id", unique in its file, and "subtask": str. Subtasks are tested one by one,
+and a selector may weigh them one by one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Optional
 
 from gtp_benchmarks.choice_task import ChoiceMetric, choice_task
+from gtp_benchmarks.own_rows import check_forms, check_limits, first_of_each, read_examples, task_name
 from gtp_exp.data.benchmark import Answers, EvalTask
 from gtp_exp.data.examples import Example
-from gtp_exp.data.reading import expand, read_rows
-from gtp_exp.data.rows import ColumnNames, Format, Place, RowLayout, as_text, read_pool
+from gtp_exp.data.reading import expand, read_rows, stems
+from gtp_exp.data.rows import Place, as_text
 from gtp_exp.errors import UserError
 
-PlacedRow = tuple[Place, Mapping[str, Any]]
-
-_VALIDATION = RowLayout(
-    Format.MESSAGES,
-    ColumnNames(
-        "id", "messages", "role", "content", "prompt", "completion", "instruction", "input", "output"
-    ),
-    id_column="id",
-    stem="",
-)
+PlacedRow = tuple[str, Place, Mapping[str, Any]]  # an id of the file's name and the row's number, first
 
 
 @dataclass(frozen=True)
@@ -52,13 +44,16 @@ class JsonlChoice:
     def __post_init__(self) -> None:
         if not self.name:
             raise UserError("benchmark.name is empty; it names the task in tables, so give it one")
-        for key in ("target_rows", "test_rows"):
-            if (limit := getattr(self, key)) is not None and limit < 1:
-                raise UserError(
-                    f"benchmark.{key}={limit} leaves no rows; give a positive number, or null for all"
-                )
+        check_limits(self.target_rows, self.test_rows)
         if self.num_fewshot < 0:
             raise UserError(f"benchmark.num_fewshot={self.num_fewshot} must be 0 or more")
+
+    def check_files(self, *, aimed_at: bool, tested: bool) -> None:
+        """Raise UserError for a file that is not there or has no known form."""
+        if aimed_at and self.validation is not None:
+            check_forms(self.validation)
+        if tested:
+            expand([self.test])
 
     def target(self) -> tuple[Example, ...]:
         """Return the rows that a selector may see. Raises UserError for a row that is malformed."""
@@ -67,18 +62,8 @@ class JsonlChoice:
                 "benchmark.validation=null: a benchmark to aim at, or with num_fewshot above 0, needs target "
                 "rows; give the path of a file"
             )
-        where, rows = _rows(self.validation, "benchmark.validation", ("id", "messages"))
-        pool = read_pool(((place, row, _VALIDATION) for place, row in rows), seen={})
-        if pool.skipped:
-            reasons = ", ".join(f"{n} with {reason}" for reason, n in pool.skipped.items())
-            raise UserError(
-                f"{where} holds target rows that cannot be used ({reasons}); complete or remove them"
-            )
-        examples = [
-            replace(e, subtask=str(pool.hidden.get(e.id, {}).get("subtask", self.name)))
-            for e in pool.examples
-        ]
-        return tuple(_first(examples, lambda e: e.subtask, self.target_rows))
+        rows = read_examples(self.validation, "benchmark.validation", self.name)
+        return tuple(first_of_each(rows, lambda row: row.subtask, self.target_rows))
 
     def tasks(self) -> tuple[EvalTask, ...]:
         """Return one test task per subtask. Raises UserError for a row that is malformed."""
@@ -94,7 +79,7 @@ class JsonlChoice:
                 )
             tasks.append(
                 choice_task(
-                    self.name if subtask == self.name else f"{self.name}_{subtask}",
+                    task_name(self.name, subtask),
                     [doc for doc in docs if doc["subtask"] == subtask],
                     metric=self.metric,
                     chat=self.chat,
@@ -105,27 +90,31 @@ class JsonlChoice:
         return tuple(tasks)
 
     def _test_docs(self) -> list[dict[str, Any]]:
-        _, rows = _rows(self.test, "benchmark.test", ("id", "query", "choices", "gold"))
+        rows = _rows(self.test, "benchmark.test", ("query", "choices", "gold"))
         seen: dict[str, Place] = {}
         docs = []
-        for place, row in rows:
-            doc = _test_doc(place, row, self.name)
+        for made_up, place, row in rows:
+            doc = _test_doc(place, {"id": made_up, **row}, self.name)
             if doc["id"] in seen:
                 raise UserError(
                     f"id '{doc['id']}' occurs twice: {seen[doc['id']]} and {place}; make ids unique"
                 )
             seen[doc["id"]] = place
             docs.append(doc)
-        return list(_first(docs, lambda doc: doc["subtask"], self.test_rows))
+        return list(first_of_each(docs, lambda doc: doc["subtask"], self.test_rows))
 
 
-def _rows(path: str, key: str, columns: Sequence[str]) -> tuple[str, list[PlacedRow]]:
+def _rows(path: str, key: str, columns: Sequence[str]) -> list[PlacedRow]:
     """Return all rows of one file. Raises UserError if it is missing, empty or without one of the columns."""
     files = expand([path])
-    rows = [row for file in files for row in read_rows(file)]
+    rows = [
+        (f"{stem}-{place.number:06d}", place, row)
+        for file, stem in zip(files, stems(files), strict=True)
+        for place, row in read_rows(file)
+    ]
     if not rows:
         raise UserError(f"{path} ({key}) holds no rows")
-    for place, row in rows:
+    for _, place, row in rows:
         for column in columns:
             if column not in row:
                 there = ", ".join(map(str, row)) or "no columns"
@@ -133,7 +122,7 @@ def _rows(path: str, key: str, columns: Sequence[str]) -> tuple[str, list[Placed
                     f"{place} has no column '{column}'; {key} needs {', '.join(columns)}; "
                     f"this row has {there}"
                 )
-    return path, rows
+    return rows
 
 
 def _test_doc(place: Place, row: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -156,15 +145,6 @@ def _test_doc(place: Place, row: Mapping[str, Any], name: str) -> dict[str, Any]
     gold = choices.index(choices[gold])
     own = as_text(str(row["id"]), "id", place)
     return {"id": own, "query": query, "choices": choices, "gold": gold, "subtask": subtask}
-
-
-def _first(rows: Iterable[Any], subtask_of: Any, limit: int | None) -> Iterable[Any]:
-    """Return the first rows of each subtask, in the order of the file."""
-    groups: dict[str, list[Any]] = {}
-    for row in rows:
-        groups.setdefault(subtask_of(row), []).append(row)
-    for group in groups.values():
-        yield from islice(group, limit)
 
 
 def _shot(example: Example) -> dict[str, Any]:

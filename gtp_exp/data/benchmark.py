@@ -63,6 +63,33 @@ class Benchmark(Protocol):
         ...
 
 
+@runtime_checkable
+class DescribesBenchmark(Protocol):
+    """Marks an option that is no benchmark itself but makes one, as its keys bear the names of a benchmark's
+    methods."""
+
+    def benchmark(self) -> Benchmark:
+        """Return the benchmark that the option describes."""
+        ...
+
+
+@runtime_checkable
+class ChecksFiles(Protocol):
+    """Marks an option of the group `benchmark` that reads files of the user's."""
+
+    def check_files(self, *, aimed_at: bool, tested: bool) -> None:
+        """Raise UserError for what can be told of the files at once: a job asks before its long imports.
+
+        aimed_at: whether a selector will see its target; tested: whether a model will be tested on it.
+        """
+        ...
+
+
+def described(option: Benchmark | DescribesBenchmark) -> Benchmark:
+    """Return the benchmark of an option: what it makes, or the option itself."""
+    return option.benchmark() if isinstance(option, DescribesBenchmark) else option
+
+
 def answers_of(benchmark: Benchmark) -> Answers:
     """Return what a benchmark says of its answers; TEXT where it says nothing. Raises UserError for another
     value than a member of Answers."""

@@ -124,6 +124,7 @@ def records_of(
     stem: str,
     source: str | None = None,
     ids: Ids | None = None,
+    group: str = "dataset",
 ) -> Iterator[Record]:
     """Yield the rows of one file with their layout, which the first row decides. Raises UserError if there is
     no row."""
@@ -131,11 +132,40 @@ def records_of(
     for place, row in rows:
         if layout is None:
             layout = detect_layout(
-                row.keys(), str(place), format=format, columns=columns, ids=ids, stem=stem, source=source
+                row.keys(),
+                str(place),
+                format=format,
+                columns=columns,
+                ids=ids,
+                stem=stem,
+                source=source,
+                group=group,
             )
         yield place, row, layout
     if layout is None:
         raise UserError(f"{where} holds no rows")
+
+
+def records_of_files(
+    paths: Sequence[Path],
+    *,
+    format: Format,
+    columns: ColumnNames,
+    ids: Ids | None = None,
+    group: str = "dataset",
+) -> Iterator[Iterator[Record]]:
+    """Yield for each file its rows with their layout; each file may have its own form. group: whose options
+    describe the files, for messages."""
+    for path, made_up in zip(paths, stems(paths), strict=True):
+        yield records_of(
+            read_rows(path),
+            shown(path),
+            format=format,
+            columns=columns,
+            ids=ids,
+            stem=made_up,
+            group=group,
+        )
 
 
 def read_rows(path: Path, name: str | None = None) -> Iterator[tuple[Place, Mapping[str, Any]]]:

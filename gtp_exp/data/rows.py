@@ -98,6 +98,7 @@ class RowLayout:
     stem: str
     source: str | None = None  # label of the file in a mixture, kept among the hidden facts
     ids: Ids | None = None  # None: not of a pool, so that the options of `dataset` say nothing of it
+    group: str = "dataset"  # whose options describe the file, for messages
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -120,8 +121,9 @@ def detect_layout(
     stem: str,
     source: str | None = None,
     ids: Ids | None = None,
+    group: str = "dataset",
 ) -> RowLayout:
-    """Return how to read a file that has the columns `present`. ids: None for rows that no option describes.
+    """Return how to read a file that has the columns `present`. ids: None for rows that are not of a pool.
 
     Raises UserError where they do not fit, with the columns that are there.
     """
@@ -138,24 +140,24 @@ def detect_layout(
             problem = "fit several forms" if fitting else "fit no known form"
             raise UserError(
                 f"{where} has the columns {listed}: they {problem}. Known are {forms}; "
-                "set dataset.format, and dataset.columns if yours are named otherwise"
+                f"set {group}.format, and {group}.columns if yours are named otherwise"
             )
         format = fitting[0]
     for name in needed[format]:
         if name not in present:
             raise UserError(
-                f"{where} has no column '{name}', which dataset.format={format.value} reads; it has "
-                f"{listed}. Name the right column in dataset.columns"
+                f"{where} has no column '{name}', which {group}.format={format.value} reads; it has "
+                f"{listed}. Name the right column in {group}.columns"
             )
     if ids is Ids.NUMBER:
-        return RowLayout(format, columns, None, stem, source, ids)
+        return RowLayout(format, columns, None, stem, source, ids, group)
     if columns.id is not None and columns.id not in present:
         raise UserError(
-            f"{where} has no column '{columns.id}' (dataset.columns.id); it has {listed}. "
-            "Name the right column, or set dataset.ids=number to number the rows"
+            f"{where} has no column '{columns.id}' ({group}.columns.id); it has {listed}. "
+            f"Name the right column, or set {group}.{'columns.id=null' if ids is None else 'ids=number'}"
         )
     id_column = columns.id if columns.id is not None else ("id" if "id" in present else None)
-    return RowLayout(format, columns, id_column, stem, source, ids)
+    return RowLayout(format, columns, id_column, stem, source, ids, group)
 
 
 Record = tuple[Place, Mapping[str, Any], RowLayout]
@@ -295,7 +297,7 @@ def _messages(row: Mapping[str, Any], place: Place, layout: RowLayout) -> tuple[
     """Return the conversation. Raises LeftOut for one without an answer at its end."""
     columns = layout.columns
     if layout.format is Format.MESSAGES:
-        messages = _conversation(_part(row, columns.messages, place), place, columns)
+        messages = _conversation(_part(row, columns.messages, place), place, layout)
     elif layout.format is Format.PROMPT_COMPLETION:
         prompt = as_text(_part(row, columns.prompt, place), columns.prompt, place)
         messages = _single_turn(row, prompt, columns.completion, place)
@@ -320,8 +322,9 @@ def _single_turn(row: Mapping[str, Any], prompt: str, name: str, place: Place) -
     return Message("user", prompt), Message("assistant", answer, reasoning_of(row))
 
 
-def _conversation(value: Any, place: Place, columns: ColumnNames) -> tuple[Message, ...]:
+def _conversation(value: Any, place: Place, layout: RowLayout) -> tuple[Message, ...]:
     """Return the turns of a list of messages."""
+    columns, group = layout.columns, layout.group
     if not isinstance(value, (list, tuple)):
         raise UserError(f"{place}: '{columns.messages}' must be a list of messages, found {_kind(value)}")
     messages = []
@@ -336,7 +339,7 @@ def _conversation(value: Any, place: Place, columns: ColumnNames) -> tuple[Messa
                 there = ", ".join(map(str, item)) or "nothing"
                 raise UserError(
                     f"{place}: message {number} has no '{name}'; it has {there}. "
-                    "Name the keys in dataset.columns.role and dataset.columns.content"
+                    f"Name the keys in {group}.columns.role and {group}.columns.content"
                 )
         role = item[columns.role]
         role = SHAREGPT_ROLES.get(role, role) if isinstance(role, str) else role

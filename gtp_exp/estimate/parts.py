@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from gtp_exp.config import build, describe
-from gtp_exp.data.benchmark import Benchmark, EvalTask, SplitsPool
+from gtp_exp.data.benchmark import Benchmark, EvalTask, SplitsPool, described
 from gtp_exp.data.examples import Example, Pool, TokenizedExample
 from gtp_exp.data.hashing import content_hash
 from gtp_exp.data.sources.base import DataSource
@@ -143,9 +143,9 @@ class Parts:
             key = fingerprint(job["benchmark"], job["dataset"])
             task = EvalTask(key, "", {}, (), held_out=(Unread(key, ()),) * held_out)
             return (_Rows(pool, None, (task,)) if unread(pool.examples) else benchmark), ""
-        tests = held_back(job) is None
+        tests, rows_of = held_back(job) is None, described(benchmark)
         rows, why = self._once(
-            lambda: _tried(lambda: (benchmark.target(), benchmark.tasks() if tests else ())),
+            lambda: _tried(lambda: (rows_of.target(), rows_of.tasks() if tests else ())),
             *("benchmark", id(benchmark), tests),
         )
         key = fingerprint(job["benchmark"])
@@ -158,7 +158,7 @@ class Parts:
         unread_tests: dict[str, str] = {}
         for name, benchmark in experiment.tests.items():
             tests = held_back(job) is None
-            reading = functools.partial(_tried, benchmark.tasks)
+            reading = functools.partial(_tried, described(benchmark).tasks)
             tasks, why = self._once(reading, "further", id(benchmark)) if tests else ((), "")
             if why:
                 unread_tests[name] = why

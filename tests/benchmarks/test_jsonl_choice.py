@@ -64,6 +64,19 @@ def test_rows_come_as_written(benchmark):
     assert [e.completion for e in task.held_out] == ["yes", "no"] * 5
 
 
+def test_ids_are_optional_and_target_rows_come_in_any_form(benchmark, tmp_path):
+    row = {"instruction": "Is it even?", "input": "4", "output": "yes", "subtask": "four"}
+    tests = [{k: v for k, v in test_row(i).items() if k != "id"} for i in range(3)]
+    loose = replace(
+        benchmark, validation=write(tmp_path / "v.jsonl", [row]), test=write(tmp_path / "t.jsonl", tests)
+    )
+    (example,) = loose.target()
+    assert (example.id, example.prompt, example.completion, example.subtask) == (
+        *("v-000001", "Is it even?\n\n4", "yes", "four"),
+    )
+    assert [d["id"] for d in loose.tasks()[0].docs] == ["t-000001", "t-000002", "t-000003"]
+
+
 def test_limits_keep_the_first_rows(benchmark):
     small = replace(benchmark, target_rows=2, test_rows=3)
     assert [e.id for e in small.target()] == ["v0", "v1"]
@@ -138,8 +151,12 @@ def test_a_bad_test_row_is_refused_with_its_line(benchmark, tmp_path, row, messa
     ("row", "message"),
     [
         ("{not json", r"bad\.jsonl:2 is not JSON"),
-        ({"id": "x", "prompt": "?", "completion": "!"}, r":2 has no column 'messages'.*prompt, completion"),
-        ({"messages": []}, r":2 has no column 'id'"),
+        (
+            {"id": "x", "prompt": "?", "completion": "!"},
+            r":2 has no 'messages', which other rows .*prompt, completion",
+        ),
+        ({"messages": []}, r":2 has no 'id', which other rows"),
+        (validation_row(1, subtask=" "), r"the row 'v1' of benchmark.validation has an empty 'subtask'"),
         ({"id": "x", "messages": [{"role": "robot", "content": "?"}]}, r":2: message 1 has the role 'robot'"),
         (
             {
@@ -165,7 +182,7 @@ def test_a_missing_or_empty_file_is_refused_with_its_key(benchmark, tmp_path, ke
 
     with pytest.raises(UserError, match=r"no such file.*nowhere\.jsonl"):
         read(replace(benchmark, **{key: str(tmp_path / "nowhere.jsonl")}))
-    with pytest.raises(UserError, match=f"benchmark.{key}.* holds no rows"):
+    with pytest.raises(UserError, match=r"empty\.jsonl.* holds no rows"):
         read(replace(benchmark, **{key: write(tmp_path / "empty.jsonl", [""])}))
 
 

@@ -22,6 +22,9 @@ class DataSource(ABC):
         """Return how rows of pool and target are taken that cannot be taken as they are."""
         return RowRules(self.over_length, self.special_tokens)
 
+    def check_files(self) -> None:  # noqa: B027  most data sets have nothing that shows so soon
+        """Raise UserError for what can be told of the files at once: a job asks before its long imports."""
+
     @abstractmethod
     def load(self) -> Pool:
         """Read the whole pool. Raises UserError where it cannot be read."""
