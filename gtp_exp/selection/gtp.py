@@ -93,7 +93,7 @@ class GTP(Selector):
     subspace_rows: int = 8192  # pool rows that estimate the principal components, at most
     target_columns: TargetColumns = TargetColumns.MEAN
     solver: Solver = field(default_factory=CoSaMP)  # of one round; see selection/solvers
-    regularisation: Regularisation = Regularisation.CROSS_VALIDATION
+    regularisation: Regularisation = Regularisation.FIXED
     ridge: float = 1.0  # lam over the mean squared norm of the atoms
     # Those that cross-validation may choose, ascending.
     ridges: list[float] = field(default_factory=lambda: [0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0])

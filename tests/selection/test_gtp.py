@@ -29,6 +29,7 @@ SOLVERS = {
     "greedy": Greedy(),
 }
 FIXED = {"regularisation": "fixed"}
+CROSS_VALIDATED = {"regularisation": "cross_validation"}
 
 
 def two_checkpoints(n=300, m=32, seed=0, rows=24):
@@ -393,7 +394,7 @@ def test_parts_need_a_target_and_a_row_each():
 def warnings_of(caplog, pool, target):
     """Return what is logged of a choice, and its diagnostics."""
     caplog.clear()
-    chosen = gtp().select(problem([pool], [target], rows=10))
+    chosen = gtp(**CROSS_VALIDATED).select(problem([pool], [target], rows=10))
     return " ".join(record.getMessage() for record in caplog.records), chosen.diagnostics
 
 
@@ -438,7 +439,7 @@ def test_the_search_for_the_ridge_shows_how_far_it_is(monkeypatch):
     monkeypatch.setattr("gtp_exp.selection.gtp.tqdm", Bar)
     generator = torch.Generator().manual_seed(0)
     pool, target = torch.randn(60, 8, generator=generator), torch.randn(8, 8, generator=generator) + 1
-    gtp(folds=2, ridges=[0.1, 1.0]).select(problem([pool], [target], rows=12))
+    gtp(folds=2, ridges=[0.1, 1.0], **CROSS_VALIDATED).select(problem([pool], [target], rows=12))
     ((bar, most),) = bars
     assert most == 2 * (2 + 2) and 0 < bar.n <= most and bar.total == bar.n
 

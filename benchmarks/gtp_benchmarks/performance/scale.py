@@ -93,14 +93,14 @@ def measure_curves(base: Point, scratch: Path, repeats: int) -> dict[Point, Meas
 
 
 def measure_modes(base: Point, scratch: Path) -> tuple[MeasuredSelection, list[MeasuredSelection]]:
-    """Measure the base point cross-validated as shipped, and chosen in parts."""
+    """Measure the base point with a cross-validated ridge, and chosen in parts."""
     with stored(base, scratch) as folder:
-        shipped = measure_point(folder, base, 1, regularisation=Regularisation.CROSS_VALIDATION, folds=4)
+        validated = measure_point(folder, base, 1, regularisation=Regularisation.CROSS_VALIDATION, folds=4)
         parts = [
             measure_point(folder, base, 1, partitions=count) if count > 1 else measure_point(folder, base, 1)
             for count in tqdm(PARTITIONS, desc="partitions", file=sys.stderr)
         ]
-    return shipped, parts
+    return validated, parts
 
 
 def measure_limits(limit: int, scratch: Path) -> list[dict[str, float | bool]]:
@@ -316,7 +316,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     scratch = Path(tempfile.mkdtemp(prefix="gtp-exp-", dir=options.scratch))
     try:
         measured = measure_curves(base, scratch, options.repeats)
-        shipped, parts = measure_modes(base, scratch)
+        validated, parts = measure_modes(base, scratch)
         limits = measure_limits(options.limit_mib << 20, scratch)
     finally:
         shutil.rmtree(scratch)
@@ -341,15 +341,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             "cpu: seconds of the processor of the process that took most, which other work on the machine "
             "does not lengthen as it does wall time. memory: anonymous, beyond that at the start. "
             "sent: numbers that a process hands to sums over all.",
-            f"Passes per round: {per_round:.1f} in the median. Cross-validated as shipped, the base point "
-            f"takes {shipped.passes} passes and {shipped.cpu:.1f} s.",
+            f"Passes per round: {per_round:.1f} in the median. With a cross-validated ridge the base point "
+            f"takes {validated.passes} passes and {validated.cpu:.1f} s.",
         ],
         repeats={},
         details={
             "points": [asdict(one) for one in points],
             "time": asdict(time),
             "memory": asdict(memory),
-            "shipped": asdict(shipped),
+            "cross_validated": asdict(validated),
             "partitions": [asdict(one) for one in parts],
             "limits": limits,
             "projection": asdict(project(scenario, time, memory, per_round)),
