@@ -94,7 +94,7 @@ class GTP(Selector):
     target_columns: TargetColumns = TargetColumns.MEAN
     solver: Solver = field(default_factory=CoSaMP)  # of one round; see selection/solvers
     regularisation: Regularisation = Regularisation.FIXED
-    ridge: float = 1.0  # lam over the mean squared norm of the atoms
+    ridge: float = 0.3  # lam over the mean squared norm of the atoms
     # Those that cross-validation may choose, ascending.
     ridges: list[float] = field(default_factory=lambda: [0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0])
     folds: int = 4

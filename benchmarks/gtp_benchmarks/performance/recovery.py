@@ -41,7 +41,8 @@ RIDGE = 1e-3
 
 FITS = {
     "no ridge to speak of": {"regularisation": Regularisation.FIXED, "ridge": 1e-3},
-    "fixed ridge 1 (as shipped)": {"regularisation": Regularisation.FIXED, "ridge": 1.0},
+    "as shipped, a fixed ridge": {},
+    "fixed ridge 1": {"regularisation": Regularisation.FIXED, "ridge": 1.0},
     "cross-validated": {"regularisation": Regularisation.CROSS_VALIDATION},
 }
 
