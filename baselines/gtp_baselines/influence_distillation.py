@@ -27,10 +27,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 
 from gtp_baselines.aggregation import Aggregation, choose_by_similarity, group_target
-from gtp_baselines.gradient_rows import chunks_of, pool_and_target
+from gtp_baselines.gradient_rows import pool_and_target
+from gtp_baselines.less import add_cosines
 from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.end_of_turn import Weight
@@ -65,13 +65,9 @@ class InfluenceDistillation(Selector):
         )
         (t,) = taken_checkpoints(len(pool.learning_rates), [self.checkpoint])
         groups = group_target(problem, self.aggregation)
-        sums = torch.zeros(len(groups.names), target.dim, dtype=torch.float64)
-        for start, chunk in chunks_of(target.features(t, self.target_direction)):
-            groups.sums(F.normalize(chunk, dim=1), start, sums)
-        means = groups.means(sums).float()  # [G, dim]
-        p = torch.empty(len(means), pool.n)
-        for start, chunk in chunks_of(pool.features(t, self.direction)):
-            p[:, start : start + len(chunk)] = means @ F.normalize(chunk, dim=1).T
+        rows, aims = pool.features(t, self.direction), target.features(t, self.target_direction)
+        p = torch.zeros(len(groups.names), pool.n)
+        add_cosines(p, 1.0, groups, rows, aims, None)
         chosen, scores = choose_by_similarity(p, problem, self.aggregation)
         weights = objective_weights(scores, chosen) if self.use_objective else unit_weights(len(chosen))
         return Selection(chosen, weights, scores, {"checkpoint": t, "groups": len(groups.names)})

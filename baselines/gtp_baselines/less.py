@@ -26,7 +26,8 @@ from gtp_baselines.aggregation import Aggregation, Groups, choose_by_similarity,
 from gtp_baselines.gradient_rows import chunks_of, pool_and_target
 from gtp_exp.decode import check_fields
 from gtp_exp.gradients.end_of_turn import Weight
-from gtp_exp.selection.atoms.metric import Metric, MetricSettings
+from gtp_exp.gradients.features import Rows
+from gtp_exp.selection.atoms.metric import Metric, MetricSettings, Whitening
 from gtp_exp.selection.atoms.sketches import CheckpointWeights, checkpoint_shares
 from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector, unit_weights
 
@@ -77,13 +78,21 @@ def influence(
     pool, target, _ = pool_and_target(problem, direction, target_direction, selector)
     total = torch.zeros(len(groups.names), pool.n)
     for t, share in enumerate(checkpoint_shares(pool.learning_rates, CheckpointWeights.LEARNING_RATE)):
-        whitening = metric.of(pool.features(t, direction))
-        sums = torch.zeros(len(groups.names), target.dim, dtype=torch.float64)
-        for start, chunk in chunks_of(target.features(t, target_direction)):
-            chunk = chunk if whitening is None else whitening.apply(chunk)
-            groups.sums(F.normalize(chunk, dim=1), start, sums)
-        means = groups.means(sums).float()  # [G, dim]
-        for start, chunk in chunks_of(pool.features(t, direction)):
-            chunk = chunk if whitening is None else whitening.apply(chunk)
-            total[:, start : start + len(chunk)] += share * (means @ F.normalize(chunk, dim=1).T)
+        rows, aims = pool.features(t, direction), target.features(t, target_direction)
+        add_cosines(total, share, groups, rows, aims, metric.of(rows))
     return total
+
+
+def add_cosines(
+    total: torch.Tensor, share: float, groups: Groups, pool: Rows, target: Rows, whitening: Whitening | None
+) -> None:
+    """Add to total [G, N] a share of every pool row's mean cosine with the target rows of every group, at one
+    checkpoint."""
+    sums = torch.zeros(len(groups.names), target.shape[1], dtype=torch.float64)
+    for start, chunk in chunks_of(target):
+        chunk = chunk if whitening is None else whitening.apply(chunk)
+        groups.sums(F.normalize(chunk, dim=1), start, sums)
+    means = groups.means(sums).float()  # [G, dim]
+    for start, chunk in chunks_of(pool):
+        chunk = chunk if whitening is None else whitening.apply(chunk)
+        total[:, start : start + len(chunk)] += share * (means @ F.normalize(chunk, dim=1).T)

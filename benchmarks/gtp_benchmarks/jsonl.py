@@ -15,6 +15,7 @@ from enum import Enum
 from typing import Any, ClassVar, Optional
 
 from gtp_benchmarks.own_rows import check_forms, check_limits, first_of_each, read_examples, task_name
+from gtp_benchmarks.written_task import written_task
 from gtp_exp.data.benchmark import HELD_OUT_LOSS, Answers, EvalTask
 from gtp_exp.data.examples import Example
 from gtp_exp.data.rows import ColumnNames, Format
@@ -116,30 +117,14 @@ class RowsOfFiles:
         docs = tuple(map(_asked, rows))
         # An answer ends at the end of turn; of one line, also at a line break.
         until = [] if any("\n" in doc["answer"] for doc in docs) else ["\n"]
-        config = {
-            "output_type": "generate_until",
-            "doc_to_text": "query",
-            "doc_to_target": "answer",
-            "target_delimiter": "",
-            "num_fewshot": 0,
-            "generation_kwargs": {
-                "until": until,
-                "do_sample": False,
-                "max_gen_toks": self.files.max_new_tokens,
-            },
-            "filter_list": [
-                {
-                    "name": "answer",
-                    "filter": [
-                        {"function": "regex", "regex_pattern": r"^\s*([\s\S]*?)\s*$", "fallback": ""},
-                        {"function": "take_first"},
-                    ],
-                }
-            ],
-            "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
-            "metadata": {"version": 1.0},
-        }
-        return EvalTask(name, "exact_match,answer", config, docs, held_out=tuple(rows))
+        return written_task(
+            name,
+            docs,
+            pattern=r"^\s*([\s\S]*?)\s*$",
+            until=until,
+            max_tokens=self.files.max_new_tokens,
+            held_out=rows,
+        )
 
 
 def _asked(row: Example) -> dict[str, Any]:

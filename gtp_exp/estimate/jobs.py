@@ -99,19 +99,20 @@ class _Compositions:
         if len(lines) != len(self._first) or len(differ) < 2:
             return None
         first, first_names = self.of(self._first)
-        config, names, changed = copy.deepcopy(first), dict(first_names), set[str]()
+        names, changed = dict(first_names), dict[str, Any]()
         for i in differ:
             alone = (*self._first[:i], lines[i], *self._first[i + 1 :])
             changes = self._changes_of(alone)
-            if changed & changes.keys() or not all(key in config for key in changes):
+            if changed.keys() & changes.keys() or not all(key in first for key in changes):
                 return None
-            changed |= changes.keys()
-            with open_dict(config):
-                config.update(changes)
+            changed |= changes
             names_alone = self.of(alone)[1]
             names = {group: option for group, option in names.items() if group in names_alone} | {
                 group: option for group, option in names_alone.items() if first_names.get(group) != option
             }
+        config = copy.deepcopy(first)
+        with open_dict(config):
+            config.update(changed)
         return config, names
 
     def _changes_of(self, lines: tuple[str, ...]) -> dict[str, Any]:

@@ -39,11 +39,13 @@ def draws_by_run(
 
     rows: by run and task. weights: as `mean_over_tasks` takes them.
     """
-    of_run = {run: _values(run, of_tasks, tasks, metric) for run, of_tasks in rows.items()}
+    of_run = {
+        run: values
+        for run, of_tasks in rows.items()
+        if (values := _values(run, of_tasks, tasks, metric)) is not None
+    }
     shapes = {
-        run: tuple(row_weights.tobytes() for _, row_weights in values)
-        for run, values in of_run.items()
-        if values is not None
+        run: tuple(row_weights.tobytes() for _, row_weights in values) for run, values in of_run.items()
     }
     if not shapes or not tasks:
         return {}
@@ -53,7 +55,7 @@ def draws_by_run(
     drawn = resampled(
         [
             TaskValues(
-                np.array([of_run[run][i][0] for run in runs]),  # type: ignore[index]
+                np.array([of_run[run][i][0] for run in runs]),
                 np.frombuffer(usual[i]),
                 (1 if weights is None else weights[task]) / total,
             )

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from gtp_benchmarks.choice_task import ChoiceMetric, choice_task
 from gtp_benchmarks.skills.question import Question, Skill, Split
 from gtp_benchmarks.skills.registry import SKILLS, check_skills
+from gtp_benchmarks.written_task import written_task
 from gtp_exp.data.benchmark import Answers, EvalTask
 from gtp_exp.data.examples import Example, Message
 from gtp_exp.errors import UserError
@@ -110,26 +111,12 @@ def _doc(id: str, question: Question, prompt: str, rng: Random) -> dict[str, Any
 
 def _generation_task(name: str, docs: tuple[dict[str, Any], ...]) -> EvalTask:
     longest = max(len(doc["choices"][doc["gold"]]) for doc in docs)
-    config = {
-        "output_type": "generate_until",
-        "doc_to_text": "query",
-        "doc_to_target": "answer",
-        "target_delimiter": "",
-        "num_fewshot": 0,
+    return written_task(
+        name,
+        [{"id": d["id"], "query": d["query"], "answer": d["choices"][d["gold"]]} for d in docs],
+        # The whole line but for blanks around it and a full stop: the answer alone counts.
+        pattern=r"^\s*(.*?)[\s.]*$",
         # No answer has a line break; a character is at most one token here, and the end of turn is one more.
-        "generation_kwargs": {"until": ["\n"], "do_sample": False, "max_gen_toks": min(longest, 24) + 1},
-        "filter_list": [
-            {
-                "name": "answer",
-                "filter": [
-                    # The whole line but for blanks around it and a full stop: the answer alone counts.
-                    {"function": "regex", "regex_pattern": r"^\s*(.*?)[\s.]*$", "fallback": ""},
-                    {"function": "take_first"},
-                ],
-            }
-        ],
-        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
-        "metadata": {"version": 1.0},
-    }
-    asked = tuple({"id": d["id"], "query": d["query"], "answer": d["choices"][d["gold"]]} for d in docs)
-    return EvalTask(name=name, metric="exact_match,answer", config=config, docs=asked)
+        until=["\n"],
+        max_tokens=min(longest, 24) + 1,
+    )

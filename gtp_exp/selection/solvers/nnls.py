@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 import torch
 
 DEPENDENT = 1e-11  # squared pivot of a unit column below which it lies in the span of the passive ones
+APART = 1e-2  # ridge of a unit column above which any columns are well conditioned
 TOLERANCE = 1e-9  # gradient of a unit column, relative to the largest correlation, that counts as zero
 WARM_STEPS = 40  # of projected gradient, before the active set takes over
 PATIENCE = 40  # factorisations after which a small ridge calls for Newton's method on the dual
@@ -232,7 +233,7 @@ class _ActiveSet:
     @functools.cached_property
     def held_apart(self) -> bool:
         """Whether the ridge is so large that any passive set is well conditioned."""
-        return float(self.rho[self.live].min()) > 1e-2
+        return float(self.rho[self.live].min()) > APART
 
     def first_passive(self, start: torch.Tensor | None, guess: bool) -> torch.Tensor:
         """Return the passive columns int64 to begin with: those with weight at the start or in a guess."""
@@ -242,11 +243,8 @@ class _ActiveSet:
             first = projected_gradient(
                 lambda u: unit @ (unit.T @ u), self.correlation.float(), self.rho.float(), first.float()
             )
-        passive, half = ((first > 0) & self.live).nonzero().flatten(), self.unit.shape[1] // 2
-        if not self.held_apart and len(passive) > half:
-            # Near m columns most are dependent: begin with the largest.
-            passive = passive[first[passive].sort(descending=True, stable=True).indices[:half].sort().values]
-        return passive
+        passive = ((first > 0) & self.live).nonzero().flatten()
+        return passive if self.held_apart else largest_half(passive, first, self.unit.shape[1])
 
     def solve(self, passive: torch.Tensor) -> Solution:
         """Return the unconstrained u on the passive set, less columns in the span of those before them."""
@@ -337,6 +335,15 @@ class _ActiveSet:
         violation[passive] = gradient[passive].abs()
         kkt = float(violation.max()) / self.largest
         return NNLS(weights, self.target - fitted, kkt, self.iterations, converged)
+
+
+def largest_half(passive: torch.Tensor, weights: torch.Tensor, m: int) -> torch.Tensor:
+    """Return the passive columns int64 with the largest weights [n], at most m / 2: near m most of them are
+    dependent.
+    """
+    if len(passive) <= m // 2:
+        return passive
+    return passive[weights[passive].sort(descending=True, stable=True).indices[: m // 2].sort().values]
 
 
 def dependent(factor: torch.Tensor, failed: int) -> list[int]:

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from gtp_exp.selection.solvers.nnls import Columns, projected_gradient
+from gtp_exp.selection.solvers.nnls import APART, Columns, largest_half, projected_gradient
 
 LEAST_RIDGE = 1e-4  # of a unit column: what keeps a float32 factorisation of dependent columns apart
-APART = 1e-2  # ridge of a unit column above which any columns are well conditioned
 
 
 @dataclass(frozen=True)
@@ -44,13 +43,11 @@ class RoughFit:
         return self._solved(self.u)
 
     def _solved(self, u: torch.Tensor) -> RoughFit:
-        solved = torch.zeros_like(u)
+        solved, apart = torch.zeros_like(u), float(self.rho.min()) > APART
         for s in range(u.shape[1]):
             passive = (u[:, s] > 0).nonzero().flatten()
-            if len(passive) > self.dim // 2 and not float(self.rho.min()) > APART:
-                # Near m columns most are dependent: begin with the largest.
-                largest = u[passive, s].sort(descending=True, stable=True).indices[: self.dim // 2]
-                passive = passive[largest.sort().values]
+            if not apart:
+                passive = largest_half(passive, u[:, s], self.dim)
             passive, values = self._feasible(passive, self.pull[:, s])
             solved[passive, s] = values
         return RoughFit(self.cosines, self.pull, self.rho, solved, self.dim)
