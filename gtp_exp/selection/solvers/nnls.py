@@ -22,6 +22,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from gtp_exp.selection.solvers.wide import WideSystem
+
 DEPENDENT = 1e-11  # squared pivot of a unit column below which it lies in the span of the passive ones
 APART = 1e-2  # ridge of a unit column above which any columns are well conditioned
 TOLERANCE = 1e-9  # gradient of a unit column, relative to the largest correlation, that counts as zero
@@ -29,7 +31,6 @@ WARM_STEPS = 40  # of projected gradient, before the active set takes over
 PATIENCE = 40  # factorisations after which a small ridge calls for Newton's method on the dual
 NEWTON_STEPS = 200
 POWER_STEPS = 6  # power iterations for the step length
-REFINED = 1e-13  # residual over the right side at which a refined solution is exact
 FALL = 1 - 1e-12  # an objective must fall by more than rounding to count
 
 Solution = tuple[torch.Tensor, torch.Tensor]  # passive columns int64 [p] and their values float64 [p]
@@ -224,6 +225,7 @@ class _ActiveSet:
         self.largest = float(self.pull.max()) if len(self.pull) else 0.0
         self.correlation = torch.where(self.live, self.pull - l1 / self.scale, 0.0)
         self.zero = torch.zeros(len(self.unit), dtype=torch.float64)
+        self.wide = WideSystem(self.unit, self.rho)
         self.iterations = 0
 
     def nothing_to_fit(self) -> bool:
@@ -250,7 +252,7 @@ class _ActiveSet:
         """Return the unconstrained u on the passive set, less columns in the span of those before them."""
         if self.ridge > 0 and len(passive) > self.unit.shape[1]:
             self.iterations += 1
-            return passive, _solve_wide(self.unit[passive], self.rho[passive], self.correlation[passive])
+            return passive, self.wide.solve(passive, self.correlation[passive])
         while len(passive):
             self.iterations += 1
             gram = self.columns.cache.gram(
@@ -353,33 +355,6 @@ def dependent(factor: torch.Tensor, failed: int) -> list[int]:
     """
     pivots = factor.diagonal()[: failed - 1 if failed else None].square()
     return (pivots < DEPENDENT).nonzero().flatten().tolist() + ([failed - 1] if failed else [])
-
-
-def _solve_wide(unit: torch.Tensor, rho: torch.Tensor, correlation: torch.Tensor) -> torch.Tensor:
-    """Return (U U^T + diag(rho))^-1 c for more rows than columns, through an m x m system (Woodbury).
-
-    The system is factorised in float32 and the solution refined in float64, which converges unless the ridge
-    is tiny; there the factor is float64 too.
-    """
-    u, enough = torch.zeros_like(correlation), REFINED * float(correlation.norm())
-    for precision in (torch.float32, torch.float64):
-        scaled = (unit / rho.sqrt()[:, None]).to(precision)
-        inner = scaled.T @ scaled
-        inner.diagonal().add_(1.0)
-        factor, failed = torch.linalg.cholesky_ex(inner)
-        if int(failed):
-            continue
-        u, left, falls = torch.zeros_like(correlation), correlation, True
-        while falls and float(left.norm()) > enough:
-            inside = torch.cholesky_solve((unit.T @ (left / rho)).to(precision)[:, None], factor)[:, 0]
-            refined = u + (left - unit @ inside.double()) / rho
-            remaining = correlation - unit @ (unit.T @ refined) - rho * refined
-            falls = float(remaining.norm()) < 0.5 * float(left.norm())
-            if falls:
-                u, left = refined, remaining
-        if float(left.norm()) <= enough:
-            break
-    return u
 
 
 def _dual_newton(
