@@ -17,7 +17,8 @@ from gtp_exp.data.examples import Example, Pool, TokenizedExample
 from gtp_exp.data.generation import check_room_to_generate
 from gtp_exp.data.hashing import digest, rows_hash
 from gtp_exp.data.leakage import TestRows, flagged, leakage
-from gtp_exp.data.sources.base import DataSource
+from gtp_exp.data.near_duplicates import without_near_duplicates
+from gtp_exp.data.sources.base import DataSource, NearCopies
 from gtp_exp.data.tokenization import OverLength, RowRules, tokenize, with_special_tokens
 from gtp_exp.data.validation import NAME as VALIDATION
 from gtp_exp.data.validation import Validation, hold_back
@@ -143,6 +144,8 @@ def load_inputs(
     """
     prepare = prepare or prepare_rows
     pool, benchmark = dataset.load(), described(benchmark)
+    if dataset.near_copies is NearCopies.DROP:
+        pool = without_near_duplicates(pool)
     if isinstance(benchmark, SplitsPool):
         pool, benchmark = benchmark.split(pool)
     target, held_back = benchmark.target(), ()

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from gtp_exp.data.sources.base import NearCopies
 from gtp_exp.data.sources.jsonl import Jsonl
 from gtp_exp.data.tokenization import OverLength, SpecialTokens
 from gtp_exp.errors import UserError
@@ -15,13 +16,14 @@ from gtp_exp.inputs import load_inputs
 
 @pytest.fixture
 def load(tiny, examples, tmp_path):
-    """Load one row of these texts, and a target whose first row has them, too."""
+    """Load one row of these texts and copies of it, and a target whose first row has them, too."""
 
-    def load(prompt: str, completion: str, **rules):
+    def load(prompt: str, completion: str, copies: int = 0, **rules):
         file = tmp_path / "pool.jsonl"
-        file.write_text(json.dumps({"prompt": prompt, "completion": completion}) + "\n")
+        row = json.dumps({"prompt": prompt, "completion": completion}) + "\n"
+        file.write_text(row * (1 + copies))
         dataset = Jsonl([str(file)], **rules)
-        target = (*dataset.load().examples, *examples[:2])
+        target = (dataset.load().examples[0], *examples[:2])
         benchmark = SimpleNamespace(target=lambda: target, tasks=lambda: ())
         return load_inputs(dataset, benchmark, tiny, tiny)
 
@@ -46,3 +48,12 @@ def test_long_rows_of_pool_and_target_are_taken_as_the_data_set_says(load):
         load("Count.", "1 2 3 " * 99)
     with pytest.raises(UserError, match="dataset.over_length=drop"):
         load("Count.", "1 2 3 " * 99, over_length=OverLength.ERROR)
+
+
+@pytest.mark.parametrize("policy", list(NearCopies))
+def test_near_copies_in_the_pool_are_candidates_or_not_as_the_data_set_says(load, policy):
+    inputs = load("Count.", "One, two, three.", near_copies=policy, copies=3)
+    dropped = policy is NearCopies.DROP
+    assert len(inputs.candidates.examples) == (1 if dropped else 4)
+    assert inputs.pool_summary().rows == 4
+    assert inputs.pool_summary().excluded == ({"near copy of an earlier row": 3} if dropped else {})

@@ -43,6 +43,11 @@ class Example:
         """Return the text of the last turn."""
         return self.messages[-1].content
 
+    @property
+    def text(self) -> str:
+        """Return all turns as plain text."""
+        return " ".join(m.content for m in self.messages)
+
 
 @dataclass(frozen=True)
 class Pool:

@@ -1,7 +1,8 @@
-"""Count texts that nearly repeat an earlier one."""
+"""Find texts that nearly repeat an earlier one."""
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -9,29 +10,44 @@ from collections.abc import Sequence
 import numpy as np
 from tqdm.auto import tqdm
 
+from gtp_exp.data.examples import Pool
 from gtp_exp.data.words import comparable, words
 
 NEAR = 0.7  # Jaccard similarity of 3-grams from which two texts count as near-duplicates
+REPEATED = "near copy of an earlier row"  # why a row is left out
+
+log = logging.getLogger(__name__)
 
 
-def near_duplicates(texts: Sequence[str]) -> int:
-    """Return how many texts resemble an earlier one, copies included: the Jaccard similarity of their 3-grams
-    of words (of characters, where a script has no blanks between words) is at least NEAR.
+def near_duplicates(texts: Sequence[str]) -> list[bool]:
+    """Return which texts resemble an earlier one, copies included: the Jaccard similarity of their 3-grams of
+    words (of characters, where a script has no blanks between words) is at least NEAR.
 
-    The count is exact, without a comparison of every pair (prefix filtering; Chaudhuri, Ganti, Kaushik 2006):
-    two sets this much alike share one of the rarest |x| - ceil(NEAR |x|) + 1 3-grams of each, so texts that
-    have only frequent ones in common, a system prompt say, are never compared.
+    The answer is exact, without a comparison of every pair (prefix filtering; Chaudhuri, Ganti, Kaushik
+    2006): two sets this much alike share one of the rarest |x| - ceil(NEAR |x|) + 1 3-grams of each, so texts
+    that have only frequent ones in common, a system prompt say, are never compared.
     """
     rows = _rarest_first([_trigrams(ids) for ids in _word_ids(texts)])
     having: dict[int, list[int]] = defaultdict(list)  # 3-gram -> texts with it among their rarest
-    count = 0
+    near = []
     for i, row in enumerate(tqdm(rows, desc="near-duplicates", unit="row", delay=5, leave=False)):
         rarest = row[: len(row) - math.ceil(NEAR * len(row) - 1e-9) + 1].tolist()
         met = (j for gram in rarest for j in having[gram])
-        count += any(_jaccard(row, rows[j]) >= NEAR for j in dict.fromkeys(met))
+        near.append(any(_jaccard(row, rows[j]) >= NEAR for j in dict.fromkeys(met)))
         for gram in rarest:
             having[gram].append(i)
-    return count
+    return near
+
+
+def without_near_duplicates(pool: Pool) -> Pool:
+    """Return a pool without rows whose text, question and answer together, resembles an earlier row's."""
+    near = near_duplicates([example.text for example in pool.examples])
+    kept = tuple(example for example, again in zip(pool.examples, near, strict=True) if not again)
+    if len(kept) == len(pool.examples):
+        return pool
+    log.info("pool: left out %d of %d rows (%s)", sum(near), len(pool.examples), REPEATED)
+    hidden = {example.id: pool.hidden[example.id] for example in kept if example.id in pool.hidden}
+    return Pool(kept, hidden, {**pool.skipped, REPEATED: pool.skipped.get(REPEATED, 0) + sum(near)})
 
 
 def _word_ids(texts: Sequence[str]) -> list[np.ndarray]:

@@ -101,7 +101,7 @@ def summarise_selection(
         | {LENGTH: _lengths(n_tokens)},
         exact_duplicates=len(texts) - len(set(texts)),
         n_cut=sum(tokenized[i].cut for i in selection.indices.tolist()),
-        near_duplicates=near_duplicates([" ".join(m["content"] for m in r.messages) for r in chosen]),
+        near_duplicates=sum(near_duplicates([" ".join(m["content"] for m in r.messages) for r in chosen])),
         target_labels=len(wanted),
         labels_chosen=len(wanted & {str(r.hidden.get(ANSWER_LABEL)) for r in chosen}),
     )

@@ -1,4 +1,4 @@
-"""The count of near-duplicates, in scripts with and without blanks."""
+"""Near-duplicates are found in scripts with and without blanks, and a pool can be read without them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from gtp_exp.data.near_duplicates import NEAR, near_duplicates
+from gtp_exp.data.examples import Example, Message, Pool
+from gtp_exp.data.near_duplicates import NEAR, REPEATED, near_duplicates, without_near_duplicates
 
 SCRIPTS = {
     "English": [f"word{i} " for i in range(300)],
@@ -27,12 +28,12 @@ def test_rows_with_one_word_changed_are_near_duplicates_in_every_script(script):
     originals = [rng.choices(SCRIPTS[script], k=30) for _ in range(9)]
     changed = [[*row[:-1], rng.choice(SCRIPTS[script])] for row in originals]
     texts = ["".join(row) for row in (*originals, *changed)]
-    assert near_duplicates(texts) == 9
-    assert near_duplicates(texts[:9]) == 0
+    assert near_duplicates(texts) == [False] * 9 + [True] * 9
+    assert not any(near_duplicates(texts[:9]))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_the_count_is_that_of_every_pair(script):
+def test_the_answer_is_that_of_every_pair(script):
     rng = random.Random(1)
     rows = [rng.choices(SCRIPTS[script], k=25) for _ in range(8)]
     for _ in range(40):
@@ -40,9 +41,34 @@ def test_the_count_is_that_of_every_pair(script):
         for _ in range(rng.randrange(5)):
             row[rng.randrange(len(row))] = rng.choice(SCRIPTS[script])
         rows.append(row)
-    expected = sum(
+    expected = [
         any(len(grams(a) & grams(b)) / len(grams(a) | grams(b)) >= NEAR for b in rows[:i])
         for i, a in enumerate(rows)
-    )
-    assert 0 < expected < len(rows)
+    ]
+    assert 0 < sum(expected) < len(rows)
     assert near_duplicates(["".join(row) for row in rows]) == expected
+
+
+def row(name, question, answer):
+    return Example(name, (Message("user", question), Message("assistant", answer)))
+
+
+def test_a_pool_without_near_copies_keeps_the_first_of_each_with_its_facts():
+    words = [f"w{i}" for i in range(30)]
+    rows = (
+        row("first", " ".join(words), "yes"),
+        row("copy", " ".join(words), "yes"),
+        row("edited", " ".join([*words[:-1], "other"]), "yes"),
+        row("another", " ".join(reversed(words)), "yes"),
+    )
+    pool = Pool(rows, {"first": {"skill": "a"}, "copy": {"skill": "b"}}, {"no answer": 2})
+    kept = without_near_duplicates(pool)
+    assert [example.id for example in kept.examples] == ["first", "another"]
+    assert kept.hidden == {"first": {"skill": "a"}}
+    assert kept.skipped == {"no answer": 2, REPEATED: 2}
+    assert without_near_duplicates(kept) is kept
+
+
+def test_rows_that_ask_the_same_but_answer_otherwise_are_compared_by_both():
+    short = (row("yes", "is it", "a b c d e f"), row("no", "is it", "u v w x y z"))
+    assert without_near_duplicates(Pool(short)).examples == short

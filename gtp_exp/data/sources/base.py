@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from enum import Enum
 
 from gtp_exp.data.examples import Pool
 from gtp_exp.data.tokenization import OverLength, RowRules, SpecialTokens
+
+
+class NearCopies(Enum):
+    """Says what becomes of pool rows whose text nearly repeats an earlier row's."""
+
+    KEEP = "keep"
+    DROP = "drop"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +24,7 @@ class DataSource(ABC):
     over_length: OverLength = OverLength.DROP  # of rows of pool and target above model.max_length
     special_tokens: SpecialTokens = SpecialTokens.KEEP  # that the text of pool and target names
     strict: bool = False  # whether a row that cannot be used is an error; else it is left out, and counted
+    near_copies: NearCopies = NearCopies.KEEP  # pool rows that nearly repeat an earlier one
 
     @property
     def rules(self) -> RowRules:
