@@ -24,6 +24,9 @@ N = 2500  # shares end inside a block of 1024 rows
 FIXED = {"regularisation": "fixed"}
 CASES = {
     "as shipped": ({}, {}),
+    "cross-validated": ({"regularisation": "cross_validation"}, {}),
+    "whitened": ({"metric": "whitened", "metric_dim": 16, "memory_gib": 0.0, **FIXED}, {}),
+    "whitened exactly": ({"metric": "whitened", **FIXED}, {}),
     "in-domain": (FIXED, {"in_domain": True}),
     "streamed": ({"memory_gib": 0.0, "chunk_rows": 300, **FIXED}, {}),
     "pca": ({"subspace": "pca", "subspace_dim": 16, "subspace_rows": 500, **FIXED}, {}),
