@@ -23,6 +23,7 @@ from datasketch import MinHash, MinHashLSH
 from tqdm import tqdm
 
 from gtp_baselines.ranking import text
+from gtp_exp.data.near_duplicates import NEAR
 from gtp_exp.data.words import comparable, words
 from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError
@@ -37,15 +38,15 @@ BATCH = 1024  # texts hashed at a time
 class DedupRandom(Selector):
     """Choose at random among rows that do not nearly repeat one another."""
 
-    version: ClassVar[int] = 2
-    threshold: float = 0.8  # Jaccard similarity of word n-grams from which a row is a near copy
+    version: ClassVar[int] = 3
+    threshold: float = NEAR  # Jaccard similarity of word n-grams from which a row is a near copy
     ngram: int = 3
     hashes: int = 128
 
     def __post_init__(self) -> None:
         check_fields(self, "selector")
         if not 0 < self.threshold < 1:
-            raise UserError(f"selector.threshold={self.threshold} must lie between 0 and 1, such as 0.8")
+            raise UserError(f"selector.threshold={self.threshold} must lie between 0 and 1, such as {NEAR}")
         if self.ngram < 1 or self.hashes < 2:
             raise UserError(f"selector needs ngram >= 1 and hashes >= 2; got {self.ngram}, {self.hashes}")
 

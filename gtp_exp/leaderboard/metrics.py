@@ -40,8 +40,10 @@ class Metric:
         return f"{100 * value:.1f}%" if self.percent else _plain(value)
 
     def show_difference(self, value: float) -> str:
-        """Signed; the difference of two shares is in percentage points."""
-        text = f"{100 * abs(value):.1f} pt" if self.percent else _plain(abs(value))
+        """Signed; the difference of two shares is in percentage points. A difference that its column's three
+        decimals do not show is zero there."""
+        size = abs(value)
+        text = f"{100 * size:.1f} pt" if self.percent else "0.000" if size < 0.0005 else _plain(size)
         return ("+" if value > 0 else "\u2212" if value < 0 else "") + text
 
     def averaged(self, over: Mean) -> Metric:

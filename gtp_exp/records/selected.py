@@ -18,7 +18,7 @@ from gtp_exp.selection.base import Selection
 
 LENGTH = "length in tokens"  # the one label that every pool has
 ANSWER_LABEL = "label"  # the hidden label that says which of a task's few answers a row teaches
-MANY_VALUES = 50  # a label with more values (an id, say) is reported as present or absent
+MANY_VALUES = 50  # a label with more values is reported as present or absent
 
 
 def selected_rows(
@@ -88,7 +88,7 @@ def summarise_selection(
     pool_labels = [pool.hidden.get(example.id, {}) for example in pool.examples]
     labels = sorted({label for row in pool_labels for label in row})
     wanted = target_labels(pool_labels, target)
-    grouped = {label for label in labels if len({str(row.get(label)) for row in pool_labels}) <= MANY_VALUES}
+    grouped = {label for label in labels if _is_class(label, pool_labels, pool)}
     return SelectionSummary(
         n_selected=len(chosen),
         n_tokens=sum(chosen_tokens),
@@ -112,6 +112,12 @@ def target_labels(pool_labels: Sequence[Mapping[str, Any]], target: Sequence[Exa
     where none is, or without target rows."""
     in_pool = {str(row[ANSWER_LABEL]) for row in pool_labels if row.get(ANSWER_LABEL) is not None}
     return in_pool & {example.completion for example in target} or in_pool
+
+
+def _is_class(label: str, pool_labels: Sequence[Mapping[str, Any]], pool: Pool) -> bool:
+    """Tell whether the values of a label are classes: few, and none of them the id of a row."""
+    values = {str(row[label]) for row in pool_labels if row.get(label) is not None}
+    return len(values) <= MANY_VALUES and values.isdisjoint(example.id for example in pool.examples)
 
 
 def _mix(rows: Sequence[Mapping[str, Any]], label: str, grouped: bool) -> dict[str, float]:

@@ -98,6 +98,23 @@ def test_a_budget_curve_needs_two_budgets():
     assert first.x < second.x and first.y < second.y  # y counts from the top and the loss fell
 
 
+def test_a_band_beyond_the_scale_is_told_from_one_inside():
+    """Of two seeds it would fill the plot, and hide what it is about."""
+    runs = [
+        record(name, seed, budget=budget, chosen=[f"r{i}" for i in range(n)], loss=2 + change * seed / 10)
+        for budget, n in (("1pct", 10), ("10pct", 100))
+        for name, seeds, change in (("wide", 2, 1.0), ("narrow", 5, 0.3))
+        for seed in range(seeds)
+    ]
+    found = board(runs)
+    plot = charts.budget_plot(found, found.metrics[0], charts.styles([found], "random"))
+    assert plot is not None
+    assert {series.label: series.cut for series in plot.series} == {"wide": True, "narrow": False}
+    for series in plot.series:
+        corners = [float(y) for _, y in (pair.split(",") for pair in series.band.split())]
+        assert len(corners) == 4 and min(corners) >= 0 and max(corners) <= 100
+
+
 def with_full(budget: str, n: int, loss: float = 2.0):
     """gtp and random at n rows, and the whole pool of 1,000 beside them."""
     full = record("full", budget=budget, chosen=[f"r{i}" for i in range(1000)], loss=1.0)
@@ -235,3 +252,17 @@ def test_what_a_selector_reports_is_averaged_or_shown_as_it_is():
     facts = diagnostics.facts(board(runs).lines[0].row)
     assert facts.numbers == {"rounds": 3.0}
     assert facts.texts == {"fill": "aligned", "rows_by_round": "3, 4"}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (8.93e-05, "+0.000"),
+        (-0.0004, "\u22120.000"),
+        (0.001, "+0.001"),
+        (-1.5, "\u22121.500"),
+        (0.0, "0.000"),
+    ],
+)
+def test_differences_of_a_loss_have_three_decimals(value, text):
+    assert metric_named("nats_per_token").show_difference(value) == text

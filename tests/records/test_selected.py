@@ -95,6 +95,18 @@ def test_the_summary_counts_duplicates_and_compares_labels_with_the_pool():
     assert summary.pool_mix["skill"] == {"echo": 0.75, "talk": 0.25}
 
 
+@pytest.mark.parametrize("n", [1, 4])
+def test_a_label_that_names_other_rows_is_present_or_absent(n):
+    """However few there are: an id is no class."""
+    hidden = {f"row-{i}": {"copy_of": f"row-{(i + 1) % 4}", "kind": f"k{i % 2}"} for i in range(n)}
+    pool = Pool(POOL.examples, hidden)
+    chosen = selected.selected_rows(pool.examples, CHOSEN, hidden)
+    summary = selected.summarise_selection(chosen, pool, TOKENIZED, CHOSEN)
+    assert summary.pool_mix["copy_of"].get("present") == n / 4
+    assert set(summary.label_mix["copy_of"]) <= {"present", "absent"}
+    assert summary.pool_mix["kind"]["k0"] == (0.25 if n == 1 else 0.5)
+
+
 def test_every_length_falls_into_the_class_that_its_name_says():
     for n in [1, 2, 31, 32, 33, 63, 64, 127, 128, 1023, 1024, 2047, 2048, 100_000]:
         (name,) = selected._lengths([n])

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from gtp_exp.leaderboard.board import Board, BoardBlock, BoardLine, is_choosing
 from gtp_exp.leaderboard.diagnostics import Curve
 from gtp_exp.leaderboard.metrics import Metric
-from gtp_exp.leaderboard.statistics import CONFIDENCE, RankComparison
+from gtp_exp.leaderboard.statistics import CONFIDENCE, RankComparison, Summary
 
 PALETTE = 9  # colour classes k0..k8 of the style sheet; k0 is the method of this project, k8 the baseline
 DASHES = ("", "6 4", "2 3")  # a second and third round through the palette stays distinguishable
@@ -112,6 +112,7 @@ class Series:
     style: Style
     points: tuple[CurvePoint, ...]
     band: str  # SVG polygon points in per cent, empty without intervals
+    cut: bool = False  # whether the band goes on beyond the scale
 
     @property
     def path(self) -> str:
@@ -259,7 +260,8 @@ def budget_plot(board: Board, metric: Metric, style: Mapping[str, Style]) -> Lin
                 upper.append(f"{x.at(n)},{_clamped(_down(y.at(summary.interval.high)))}")
                 lower.append(f"{x.at(n)},{_clamped(_down(y.at(summary.interval.low)))}")
         band = " ".join([*upper, *reversed(lower)]) if len(upper) == len(points) else ""
-        series.append(Series(label, style[label], tuple(drawn), band))
+        cut = any(_beyond(line.summary[metric.name], y) for _, _, line in points)
+        series.append(Series(label, style[label], tuple(drawn), band, cut))
     references = tuple(Reference(label, _down(y.at(value))) for label, value in compared)
     return LinePlot(
         title=metric.label,
@@ -448,8 +450,14 @@ def _dot_line(line: BoardLine, metric: Metric, axis: Axis, style: Style) -> DotL
         low=_clamped(axis.at(interval.low)) if interval else None,
         high=_clamped(axis.at(interval.high)) if interval else None,
         text=metric.show(summary.mean),
-        cut=interval is not None and not (axis.low <= interval.low and interval.high <= axis.high),
+        cut=_beyond(summary, axis),
     )
+
+
+def _beyond(summary: Summary, axis: Axis) -> bool:
+    """Tell whether the interval goes on beyond the scale."""
+    interval = summary.interval
+    return interval is not None and not (axis.low <= interval.low and interval.high <= axis.high)
 
 
 def _interval_text(line: BoardLine, metric: Metric) -> str:
