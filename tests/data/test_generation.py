@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from gtp_exp.data.benchmark import HELD_OUT_LOSS, EvalTask
+from gtp_exp.data.examples import Pool
 from gtp_exp.data.generation import check_room_to_generate, max_generated_tokens
-from gtp_exp.data.tokenization import OverLength, RowRules
+from gtp_exp.data.sources.base import DataSource
 from gtp_exp.errors import UserError
 from gtp_exp.inputs import load_inputs
 
@@ -66,8 +67,10 @@ def test_a_model_without_room_is_refused_with_the_remedy(max_length):
 
 
 def test_it_is_refused_when_inputs_are_loaded(tiny, examples):
-    pool = SimpleNamespace(examples=examples, hidden={}, skipped={})
-    dataset = SimpleNamespace(rules=RowRules(OverLength.DROP), load=lambda: pool)
+    class Rows(DataSource):
+        def load(self):
+            return Pool(tuple(examples))
+
     benchmark = SimpleNamespace(target=lambda: examples[:2], tasks=lambda: (task(BBH),))
     with pytest.raises(UserError, match="model.max_length=256"):
-        load_inputs(dataset, benchmark, tiny, tiny)
+        load_inputs(Rows(), benchmark, tiny, tiny)
