@@ -16,10 +16,12 @@ from gtp_exp.leaderboard import date_lm, exports
 from gtp_exp.leaderboard.choices import with_choice_judged
 from gtp_exp.leaderboard.comparability import group
 from gtp_exp.leaderboard.further import further_tests
+from gtp_exp.leaderboard.latex import latex
 from gtp_exp.leaderboard.page.examples import examples_by_row
 from gtp_exp.leaderboard.page.render import render_page
 from gtp_exp.leaderboard.records import load
 from gtp_exp.leaderboard.scoring import check_metric, score
+from gtp_exp.leaderboard.space import write_space
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,7 +70,11 @@ def build_boards(arguments: argparse.Namespace) -> str:
         "leaderboard.csv": exports.csv_table(boards),
         "leaderboard.json": document,
         "index.html": html,
+        **({"leaderboard.tex": latex(boards, arguments.baseline)} if arguments.latex else {}),
     }
+    if arguments.space is not None:
+        page = {name: files[name] for name in ("index.html", "leaderboard.json")}
+        write_space(arguments.space, arguments.space_title, page)
     try:
         arguments.out.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
@@ -125,6 +131,18 @@ def _parser() -> argparse.ArgumentParser:
         default=40,
         metavar="N",
         help="chosen examples shown per row; default: %(default)s",
+    )
+    parser.add_argument(
+        "--latex", action="store_true", help="write leaderboard.tex too: tables with intervals, for booktabs"
+    )
+    parser.add_argument(
+        "--space",
+        type=Path,
+        metavar="FOLDER",
+        help="write the page as a static Hugging Face Space into a new or empty folder",
+    )
+    parser.add_argument(
+        "--space-title", default="Leaderboard of data selectors", metavar="TITLE", help="default: %(default)s"
     )
     form = parser.add_argument_group(
         "row of the DATE-LM leaderboard", "written instead of the tables, from the runs of date_lm_finetune"

@@ -1,0 +1,88 @@
+"""Tables as LaTeX and the page as a Space: numbers, intervals, and nothing that untrusted text could do."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import yaml
+from leaderboard_runs import record, save
+
+from gtp_exp.leaderboard.command import main
+from gtp_exp.leaderboard.latex import latex
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Five seeds of gtp, three of random, one of an awkward name; their losses are known."""
+    made = [record("gtp", seed, loss=2.0 + seed / 1000) for seed in range(5)]
+    made += [record("random", seed, loss=3.0 + seed / 100) for seed in range(3)]
+    made.append(record(r"50%_{a}\b&c~^#$", 0, loss=2.5))
+    for i, one in enumerate(made):
+        save(one, tmp_path / "runs" / str(i))
+    return tmp_path
+
+
+def written(runs, *arguments):
+    out = runs / "out"
+    assert main([str(runs / "runs"), "--out", str(out), *arguments]) == 0
+    return out
+
+
+def rows_of(text):
+    """The cells of every row, by the selector's name."""
+    lines = [line.removesuffix(r" \\").split(" & ") for line in text.splitlines() if line.endswith(r" \\")]
+    return {cells[0]: cells for cells in lines}
+
+
+def test_a_latex_table_has_means_intervals_and_differences(runs):
+    out = written(runs, "--latex")
+    text = (out / "leaderboard.tex").read_text()
+    rows = rows_of(text)
+    columns = re.search(r"\\begin\{tabular\}\{([lr]+)\}", text)
+    assert columns and {len(cells) for cells in rows.values()} == {len(columns.group(1))}
+    known = json.loads((out / "leaderboard.json").read_text())["tables"][0]
+    ranked = known["metrics"][0]["name"]
+    place = [cell for cell in rows["selector"]].index(known["metrics"][0]["label"].replace("_", r"\_"))
+    gtp = next(row for row in known["rows"] if row["selector"] == "gtp")["metrics"][ranked]
+    low, high = gtp["interval"]["low"], gtp["interval"]["high"]
+    assert f"{gtp['mean']:.3f}" in rows["gtp"][place]
+    assert f"[{low:.3f}, {high:.3f}]" in rows["gtp"][place]
+    assert rows["gtp"][-2].startswith("$-$1.0")  # one less than random
+    assert rows["random"][-2:] == ["", ""]
+    assert rows["untuned model"][place]
+
+
+def test_no_name_has_a_meaning_in_latex(runs):
+    text = (written(runs, "--latex") / "leaderboard.tex").read_text()
+    assert r"50\%\_\{a\}\textbackslash{}b\&c\textasciitilde{}\textasciicircum{}\#\$" in text
+    body = text.split("\\toprule")[1]
+    for line in body.splitlines():
+        assert not re.search(r"(?<!\\)[%#]", line)
+
+
+def test_it_is_written_where_it_is_asked_for(runs):
+    assert not (written(runs) / "leaderboard.tex").exists()
+    assert "tabular" not in latex([], "random")
+
+
+def test_a_space_is_a_static_page_with_its_numbers(runs):
+    space = runs / "space"
+    out = written(runs, "--space", str(space), "--space-title", 'Mine: "best"')
+    assert sorted(path.name for path in space.iterdir()) == ["README.md", "index.html", "leaderboard.json"]
+    _, head, _ = (space / "README.md").read_text().split("---\n", 2)
+    card = yaml.safe_load(head)
+    assert card["sdk"] == "static" and card["title"] == 'Mine: "best"' and card["app_file"] == "index.html"
+    for name in ("index.html", "leaderboard.json"):
+        assert (space / name).read_bytes() == (out / name).read_bytes()
+    assert written(runs, "--space", str(space))  # again, over itself
+
+
+def test_a_folder_with_other_files_is_no_space(runs, capsys):
+    (runs / "space").mkdir()
+    (runs / "space" / "thesis.tex").write_text("mine")
+    assert main([str(runs / "runs"), "--out", str(runs / "out"), "--space", str(runs / "space")]) == 2
+    assert "thesis.tex" in capsys.readouterr().err
+    assert (runs / "space" / "thesis.tex").read_text() == "mine"
+    assert [path.name for path in (runs / "space").iterdir()] == ["thesis.tex"]
