@@ -18,6 +18,7 @@ from gtp_exp.leaderboard.comparability import group
 from gtp_exp.leaderboard.further import further_tests
 from gtp_exp.leaderboard.latex import latex
 from gtp_exp.leaderboard.page.examples import examples_by_row
+from gtp_exp.leaderboard.page.picture import pictures
 from gtp_exp.leaderboard.page.render import render_page
 from gtp_exp.leaderboard.records import load
 from gtp_exp.leaderboard.scoring import check_metric, score
@@ -71,6 +72,7 @@ def build_boards(arguments: argparse.Namespace) -> str:
         "leaderboard.json": document,
         "index.html": html,
         **({"leaderboard.tex": latex(boards, arguments.baseline)} if arguments.latex else {}),
+        **(pictures(boards, arguments.baseline) if arguments.picture else {}),
     }
     if arguments.space is not None:
         page = {name: files[name] for name in ("index.html", "leaderboard.json")}
@@ -132,18 +134,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="chosen examples shown per row; default: %(default)s",
     )
-    parser.add_argument(
-        "--latex", action="store_true", help="write leaderboard.tex too: tables with intervals, for booktabs"
-    )
-    parser.add_argument(
-        "--space",
-        type=Path,
-        metavar="FOLDER",
-        help="write the page as a static Hugging Face Space into a new or empty folder",
-    )
-    parser.add_argument(
-        "--space-title", default="Leaderboard of data selectors", metavar="TITLE", help="default: %(default)s"
-    )
+    _add_exports(parser)
     form = parser.add_argument_group(
         "row of the DATE-LM leaderboard", "written instead of the tables, from the runs of date_lm_finetune"
     )
@@ -162,6 +153,26 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--date-lm-link", default="", metavar="URL", help="paper, code or contact; required")
     form.add_argument("--date-lm-size", metavar="SIZE", help="of the model, such as 8B; read off its name")
     return parser
+
+
+def _add_exports(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--latex", action="store_true", help="write leaderboard.tex too: tables with intervals, for booktabs"
+    )
+    parser.add_argument(
+        "--picture",
+        action="store_true",
+        help="write curve-light.svg and curve-dark.svg too: the first metric over budgets, with intervals",
+    )
+    parser.add_argument(
+        "--space",
+        type=Path,
+        metavar="FOLDER",
+        help="write the page as a static Hugging Face Space into a new or empty folder",
+    )
+    parser.add_argument(
+        "--space-title", default="Leaderboard of data selectors", metavar="TITLE", help="default: %(default)s"
+    )
 
 
 def _method_type(text: str) -> date_lm.MethodType:

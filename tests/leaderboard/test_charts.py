@@ -172,9 +172,9 @@ def test_a_bar_is_as_long_as_its_share_of_the_longest():
 
 
 def test_labels_beside_points_do_not_lie_on_each_other():
-    moved = sorted(charts._spaced([10, 10.5, 50, 11, 90]))
+    moved = sorted(charts.spaced([10, 10.5, 50, 11, 90]))
     assert all(b - a >= 6.49 for a, b in zip(moved, moved[1:], strict=False))
-    assert charts._spaced([10, 50, 90]) == [10, 50, 90]
+    assert charts.spaced([10, 50, 90]) == [10, 50, 90]
 
 
 def test_colours_tell_rows_apart_and_stay_the_same():

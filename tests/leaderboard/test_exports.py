@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -86,3 +87,32 @@ def test_a_folder_with_other_files_is_no_space(runs, capsys):
     assert "thesis.tex" in capsys.readouterr().err
     assert (runs / "space" / "thesis.tex").read_text() == "mine"
     assert [path.name for path in (runs / "space").iterdir()] == ["thesis.tex"]
+
+
+def test_a_picture_draws_each_selector_over_its_budgets_in_both_palettes(tmp_path):
+    sizes = {"1pct": 10, "10pct": 100}
+    for i, (budget, name, seed) in enumerate(
+        (budget, name, seed) for budget in sizes for name in ("gtp", "<b>") for seed in range(3)
+    ):
+        loss = 2.0 + seed / 10 - sizes[budget] / 200 + (name != "gtp")
+        chosen = [f"r{k}" for k in range(sizes[budget])]
+        save(record(name, seed, budget=budget, chosen=chosen, loss=loss), tmp_path / "runs" / str(i))
+    out = written(tmp_path, "--picture")
+    shapes = {}
+    for palette in ("light", "dark"):
+        picture = ElementTree.fromstring((out / f"curve-{palette}.svg").read_text())
+        lines = picture.findall("{*}polyline")
+        assert len(lines) == 2
+        for line in lines:
+            (x0, y0), (x1, y1) = (map(float, pair.split(",")) for pair in line.attrib["points"].split())
+            assert x0 < x1 and y0 < y1  # y counts from the top, and the loss falls
+        assert {"gtp", "<b>"} <= {text.text for text in picture.findall("{*}text")}
+        assert len(picture.findall("{*}polygon")) == 2
+        shapes[palette] = [line.attrib["points"] for line in lines], lines[0].attrib["stroke"]
+    assert shapes["light"][0] == shapes["dark"][0]
+    assert shapes["light"][1] != shapes["dark"][1]
+
+
+def test_a_picture_of_one_budget_is_refused(runs, capsys):
+    assert main([str(runs / "runs"), "--out", str(runs / "out"), "--picture"]) == 2
+    assert "no selector was run at two budgets" in capsys.readouterr().err

@@ -322,7 +322,7 @@ def cost_plot(block: BoardBlock, metric: Metric, style: Mapping[str, Style]) -> 
                 (CurvePoint(*point, f"{line.row.label}: {_cost_text(line, metric)}", label_y),),
                 "",
             )
-            for line, point, label_y in zip(lines, at, _spaced([down for _, down in at]), strict=True)
+            for line, point, label_y in zip(lines, at, spaced([down for _, down in at]), strict=True)
         ),
         x=x,
         y=y,
@@ -334,7 +334,7 @@ def _cost_text(line: BoardLine, metric: Metric) -> str:
     return f"{duration(line.choosing_seconds)}, {metric.show(line.summary[metric.name].mean)}"
 
 
-def _spaced(positions: Sequence[float], apart: float = 6.5) -> list[float]:
+def spaced(positions: Sequence[float], apart: float = 6.5) -> list[float]:
     """Positions of labels beside points, moved down just enough not to lie on each other, per cent."""
     moved = list(positions)
     last = -math.inf
