@@ -8,7 +8,7 @@ export WANDB_MODE ?= offline
 # The first process that imports a module compiles it for all others; without bytecode each of them takes half a minute.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo benchmark test check lint pytest format clean
+.PHONY: setup demo benchmark test check lint pytest format docs clean
 
 setup: $(STAMP)
 
@@ -51,6 +51,11 @@ lint: setup
 
 pytest: setup
 	$(BIN)/python -m pytest $(MARKED)
+
+# outputs/site/index.html; a link or an anchor that leads nowhere is an error.
+docs: setup
+	$(BIN)/pip install --quiet --no-compile --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: setup
 	$(BIN)/ruff format .
