@@ -1,5 +1,7 @@
-"""Add pages to the documentation's site that are written elsewhere, so that nothing is said twice: the files at
-the root of the repository, and a page for each selector from its docstring and its options."""
+"""Add pages to the documentation's site that are written elsewhere, so that nothing is said twice.
+
+They are the files at the root of the repository, and a page for each selector from its docstring and options.
+"""
 
 from __future__ import annotations
 
