@@ -213,3 +213,12 @@ def test_a_benchmark_that_cannot_be_made_names_the_setting(published, changes):
         benchmark = Clinc150Benchmark(**{"path": published, **changes})
         benchmark.target()
         benchmark.tasks()
+
+
+def test_in_domain_the_pool_is_the_target_and_the_test_is_the_same(published):
+    options = {"path": published, "domains": ["banking", "travel"], "test_rows": 20}
+    own, aimed = Clinc150Benchmark(**options, in_domain=True), Clinc150Benchmark(**options)
+    assert own.target() is None and len(aimed.target() or ()) == 2 * 15 * 2
+    assert own.tasks() == aimed.tasks()
+    asked = {doc["query"] for task in own.tasks() for doc in task.docs or ()}
+    assert asked.isdisjoint(row.prompt for row in pool(published).examples)

@@ -30,6 +30,7 @@ class Clinc150Benchmark:
     choices: int = 5  # of a test row
     chat: bool = True  # ask through the tokenizer's chat template
     seed: int = 0  # of what is drawn; not the run's seed, so that every run has the same test
+    in_domain: bool = False  # whether the pool itself is the target
 
     def __post_init__(self) -> None:
         check_domains(self.domains, "benchmark.domains")
@@ -41,8 +42,10 @@ class Clinc150Benchmark:
         if not 2 <= self.choices <= most:
             raise UserError(f"benchmark.choices={self.choices} must lie in 2 to {most}, a domain's intents")
 
-    def target(self) -> tuple[Example, ...]:
-        """Return the rows that a selector may see, the same number of each intent."""
+    def target(self) -> tuple[Example, ...] | None:
+        """Return the rows that a selector may see, the same number of each intent; None in-domain."""
+        if self.in_domain:
+            return None
         rows = self._read(Split.VALIDATION)
         return tuple(
             Example(
