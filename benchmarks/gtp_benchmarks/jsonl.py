@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar, Optional
 
-from gtp_benchmarks.own_rows import check_forms, check_limits, first_of_each, read_examples, task_name
+from gtp_benchmarks.own_rows import check_limits, check_rows_of, first_of_each, read_examples, task_name
 from gtp_benchmarks.written_task import written_task
 from gtp_exp.data.benchmark import HELD_OUT_LOSS, Answers, EvalTask
 from gtp_exp.data.examples import Example
-from gtp_exp.data.rows import ColumnNames, Format
+from gtp_exp.data.forms import ColumnNames, Format
 from gtp_exp.errors import UserError
 
 
@@ -61,7 +61,16 @@ class Jsonl:
             raise UserError(f"benchmark.max_new_tokens={self.max_new_tokens} writes nothing; use 64 or so")
 
     def check_files(self, *, aimed_at: bool, tested: bool) -> None:
-        """Raise UserError for a file that is needed and not given, not there, or of no known form."""
+        """Raise UserError for a file that is needed and not given, not there or of no known form, and what
+        its first rows show."""
+        self.check_given(aimed_at=aimed_at, tested=tested)
+        wanted = {"target": self.target if aimed_at else None, "test": self.test if tested else None}
+        for key, pattern in wanted.items():
+            if pattern is not None:
+                check_rows_of(pattern, f"benchmark.{key}", format=self.format, columns=self.columns)
+
+    def check_given(self, *, aimed_at: bool, tested: bool) -> None:
+        """Raise UserError for a file that is needed and not given."""
         if aimed_at and self.target is None:
             raise UserError(
                 "benchmark.target=null: a benchmark to aim at needs target rows; give benchmark.target=FILE"
@@ -71,10 +80,6 @@ class Jsonl:
                 "benchmark.test=null, and until=evaluation tests what was tuned: give benchmark.test=FILE, "
                 "or end before by until=validation (the loss on target rows held back) or until=selection"
             )
-        wanted = [self.target if aimed_at else None, self.test if tested else None]
-        for pattern in wanted:
-            if pattern is not None:
-                check_forms(pattern, format=self.format, columns=self.columns)
 
     def benchmark(self) -> RowsOfFiles:
         """Return the benchmark."""
@@ -91,7 +96,7 @@ class RowsOfFiles:
 
     def target(self) -> tuple[Example, ...]:
         """Return the rows that a selector may see. Raises UserError for a row that is malformed."""
-        self.files.check_files(aimed_at=True, tested=False)
+        self.files.check_given(aimed_at=True, tested=False)
         return self._read(self.files.target, "benchmark.target", self.files.target_rows)
 
     def tasks(self) -> tuple[EvalTask, ...]:

@@ -67,7 +67,7 @@ def test_a_model_without_room_is_refused_with_the_remedy(max_length):
 
 def test_it_is_refused_when_inputs_are_loaded(tiny, examples):
     pool = SimpleNamespace(examples=examples, hidden={}, skipped={})
-    dataset = SimpleNamespace(rules=RowRules(OverLength.DROP), load=lambda: pool)
+    dataset = SimpleNamespace(rules=RowRules(OverLength.DROP), load=lambda: pool, scores=[])
     benchmark = SimpleNamespace(target=lambda: examples[:2], tasks=lambda: (task(BBH),))
     with pytest.raises(UserError, match="model.max_length=256"):
         load_inputs(dataset, benchmark, tiny, tiny)

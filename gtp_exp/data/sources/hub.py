@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any, Optional
 
 from gtp_exp.data.examples import Pool
+from gtp_exp.data.forms import ColumnNames, Format, Ids, detect_layout
 from gtp_exp.data.local_folder import cache_of_content, content_digest
-from gtp_exp.data.reading import read_rows, records_of, shown, stem, without_folders
-from gtp_exp.data.rows import ColumnNames, Format, Ids, Place, check_rows, detect_layout, read_pool, subset
+from gtp_exp.data.reading import read_rows, records_of, shown, stem
+from gtp_exp.data.rows import check_rows, read_pool, subset
+from gtp_exp.data.scores import with_scores
 from gtp_exp.data.sources.base import DataSource
+from gtp_exp.data.tables import without_folders
+from gtp_exp.data.values import Place
 from gtp_exp.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
@@ -58,7 +62,7 @@ class Hub(DataSource):
                 ids=self.ids,
                 stem=stem(file),
             )
-            pool = read_pool(records, seen=seen, strict=self.strict)
+            pool = with_scores(read_pool(records, seen=seen, strict=self.strict), self.scores, seen)
             check_size(len(seen), self.expected_rows, shown(file))
             return subset(pool, self.rows, rng, shown(file))
 
@@ -74,6 +78,7 @@ class Hub(DataSource):
         )
         records = ((place, row, form) for place, row in _rows(data, order, where))
         pool = read_pool(records, seen=seen, limit=self.rows, strict=self.strict)
+        pool = with_scores(pool, self.scores, seen)
         in_order = tuple(sorted(pool.examples, key=lambda e: seen[e.id].number))
         return subset(Pool(in_order, pool.hidden, pool.skipped), self.rows, rng, where)
 

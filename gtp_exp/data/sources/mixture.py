@@ -13,20 +13,14 @@ from pathlib import Path
 from typing import Optional
 
 from gtp_exp.data.examples import Pool
-from gtp_exp.data.reading import LINES, expand, parse_lines, read_rows, records_of, shown, without_folders
-from gtp_exp.data.rows import (
-    ColumnNames,
-    Format,
-    Ids,
-    Place,
-    Record,
-    check_rows,
-    join_pools,
-    read_pool,
-    subset,
-)
+from gtp_exp.data.forms import ColumnNames, Format, Ids, Record
+from gtp_exp.data.reading import LINES, expand, parse_lines, read_rows, records_of, shown
+from gtp_exp.data.rows import check_rows, join_pools, read_pool, subset
+from gtp_exp.data.scores import with_scores
 from gtp_exp.data.sources.base import DataSource
 from gtp_exp.data.sources.hub import check_hub_id, check_size
+from gtp_exp.data.tables import without_folders
+from gtp_exp.data.values import Place
 from gtp_exp.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
@@ -83,7 +77,7 @@ class Mixture(DataSource):
             records = chain.from_iterable(
                 _records(home, file, self, source, position) for position, file in enumerate(source.files, 1)
             )
-            pool = read_pool(records, seen=seen, strict=self.strict)
+            pool = with_scores(read_pool(records, seen=seen, strict=self.strict), self.scores, seen)
             check_size(len(seen) - before, source.expected_rows, f"source '{source.label}'")
             # Every source has its own generator, so that adding one leaves the others' subsets alone.
             rng = random.Random(f"{self.seed} {source.label}")
