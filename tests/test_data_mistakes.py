@@ -28,7 +28,7 @@ def row(i: int, **more):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Files with one mistake each, behind rows that are sound, and libraries that end whoever imports them."""
+    """Files with a mistake each behind sound rows, and libraries that end whoever imports them."""
     folder = tmp_path_factory.mktemp("mistakes")
     sound = [row(i) for i in range(3000)]
     write(folder / "pool.jsonl", sound)
@@ -54,6 +54,8 @@ def given(name: str) -> list[str]:
 
 MISTAKES = {
     "a missing file": (["dataset.files=[missing.jsonl]"], "no such file: missing.jsonl"),
+    "a missing copy": (["dataset=hub", "dataset.path=gone"], "dataset.path=gone does not"),
+    "a broken copy": (["dataset=hub", "dataset.path=broken.jsonl"], "broken.jsonl:3001 is n"),
     "a broken line": (["dataset.files=[broken.jsonl]"], "broken.jsonl:3001 is not JSON"),
     "an id twice": (["dataset.files=[twice.jsonl]"], "'r7' occurs twice: twice.jsonl:8 and twice.jsonl:3001"),
     "a short row": (["dataset.files=[short.csv]"], "short.csv row 2 (it ends in line 3) has 1 cells"),
@@ -82,7 +84,9 @@ def test_a_mistake_in_the_data_is_told_soon_and_before_the_long_imports(folder, 
     overrides, told = MISTAKES[mistake]
     path = os.pathsep.join(map(str, (folder, ROOT, ROOT / "baselines", ROOT / "benchmarks")))
     line = ["dataset=jsonl", "dataset.files=[pool.jsonl]", "benchmark=jsonl", "benchmark.target=mine.jsonl"]
-    line = [*line, "until=selection", "model=tiny", "tracking=none", *overrides]
+    line = ["until=selection", "model=tiny", "tracking=none", *line, *overrides]
+    if "dataset=hub" in line:
+        line = [part for part in line if part not in ("dataset=jsonl", "dataset.files=[pool.jsonl]")]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-m", "gtp_exp", *line],

@@ -26,7 +26,10 @@ class TextMetric(Enum):
     """Names what is measured of a test row."""
 
     LOSS = HELD_OUT_LOSS  # of its answer
-    EXACT_MATCH = "exact_match"  # of an answer that the model writes, blanks around it aside; and the loss
+    # Of an answer that the model writes, blanks around it aside; and the loss:
+    EXACT_MATCH = "exact_match"
+    ROUGE_L = "rouge_l"  # longest common subsequence of words, 0 to 1
+    CHRF = "sentence_chrf"  # n-grams of characters, 0 to 1
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Jsonl:
     target_rows: Optional[int] = None
     test_rows: Optional[int] = None
     metric: TextMetric = TextMetric.LOSS
-    max_new_tokens: int = 64  # that the model may write for an exact match
+    max_new_tokens: int = 64  # that the model may write for a metric of written answers
     format: Format = Format.AUTO
     columns: ColumnNames = field(default_factory=ColumnNames)
 
@@ -119,7 +122,7 @@ class RowsOfFiles:
         name = task_name(self.files.name, subtask)
         if self.files.metric is TextMetric.LOSS:
             return EvalTask(name, HELD_OUT_LOSS, {}, (), held_out=tuple(rows))
-        docs = tuple(map(_asked, rows))
+        docs = tuple(_asked(row, self.files.metric) for row in rows)
         # An answer ends at the end of turn; of one line, also at a line break.
         until = [] if any("\n" in doc["answer"] for doc in docs) else ["\n"]
         return written_task(
@@ -129,10 +132,11 @@ class RowsOfFiles:
             until=until,
             max_tokens=self.files.max_new_tokens,
             held_out=rows,
+            metric=self.files.metric.value,
         )
 
 
-def _asked(row: Example) -> dict[str, Any]:
+def _asked(row: Example, metric: TextMetric) -> dict[str, Any]:
     """Return a row as a question whose answer is to be written.
 
     Raises UserError for another conversation than one question and one answer.
@@ -140,6 +144,6 @@ def _asked(row: Example) -> dict[str, Any]:
     if [message.role for message in row.messages] != ["user", "assistant"] or row.tools:
         raise UserError(
             f"the test row '{row.id}' is more than one question and its answer, which benchmark.metric="
-            f"exact_match cannot ask; leave it out, or use benchmark.metric={HELD_OUT_LOSS}"
+            f"{metric.value} cannot ask; leave it out, or use benchmark.metric={HELD_OUT_LOSS}"
         )
     return {"id": row.id, "query": row.prompt, "answer": row.completion.strip()}

@@ -23,7 +23,18 @@ _LOWER_IS_BETTER = {
     *("error", "errors", "wer", "cer", "ter", "mse", "rmse", "mae"),
 }
 _FAULTS = (CORRUPTED, COPIES, NEAR_COPIES)
-_SHARES = ("acc", "exact_match", "em", "accuracy", "win_rate", ON_TARGET, LABELS, *_FAULTS)
+_SHARES = (
+    "acc",
+    "exact_match",
+    "em",
+    "accuracy",
+    "win_rate",
+    "rouge_l",
+    "sentence_chrf",
+    ON_TARGET,
+    LABELS,
+    *_FAULTS,
+)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from gtp_exp.data.reading import LINES, expand, parse_lines, read_rows, records_
 from gtp_exp.data.rows import check_rows, join_pools, read_pool, subset
 from gtp_exp.data.scores import with_scores
 from gtp_exp.data.sources.base import DataSource
-from gtp_exp.data.sources.hub import check_hub_id, check_size
+from gtp_exp.data.sources.hub import check_hub_id, check_path, check_size
 from gtp_exp.data.tables import without_folders
 from gtp_exp.data.values import Place
 from gtp_exp.errors import UserError, first_line
@@ -67,6 +67,12 @@ class Mixture(DataSource):
             check_hub_id(self.hub_id)
         check_rows(self.rows, "dataset.rows")
 
+    def check_files(self) -> Pool | None:
+        """Look for a local copy; its sources are read when the pool is."""
+        if self.path is not None:
+            check_path(self.path)
+        return None
+
     def load(self) -> Pool:
         """Read every source and join them. Raises UserError where one cannot be read."""
         home = _home(self)
@@ -88,13 +94,8 @@ class Mixture(DataSource):
 def _home(mixture: Mixture) -> Path | None:
     """Return the folder or zip file that holds the sources; None where each file is fetched from the hub."""
     if mixture.path is not None:
-        path = Path(mixture.path).expanduser()
-        if not path.exists():
-            log.info("looked for %s", path.absolute())
-            raise UserError(
-                f"dataset.path={mixture.path} does not exist; a path is relative to the working directory"
-            )
-        return path
+        check_path(mixture.path)
+        return Path(mixture.path).expanduser()
     if mixture.hub_id is None:
         return Path()
     return _fetch(mixture, mixture.archive) if mixture.archive is not None else None
