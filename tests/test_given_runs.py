@@ -131,7 +131,9 @@ def test_rows_that_are_held_back_may_be_listed(folder, outputs):
 def test_the_estimate_knows_the_keys_of_such_jobs(listed, folder, outputs):
     settings = [f"outputs={outputs}", *pool(folder), *by_list(folder)]
     jobs = compose_jobs([*command()[3:], *settings], str(ROOT / "conf"))
-    assert all(work.cached for work in plan([job["config"] for job in jobs]).works.values())
+    works = plan([job["config"] for job in jobs]).works.values()
+    assert all(work.cached for work in works)
+    assert [work.rows for work in works if work.stage == "finetune"] == [3]
     jobs = compose_jobs(
         [*command()[3:], *settings, "selector.file=null", "selector.score=a"], str(ROOT / "conf")
     )

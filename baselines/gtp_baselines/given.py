@@ -85,6 +85,9 @@ class Given(Selector):
                 f"'{pool.examples[0].id}'. Correct the list, or read more of the pool (dataset.rows=null)"
             )
 
+    def offers(self, n_candidates: int) -> int:
+        return n_candidates if self.file is None else min(n_candidates, len(read_list(self.file)))
+
     def check_budget(self, budget: Budget, candidates: Sequence[Example]) -> None:
         wanted = budget.rows(len(candidates))
         if self.file is None:

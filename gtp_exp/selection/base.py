@@ -218,6 +218,10 @@ class Selector(abc.ABC):
         """Raise UserError for what the selector was given and does not fit the pool: a job asks before its
         long work, and where it can before its long imports."""
 
+    def offers(self, n_candidates: int) -> int:
+        """Return how many rows budget=all takes of so many candidates."""
+        return n_candidates
+
     def check_budget(self, budget: Budget, candidates: Sequence[Example]) -> None:
         """Raise UserError where there is less to choose from than the budget asks for."""
         budget.rows(len(candidates))
