@@ -71,10 +71,15 @@ def _dotted(key: str, path: tuple[str | int, ...]) -> str:
     return ".".join(str(part) for part in (key, *path) if part != "")
 
 
+# In the metadata of a field: False where its value says no more than what an object reads otherwise.
+IN_KEY = "in_key"
+
+
 def describe(value: Any) -> Any:
     """Return a dataclass as JSON values, with its class's name: what an object adds to a cache key."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        told = [f for f in dataclasses.fields(value) if f.metadata.get(IN_KEY, True)]
+        fields = {f.name: describe(getattr(value, f.name)) for f in told}
         return {"class": _class_name(type(value)), **fields}
     if isinstance(value, Enum):
         return value.value

@@ -121,6 +121,12 @@ class Experiment:
                     f"tests: {name} takes its test rows out of the pool, which changes what is chosen from; "
                     f"give it as benchmark={name}, or leave it out"
                 )
+        for name in self.selector.score_columns():
+            if name not in self.dataset.scores:
+                raise UserError(
+                    f"selector.score={name} is not among dataset.scores={self.dataset.scores}; "
+                    f"give dataset.scores=[{name}]"
+                )
         stored = [direction.value for direction in self.gradients.directions]
         for key in ("direction", "target_direction"):
             asked = getattr(self.selector, key, None)
@@ -155,9 +161,10 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
             chooser,
             validation=settings.held_back,
             further=experiment.tests,
+            check_pool=selector.check_pool,
         )
         check_agreement(inputs, processes)
-        experiment.budget.rows(len(inputs.candidates.examples))  # raises UserError where they are too few
+        selector.check_budget(experiment.budget, inputs.candidates.examples)
         overlap = Overlap(inputs)
 
         before = after = Measured()

@@ -18,6 +18,7 @@ from gtp_exp.data.generation import check_room_to_generate
 from gtp_exp.data.hashing import digest, rows_hash
 from gtp_exp.data.leakage import TestRows, flagged, leakage
 from gtp_exp.data.near_duplicates import without_near_duplicates
+from gtp_exp.data.scores import scores_of, with_scores
 from gtp_exp.data.sources.base import DataSource, NearCopies
 from gtp_exp.data.tokenization import OverLength, RowRules, tokenize, with_special_tokens
 from gtp_exp.data.validation import NAME as VALIDATION
@@ -86,6 +87,7 @@ class Inputs:
     tasks: tuple[PreparedTask, ...]  # none where rows are held back for validation
     validation: PreparedRows | None = None  # what is held back, as the tuned model reads it
     further: Mapping[str, tuple[PreparedTask, ...]] = field(default_factory=dict)  # by benchmark
+    scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # of the candidates, by column
 
     @property
     def all_tasks(self) -> tuple[PreparedTask, ...]:
@@ -135,17 +137,20 @@ def load_inputs(
     prepare: Callable[[str, Sequence[Example], Model, RowRules], PreparedRows] | None = None,
     validation: Validation | None = None,
     further: Mapping[str, Benchmark] | None = None,
+    check_pool: Callable[[Pool], None] = lambda pool: None,
 ) -> Inputs:
     """Read and tokenise all rows of a job. chooser: the model that chooses; may be the `tuned` one itself.
 
     prepare: used in place of `prepare_rows`. validation: what is held back before all else; then no test is
-    read. further: benchmarks whose tests alone are read, by name. Raises UserError for data that cannot be
+    read. further: benchmarks whose tests alone are read, by name. check_pool: looks at the whole pool, before
+    anything is taken out of it. Raises UserError for data that cannot be
     read, for a part without a row that carries loss, and for a test whose answers do not fit the model.
     """
     prepare = prepare or prepare_rows
-    pool, benchmark = dataset.load(), described(benchmark)
+    pool, benchmark = with_scores(dataset.load(), dataset.scores), described(benchmark)
     if dataset.near_copies is NearCopies.DROP:
         pool = without_near_duplicates(pool)
+    check_pool(pool)
     if isinstance(benchmark, SplitsPool):
         pool, benchmark = benchmark.split(pool)
     target, held_back = benchmark.target(), ()
@@ -173,7 +178,16 @@ def load_inputs(
         )
 
     tasks, further_tasks = tests_of(benchmark), {name: tests_of(b) for name, b in (further or {}).items()}
-    return Inputs(pool, candidates, to_select, prepared_target, tasks, prepared_validation, further_tasks)
+    return Inputs(
+        pool,
+        candidates,
+        to_select,
+        prepared_target,
+        tasks,
+        prepared_validation,
+        further_tasks,
+        scores_of(pool, candidates.examples, dataset.scores),
+    )
 
 
 def prepare_rows(name: str, examples: Sequence[Example], model: Model, rules: RowRules) -> PreparedRows:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from gtp_exp.cache import Cache, StageResult
 from gtp_exp.config import describe
+from gtp_exp.data.hashing import digest
 from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.errors import UserError
 from gtp_exp.evaluation.held_out import token_loss
@@ -56,7 +57,7 @@ VERSIONS = {
     "pass": 2,
     "selection": 2,
     "finetune": 6,
-    "evaluation": 6,
+    "evaluation": 7,
     "validation": 1,
 }
 # Another release of these may give other numbers too.
@@ -270,6 +271,7 @@ def select(
 ) -> StageResult:
     """Choose rows among the candidates within the budget."""
     chooser, inputs, gradients = sources.chooser, sources.inputs, sources.gradients
+    scores = {name: inputs.scores.get(name, ()) for name in selector.score_columns()}
 
     def produce(directory: Path) -> None:
         passes = KeptPasses(runner.cache.root, chooser.identity, directory)
@@ -288,6 +290,7 @@ def select(
             candidate_tokens=inputs.candidates_to_select.tokenized,
             target_tokens=() if inputs.target is None else inputs.target.tokenized,
             processes=runner.processes if selector.distributed else ALONE,
+            scores={name: torch.tensor(column, dtype=torch.float64) for name, column in scores.items()},
         )
         selection = select_outside_quarantine(
             selector,
@@ -312,6 +315,8 @@ def select(
     }
     if more := selector.reads():
         reads["more"] = more
+    if scores:
+        reads["scores"] = digest(scores)
     if sources.tuned is not chooser:
         reads["tokens counted for"] = sources.tuned.identity
         reads["pool as it chooses"] = inputs.candidates_to_select.key

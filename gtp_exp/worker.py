@@ -34,6 +34,7 @@ from gtp_exp.launch.fork_server import SERVE, serve
 from gtp_exp.launch.launcher import GRACE_S, not_deterministic
 from gtp_exp.launch.parent import die_with_parent
 from gtp_exp.records.record import Names, RunRecord, State, write_record
+from gtp_exp.selection.base import Selector
 from gtp_exp.tracking import METRICS_NAME
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "lm-eval", "numpy")
@@ -88,8 +89,8 @@ def _complete(
         if _is_main():
             write_record(record, directory)
             (directory / METRICS_NAME).unlink(missing_ok=True)
-        check_files(config)
         gc.disable()  # collections would find nothing among what is imported, for an eighth of that time
+        check_inputs(config)
         from gtp_exp.experiment import run
 
         experiment = assemble(config)
@@ -149,15 +150,14 @@ def assemble(config: Mapping[str, Any], build: Callable[[Any, str], Any] = build
     return Experiment(**parts, settings=build({"_target_": target, **outside}, "config"), tests=tests)
 
 
-def check_files(config: Mapping[str, Any]) -> None:
+def check_inputs(config: Mapping[str, Any]) -> None:
     """Look at the files that a job names, as far as it is done at once and without torch.
 
     config: as `assemble` takes it. Raises UserError for a file that is not there, whose rows have no known
-    form, or that is needed and not given.
+    form, or that is needed and not given, and for what its first rows show.
     """
     dataset = build(config.get("dataset", {}), "dataset")
-    if isinstance(dataset, DataSource):
-        dataset.check_files()
+    pool = dataset.check_files() if isinstance(dataset, DataSource) else None
     tested = config.get("until") == "evaluation"
     benchmark = build(config.get("benchmark", {}), "benchmark")
     if isinstance(benchmark, ChecksFiles):
@@ -165,6 +165,10 @@ def check_files(config: Mapping[str, Any]) -> None:
     for name, node in (config.get("tests") or {}).items():
         if isinstance(test := build(node, f"tests.{name}"), ChecksFiles):
             test.check_files(aimed_at=False, tested=tested)
+    if pool is not None:  # last, for most selectors import torch
+        selector = build(config.get("selector", {}), "selector")
+        if isinstance(selector, Selector):
+            selector.check_pool(pool)
 
 
 def _begin(config: dict[str, Any], job: dict[str, Any]) -> RunRecord:

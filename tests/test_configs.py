@@ -45,7 +45,7 @@ def test_every_option_composes_into_checked_objects(group, option):
 
 @pytest.mark.parametrize(("group", "option"), sorted(REQUIRED))
 def test_an_option_that_lacks_what_only_a_person_knows_says_so(group, option):
-    with pytest.raises(UserError, match="target|test|files|hub_id|names|name_or_path"):
+    with pytest.raises(UserError, match="target|test|files|file|hub_id|names|name_or_path"):
         build(f"{group}={option}")
 
 
@@ -77,6 +77,7 @@ CANONICAL = [
 def test_a_class_has_the_values_of_its_option(group, name):
     given = {
         ("dataset", "jsonl"): {"files": ["pool.jsonl"]},
+        ("selector", "given"): {"file": "ids.txt"},
         ("benchmark", "jsonl"): {"target": "mine.jsonl"},
     }.get((group, name), {})
     built = build_node({**option(group, name), **given}, group)

@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 
 from gtp_baselines.model_passes import labelled_loss, tokens_of
-from gtp_baselines.ranking import rank
+from gtp_baselines.ranking import rank, toward_middle
 from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError
 from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector, unit_weights
@@ -61,7 +61,4 @@ class Perplexity(Selector):
             return nats
         if self.part is LossRange.BOTTOM:
             return -nats
-        # Minus the distance to the median's rank; of two rows as far from it the more surprising comes first.
-        place = torch.empty(len(order), dtype=torch.float64)
-        place[order] = torch.arange(len(order), dtype=torch.float64)
-        return -((place - (len(order) - 1) / 2 + 0.25).abs())
+        return toward_middle(order)

@@ -29,6 +29,16 @@ def tie_order(examples: Sequence[Example], seed: int) -> torch.Tensor:
     return torch.tensor(sorted(range(len(hashes)), key=hashes.__getitem__), dtype=torch.long)
 
 
+def toward_middle(order: torch.Tensor) -> torch.Tensor:
+    """Minus the distance of each row to the median's rank: float64 [N], larger is nearer.
+
+    order: int64 [N], the rows from first to last. Of two rows as far from it the former comes first.
+    """
+    place = torch.empty(len(order), dtype=torch.float64)
+    place[order] = torch.arange(len(order), dtype=torch.float64)
+    return -((place - (len(order) - 1) / 2 + 0.25).abs())
+
+
 def rank(scores: torch.Tensor, problem: SelectionProblem) -> torch.Tensor:
     """All candidates by scores [N], largest first: int64 [N]."""
     order = tie_order(problem.candidates, problem.seed)

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar, Optional
 
-from gtp_benchmarks.own_rows import check_forms, check_limits, first_of_each, read_examples, task_name
+from gtp_benchmarks.own_rows import check_limits, check_rows_of, first_of_each, read_examples, task_name
 from gtp_benchmarks.written_task import written_task
 from gtp_exp.data.benchmark import HELD_OUT_LOSS, Answers, EvalTask
 from gtp_exp.data.examples import Example
-from gtp_exp.data.rows import ColumnNames, Format
+from gtp_exp.data.forms import ColumnNames, Format
 from gtp_exp.errors import UserError
 
 
@@ -26,7 +26,10 @@ class TextMetric(Enum):
     """Names what is measured of a test row."""
 
     LOSS = HELD_OUT_LOSS  # of its answer
-    EXACT_MATCH = "exact_match"  # of an answer that the model writes, blanks around it aside; and the loss
+    # Of an answer that the model writes, blanks around it aside; and the loss:
+    EXACT_MATCH = "exact_match"
+    ROUGE_L = "rouge_l"  # longest common subsequence of words, 0 to 1
+    CHRF = "sentence_chrf"  # n-grams of characters, 0 to 1
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Jsonl:
     target_rows: Optional[int] = None
     test_rows: Optional[int] = None
     metric: TextMetric = TextMetric.LOSS
-    max_new_tokens: int = 64  # that the model may write for an exact match
+    max_new_tokens: int = 64  # that the model may write for a metric of written answers
     format: Format = Format.AUTO
     columns: ColumnNames = field(default_factory=ColumnNames)
 
@@ -61,7 +64,16 @@ class Jsonl:
             raise UserError(f"benchmark.max_new_tokens={self.max_new_tokens} writes nothing; use 64 or so")
 
     def check_files(self, *, aimed_at: bool, tested: bool) -> None:
-        """Raise UserError for a file that is needed and not given, not there, or of no known form."""
+        """Raise UserError for a file that is needed and not given, not there or of no known form, and what
+        its first rows show."""
+        self.check_given(aimed_at=aimed_at, tested=tested)
+        wanted = {"target": self.target if aimed_at else None, "test": self.test if tested else None}
+        for key, pattern in wanted.items():
+            if pattern is not None:
+                check_rows_of(pattern, f"benchmark.{key}", format=self.format, columns=self.columns)
+
+    def check_given(self, *, aimed_at: bool, tested: bool) -> None:
+        """Raise UserError for a file that is needed and not given."""
         if aimed_at and self.target is None:
             raise UserError(
                 "benchmark.target=null: a benchmark to aim at needs target rows; give benchmark.target=FILE"
@@ -71,10 +83,6 @@ class Jsonl:
                 "benchmark.test=null, and until=evaluation tests what was tuned: give benchmark.test=FILE, "
                 "or end before by until=validation (the loss on target rows held back) or until=selection"
             )
-        wanted = [self.target if aimed_at else None, self.test if tested else None]
-        for pattern in wanted:
-            if pattern is not None:
-                check_forms(pattern, format=self.format, columns=self.columns)
 
     def benchmark(self) -> RowsOfFiles:
         """Return the benchmark."""
@@ -91,7 +99,7 @@ class RowsOfFiles:
 
     def target(self) -> tuple[Example, ...]:
         """Return the rows that a selector may see. Raises UserError for a row that is malformed."""
-        self.files.check_files(aimed_at=True, tested=False)
+        self.files.check_given(aimed_at=True, tested=False)
         return self._read(self.files.target, "benchmark.target", self.files.target_rows)
 
     def tasks(self) -> tuple[EvalTask, ...]:
@@ -114,7 +122,7 @@ class RowsOfFiles:
         name = task_name(self.files.name, subtask)
         if self.files.metric is TextMetric.LOSS:
             return EvalTask(name, HELD_OUT_LOSS, {}, (), held_out=tuple(rows))
-        docs = tuple(map(_asked, rows))
+        docs = tuple(_asked(row, self.files.metric) for row in rows)
         # An answer ends at the end of turn; of one line, also at a line break.
         until = [] if any("\n" in doc["answer"] for doc in docs) else ["\n"]
         return written_task(
@@ -124,10 +132,11 @@ class RowsOfFiles:
             until=until,
             max_tokens=self.files.max_new_tokens,
             held_out=rows,
+            metric=self.files.metric.value,
         )
 
 
-def _asked(row: Example) -> dict[str, Any]:
+def _asked(row: Example, metric: TextMetric) -> dict[str, Any]:
     """Return a row as a question whose answer is to be written.
 
     Raises UserError for another conversation than one question and one answer.
@@ -135,6 +144,6 @@ def _asked(row: Example) -> dict[str, Any]:
     if [message.role for message in row.messages] != ["user", "assistant"] or row.tools:
         raise UserError(
             f"the test row '{row.id}' is more than one question and its answer, which benchmark.metric="
-            f"exact_match cannot ask; leave it out, or use benchmark.metric={HELD_OUT_LOSS}"
+            f"{metric.value} cannot ask; leave it out, or use benchmark.metric={HELD_OUT_LOSS}"
         )
     return {"id": row.id, "query": row.prompt, "answer": row.completion.strip()}

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Optional
 
 from gtp_benchmarks.choice_task import ChoiceMetric, choice_task
-from gtp_benchmarks.own_rows import check_forms, check_limits, first_of_each, read_examples, task_name
+from gtp_benchmarks.own_rows import check_limits, check_rows_of, first_of_each, read_examples, task_name
 from gtp_exp.data.benchmark import Answers, EvalTask
 from gtp_exp.data.examples import Example
 from gtp_exp.data.reading import expand, read_rows, stems
-from gtp_exp.data.rows import Place, as_text
+from gtp_exp.data.values import Place, as_text
 from gtp_exp.errors import UserError
 
 PlacedRow = tuple[str, Place, Mapping[str, Any]]  # an id of the file's name and the row's number, first
@@ -51,9 +51,9 @@ class JsonlChoice:
     def check_files(self, *, aimed_at: bool, tested: bool) -> None:
         """Raise UserError for a file that is not there or has no known form."""
         if aimed_at and self.validation is not None:
-            check_forms(self.validation)
+            check_rows_of(self.validation, "benchmark.validation")
         if tested:
-            expand([self.test])
+            self._test_docs()
 
     def target(self) -> tuple[Example, ...]:
         """Return the rows that a selector may see. Raises UserError for a row that is malformed."""

@@ -7,18 +7,28 @@ from dataclasses import replace
 from itertools import chain, islice
 from typing import TypeVar
 
-from gtp_exp.data.examples import Example
-from gtp_exp.data.reading import expand, records_of_files
-from gtp_exp.data.rows import ColumnNames, Format, Record, read_pool
+from gtp_exp.data.examples import Example, Pool
+from gtp_exp.data.forms import ColumnNames, Format, Record
+from gtp_exp.data.reading import FirstSecond, expand, records_of_files
+from gtp_exp.data.rows import read_pool
 from gtp_exp.errors import UserError
 
 Row = TypeVar("Row")
 
 
-def check_forms(pattern: str, *, format: Format = Format.AUTO, columns: ColumnNames | None = None) -> None:
-    """Read the first row of each file. Raises UserError where one is not there, or has no known form."""
+def check_rows_of(
+    pattern: str,
+    key: str,
+    *,
+    format: Format = Format.AUTO,
+    columns: ColumnNames | None = None,
+) -> None:
+    """Read the first row of each file, and then all of them for a second. Raises UserError as `read_examples`
+    for what shows in that."""
     for records in _records(pattern, format, columns):
         next(records)
+    rows = FirstSecond(chain.from_iterable(_records(pattern, format, columns)))
+    _check_usable(read_pool(rows, seen={}, tell=False), pattern, key)
 
 
 def read_examples(
@@ -36,15 +46,20 @@ def read_examples(
     messages. Raises UserError for a row that is malformed or cannot be used.
     """
     pool = read_pool(chain.from_iterable(_records(pattern, format, columns)), seen={})
+    _check_usable(pool, pattern, key)
+    return [
+        replace(e, subtask=_subtask(pool.hidden.get(e.id, {}).get("subtask", name), e.id, key))
+        for e in pool.examples
+    ]
+
+
+def _check_usable(pool: Pool, pattern: str, key: str) -> None:
+    """Raise UserError where rows were left out."""
     if pool.skipped:
         reasons = ", ".join(f"{n} with {reason}" for reason, n in pool.skipped.items())
         raise UserError(
             f"{pattern} ({key}) holds rows that cannot be used ({reasons}); complete or remove them"
         )
-    return [
-        replace(e, subtask=_subtask(pool.hidden.get(e.id, {}).get("subtask", name), e.id, key))
-        for e in pool.examples
-    ]
 
 
 def first_of_each(rows: Iterable[Row], subtask_of: Callable[[Row], str], limit: int | None) -> Iterator[Row]:

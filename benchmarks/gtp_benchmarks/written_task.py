@@ -1,4 +1,4 @@
-"""Build a task of lm-eval whose answers the model writes: each counts where it is exactly the right one."""
+"""Build a task of lm-eval whose answers the model writes, each compared with the right one."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ def written_task(
     until: Sequence[str],
     max_tokens: int,
     held_out: Sequence[Example] = (),
+    metric: str = "exact_match",
 ) -> EvalTask:
-    """Return an exact-match task. docs: {id: str, query: str, answer: str}.
+    """Return a task in which the model writes. docs: {id: str, query: str, answer: str}.
 
     pattern: a regular expression whose first group is what counts of a written answer. until: texts that end
-    an answer beside the end of turn. held_out: the same rows, for the held-out loss.
+    an answer beside the end of turn. held_out: the same rows, for the held-out loss. metric: a mean over rows
+    that lm-eval or gtp_exp/evaluation/text_metrics.py knows.
     """
     config = {
         "output_type": "generate_until",
@@ -39,7 +41,7 @@ def written_task(
                 ],
             }
         ],
-        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+        "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True}],
         "metadata": {"version": 1.0},
     }
-    return EvalTask(name, "exact_match,answer", config, tuple(docs), held_out=tuple(held_out))
+    return EvalTask(name, f"{metric},answer", config, tuple(docs), held_out=tuple(held_out))

@@ -16,8 +16,10 @@ import torch
 from safetensors.torch import save_file
 
 from gtp_exp.data.examples import Example, TokenizedExample
-from gtp_exp.data.rows import ColumnNames, Format, Place, detect_layout, read_pool
+from gtp_exp.data.forms import ColumnNames, Format, detect_layout
+from gtp_exp.data.rows import read_pool
 from gtp_exp.data.tokenization import ensure_chat_template, tokenize
+from gtp_exp.data.values import Place
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.checkpoints import MOMENTS, TRAINABLE, Checkpoint, load_checkpoint
 from gtp_exp.gradients.collect import collect as collect_store

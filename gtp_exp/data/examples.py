@@ -14,7 +14,7 @@ ANSWER, END = 1, 2  # parts of what the model writes: the answer's own tokens, a
 class Message:
     """Holds one turn of a conversation."""
 
-    role: str  # system, user or assistant
+    role: str  # system, user, assistant, or tool: what a tool returned
     content: str
     reasoning: str = ""  # what the assistant thinks before it answers
     train: bool = True  # whether an assistant's turn may carry loss

@@ -3,6 +3,8 @@
     weight: 0, train: false    of a message: the turn carries no loss
     reasoning_content          of a message: what the assistant thinks before it answers
     system, history, tools     of a row: the system turn, earlier question-answer pairs, the tools on offer
+    role, from                 of a message: whose turn it is, by any of the names in `ROLE_NAMES`
+    content, value             of a message: a text, or a list of parts that are texts
 
 Where the meaning is not ours to give (calls of tools, pictures, a template's own settings), the row is left
 out, with the field's name as the reason. A field that is not read at all is named once.
@@ -10,10 +12,20 @@ out, with the field's name as the reason. A field that is not read at all is nam
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+ROLES = ("system", "user", "assistant", "tool")
+# Other names of these. The call of a function is a turn of the assistant, what the function returns is not.
+ROLE_NAMES = {
+    "human": "user",
+    "gpt": "assistant",
+    "function_call": "assistant",
+    "observation": "tool",
+    "function": "tool",
+}
 REASONING = ("reasoning_content", "reasoning", "thinking")
 TRAIN = ("weight", "train", "training", "loss")
 # Of a message or a row: without them it would be another one.
@@ -63,6 +75,31 @@ def reasoning_of(item: Mapping[str, Any]) -> str:
     return ""
 
 
+def text_of(content: Any) -> Any:
+    """Return the text of a message's content where it is a list of parts, else the content as it is.
+
+    Raises LeftOut for a part that is no text.
+    """
+    if not isinstance(content, (list, tuple)):
+        return content
+    texts = []
+    for part in content:
+        text = part.get("text") if isinstance(part, Mapping) else part
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind not in (None, "text") or not isinstance(text, str):
+            raise LeftOut(f"a part of a message that is no text ({kind or type(part).__name__})")
+        texts.append(text)
+    return "".join(texts)
+
+
+def listed(value: Any) -> Any:
+    """Return a list that a cell of a table of texts holds as JSON; any other value as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with contextlib.suppress(ValueError):
+            return json.loads(value)
+    return value
+
+
 def check_known(item: Mapping[str, Any]) -> None:
     """Raise LeftOut for a message or a row with a field that would have to be used and cannot be."""
     for name in NOT_READ_HERE:
@@ -87,7 +124,7 @@ def tools_of(value: Any) -> str:
 def history_of(value: Any) -> list[tuple[str, str]]:
     """Return earlier questions and answers. Raises LeftOut where they are no pairs of texts."""
     pairs = []
-    for pair in value or []:
+    for pair in listed(value) or []:
         if not (isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(p, str) for p in pair)):
             raise LeftOut("'history' that holds no pairs of texts")
         pairs.append((pair[0], pair[1]))

@@ -1,4 +1,4 @@
-"""Read local files row by row: JSON lines, a JSON array, both also packed, or parquet."""
+"""Read local files row by row: JSON lines, a JSON array, cells of text, all also packed; parquet, arrow."""
 
 from __future__ import annotations
 
@@ -10,24 +10,27 @@ import json
 import logging
 import lzma
 import os
-import re
+import time
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from gtp_exp.data.rows import ColumnNames, Format, Ids, Place, Record, detect_layout
+from gtp_exp.data.forms import ColumnNames, Format, Ids, Record, detect_layout
+from gtp_exp.data.tables import cell_rows, column_rows, without_folders
+from gtp_exp.data.values import Place
 from gtp_exp.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 
 LINES = (".jsonl", ".ndjson")
 
-SUFFIXES = (*LINES, ".json", ".parquet")
+CELLS = {".csv": ",", ".tsv": "\t"}  # what is between the cells
+COLUMNS = (".parquet", ".arrow")  # these are not read from within a packed file
+SUFFIXES = (*LINES, ".json", *CELLS, *COLUMNS)
 # What a text file may be packed with, by its last suffix, in the words of fsspec.
 PACKED = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
-_TABLES = (".csv", ".tsv", ".arrow", ".txt")  # `datasets` reads these, out of a folder
 _ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar")
 
 
@@ -63,13 +66,8 @@ def expand(patterns: Sequence[str]) -> list[Path]:
 def check_kind(path: Path, name: str) -> None:
     """Raise UserError for a file that is not read row by row, with the remedy. name: for messages."""
     kind, packed = _kind(path)
-    if kind in SUFFIXES and not (packed and kind == ".parquet"):
+    if kind in SUFFIXES and not (packed and kind in COLUMNS):
         return
-    if kind in _TABLES and not packed:
-        raise UserError(
-            f"{name} is a {kind} file: put it into a folder without other files and give that folder "
-            f"(dataset=hub dataset.path=FOLDER), or convert it to one of {', '.join(SUFFIXES)}"
-        )
     if packed or kind in _ARCHIVES:
         raise UserError(f"{name} is packed: unpack it and name the files that were in it")
     raise UserError(
@@ -97,12 +95,6 @@ def shown(path: Path) -> str:
     return (
         str("~" / path.relative_to(home)) if path.is_absolute() and path.is_relative_to(home) else str(path)
     )
-
-
-def without_folders(text: str) -> str:
-    """Return another library's message without the folders of this machine: /home/me/a.json becomes
-    …/a.json."""
-    return re.sub(r"(?<![\w/:.~…-])/(?:[^\s/'\"]+/)+", "…/", text)
 
 
 def stems(paths: Sequence[Path]) -> list[str]:
@@ -146,6 +138,26 @@ def records_of(
         raise UserError(f"{where} holds no rows")
 
 
+class FirstSecond:
+    """Yields rows for a second and no longer: what is wrong with most files shows in that."""
+
+    SECONDS = 1.0
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        """Take the rows to yield; none is read yet."""
+        self._records = records
+        self.stopped = False  # whether there may be more rows than were yielded
+
+    def __iter__(self) -> Iterator[Record]:
+        """Yield the rows until the time is over."""
+        end = time.monotonic() + self.SECONDS
+        for record in self._records:
+            yield record
+            if time.monotonic() > end:
+                self.stopped = True
+                return
+
+
 def records_of_files(
     paths: Sequence[Path],
     *,
@@ -178,11 +190,13 @@ def read_rows(path: Path, name: str | None = None) -> Iterator[tuple[Place, Mapp
     check_kind(path, name)
     kind, packed = _kind(path)
     try:
-        if kind == ".parquet":
-            yield from _parquet(path, name)
+        if kind in COLUMNS:
+            yield from column_rows(path, name)
             return
         with _unpacked(path, packed, name) as handle:
-            if kind == ".json" and handle.peek(256).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[":
+            if kind in CELLS:
+                yield from cell_rows(handle, CELLS[kind], name)
+            elif kind == ".json" and handle.peek(256).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[":
                 yield from _json_array(handle.read(), name)
             else:
                 yield from parse_lines(handle, name)
@@ -238,23 +252,6 @@ def _json_array(raw: bytes, name: str) -> Iterator[tuple[Place, Mapping[str, Any
     for number, value in enumerate(_parse(_decode(raw, whole), whole), 1):
         place = Place(name, number, "row")
         yield place, _object(value, place)
-
-
-def _parquet(path: Path, name: str) -> Iterator[tuple[Place, Mapping[str, Any]]]:
-    """Yield the rows of a parquet file, a batch at a time."""
-    import pyarrow
-    from pyarrow import parquet
-
-    number = 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield Place(name, number, "row"), row
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        reason = without_folders(first_line(error))
-        raise UserError(f"{name} cannot be read as parquet, after row {number}: {reason}") from error
 
 
 def _decode(raw: bytes, place: Place) -> str:

@@ -16,13 +16,14 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
+from gtp_exp.data.conversations import EMPTY, NO_ASSISTANT
 from gtp_exp.data.examples import Example, Message
-from gtp_exp.data.rows import EMPTY, NO_ASSISTANT
 
 NO_PROMPT = "no turn before the completion"
 NOT_TRAINED = "every answer is marked as not to be trained"
 ALTERED = "the chat template alters the completion"
 NO_PLACE_FOR_TOOLS = "the chat template has no place for the row's tools"
+NO_PLACE_FOR_RESULTS = "the chat template has no place for what a tool returns"
 NO_PLACE_FOR_REASONING = "the chat template has no place for the answer's reasoning"
 
 _OPEN, _CLOSE = "<think>", "</think>"
@@ -99,6 +100,9 @@ class _Conversation:
         whole = self.apply(self.messages)
         if self.tools and whole == replace(self, tools="").apply(self.messages):
             return NO_PLACE_FOR_TOOLS
+        for k, message in enumerate(self.messages):
+            if message.role == "tool" and whole == self.apply([*self.messages[:k], *self.messages[k + 1 :]]):
+                return NO_PLACE_FOR_RESULTS
         text, turns = whole, list[Turn]()
         for k in reversed(prompted):
             prefix = self.apply(self.messages[:k], prompt=True)

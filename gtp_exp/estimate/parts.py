@@ -125,7 +125,14 @@ class Parts:
         if why or (unread(pool.examples) and benchmark.target() is None):
             validation = None  # which rows are held back cannot be known
         prepare_soon = functools.partial(self._prepare, run)
-        rows = _Rows(pool, None, (), over_length=dataset.over_length, special_tokens=dataset.special_tokens)
+        rows = _Rows(
+            pool,
+            None,
+            (),
+            over_length=dataset.over_length,
+            special_tokens=dataset.special_tokens,
+            scores=[] if unread(pool.examples) else dataset.scores,
+        )
         inputs = load_inputs(rows, benchmark, tuned, chooser, prepare_soon, validation, further)
         notes = {
             "dataset": _note_on_pool(inputs.candidates, tuned, run),

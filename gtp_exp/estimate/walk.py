@@ -185,6 +185,7 @@ def _work(
     elif stage == SELECTION:
         passes = int(Need.MODEL in job.selector.needs)
     elif stage == FINETUNE:
+        n = job.selector.offers(n) if job.budget.whole else n
         n, tokens = chosen(job.budget, n, data.tuned_tokens, everything=everything, assumed=known is not None)
         passes, mean = job.train.epochs_of(n), tokens / n
     if stage in (POOL, TARGET):

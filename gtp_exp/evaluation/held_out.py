@@ -22,8 +22,9 @@ from gtp_exp.records.row_results import ANSWER_TOKENS
 class HeldOutLoss:
     """Hold the negative log-likelihood of the answers of some rows, in nats.
 
-    `nats_per_token` and `nats_per_answer` (with its standard error) count the answers' own tokens alone, not
-    what the chat template writes around them; `nats_end` is the end of turn, in nats per answer.
+    `nats_per_token` and `nats_per_answer`, each with its standard error over rows, count the answers' own
+    tokens alone, not what the chat template writes around them; `nats_end` is the end of turn, in nats per
+    answer.
     """
 
     nats: torch.Tensor  # of every part of every row, float64 [n, END + 1]
@@ -34,6 +35,7 @@ class HeldOutLoss:
         answers, n = self.nats[:, ANSWER], len(self.nats)
         return {
             "nats_per_token": _per_token(answers, self.answer_tokens),
+            "nats_per_token_stderr": _token_error(answers, self.answer_tokens),
             "nats_per_answer": float(answers.mean()),
             "nats_per_answer_stderr": float(answers.std() / math.sqrt(n)) if n > 1 else 0.0,
             "nats_end": float(self.nats[:, END].mean()),
@@ -72,21 +74,28 @@ def token_loss(
     label: str,
     processes: Processes = ALONE,
 ) -> dict[str, float]:
-    """Return the `nats_per_token` of `held_out_loss` with its standard error over rows.
-
-    It is a ratio of two sums over rows, so its error is that of the rows' deviations from the ratio.
-    """
+    """Return the `nats_per_token` of `held_out_loss` with its standard error over rows."""
     answers = _nats(rows, loaded, batch_size, label, processes)[:, ANSWER]
-    n_tokens, n = _answer_tokens(rows), len(rows)
-    mean = _per_token(answers, n_tokens)
-    deviations = (answers - mean * n_tokens) / n_tokens.double().mean()
-    error = math.sqrt(float(deviations.square().sum()) / (n * (n - 1))) if n > 1 else 0.0
-    return {"nats_per_token": mean, "nats_per_token_stderr": error}
+    n_tokens = _answer_tokens(rows)
+    return {
+        "nats_per_token": _per_token(answers, n_tokens),
+        "nats_per_token_stderr": _token_error(answers, n_tokens),
+    }
 
 
 def _per_token(nats: torch.Tensor, n_tokens: torch.Tensor) -> float:
     """Return the mean over all tokens of the nats and the token counts of rows."""
     return float(nats.sum()) / int(n_tokens.sum())
+
+
+def _token_error(nats: torch.Tensor, n_tokens: torch.Tensor) -> float:
+    """Return the standard error of `_per_token` over rows; 0 for a single row.
+
+    It is a ratio of two sums over rows, so its error is that of the rows' deviations from the ratio.
+    """
+    n = len(nats)
+    deviations = (nats - _per_token(nats, n_tokens) * n_tokens) / n_tokens.double().mean()
+    return math.sqrt(float(deviations.square().sum()) / (n * (n - 1))) if n > 1 else 0.0
 
 
 def _answer_tokens(rows: Sequence[TokenizedExample]) -> torch.Tensor:

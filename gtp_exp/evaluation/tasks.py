@@ -91,7 +91,10 @@ def _lm_eval(
     evaluator.add_env_info = lambda storage: None
     from lm_eval.tasks import TaskManager
 
+    from gtp_exp.evaluation import text_metrics
     from gtp_exp.evaluation.chat_model import ChatModel, PromptsTooLong
+
+    text_metrics.register()
 
     lm = ChatModel(loaded, batch_size, processes)
     state = torch.get_rng_state()
@@ -214,9 +217,12 @@ def _headline(
         if row["filter"] == chosen_filter
     ]
     metrics |= choice_loss(rows)
-    if f"{name}_stderr" not in metrics and 0 <= float(metrics[name]) <= 1:
-        variance = float(metrics[name]) * (1 - float(metrics[name]))
-        metrics[f"{name}_stderr"] = math.sqrt(variance / max(1, len(rows)))
+    if f"{name}_stderr" not in metrics and 0 <= (mean := float(metrics[name])) <= 1:
+        values = [row.get(name) for row in rows]
+        spread = mean * (1 - mean)  # of values that are 0 or 1, or that are not told
+        if all(isinstance(value, (int, float)) for value in values):
+            spread = math.fsum((value - mean) ** 2 for value in values) / max(1, len(values))
+        metrics[f"{name}_stderr"] = math.sqrt(spread / max(1, len(rows)))
     return metrics, rows
 
 

@@ -18,25 +18,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
 
 import torch
 
 from gtp_exp.data.examples import END, IGNORE, TokenizedExample
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.features import GradientFeatures, Rows, TensorRows
+from gtp_exp.gradients.weight import Balance, Weight
 from gtp_exp.model.loss import Reduction
 
 LINEAR = "sgd"  # the one direction in which the gradients of parts add up
-
-
-class Balance(Enum):
-    """Name the weight that is no number."""
-
-    BALANCED = "balanced"  # content and end of turn have equal shares in the target's mean
-
-
-Weight = float | Balance
 
 
 def check_weight(weight: Weight, direction: str) -> None:

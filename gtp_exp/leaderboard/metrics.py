@@ -23,7 +23,8 @@ _LOWER_IS_BETTER = {
     *("error", "errors", "wer", "cer", "ter", "mse", "rmse", "mae"),
 }
 _FAULTS = (CORRUPTED, COPIES, NEAR_COPIES)
-_SHARES = ("acc", "exact_match", "em", "accuracy", "win_rate", ON_TARGET, LABELS, *_FAULTS)
+_WRITTEN = ("exact_match", "em", "rouge_l", "sentence_chrf")  # of answers that the model writes
+_SHARES = ("acc", "accuracy", "win_rate", *_WRITTEN, ON_TARGET, LABELS, *_FAULTS)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The contract between the pipeline and a selector.
 
 A selector is a frozen dataclass that inherits `Selector` and has a `select` method; one Python file and one
-YAML in conf/selector add it, and nothing else changes. docs/extending.md shows one.
+YAML in conf/selector add it, and nothing else changes. docs/extending.md shows one. torch is imported where
+tensors are made, so that what a selector was given can be checked before.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-
-from gtp_exp.data.examples import Example, TokenizedExample
+from gtp_exp.data.examples import Example, Pool, TokenizedExample
 from gtp_exp.decode import check_fields
 from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.errors import NothingToChoose, UserError
-from gtp_exp.gradients.end_of_turn import Weight
+from gtp_exp.gradients.weight import Weight
 from gtp_exp.selection.misuse import explain, place, source_line
 
 if TYPE_CHECKING:
+    import torch
+
     from gtp_exp.gradients.features import GradientFeatures
     from gtp_exp.model.loading import LoadedModel
 
@@ -34,6 +35,7 @@ class Unit(Enum):
     FRACTION = "fraction"  # share of the candidate rows
     ROWS = "rows"
     TOKENS = "tokens"  # total tokens of the chosen rows, prompt included
+    ALL = "all"  # all that the selector has to offer: every candidate, or the whole of a given list
 
 
 class Need(Enum):
@@ -56,13 +58,24 @@ class Budget:
             raise UserError(f"budget.amount={self.amount} chooses nothing; give a positive amount")
         if self.unit is Unit.FRACTION and self.amount > 1:
             raise UserError(f"budget.amount={self.amount} is above 1 for a fraction; 5% is 0.05")
+        if self.whole and self.amount != 1:
+            raise UserError(
+                f"budget.amount={self.amount:g} must be 1 for budget.unit=all, which takes all once"
+            )
         if self.unit is not Unit.FRACTION and self.amount != int(self.amount):
             raise UserError(f"budget.amount={self.amount} must be a whole number of {self.unit.value}")
+
+    @property
+    def whole(self) -> bool:
+        """Return whether all is taken that the selector has to offer."""
+        return self.unit is Unit.ALL
 
     def rows(self, n_candidates: int) -> int | None:
         """Number of rows to choose among the candidates, or None for a token budget."""
         if self.unit is Unit.TOKENS:
             return None
+        if self.whole:
+            return n_candidates
         if self.unit is Unit.FRACTION:
             return max(1, round(self.amount * n_candidates))
         if self.amount > n_candidates:
@@ -78,6 +91,8 @@ class Budget:
 
         order: int64 [k] candidate indices, no repeats. n_tokens: int64 [N].
         """
+        import torch
+
         rows = self.rows(len(n_tokens))
         if rows is not None:
             return order[:rows]
@@ -111,6 +126,7 @@ class SelectionProblem:
     candidate_tokens, target_tokens: the rows as the model that chooses reads them; a TokenizedExample has
     `input_ids` and `labels`. Empty where gradients alone are given, by `gtp_exp.select`.
     processes: those of the job, which call a `distributed` selector together.
+    scores: float64 [N] by name, the columns of `dataset.scores` that the selector's `score_columns` names.
     """
 
     candidates: Sequence[Example]
@@ -125,6 +141,7 @@ class SelectionProblem:
     candidate_tokens: Sequence[TokenizedExample] = ()
     target_tokens: Sequence[TokenizedExample] = ()
     processes: Processes = ALONE
+    scores: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -143,6 +160,8 @@ class Selection:
     diagnostics: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        import torch
+
         kinds = {"indices": torch.int64, "weights": torch.float32, "scores": torch.float32}
         for name, kind in kinds.items():
             value = getattr(self, name)
@@ -190,6 +209,22 @@ class Selector(abc.ABC):
     def reads(self) -> Mapping[str, Any]:
         """Return what the choice depends on besides settings and problem; it enters the cache key."""
         return {}
+
+    def score_columns(self) -> Sequence[str]:
+        """Return which columns of `dataset.scores` the choice reads; no others are in the problem."""
+        return ()
+
+    def check_pool(self, pool: Pool) -> None:  # noqa: B027  most selectors are given nothing about rows
+        """Raise UserError for what the selector was given and does not fit the pool: a job asks before its
+        long work, and where it can before its long imports."""
+
+    def offers(self, n_candidates: int) -> int:
+        """Return how many rows budget=all takes of so many candidates."""
+        return n_candidates
+
+    def check_budget(self, budget: Budget, candidates: Sequence[Example]) -> None:
+        """Raise UserError where there is less to choose from than the budget asks for."""
+        budget.rows(len(candidates))
 
     @abc.abstractmethod
     def select(self, problem: SelectionProblem) -> Selection:
@@ -251,6 +286,8 @@ def _what_is_none(error: Exception, selector: Selector, problem: SelectionProble
 
 
 def _check_budget(name: str, answer: Selection, problem: SelectionProblem) -> None:
+    if problem.budget.whole:
+        return  # all that it has to offer, whatever that is
     chosen, wanted = len(answer.indices), problem.budget.rows(len(problem.candidates))
     if wanted is not None and chosen != wanted:
         raise UserError(
@@ -267,4 +304,6 @@ def _check_budget(name: str, answer: Selection, problem: SelectionProblem) -> No
 
 def unit_weights(n: int) -> torch.Tensor:
     """Return the weights of n rows that all count the same, float32 [n]."""
+    import torch
+
     return torch.ones(n, dtype=torch.float32)

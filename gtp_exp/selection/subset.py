@@ -78,7 +78,10 @@ def some_candidates(
         n_completion_tokens=problem.n_completion_tokens[index],
         candidate_tokens=_picked_tokens(problem.candidate_tokens, index),
         pool_gradients=gradients,
-        budget=problem.budget if rows is None else Budget(Unit.ROWS, min(rows, len(index))),
+        budget=problem.budget
+        if rows is None or problem.budget.whole
+        else Budget(Unit.ROWS, min(rows, len(index))),
+        scores={name: column[index] for name, column in problem.scores.items()},
     )
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gtp_exp.data.rows import ColumnNames
+from gtp_exp.data.forms import ColumnNames
 
 COLUMNS: dict[str, Any] = {
     "id": None,

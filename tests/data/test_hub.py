@@ -9,8 +9,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 from forms import chat, columns, write_lines
 
+from gtp_exp.data.forms import Format, Ids
 from gtp_exp.data.local_folder import content_digest
-from gtp_exp.data.rows import Format, Ids
 from gtp_exp.data.sources.hub import Hub
 from gtp_exp.errors import UserError
 

@@ -16,10 +16,10 @@ from forms import chat, columns, write_lines
 from pyarrow import parquet
 
 from gtp_exp.data.examples import Message, Pool
-from gtp_exp.data.reading import without_folders
-from gtp_exp.data.rows import Format, Ids
+from gtp_exp.data.forms import Format, Ids
 from gtp_exp.data.sources.hub import Hub
 from gtp_exp.data.sources.jsonl import Jsonl
+from gtp_exp.data.tables import without_folders
 from gtp_exp.errors import UserError
 
 TURN = (Message("user", "Add 2 and 3."), Message("assistant", "5"))
@@ -38,6 +38,13 @@ def load(
     **names: Any,
 ) -> Pool:
     return Jsonl(list(files), format, columns(**names), rows, seed, ids).load()
+
+
+def write_arrow(path: Path, rows: list[Any], kind: Any = pa.ipc.new_stream) -> None:
+    """Write rows as `datasets` keeps them, a stream, or as a file with an index at its end."""
+    table = pa.Table.from_pylist(rows)
+    with pa.OSFile(str(path), "wb") as sink, kind(sink, table.schema) as writer:
+        writer.write_table(table)
 
 
 def refused(*files: str, **settings: Any) -> str:
@@ -59,7 +66,7 @@ def refused(*files: str, **settings: Any) -> str:
         {"instruction": "Add 2 and 3.", "output": "5"},
     ],
 )
-@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet", ".arrow"])
 def test_every_form_in_every_file_type_is_the_same_conversation(tmp_path, row, suffix):
     path = tmp_path / f"pool{suffix}"
     rows = [{"id": "a", **row, "source": "hand"}]
@@ -67,8 +74,10 @@ def test_every_form_in_every_file_type_is_the_same_conversation(tmp_path, row, s
         write_lines(path, *rows)
     elif suffix == ".json":
         path.write_text(json.dumps(rows, indent=2))
-    else:
+    elif suffix == ".parquet":
         parquet.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        write_arrow(path, rows)
     pool = load(str(path))
     assert pool.examples[0].id == "a"
     assert pool.examples[0].messages == TURN
@@ -228,15 +237,15 @@ MALFORMED: list[tuple[Any, str]] = [
     ({"id": "x", "messages": ["Hi"]}, "message 1 must be an object with 'role' and 'content', found a text"),
     ({"id": "x", "messages": [{"role": "user"}]}, "message 1 has no 'content'; it has role"),
     (
-        {"id": "x", "messages": [{"role": "tool", "content": "x"}]},
-        "message 1 has the role 'tool'; known roles",
+        {"id": "x", "messages": [{"role": "critic", "content": "x"}]},
+        "message 1 has the role 'critic'; known roles are system, user, assistant, tool, human, gpt",
     ),
     ({"id": "x", "messages": [{"role": None, "content": "x"}]}, "message 1 has the role null"),
     ({"id": "x", "messages": [{"role": ["user"], "content": "x"}]}, "message 1 has the role a list of 1"),
     (chat("x", "Hi", True), "'content of message 2' must be text, found the boolean true"),
     (chat("x", "Hi", 3), "'content of message 2' must be text, found the number 3"),
     (chat("x", None, "Hello"), "'content of message 1' must be text, found null"),
-    (chat("x", [{"type": "text", "text": "Hi"}], "Hello"), "must be text, found a list of 1"),
+    (chat("x", {"type": "text", "text": "Hi"}, "Hello"), "must be text, found an object"),
     ('{"id": "x", "messages": [{"role": "user", "content": "\\ud800"}]}', "half a surrogate pair"),
     ('{"id": "\\ud800", "messages": []}', "half a surrogate pair"),
 ]
@@ -339,8 +348,8 @@ def test_a_folder_is_not_a_file(tmp_path):
 
 
 def test_an_unknown_file_type_is_refused(tmp_path):
-    (tmp_path / "pool.csv").write_text("id,prompt\n")
-    assert ".jsonl, .ndjson, .json, .parquet" in refused(str(tmp_path / "pool.csv"))
+    (tmp_path / "pool.xml").write_text("id,prompt\n")
+    assert ".jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow" in refused(str(tmp_path / "pool.xml"))
 
 
 def test_a_file_named_twice_is_refused(tmp_path):
@@ -405,12 +414,10 @@ def test_a_file_that_only_claims_to_be_packed_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
-        ("pool.csv", "is a .csv file: put it into a folder"),
-        ("pool.tsv", "dataset.path=FOLDER"),
-        ("pool.csv.gz", "is packed: unpack it"),
+        ("pool.arrow.gz", "is packed: unpack it"),
         ("pool.parquet.gz", "is packed: unpack it"),
         ("pool.zip", "is packed: unpack it"),
-        ("pool.xlsx", "is none of .jsonl, .ndjson, .json, .parquet, nor packed as .gz"),
+        ("pool.xlsx", "is none of .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow, nor packed as .gz"),
         ("pool", "is none of"),
     ],
 )
@@ -423,7 +430,7 @@ def test_another_kind_of_file_is_refused_with_its_remedy(tmp_path, name, remedy)
     assert remedy in str(error.value)
 
 
-def test_the_remedy_for_csv_works(tmp_path, monkeypatch):
+def test_a_folder_with_a_csv_file_is_read_by_hub(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "pool.csv").write_text("prompt,completion\nAdd 2 and 3.,five\n")

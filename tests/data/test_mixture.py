@@ -10,7 +10,7 @@ from forms import chat, columns, write_lines
 from options import option
 
 from gtp_exp.config import build
-from gtp_exp.data.rows import Format, Ids
+from gtp_exp.data.forms import Format, Ids
 from gtp_exp.data.sources.mixture import Mixture, MixturePart
 from gtp_exp.errors import UserError
 

@@ -9,10 +9,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from gtp_exp.data.examples import Pool
+from gtp_exp.data.fields import ROLES
+from gtp_exp.data.forms import Format
 from gtp_exp.data.hashing import content_hash
 from gtp_exp.data.reading import records_of
-from gtp_exp.data.rows import ROLES, Format, Place, read_pool
+from gtp_exp.data.rows import read_pool
 from gtp_exp.data.sources.jsonl import Jsonl
+from gtp_exp.data.values import Place
 from gtp_exp.errors import UserError
 
 scalars = st.one_of(

@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from gtp_exp.data import tokenization
 from gtp_exp.data.examples import IGNORE, Example, Message, TokenizedExample
+from gtp_exp.data.forms import ColumnNames, Format
 from gtp_exp.data.hashing import content_hash
-from gtp_exp.data.rows import ColumnNames, Format
 from gtp_exp.data.sources.jsonl import Jsonl
 from gtp_exp.data.tokenization import (
     FALLBACK_CHAT_TEMPLATE,

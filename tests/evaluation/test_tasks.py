@@ -18,7 +18,7 @@ from gtp_exp.data.benchmark import EvalTask
 from gtp_exp.data.examples import IGNORE
 from gtp_exp.data.tokenization import tokenize
 from gtp_exp.errors import UserError
-from gtp_exp.evaluation.held_out import held_out_loss
+from gtp_exp.evaluation.held_out import held_out_loss, token_loss
 from gtp_exp.evaluation.tasks import evaluate
 
 DOCS = tuple({"question": f"Is {i} even?", "choices": ["yes", "no"], "gold": i % 2} for i in range(10))
@@ -131,6 +131,8 @@ def test_held_out_loss_equals_a_plain_loop_for_any_batch_size(tiny, examples):
         assert found["nats_per_answer"] == pytest.approx(fmean(answers), rel=1e-5)
         error = stdev(answers) / len(answers) ** 0.5
         assert found["nats_per_answer_stderr"] == pytest.approx(error, rel=1e-4)
+        once = token_loss(tokens, loaded, batch_size=batch_size, label="x")
+        assert found["nats_per_token_stderr"] == pytest.approx(once["nats_per_token_stderr"])
         assert found["nats_end"] == pytest.approx(end / len(examples), rel=1e-5)
 
 

@@ -25,8 +25,11 @@ LOCAL = {}  # settings that name something on the hub -> something of this machi
 
 
 @pytest.fixture(scope="module", autouse=True)
-def local_encoder(tiny):
+def local_encoder(tiny, tmp_path_factory):
     LOCAL["sentence_knn"] = {"encoder": tiny.location}
+    listed = tmp_path_factory.mktemp("given") / "ids.txt"
+    listed.write_text("".join(f"row-{7 * i % N}\n" for i in range(N)))
+    LOCAL["given"] = {"file": str(listed)}
 
 
 def selector(name):

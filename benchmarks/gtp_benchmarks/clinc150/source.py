@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gtp_benchmarks.clinc150.intents import DOMAIN_OF, INTENTS, OUT_OF_SCOPE
-from gtp_exp.data.reading import shown, without_folders
+from gtp_exp.data.reading import shown
+from gtp_exp.data.tables import without_folders
 from gtp_exp.errors import UserError, first_line
 
 log = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from gtp_exp.data.examples import Pool
@@ -25,14 +25,19 @@ class DataSource(ABC):
     special_tokens: SpecialTokens = SpecialTokens.KEEP  # that the text of pool and target names
     strict: bool = False  # whether a row that cannot be used is an error; else it is left out, and counted
     near_copies: NearCopies = NearCopies.KEEP  # pool rows that nearly repeat an earlier one
+    scores: list[str] = field(default_factory=list)  # columns of numbers, for reports and selector=given
 
     @property
     def rules(self) -> RowRules:
         """Return how rows of pool and target are taken that cannot be taken as they are."""
         return RowRules(self.over_length, self.special_tokens)
 
-    def check_files(self) -> None:  # noqa: B027  most data sets have nothing that shows so soon
-        """Raise UserError for what can be told of the files at once: a job asks before its long imports."""
+    def check_files(self) -> Pool | None:
+        """Raise UserError for what can be told of the files at once: a job asks before its long imports.
+
+        Returns the pool where that has taken no more than about a second, else None.
+        """
+        return None
 
     @abstractmethod
     def load(self) -> Pool:

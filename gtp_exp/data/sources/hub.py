@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any, Optional
 
 from gtp_exp.data.examples import Pool
+from gtp_exp.data.forms import ColumnNames, Format, Ids, Record, detect_layout
 from gtp_exp.data.local_folder import cache_of_content, content_digest
-from gtp_exp.data.reading import read_rows, records_of, shown, stem, without_folders
-from gtp_exp.data.rows import ColumnNames, Format, Ids, Place, check_rows, detect_layout, read_pool, subset
+from gtp_exp.data.reading import FirstSecond, read_rows, records_of, shown, stem
+from gtp_exp.data.rows import check_rows, read_pool, subset
+from gtp_exp.data.scores import with_scores
 from gtp_exp.data.sources.base import DataSource
+from gtp_exp.data.tables import without_folders
+from gtp_exp.data.values import Place
 from gtp_exp.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
@@ -43,6 +47,19 @@ class Hub(DataSource):
             check_hub_id(self.hub_id)
         check_rows(self.rows, "dataset.rows")
 
+    def check_files(self) -> Pool | None:
+        """Look for a local copy, and read it for a second where it is one file."""
+        if self.path is None:
+            return None
+        check_path(self.path)
+        file = Path(self.path).expanduser()
+        if not file.is_file():
+            return None
+        records = FirstSecond(self._records_of(file))
+        seen: dict[str, Place] = {}
+        pool = with_scores(read_pool(records, seen=seen, strict=self.strict, tell=False), self.scores, seen)
+        return None if records.stopped else subset(pool, self.rows, random.Random(self.seed), shown(file))
+
     def load(self) -> Pool:
         """Read the split, or a uniform subset of its usable rows. Raises UserError where it cannot be
         read."""
@@ -50,15 +67,8 @@ class Hub(DataSource):
         seen: dict[str, Place] = {}
         file = None if self.path is None else Path(self.path).expanduser()
         if file is not None and file.is_file():
-            records = records_of(
-                read_rows(file),
-                shown(file),
-                format=self.format,
-                columns=self.columns,
-                ids=self.ids,
-                stem=stem(file),
-            )
-            pool = read_pool(records, seen=seen, strict=self.strict)
+            records = self._records_of(file)
+            pool = with_scores(read_pool(records, seen=seen, strict=self.strict), self.scores, seen)
             check_size(len(seen), self.expected_rows, shown(file))
             return subset(pool, self.rows, rng, shown(file))
 
@@ -74,8 +84,27 @@ class Hub(DataSource):
         )
         records = ((place, row, form) for place, row in _rows(data, order, where))
         pool = read_pool(records, seen=seen, limit=self.rows, strict=self.strict)
+        pool = with_scores(pool, self.scores, seen)
         in_order = tuple(sorted(pool.examples, key=lambda e: seen[e.id].number))
         return subset(Pool(in_order, pool.hidden, pool.skipped), self.rows, rng, where)
+
+    def _records_of(self, file: Path) -> Iterator[Record]:
+        return records_of(
+            read_rows(file),
+            shown(file),
+            format=self.format,
+            columns=self.columns,
+            ids=self.ids,
+            stem=stem(file),
+        )
+
+
+def check_path(path: str) -> None:
+    """Raise UserError where dataset.path leads nowhere."""
+    given = Path(path).expanduser()
+    if not given.exists():
+        log.info("looked for %s", given.absolute())
+        raise UserError(f"dataset.path={path} does not exist; a path is relative to the working directory")
 
 
 def check_hub_id(hub_id: str) -> None:
@@ -111,12 +140,8 @@ def _dataset(source: Hub) -> Any:
             return load_dataset(
                 source.hub_id, name=source.config, split=source.split, revision=source.revision
             )
+        check_path(source.path)
         folder = Path(source.path).expanduser()
-        if not folder.exists():
-            log.info("looked for %s", folder.absolute())
-            raise UserError(
-                f"dataset.path={source.path} does not exist; a path is relative to the working directory"
-            )
         if (folder / "dataset_dict.json").exists():
             return load_from_disk(str(folder))[source.split]
         if (folder / "state.json").exists():

@@ -13,20 +13,14 @@ from pathlib import Path
 from typing import Optional
 
 from gtp_exp.data.examples import Pool
-from gtp_exp.data.reading import LINES, expand, parse_lines, read_rows, records_of, shown, without_folders
-from gtp_exp.data.rows import (
-    ColumnNames,
-    Format,
-    Ids,
-    Place,
-    Record,
-    check_rows,
-    join_pools,
-    read_pool,
-    subset,
-)
+from gtp_exp.data.forms import ColumnNames, Format, Ids, Record
+from gtp_exp.data.reading import LINES, expand, parse_lines, read_rows, records_of, shown
+from gtp_exp.data.rows import check_rows, join_pools, read_pool, subset
+from gtp_exp.data.scores import with_scores
 from gtp_exp.data.sources.base import DataSource
-from gtp_exp.data.sources.hub import check_hub_id, check_size
+from gtp_exp.data.sources.hub import check_hub_id, check_path, check_size
+from gtp_exp.data.tables import without_folders
+from gtp_exp.data.values import Place
 from gtp_exp.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
@@ -73,6 +67,12 @@ class Mixture(DataSource):
             check_hub_id(self.hub_id)
         check_rows(self.rows, "dataset.rows")
 
+    def check_files(self) -> Pool | None:
+        """Look for a local copy; its sources are read when the pool is."""
+        if self.path is not None:
+            check_path(self.path)
+        return None
+
     def load(self) -> Pool:
         """Read every source and join them. Raises UserError where one cannot be read."""
         home = _home(self)
@@ -83,7 +83,7 @@ class Mixture(DataSource):
             records = chain.from_iterable(
                 _records(home, file, self, source, position) for position, file in enumerate(source.files, 1)
             )
-            pool = read_pool(records, seen=seen, strict=self.strict)
+            pool = with_scores(read_pool(records, seen=seen, strict=self.strict), self.scores, seen)
             check_size(len(seen) - before, source.expected_rows, f"source '{source.label}'")
             # Every source has its own generator, so that adding one leaves the others' subsets alone.
             rng = random.Random(f"{self.seed} {source.label}")
@@ -94,13 +94,8 @@ class Mixture(DataSource):
 def _home(mixture: Mixture) -> Path | None:
     """Return the folder or zip file that holds the sources; None where each file is fetched from the hub."""
     if mixture.path is not None:
-        path = Path(mixture.path).expanduser()
-        if not path.exists():
-            log.info("looked for %s", path.absolute())
-            raise UserError(
-                f"dataset.path={mixture.path} does not exist; a path is relative to the working directory"
-            )
-        return path
+        check_path(mixture.path)
+        return Path(mixture.path).expanduser()
     if mixture.hub_id is None:
         return Path()
     return _fetch(mixture, mixture.archive) if mixture.archive is not None else None

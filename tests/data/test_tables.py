@@ -1,0 +1,99 @@
+"""Tables read row by row: cells of text by their header, columns of values in either layout of arrow."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from gtp_exp.data.sources.jsonl import Jsonl
+from gtp_exp.errors import UserError
+
+ROWS = [
+    {"id": "a", "prompt": "Add 2, then 3.", "completion": 'It is "5".\nReally.', "skill": "sums"},
+    {"id": "b", "prompt": "é😀 \u2028", "completion": "x" * 200_000, "skill": ""},
+]
+
+
+def write_cells(path: Path, rows: list[dict[str, str]], delimiter: str = ",") -> None:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def load(path: Path, **settings: Any) -> Any:
+    return Jsonl([str(path)], **settings).load()
+
+
+def texts(pool: Any) -> list[tuple[str, str, str]]:
+    return [(e.id, e.prompt, e.completion) for e in pool.examples]
+
+
+@pytest.mark.parametrize(("suffix", "delimiter"), [(".csv", ","), (".tsv", "\t")])
+def test_cells_may_hold_commas_quotes_and_line_breaks(tmp_path, suffix, delimiter):
+    write_cells(tmp_path / f"pool{suffix}", ROWS, delimiter)
+    pool = load(tmp_path / f"pool{suffix}")
+    assert texts(pool) == [(r["id"], r["prompt"], r["completion"]) for r in ROWS]
+    assert pool.hidden["a"] == {"skill": "sums"}
+    (tmp_path / f"more{suffix}.gz").write_bytes(gzip.compress((tmp_path / f"pool{suffix}").read_bytes()))
+    assert texts(load(tmp_path / f"more{suffix}.gz")) == texts(pool)
+
+
+def test_a_byte_order_mark_and_blank_lines_are_passed_over(tmp_path):
+    (tmp_path / "pool.csv").write_bytes(b"\xef\xbb\xbfprompt,completion\r\n\r\nAdd 2 and 3.,5\r\n\r\n")
+    assert texts(load(tmp_path / "pool.csv")) == [("pool-000001", "Add 2 and 3.", "5")]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (
+            b"prompt,completion\np,c\np,c,d\n",
+            r"pool.csv row 2 \(it ends in line 3\) has 3 cells, the header 2",
+        ),
+        (b'prompt,completion\np,"c\nc"\np\n', r"pool.csv row 2 \(it ends in line 4\) has 1 cells"),
+        (b"prompt,prompt\np,c\n", "two columns 'prompt' in its header"),
+        (b'prompt,completion\np,"c', "pool.csv:2 cannot be read as a table: unexpected end of data"),
+        (b"prompt,completion\np,\xff\n", "pool.csv is not UTF-8 after row 0"),
+        (b"prompt,completion\n", "pool.csv holds no rows"),
+        (b"", "pool.csv holds no rows"),
+        (
+            b"question,answer\nq,a\n",
+            "pool.csv row 1 has the columns answer, question: they fit no known form",
+        ),
+    ],
+)
+def test_a_damaged_table_of_texts_is_named_with_its_row(tmp_path, content, told):
+    (tmp_path / "pool.csv").write_bytes(content)
+    with pytest.raises(UserError, match=told):
+        load(tmp_path / "pool.csv")
+
+
+@pytest.mark.parametrize("kind", [pa.ipc.new_stream, pa.ipc.new_file])
+def test_both_layouts_of_arrow_are_read_in_order(tmp_path, kind):
+    rows = [{"id": str(i), "messages": [{"role": "user", "content": f"{i}?"}]} for i in range(3000)]
+    rows = [{**row, "messages": [*row["messages"], {"role": "assistant", "content": "so"}]} for row in rows]
+    table = pa.Table.from_pylist(rows)
+    with pa.OSFile(str(tmp_path / "pool.arrow"), "wb") as sink, kind(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=1700)
+    assert texts(load(tmp_path / "pool.arrow")) == [(str(i), f"{i}?", "so") for i in range(3000)]
+
+
+@pytest.mark.parametrize("content", [b"", b"ARROW1 not really", b"\x00" * 200, b"nothing of the kind"])
+def test_a_damaged_arrow_file_is_named(tmp_path, content):
+    (tmp_path / "pool.arrow").write_bytes(content)
+    with pytest.raises(UserError, match="pool.arrow (cannot be read as arrow|holds no rows)"):
+        load(tmp_path / "pool.arrow")
+
+
+def test_what_datasets_keeps_is_read(tmp_path):
+    from datasets import Dataset
+
+    Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "kept"))
+    (file,) = (tmp_path / "kept").glob("*.arrow")
+    assert texts(load(file)) == [(r["id"], r["prompt"], r["completion"]) for r in ROWS]
