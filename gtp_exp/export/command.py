@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Raise UserError for arguments that do not fit together."""
-    if arguments.format is None and arguments.merge is None:
+    if arguments.format is None and arguments.out is None and arguments.merge is None:
         raise UserError("nothing to do: give --format FORMAT --out FOLDER, or --merge OUT")
     if (arguments.format is None) != (arguments.out is None):
         missing = "--out FOLDER" if arguments.out is None else f"--format {'|'.join(FORMATS)}"

@@ -29,10 +29,11 @@ def merge(run: Path, out: Path, *, trust_remote_code: bool = False) -> Path:
     if out.exists():
         raise UserError(f"--merge {out} exists; give a new folder, or remove it")
     record = read_run(run)
-    config, folder = model_config(record), run / MODEL_FOLDER
+    folder = run / MODEL_FOLDER
     finetuned = record.stages.get("finetune")
     if finetuned is None or not is_whole(folder, finetuned.key):
         raise no_model(run, record)
+    config = model_config(record)
     if config.trust_remote_code and not trust_remote_code:
         raise UserError(
             f"{config.name_or_path} brings code of its own, which would run on this machine; if you trust "

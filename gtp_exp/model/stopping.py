@@ -28,7 +28,7 @@ def generation_settings(location: str, revision: str | None, tokenizer: Any) -> 
     from transformers import GenerationConfig
 
     try:
-        settings = GenerationConfig.from_pretrained(location, revision=revision)
+        settings = GenerationConfig.from_pretrained(location, revision=revision or "main")
     except OSError:  # it comes without the file
         settings = GenerationConfig()
     given = settings.eos_token_id
