@@ -150,7 +150,9 @@ def _cost(record: RunRecord) -> str:
 
 def _next(record: RunRecord, run: Path) -> str:
     """Return the command that a person in this place wants next."""
-    if record.validation is not None:
+    benchmark = record.config.get("benchmark")
+    untestable = isinstance(benchmark, Mapping) and benchmark.get("test", "") is None
+    if record.validation is not None and not untestable:
         again = f"gtp-exp --config-dir {run} --config-name resolved"
         return f"next: {again} until=evaluation  # chooses by the whole target, and tests"
     if "finetune" not in record.stages:

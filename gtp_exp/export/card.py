@@ -166,8 +166,8 @@ _USE = """chat = [{"role": "user", "content": "What is 2 plus 2?"}]
 prompt = tokenizer.apply_chat_template(
     chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
 )
-stops = GenerationConfig.from_pretrained(folder)  # generation ends where the model ends its turn
-tokens = model.generate(**prompt, generation_config=stops, max_new_tokens=64)
+settings = GenerationConfig.from_pretrained(folder, max_new_tokens=64)  # stops where a turn ends
+tokens = model.generate(**prompt, generation_config=settings)
 answer = tokenizer.decode(tokens[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)"""
 _WHOLE = """## Use
 

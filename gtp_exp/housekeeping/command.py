@@ -62,7 +62,8 @@ def _listing(entries: Sequence[Entry], stages: Sequence[str], uses: Uses) -> str
         size, age = _size(entry.bytes), _told_age(now - entry.last_used)
         lines.append(f"{entry.stage:<11}{entry.key[:12]:<13}{size:>9}  {age:>5}  {what}")
     head = f"{'stage':<11}{'key':<13}{'size':>9}  {'age':>5}  used by"
-    total = f"{len(shown)} entries, {_size(sum(entry.bytes for entry in shown))}; {len(uses.runs)} runs"
+    runs = "1 run" if len(uses.runs) == 1 else f"{len(uses.runs)} runs"
+    total = f"{_number(shown)}, {_size(sum(entry.bytes for entry in shown))}; {runs}"
     free = unused(shown, uses, Wanted(), now)
     size = _size(sum(entry.bytes_only_here for entry in free))
     if free:
@@ -86,14 +87,18 @@ def _pruned(entries: Sequence[Entry], uses: Uses, wanted: Wanted, *, really: boo
     if not really:
         size = _size(sum(entry.bytes_only_here for entry in free))
         lines = [f"{entry.stage}/{entry.key}  {_size(entry.bytes_only_here)}" for entry in free]
-        last = f"would remove {len(free)} entries, {size}, and keep {kept}; nothing is removed without --yes"
+        last = f"would remove {_number(free)}, {size}, and keep {kept}; nothing is removed without --yes"
         return "\n".join([*lines, last])
     done = remove(free)
     size = _size(sum(entry.bytes_only_here for entry in done.removed))
-    told = f"removed {len(done.removed)} entries, {size}; kept {kept + len(done.held)}"
+    told = f"removed {_number(done.removed)}, {size}; kept {kept + len(done.held)}"
     return told + (
         f", {len(done.held)} of them because a job holds them or used them just now" * bool(done.held)
     )
+
+
+def _number(entries: Sequence[Entry]) -> str:
+    return "1 entry" if len(entries) == 1 else f"{len(entries)} entries"
 
 
 def _checked_stages(stages: Sequence[str]) -> tuple[str, ...]:

@@ -60,7 +60,7 @@ def test_the_cards_own_words_load_it_in_another_folder_and_write_an_answer(folde
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     names = {}
     exec(compile(code.replace('"."', repr(str(folder))), "README.md", "exec"), names)
-    assert isinstance(names["answer"], str) and names["stops"].eos_token_id == END
+    assert isinstance(names["answer"], str) and names["settings"].eos_token_id == END
 
 
 def test_the_tokenizer_writes_what_was_trained_with(folder, tiny):

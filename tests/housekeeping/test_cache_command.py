@@ -79,7 +79,7 @@ def test_the_list_tells_size_age_and_the_runs(outputs, capsys):
         "finetune",
         "selection",
     ]
-    assert "1 runs. No run uses 3 of them" in lines[-1]
+    assert "1 run. No run uses 3 of them" in lines[-1]
     only = call(capsys, "list", "--outputs", outputs, "--stage", "selection")[1].splitlines()
     assert [line.split()[0] for line in only[1:-1]] == ["selection", "selection"]
 
@@ -104,7 +104,7 @@ def test_stage_and_age_narrow_what_goes(outputs, capsys):
     prune = ["prune", "--outputs", outputs]
     assert "would remove 0 entries" in call(capsys, *prune, "--older-than", "2h")[1]
     assert "would remove 3 entries" in call(capsys, *prune, "--older-than", "30m")[1]
-    assert "would remove 1 entries" in call(capsys, *prune, "--stage", "finetune")[1]
+    assert "would remove 1 entry," in call(capsys, *prune, "--stage", "finetune")[1]
     call(capsys, *prune, "--stage", "finetune", "--yes")
     assert stages(outputs).count("finetune") == 1 and stages(outputs).count("selection") == 2
 
@@ -188,7 +188,7 @@ def test_weights_that_a_run_links_are_not_counted_as_freed(tmp_path, capsys):
     make_old(tmp_path)
     told = call(capsys, "prune", "--outputs", tmp_path, "--stage", "finetune", "--yes")[1]
     weights = (tmp_path / "mine" / "model.safetensors").stat().st_size
-    assert told.startswith("removed 1 entries") and weights > 300_000
+    assert told.startswith("removed 1 entry,") and weights > 300_000
     assert float(told.split()[3]) < 50 and told.split()[4] == "kB;"
 
 
