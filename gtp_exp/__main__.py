@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from gtp_exp import __version__
+from gtp_exp.api.outcome import closing, outcome
 from gtp_exp.api.start import (
     check_arguments,
     check_not_in_a_worker,
@@ -30,11 +31,10 @@ from gtp_exp.api.start import (
     run_job,
 )
 from gtp_exp.errors import UserError
-from gtp_exp.leaderboard.metrics import LOSS, headline_mean, metric_named
-from gtp_exp.records.record import RECORD_NAME, SELECTED_NAME, RunRecord, ValidationSummary, read_record
+from gtp_exp.leaderboard.metrics import headline_mean
+from gtp_exp.records.record import RECORD_NAME, RunRecord, read_record
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as a shell tells it
-FEW_TASKS = 3  # whose metrics have room at the end of a line
 _failed: list[str] = []  # jobs of this multirun that did not complete
 
 
@@ -55,7 +55,8 @@ def _job(config: DictConfig) -> float:
         return float("nan")  # the job's main process, and its record, are on another machine
     if code == 0:
         record = read_record(directory / RECORD_NAME)
-        print(outcome(record, directory), flush=True)  # after all that the worker has logged
+        tell = closing if hydra_config.mode is RunMode.RUN else outcome  # of many jobs, a line each
+        print(tell(record, directory), flush=True)  # after all that the worker has logged
         return value_for_sweeper(record)
     name = os.path.relpath(directory)
     if hydra_config.mode is RunMode.RUN:
@@ -86,38 +87,6 @@ def value_for_sweeper(record: RunRecord) -> float:
         return record.validation.tuned.nats_per_token
     value = headline_mean(record)
     return float("nan") if value is None else value
-
-
-def outcome(record: RunRecord, directory: Path) -> str:
-    """Return one line on a complete job: what was chosen, where it lies, and the loss on validation rows or
-    the metric of each task if those are few."""
-    selection, pool = record.selection, record.pool
-    if selection is None or pool is None:
-        return ""
-    inside = Path.cwd() in directory.absolute().parents
-    file = (Path(os.path.relpath(directory)) if inside else directory) / SELECTED_NAME
-    told = [f"chose {selection.n_selected:,} of {pool.candidates:,} rows: {file}"]
-    tested = dict(record.metrics)
-    for name, test in record.tests.items():
-        tested |= {f"{name}, {task}": values for task, values in test.metrics.items()}
-    if len(tested) <= FEW_TASKS:
-        for task, values in tested.items():
-            metric = metric_named(str(values["headline"]))
-            told.append(f"{task}: {metric.label} {metric.show(float(values[metric.name]))}")
-    if record.validation is not None:
-        told.append(validation_outcome(record.validation))
-    return "; ".join(told)
-
-
-def validation_outcome(validation: ValidationSummary) -> str:
-    """Return the loss on validation rows of the tuned and the untuned model in words."""
-    metric = metric_named(LOSS)
-    tuned, untuned = (
-        metric.show(loss.nats_per_token)
-        + (f" \u00b1 {metric.show(loss.nats_per_token_stderr)}" if validation.rows > 1 else "")
-        for loss in (validation.tuned, validation.untuned)
-    )
-    return f"validation on {validation.rows:,} rows: {metric.label} {tuned}, untuned {untuned}"
 
 
 def _estimate(arguments: list[str]) -> int:

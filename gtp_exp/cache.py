@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.errors import UserError
-from gtp_exp.files import SealedFolder, read_sealed, write_sealed
+from gtp_exp.files import MANIFEST, SealedFolder, read_sealed, write_sealed
 from gtp_exp.launch.heartbeat import beat
 
 log = logging.getLogger(__name__)
@@ -88,6 +89,8 @@ class Cache:
             manifest = entry.manifest()
             if manifest is not None:
                 seconds = float(manifest["seconds"])
+                with contextlib.suppress(OSError):  # of another user, say
+                    os.utime(entry.path / MANIFEST)  # when it was last used, for gtp-exp-cache
                 log.info("%s: reused %s (saved %.1f s)", label, key, seconds)
                 self.processes.broadcast(seconds)
                 return StageResult(entry.path, key, seconds, cached=True)

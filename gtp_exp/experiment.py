@@ -17,6 +17,7 @@ from gtp_exp.data.sources.base import DataSource
 from gtp_exp.data.validation import Validation
 from gtp_exp.distributed import Processes, connect
 from gtp_exp.errors import UserError
+from gtp_exp.export.product import remove_product, write_product
 from gtp_exp.gradients.end_of_turn import LINEAR, check_weight
 from gtp_exp.gradients.settings import GradientConfig
 from gtp_exp.inputs import Inputs, Overlap, PreparedRows, check_agreement, load_inputs
@@ -167,7 +168,7 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
         selector.check_budget(experiment.budget, inputs.candidates.examples)
         overlap = Overlap(inputs)
 
-        before = after = Measured()
+        before, after, tuned = Measured(), Measured(), None
         if settings.until is not Until.SELECTION:  # at once: what cannot be tested shows before any training
             before = measure(runner, EvaluatedModel(tuned_model, None), inputs, settings.eval_batch_size)
         stores = GradientStores()
@@ -193,6 +194,10 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
         record = with_measured(with_sources(record, runner, sources), experiment, inputs, before, after)
         if processes.main and after.metrics:
             write_row_results(after.by_row, directory)
+        if processes.main and tuned is not None:
+            write_product(directory, tuned_model, tuned.directory / "model", tuned.key, record)
+        elif processes.main:
+            remove_product(directory)
         journal.summary.update(_measurements(record))
     return record
 

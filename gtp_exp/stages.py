@@ -103,7 +103,8 @@ class StageRunner:
         before = self.costs.get(cost, StageCost("", 0.0, True))
         keys = f"{before.key} {result.key}".strip()
         self.costs[cost] = StageCost(keys, before.seconds + result.seconds, before.cached and result.cached)
-        self.journal.event("stage", {"stage": cost, "seconds": result.seconds, "cached": result.cached})
+        told = {"stage": cost, "key": result.key, "seconds": result.seconds, "cached": result.cached}
+        self.journal.event("stage", told)  # gtp-exp-cache reads there what a job uses before its end
         return result
 
     def add_seconds(self, cost: str, seconds: float) -> None:

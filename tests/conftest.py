@@ -27,7 +27,8 @@ SLOW = (
     *("selection/atoms/test_fused.py", "model", "training", "evaluation", "test_wheel.py"),
     *("test_security.py", "test_stages.py", "test_tracking.py", "test_gpu.py"),
     *("test_config_fuzz.py", "data/test_generation.py", "baselines/test_model_passes.py"),
-    "baselines/test_sentence_knn.py",
+    *("baselines/test_sentence_knn.py", "housekeeping"),
+    *("export/test_product.py", "export/test_merge.py", "export/test_trainers.py"),
 )
 MODELS = {"tiny", "tiny_config"}  # fixtures that bring a model
 

@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from options import option
@@ -234,7 +233,10 @@ def test_a_runs_resolved_configuration_is_run_again_from_the_cache(tmp_path):
     first = call(tmp_path, "selector=random", "model=tiny", "until=selection", "tracking=none", "seed=3")
     assert first.returncode == 0, first.stderr
     (run,) = (tmp_path / "outputs" / "runs").iterdir()
-    assert first.stdout == f"chose 2 of 40 rows: outputs/runs/{run.name}/selected.jsonl\n"
+    chose, labels, rows, cost, hint = first.stdout.splitlines()
+    assert chose.startswith("chose 2 of 40 rows: ") and "skill" in labels and cost.startswith("cost: ")
+    assert rows == f"rows: outputs/runs/{run.name}/selected"
+    assert hint.startswith(f"next: gtp-exp-export outputs/runs/{run.name} --format trl --out FOLDER")
     saved = (run / "resolved.yaml").read_text()  # one that was written under an earlier name
     (run / "resolved.yaml").write_text(saved.replace("gtp_exp.model.loading.Model", "gtp_exp.models.Model"))
     line = [sys.executable, "-m", "gtp_exp", "--config-dir", str(run), "--config-name", "resolved"]
@@ -245,28 +247,6 @@ def test_a_runs_resolved_configuration_is_run_again_from_the_cache(tmp_path):
     assert new["names"] == old["names"] and new["seed"] == 3
     assert new["stages"]["selection"] == {**old["stages"]["selection"], "cached": True}
     assert new["selection"]["indices_ids"] == old["selection"]["indices_ids"]
-
-
-def test_the_last_line_of_a_job_tells_where_the_choice_lies_and_what_it_is_worth(tmp_path, monkeypatch):
-    from gtp_exp.__main__ import outcome
-
-    def told(directory, **metrics):
-        record = SimpleNamespace(
-            selection=SimpleNamespace(n_selected=3),
-            pool=SimpleNamespace(candidates=6000),
-            metrics=metrics,
-            tests={},
-            validation=None,
-        )
-        return outcome(record, directory)
-
-    monkeypatch.chdir(tmp_path)
-    file = "chose 3 of 6,000 rows: outputs/runs/a/selected.jsonl"
-    acc = {"acc": 0.25, "nats_per_token": 1.5, "headline": "acc"}
-    assert told(tmp_path / "outputs" / "runs" / "a") == told(Path("outputs/runs/a")) == file
-    assert told(Path("outputs/runs/a"), sums=acc) == f"{file}; sums: acc 25.0%"
-    assert told(Path("outputs/runs/a"), **dict.fromkeys("abcd", acc)) == file
-    assert told(tmp_path.parent / "a") == f"chose 3 of 6,000 rows: {tmp_path.parent}/a/selected.jsonl"
 
 
 def test_a_preset_runs_without_a_word_more_and_into_its_own_folder(tmp_path):

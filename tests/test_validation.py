@@ -13,7 +13,8 @@ from test_experiment import computed, run
 
 import gtp_exp
 from gtp_baselines.less import LESS
-from gtp_exp.__main__ import outcome, value_for_sweeper
+from gtp_exp.__main__ import value_for_sweeper
+from gtp_exp.api.outcome import outcome
 from gtp_exp.data.examples import ANSWER
 from gtp_exp.data.validation import REASON, Validation, held_back_rows
 from gtp_exp.errors import UserError

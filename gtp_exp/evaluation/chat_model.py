@@ -15,6 +15,7 @@ from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.errors import UserError
 from gtp_exp.evaluation.shared_prompts import can_share, score_answers
 from gtp_exp.model.loading import LoadedModel
+from gtp_exp.model.stopping import stop_ids
 
 HFLM: Any = huggingface.HFLM  # a decorator hides the class from type checkers
 Documents = dict[str, list[int]]  # by the name of lm-eval's task: positions among its documents
@@ -60,7 +61,7 @@ class ChatModel(HFLM):
         self._asked: Sequence[Any] = ()  # requests of the call that is under way
         (probe,) = self._rows([([{"role": "user", "content": _PROBE}], _PROBE)])
         end = max(t for t, label in enumerate(probe.labels) if label != IGNORE)
-        self._stops = sorted({probe.input_ids[end], loaded.tokenizer.eos_token_id} - {None})
+        self._stops = stop_ids(loaded.tokenizer)
         first, stop = probe.answers[-1]
         # Blanks that the template writes around an answer, for the model to write.
         answer = loaded.tokenizer.decode(probe.input_ids[first:stop])

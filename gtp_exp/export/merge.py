@@ -1,0 +1,115 @@
+"""Add a run's adapter to the weights of its base model, and write a whole model that loads anywhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gtp_exp.errors import UserError
+from gtp_exp.export.card import Kind, model_card
+from gtp_exp.export.product import ADAPTER_CONFIG, CARD, MADE_FROM, MODEL_FOLDER, is_whole
+from gtp_exp.export.runs import model_config, no_model, read_run
+from gtp_exp.files import PART, read_json, write_whole
+from gtp_exp.model.loading import Model, ModelConfig, prepare
+from gtp_exp.records.record import RunRecord
+
+
+def merge(run: Path, out: Path, *, trust_remote_code: bool = False) -> Path:
+    """Write a run's tuned model to the new folder `out` as one model, without an adapter, and return `out`.
+
+    The weights keep the precision of the base's. A run that trained every weight is copied. Raises UserError
+    for a run without a model, a folder that exists, and a base that is gone or has changed.
+    """
+    if out.exists():
+        raise UserError(f"--merge {out} exists; give a new folder, or remove it")
+    record = read_run(run)
+    folder = run / MODEL_FOLDER
+    finetuned = record.stages.get("finetune")
+    if finetuned is None or not is_whole(folder, finetuned.key):
+        raise no_model(run, record)
+    config = model_config(record)
+    if config.trust_remote_code and not trust_remote_code:
+        raise UserError(
+            f"{config.name_or_path} brings code of its own, which would run on this machine; if you trust "
+            "it, add --trust-remote-code"
+        )
+    part = out.with_name(out.name + PART)
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        adapted = (folder / ADAPTER_CONFIG).is_file()
+        if adapted:
+            _write_merged(run, record, config, part)
+        left_out = {ADAPTER_CONFIG, MADE_FROM, CARD}
+        for file in sorted(folder.iterdir()):
+            if file.name not in left_out and not (adapted and file.suffix == ".safetensors"):
+                shutil.copyfile(file, part / file.name)
+        kind = Kind.MERGED if adapted else Kind.WEIGHTS
+        write_whole(part / CARD, [model_card(record, config, kind)])
+        os.replace(part, out)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    return out
+
+
+def _write_merged(run: Path, record: RunRecord, config: ModelConfig, to: Path) -> None:
+    """Write config.json and the merged weights of a run with an adapter."""
+    import torch
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    adapter = read_json(run / MODEL_FOLDER / ADAPTER_CONFIG)
+    with _cache_root(run, record) as cache:
+        model = prepare(replace(config, revision=_revision(config, adapter)), cache, torch.device("cpu"))
+        _check_base(record, model)
+        base: Any = AutoModelForCausalLM.from_pretrained(
+            model.location,
+            revision=model.config.revision,
+            dtype="auto",
+            trust_remote_code=config.trust_remote_code,
+            use_safetensors=True,
+        )
+        tuned: Any = PeftModel.from_pretrained(base, str(run / MODEL_FOLDER))
+        merged: Any = tuned.merge_and_unload(safe_merge=True)
+        if any(isinstance(module, BaseTunerLayer) for module in merged.modules()):
+            raise UserError(
+                f"the base {config.name_or_path} has an adapter of its own, which cannot be merged here; "
+                "merge it into its base first, and run the job on that"
+            )
+        merged.generation_config = GenerationConfig()  # the base's may be one that is refused on saving
+        merged.save_pretrained(to)
+
+
+def _revision(config: ModelConfig, adapter: Any) -> str | None:
+    """Return the commit of a hub model that was trained on; the base may have others by now."""
+    return config.revision or (adapter or {}).get("revision")
+
+
+def _check_base(record: RunRecord, model: Model) -> None:
+    """Raise UserError where the base is not the one that was trained on."""
+    trained, found = record.model.get("weights"), model.identity["weights"]
+    if trained != found:
+        raise UserError(
+            f"the base {model.config.name_or_path} has changed since the run: its content is {found}, and "
+            f"was {trained}; put the earlier one in its place, or run the job again"
+        )
+
+
+@contextmanager
+def _cache_root(run: Path, record: RunRecord) -> Iterator[Path]:
+    """Give the cache that holds the run's built-in base model; a temporary one where it is gone."""
+    outputs = Path(str(record.config.get("outputs", "outputs"))).expanduser()
+    for folder in (*run.resolve().parents, outputs):
+        if (folder / "cache" / "models").is_dir():
+            yield folder / "cache"
+            return
+    with tempfile.TemporaryDirectory() as scratch:
+        yield Path(scratch)

@@ -1,0 +1,96 @@
+"""Write a run's tuned model as a folder of its own, which is loaded, moved and published as it is.
+
+<run>/model/    adapter_model.safetensors and adapter_config.json, or the whole weights and config.json;
+                the tokenizer with the chat template that was trained with; generation_config.json, so
+                that generation stops; README.md, the model card; made_from.json, the stage it came from
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from gtp_exp.export.card import Kind, model_card
+from gtp_exp.files import PART, read_json, read_sealed, write_json, write_sealed, write_whole
+from gtp_exp.model.loading import Model
+from gtp_exp.model.stopping import generation_settings
+from gtp_exp.records.record import RunRecord
+
+MODEL_FOLDER = "model"
+ADAPTER_CONFIG = "adapter_config.json"
+GENERATION_CONFIG = "generation_config.json"
+CARD = "README.md"
+MADE_FROM = "made_from.json"
+_VERSION = 1  # raise it when the folder's layout changes: folders of earlier jobs are then written again
+
+
+def write_product(run: Path, model: Model, tuned: Path, key: str, record: RunRecord) -> Path:
+    """Write the tuned model of a run to its folder `model`, and return that folder.
+
+    model: what was tuned; tuned: the folder that training has written, whose weights are linked, not copied,
+    where both lie on one file system; key: of the stage that trained. The weights of an earlier job of the
+    same key stay as they are.
+    """
+    folder = run / MODEL_FOLDER
+    part = folder.with_name(folder.name + PART)
+    shutil.rmtree(part, ignore_errors=True)
+    if is_whole(folder, key):
+        _describe(folder, model, tuned, record)
+        return folder
+    part.mkdir(parents=True)
+    for file in sorted(tuned.iterdir()):
+        place(file, part / file.name)
+    _describe(part, model, tuned, record)
+    sizes = {file.name: file.stat().st_size for file in sorted(part.glob("*.safetensors"))}
+    write_sealed(part / MADE_FROM, {"version": _VERSION, "finetune": key, "weights": sizes})
+    shutil.rmtree(folder, ignore_errors=True)  # of another job in this folder
+    os.replace(part, folder)
+    return folder
+
+
+def remove_product(run: Path) -> None:
+    """Remove the tuned model that an earlier job left in a run's folder."""
+    shutil.rmtree(run / MODEL_FOLDER, ignore_errors=True)
+
+
+def is_whole(folder: Path, key: str) -> bool:
+    """Say whether a folder holds every weight of the model that the stage of this key has trained."""
+    about = read_sealed(folder / MADE_FROM)
+    if about is None or (about["version"], about["finetune"]) != (_VERSION, key):
+        return False
+    sizes = {file.name: file.stat().st_size for file in folder.glob("*.safetensors")}
+    return sizes == about["weights"]
+
+
+def place(file: Path, to: Path) -> None:
+    """Put a file of the cache into another folder: weights as a hard link where the file system has them,
+    else as a copy, so that nothing that is changed there changes the cache."""
+    if file.suffix == ".safetensors":
+        try:
+            os.link(file, to)
+            return
+        except OSError:  # another file system, or one without links
+            pass
+    shutil.copyfile(file, to)
+
+
+def _describe(folder: Path, model: Model, tuned: Path, record: RunRecord) -> None:
+    """Write the small files: those that say what the base is, how to generate, and how the model was made."""
+    adapter: dict[str, Any] | None = read_json(tuned / ADAPTER_CONFIG)
+    if adapter is not None:
+        write_json(folder / ADAPTER_CONFIG, {**adapter, **_base(model)})
+    settings = generation_settings(model.location, model.config.revision, model.tokenizer)
+    write_json(folder / GENERATION_CONFIG, settings)
+    kind = Kind.WEIGHTS if adapter is None else Kind.ADAPTER
+    write_whole(folder / CARD, [model_card(record, model.config, kind)])
+
+
+def _base(model: Model) -> dict[str, Any]:
+    """Return where the base is found: a hub model by id and commit, a folder by its whole path, so that it is
+    found from every folder of this machine."""
+    if Path(model.location).is_dir():
+        return {"base_model_name_or_path": str(Path(model.location).resolve()), "revision": None}
+    _, _, commit = str(model.identity["weights"]).rpartition("@")
+    return {"base_model_name_or_path": model.location, "revision": commit}

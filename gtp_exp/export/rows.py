@@ -1,0 +1,37 @@
+"""Write the rows that a run has chosen to a new folder, for another trainer."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from gtp_exp.errors import UserError
+from gtp_exp.export.formats import DATA, FORMATS
+from gtp_exp.export.runs import chosen_rows, read_run
+from gtp_exp.files import PART, write_whole
+
+
+def export_rows(run: Path, name: str, out: Path) -> str:
+    """Write a run's chosen rows in the format of that name to the new folder `out`; return what to tell.
+
+    Raises UserError for a folder that exists, a run without a selection, and a row that the format cannot
+    hold.
+    """
+    if out.exists():
+        raise UserError(f"--out {out} exists; give a new folder, or remove it")
+    record, rows = read_run(run), chosen_rows(run)
+    exported = FORMATS[name](rows)
+    part = out.with_name(out.name + PART)
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in exported.rows)
+    write_whole(part / DATA, lines)
+    title = (
+        f"# {len(rows)} rows for {name}, chosen by {record.names.selector} from {record.names.dataset}\n\n"
+    )
+    for file, text in {**exported.files, "README.md": title + exported.usage}.items():
+        write_whole(part / file, [text.replace("{out}", str(out))])
+    os.replace(part, out)
+    return f"wrote {len(rows):,} rows for {name}: {out / DATA}; {out / 'README.md'} says how to train on them"

@@ -1,0 +1,92 @@
+"""Find out which runs use an entry of the cache: records and event logs name the keys of a run's stages."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gtp_exp.errors import UserError
+from gtp_exp.housekeeping.entries import Entry
+from gtp_exp.records.record import RECORD_NAME, RunRecord, State, read_newer_record
+
+EVENTS_NAME = "metrics.jsonl"
+BUILT_IN = {"tiny": "tiny", "smollm2": "smollm2-135m-instruct"}  # folder in models/, by model.source
+
+
+@dataclass(frozen=True)
+class Uses:
+    """Holds which runs use which keys."""
+
+    runs: tuple[str, ...]
+    by_key: Mapping[str, tuple[str, ...]]
+    unreadable: tuple[str, ...]  # why, of each record that could not be read
+    running: bool  # whether a run says that it is not at its end
+
+    def of(self, entry: Entry, entries: Sequence[Entry]) -> tuple[str, ...]:
+        """Return the runs that use an entry. entries: all of the cache.
+
+        A pass of a model over the pool is read by selections: the runs of those that the same model has made
+        use it. While a job runs, every pass counts as used.
+        """
+        if entry.stage != "pass":
+            return self.by_key.get(entry.key, ())
+        if self.running:
+            return ("a running job",)
+        model = entry.reads().get("model")
+        users = [
+            run
+            for other in entries
+            if other.stage == "selection" and other.key in self.by_key and other.reads().get("model") == model
+            for run in self.by_key[other.key]
+        ]
+        return tuple(dict.fromkeys(users))
+
+
+def find_uses(folders: Sequence[Path]) -> Uses:
+    """Return what the runs below the folders use. Raise UserError for a folder that is not there."""
+    by_key: dict[str, list[str]] = defaultdict(list)
+    runs, unreadable, running = [], [], False
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"--runs {folder} is no folder; give folders of runs, such as outputs/runs")
+        for file in sorted(folder.rglob(RECORD_NAME)):
+            name = file.parent.relative_to(folder).as_posix()
+            try:
+                record, _ = read_newer_record(file)
+            except UserError as error:
+                unreadable.append(str(error))
+                continue
+            runs.append(name)
+            running |= record.state is State.RUNNING
+            for key in dict.fromkeys([*_recorded(record), *_logged(file.parent / EVENTS_NAME)]):
+                by_key[key].append(name)
+    return Uses(tuple(runs), {k: tuple(names) for k, names in by_key.items()}, tuple(unreadable), running)
+
+
+def _recorded(record: RunRecord) -> Iterator[str]:
+    """Yield the keys of a record's stages, and the folders of its built-in models."""
+    for cost in record.stages.values():
+        yield from cost.key.split()
+    for group in ("model", "selection_model"):
+        node: Any = record.config.get(group)
+        if isinstance(node, Mapping) and node.get("source") in BUILT_IN:
+            yield BUILT_IN[node["source"]]
+
+
+def _logged(events: Path) -> Iterator[str]:
+    """Yield the keys that a job has come to; one that is running, or was interrupted, has no others."""
+    try:
+        lines = events.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:  # cut short as the job was killed
+            continue
+        if isinstance(event, dict) and event.get("kind") == "stage" and isinstance(event.get("key"), str):
+            yield event["key"]
