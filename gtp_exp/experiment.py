@@ -17,13 +17,17 @@ from gtp_exp.data.sources.base import DataSource
 from gtp_exp.data.validation import Validation
 from gtp_exp.distributed import Processes, connect
 from gtp_exp.errors import UserError
-from gtp_exp.gradients.end_of_turn import LINEAR, check_weight
+from gtp_exp.given_stores import open_given
+from gtp_exp.gradients.end_of_turn import LINEAR, check_weight, check_whole
+from gtp_exp.gradients.given import GivenGradients
+from gtp_exp.gradients.matching import GivenStore
 from gtp_exp.gradients.settings import GradientConfig
 from gtp_exp.inputs import Inputs, Overlap, PreparedRows, check_agreement, load_inputs
 from gtp_exp.launch.launcher import Launch
 from gtp_exp.measured import MAIN, Measured, measure
 from gtp_exp.model.device import be_deterministic, choose_device
 from gtp_exp.model.loading import Model, ModelConfig, prepare
+from gtp_exp.model.loss import Reduction
 from gtp_exp.records.record import FurtherTest, RunRecord, SelectionSummary, ValidationSummary
 from gtp_exp.records.row_results import write_row_results
 from gtp_exp.records.selected import export, selected_rows, summarise_selection
@@ -94,7 +98,7 @@ class Experiment:
     model: ModelConfig
     selection_model: ModelConfig | None  # chooses in place of the model that is tuned; None: the same one
     dataset: DataSource
-    gradients: GradientConfig
+    gradients: GradientConfig | GivenGradients
     selector: Selector
     budget: Budget
     train: TrainConfig
@@ -121,18 +125,26 @@ class Experiment:
                     f"tests: {name} takes its test rows out of the pool, which changes what is chosen from; "
                     f"give it as benchmark={name}, or leave it out"
                 )
-        stored = [direction.value for direction in self.gradients.directions]
-        for key in ("direction", "target_direction"):
-            asked = getattr(self.selector, key, None)
-            if Need.GRADIENTS in self.selector.needs and asked is not None and asked not in stored:
-                raise UserError(
-                    f"selector.{key}={asked} is not among gradients.directions={stored}; "
-                    "add it there or choose one of these"
-                )
         if Need.GRADIENTS in self.selector.needs:
-            direction = getattr(self.selector, "direction", LINEAR)
-            direction = getattr(self.selector, "target_direction", direction)
-            check_weight(self.selector.target_end_of_turn, direction)
+            _check_gradients(self.gradients, self.selector)
+
+
+def _check_gradients(gradients: GradientConfig | GivenGradients, selector: Selector) -> None:
+    """Raise UserError where gradients are collected without what a selector reads of them, or are given."""
+    if isinstance(gradients, GivenGradients):
+        check_whole(selector.target_end_of_turn, type(selector).target_end_of_turn)
+        return
+    stored = [direction.value for direction in gradients.directions]
+    for key in ("direction", "target_direction"):
+        asked = getattr(selector, key, None)
+        if asked is not None and asked not in stored:
+            raise UserError(
+                f"selector.{key}={asked} is not among gradients.directions={stored}; "
+                "add it there or choose one of these"
+            )
+    direction = getattr(selector, "direction", LINEAR)
+    direction = getattr(selector, "target_direction", direction)
+    check_weight(selector.target_end_of_turn, direction)
 
 
 def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping[str, Any]) -> RunRecord:
@@ -156,6 +168,9 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
             validation=settings.held_back,
             further=experiment.tests,
         )
+        given: Mapping[str, GivenStore] = {}
+        if isinstance(gradients, GivenGradients) and Need.GRADIENTS in selector.needs:
+            inputs, given = open_given(runner, inputs, gradients, selector)
         check_agreement(inputs, processes)
         experiment.budget.rows(len(inputs.candidates.examples))  # raises UserError where they are too few
         overlap = Overlap(inputs)
@@ -163,13 +178,13 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
         before = after = Measured()
         if settings.until is not Until.SELECTION:  # at once: what cannot be tested shows before any training
             before = measure(runner, EvaluatedModel(tuned_model, None), inputs, settings.eval_batch_size)
-        stores = GradientStores()
-        if Need.GRADIENTS in selector.needs:
+        stores = GradientStores(given.get("pool"), given.get("target"))
+        if Need.GRADIENTS in selector.needs and isinstance(gradients, GradientConfig):
             trajectory = warm_up(runner, chooser, inputs.candidates_to_select, gradients)
             mirror_history(journal, "warmup", trajectory)
             rows = rows_with_gradients(inputs, selector)
             stores = collect_all_gradients(runner, chooser, rows, trajectory, gradients)
-        sources = SelectionSources(chooser, tuned_model, inputs, stores, gradients.reduction)
+        sources = SelectionSources(chooser, tuned_model, inputs, stores, reduction_of(gradients))
         selected = select(runner, sources, selector, experiment.budget, settings.seed)
         runner.add_seconds("selection", read_saved_seconds(selected))  # as if it had been computed alone
         selection = read_selection(selected)
@@ -225,6 +240,11 @@ def collect_all_gradients(
     return GradientStores(*stores)
 
 
+def reduction_of(gradients: GradientConfig | GivenGradients) -> Reduction:
+    """Return how the losses of a row's tokens make its loss; of given stores it is nowhere read."""
+    return gradients.reduction if isinstance(gradients, GradientConfig) else Reduction.MEAN
+
+
 def report_selection(
     journal: Journal, directory: Path, inputs: Inputs, selection: Selection
 ) -> SelectionSummary:
@@ -234,7 +254,8 @@ def report_selection(
     """
     rows = selected_rows(inputs.candidates.examples, selection, inputs.pool.hidden)
     export(rows, directory, title=f"{directory.name}: {len(rows)} selected examples")
-    target = () if inputs.target is None else inputs.target.examples
+    # The rows of a store that is a target of its own have no text.
+    target = () if inputs.target is None else [row for row in inputs.target.examples if row.messages]
     summary = summarise_selection(rows, inputs.pool, inputs.candidates.tokenized, selection, target)
     journal.event("selection", {"n_selected": summary.n_selected, "n_tokens": summary.n_tokens})
     table = [

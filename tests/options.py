@@ -16,6 +16,7 @@ WHOLE = ("experiment", "debug", "hparams_search")  # groups that change the whol
 REQUIRED = {
     ("dataset", "jsonl"): ["dataset.files=[pool.jsonl]"],
     ("dataset", "hub"): ["dataset.hub_id=owner/name"],
+    ("gradients", "given"): ["gradients.pool=stores/pool"],
     ("model", "hub"): ["model.name_or_path=owner/name"],
     ("benchmark", "lm_eval"): ["benchmark.names=[arc_easy]"],
     ("benchmark", "jsonl"): ["benchmark.target=mine.jsonl"],
