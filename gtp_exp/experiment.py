@@ -24,6 +24,7 @@ from gtp_exp.gradients.matching import GivenStore
 from gtp_exp.gradients.settings import GradientConfig
 from gtp_exp.inputs import Inputs, Overlap, PreparedRows, check_agreement, load_inputs
 from gtp_exp.launch.launcher import Launch
+from gtp_exp.leaderboard.metrics import headline_mean
 from gtp_exp.measured import MAIN, Measured, measure
 from gtp_exp.model.device import be_deterministic, choose_device
 from gtp_exp.model.loading import Model, ModelConfig, prepare
@@ -150,7 +151,8 @@ def _check_gradients(gradients: GradientConfig | GivenGradients, selector: Selec
 def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping[str, Any]) -> RunRecord:
     """Run one job from data to metrics; return `record` with everything that was learned.
 
-    directory: of the run. job: its `name`, and the `group` that the jobs of one multirun share.
+    directory: of the run. job: its `name`, the `group` that the jobs of one multirun share, and the `names`
+    of the chosen options.
     """
     settings, selector, gradients = experiment.settings, experiment.selector, experiment.gradients
     processes, device = start_processes(experiment.launch)
@@ -158,7 +160,7 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
     tracker = experiment.tracking.tracker() if processes.main else NoTracker()
     journal = Journal(directory / METRICS_NAME if processes.main else None, tracker)
     runner = StageRunner(cache, journal)
-    with tracked(journal, RunInfo(job["name"], job["group"], directory, record.config)):
+    with tracked(journal, run_info(job, directory, record)):
         tuned_model, chooser = prepare_models(experiment.model, experiment.selection_model, cache, device)
         inputs = load_inputs(
             experiment.dataset,
@@ -201,8 +203,14 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
         record = with_measured(with_sources(record, runner, sources), experiment, inputs, before, after)
         if processes.main and after.metrics:
             write_row_results(after.by_row, directory)
-        journal.summary.update(_measurements(record))
+        journal.summary.update(summary_of(record))
     return record
+
+
+def run_info(job: Mapping[str, Any], directory: Path, record: RunRecord) -> RunInfo:
+    """Return what a tracker is told of the job before it begins."""
+    options = {group: option for group, option in job.get("names", {}).items() if option}
+    return RunInfo(job["name"], job["group"], directory, record.config, options)
 
 
 def start_processes(launch: Launch) -> tuple[Processes, torch.device]:
@@ -303,11 +311,20 @@ def with_sources(record: RunRecord, runner: StageRunner, sources: SelectionSourc
     )
 
 
-def _measurements(record: RunRecord) -> dict[str, float | str]:
-    """Return what was measured of the tuned model, by "task/metric"."""
-    measured = dict(record.metrics)
-    for name, test in record.tests.items():
-        measured |= {f"{name}/{task}": values for task, values in test.metrics.items()}
-    if record.validation is not None:
-        measured[VALIDATION] = asdict(record.validation.tuned)
-    return {f"{task}/{name}": value for task, values in measured.items() for name, value in values.items()}
+def summary_of(record: RunRecord) -> dict[str, float | str]:
+    """Return what was measured by "task/metric", of the untuned model by "untuned/task/metric", and the mean
+    of the tasks' headline metrics as `headline`."""
+    found = {}
+    for prefix, tuned in (("", True), ("untuned/", False)):
+        measured = dict(record.metrics if tuned else record.untuned)
+        for name, test in record.tests.items():
+            metrics = test.metrics if tuned else test.untuned
+            measured |= {f"{name}/{task}": values for task, values in metrics.items()}
+        if record.validation is not None:
+            measured[VALIDATION] = asdict(record.validation.tuned if tuned else record.validation.untuned)
+        for task, values in measured.items():
+            found |= {f"{prefix}{task}/{name}": value for name, value in values.items()}
+        if record.metrics:
+            of = record if tuned else replace(record, metrics=record.untuned)
+            found[f"{prefix}headline"] = headline_mean(of)
+    return {name: value for name, value in found.items() if value is not None}

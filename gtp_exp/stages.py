@@ -47,6 +47,7 @@ from gtp_exp.tracking import Journal
 from gtp_exp.training.batches import TrainingRows
 from gtp_exp.training.config import TrainConfig
 from gtp_exp.training.finetune import finetune, save_tuned
+from gtp_exp.training.hooks import Hooks, StepHook
 from gtp_exp.training.resume import forget_epochs
 
 log = logging.getLogger(__name__)
@@ -152,7 +153,7 @@ def warm_up(
             directory,
             seed=gradients.seed,
             label="warm-up",
-            on_epoch_end=on_epoch_end,
+            hooks=Hooks(on_epoch_end, live(runner.journal, "warmup")),
             processes=processes,
         )
         if processes.main:
@@ -425,7 +426,16 @@ def tune(
             [candidates.tokenized[i] for i in selection.indices.tolist()],
             selection.weights if train.use_weights else None,
         )
-        finetune(loaded, rows, train, directory, seed=seed, label="fine-tune", processes=processes)
+        finetune(
+            loaded,
+            rows,
+            train,
+            directory,
+            seed=seed,
+            label="fine-tune",
+            hooks=Hooks(on_step=live(runner.journal, "finetune")),
+            processes=processes,
+        )
         if processes.main:
             save_tuned(loaded, directory / "model")
             forget_epochs(directory)
@@ -446,11 +456,18 @@ def read_training_length(trained: StageResult) -> TrainingLength:
     return TrainingLength(epochs=round(json.loads(last)["epoch"]), steps=json.loads(last)["step"])
 
 
+def live(journal: Journal, kind: str) -> StepHook:
+    """Return what puts every step of a warm-up or a fine-tune into the event log."""
+    return lambda row: journal.event(kind, {name: row[name] for name in HISTORY if name in row})
+
+
 def mirror_history(journal: Journal, kind: str, trained: StageResult) -> None:
-    """Put the training curve of a warm-up or a fine-tune into the event log."""
+    """Put the training curve of a warm-up or a fine-tune that was in the cache into the event log; one that
+    was not has told its steps as it took them."""
+    if not trained.cached:
+        return
     for line in (trained.directory / "history.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        journal.event(kind, {name: row[name] for name in HISTORY if name in row})
+        live(journal, kind)(json.loads(line))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from gtp_exp.tracking import Journal, NoTracking, RunInfo, WandbMode, WandbTracking, wandb_mode
+from gtp_exp.tracking import Journal, NoTracking, RunInfo
+from gtp_exp.tracking.wandb import WandbMode, WandbTracking, wandb_mode
 
 
 @pytest.fixture

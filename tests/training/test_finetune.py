@@ -21,6 +21,7 @@ from gtp_exp.model.loss import Reduction, reference_gradients
 from gtp_exp.training.batches import TrainingRows
 from gtp_exp.training.config import BatchLoss, Schedule, TrainConfig
 from gtp_exp.training.finetune import finetune
+from gtp_exp.training.hooks import Hooks
 from gtp_exp.training.resume import resumable
 
 CONFIG = TrainConfig(
@@ -276,7 +277,7 @@ def test_the_hook_sees_every_epoch_with_the_mean_rate_of_its_steps(tiny, tokeniz
         tiny,
         tokenized,
         tmp_path,
-        on_epoch_end=lambda m, o, step, lr: seen.append((step, lr, type(o).__name__)),
+        hooks=Hooks(lambda m, o, step, lr: seen.append((step, lr, type(o).__name__))),
     )
     # linear decay over 6 steps: rates 6/6 ... 1/6 of 1e-2
     assert [s for s, _, _ in seen] == [3, 6]
