@@ -71,9 +71,11 @@ class _WandbTracker:
     def __init__(self, settings: WandbTracking) -> None:
         self.settings = settings
         self.run: Any = None
+        self.folder: Path | None = None  # of the run
         self.logged: dict[str, int] = {}  # by kind, the last step that a run which goes on has told earlier
 
     def start(self, run: RunInfo) -> None:
+        self.folder = run.directory
         mode = wandb_mode(self.settings, os.environ)
         if mode == "online" and not _has_key():
             log.warning("W&B: mode online but no API key (WANDB_API_KEY or `wandb login`); tracking offline")
@@ -150,8 +152,11 @@ class _WandbTracker:
             run.summary.update(dict(summary))
             run.finish(exit_code=exit_code)
             # W&B's own logs: they name folders of this machine, and `wandb sync` does not need them.
-            for folder in (Path(run.settings.log_dir), Path(os.environ["WANDB_CACHE_DIR"], "wandb", "logs")):
-                shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(run.settings.log_dir, ignore_errors=True)
+            if self.folder is not None and os.environ["WANDB_CACHE_DIR"] == str(
+                self.folder
+            ):  # not a person's
+                shutil.rmtree(self.folder / "wandb" / "logs", ignore_errors=True)
             for link in Path(run.settings.wandb_dir).glob("debug*.log"):
                 link.unlink()
 
