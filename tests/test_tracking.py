@@ -8,13 +8,16 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 from test_experiment import JOB, run
 
+from gtp_exp.errors import UserError
 from gtp_exp.tracking import METRICS_NAME, Journal, NoTracking, RunInfo
+from gtp_exp.tracking.tensorboard import TensorBoardTracking
 from gtp_exp.tracking.wandb import WandbMode, WandbTracking, wandb_mode
 
 
@@ -308,3 +311,46 @@ def test_the_job_decides_the_id_and_where_it_runs_does_not():
     assert job.content == moved.content != RunInfo("one", "g", Path("x"), {**config, "seed": 1}).content
     assert job.shared_config == {"seed": 0, "dataset": {"files": ["x.jsonl"]}}
     assert config["dataset"]["files"] == ["/home/u/x.jsonl"]
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is not None, reason="it is installed")
+def test_tensorboard_that_is_not_installed_is_told_with_the_extra(tmp_path):
+    with pytest.raises(UserError, match=r"pip install 'gtp-exp\[tensorboard\]'"):
+        TensorBoardTracking().tracker()
+
+
+def test_tensorboard_shows_curves_options_and_metrics_and_not_the_host(tmp_path, monkeypatch):
+    """The same Protocol, read back by TensorBoard's own reader."""
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(JOB, "names", OPTIONS)
+    job = ["selector=less", "tracking=tensorboard", "train.min_steps=3"]
+    for _ in range(2):  # the second start in the same folder leaves one curve, all stages being in the cache
+        record = run(Path("outputs"), *job, directory=Path("one"))
+    folder = tmp_path / "one" / "tensorboard"
+    files = sorted(file.name for file in folder.iterdir())
+    assert len(files) == 2 and not any(socket.gethostname() in name.split(".") for name in files)
+    read = accumulators.EventAccumulator(str(folder)).Reload()
+    curve = [json.loads(line) for line in Path("one/metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in curve if line["kind"] == "finetune"][-3:]
+    shown = read.Scalars("finetune/loss")
+    assert [e.step for e in shown] == [1, 2, 3] and [e.value for e in shown] == pytest.approx(losses)
+    nats = record.metrics["toy_sums"]["nats_per_token"]
+    assert read.Scalars("toy_sums/nats_per_token")[-1].value == pytest.approx(nats)
+    assert "untuned/headline" in read.Tags()["scalars"]
+    assert {"config/text_summary", "selected/text_summary", "state/text_summary"} <= set(
+        read.Tags()["tensors"]
+    )
+    table = read.Tensors("selected/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert (
+        table.startswith("rank | id | weight") and len(table.splitlines()) == 2 + record.selection.n_selected
+    )
+    assert all(str(tmp_path).encode() not in file.read_bytes() for file in folder.iterdir())
+
+
+def test_tensorboard_that_breaks_does_not_break_the_run(tmp_path, caplog):
+    pytest.importorskip("tensorboard")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "tensorboard").write_text("a file where the folder would be")
+    assert len(session(TensorBoardTracking().tracker(), tmp_path / "run")) == 1
+    assert "TensorBoard: did not start" in caplog.text

@@ -5,11 +5,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+
+from gtp_exp.errors import first_line
+
+log = logging.getLogger(__name__)
 
 METRICS_NAME = "metrics.jsonl"
 NOT_THE_JOB = ("tracking", "launch", "outputs")
@@ -88,6 +93,25 @@ class NoTracker:
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None: ...
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None: ...
+
+
+class QuietTracker:
+    """Tells one run to something that may fail: the first failure ends the mirroring, with a warning."""
+
+    def __init__(self, name: str) -> None:
+        """Follow nothing yet. name: of the tracker, for messages."""
+        self.name = name
+        self.to: Any = None  # what takes the run; None before it begins and after a failure
+
+    def quietly(self, send: Callable[[Any], None]) -> None:
+        """Call `send` with what takes the run, while that works."""
+        if self.to is None:
+            return
+        try:
+            send(self.to)
+        except Exception as error:  # tracking never fails a run
+            log.warning("%s: stopped tracking (%s)", self.name, first_line(error))
+            self.to = None
 
 
 @dataclass(frozen=True)

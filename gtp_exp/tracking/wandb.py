@@ -6,14 +6,14 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, Optional
 
 from gtp_exp.errors import first_line
-from gtp_exp.tracking import RunInfo, Tracker
+from gtp_exp.tracking import QuietTracker, RunInfo, Tracker
 
 log = logging.getLogger(__name__)
 
@@ -65,12 +65,12 @@ def wandb_mode(settings: WandbTracking, environment: Mapping[str, str]) -> str:
     return mode if mode in known else WandbMode.OFFLINE.value
 
 
-class _WandbTracker:
-    """Follows one run in W&B; the first thing that goes wrong ends the mirroring, with a warning."""
+class _WandbTracker(QuietTracker):
+    """Follows one run in W&B."""
 
     def __init__(self, settings: WandbTracking) -> None:
+        super().__init__("W&B")
         self.settings = settings
-        self.run: Any = None
         self.folder: Path | None = None  # of the run
         self.logged: dict[str, int] = {}  # by kind, the last step that a run which goes on has told earlier
 
@@ -82,7 +82,7 @@ class _WandbTracker:
             mode = "offline"
         for attempt in dict.fromkeys([mode, "offline"]):
             try:
-                self.run = self._init(run, attempt)
+                self.to = self._init(run, attempt)
                 return
             except Exception as error:  # tracking never fails a run
                 log.warning("W&B: %s did not start (%s)", attempt, first_line(error))
@@ -133,7 +133,7 @@ class _WandbTracker:
     def event(self, kind: str, values: Mapping[str, Any]) -> None:
         if values.get("step", math.inf) <= self.logged.get(kind, -1):
             return
-        self._quietly(lambda run: run.log({f"{kind}/{k}": v for k, v in values.items()}))
+        self.quietly(lambda run: run.log({f"{kind}/{k}": v for k, v in values.items()}))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         def send(run: Any) -> None:
@@ -145,7 +145,7 @@ class _WandbTracker:
             table.bind_to_run(run, name, run.step)
             run.log({name: table})
 
-        self._quietly(send)
+        self.quietly(send)
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
         def end(run: Any) -> None:
@@ -160,16 +160,7 @@ class _WandbTracker:
             for link in Path(run.settings.wandb_dir).glob("debug*.log"):
                 link.unlink()
 
-        self._quietly(end)
-
-    def _quietly(self, send: Callable[[Any], None]) -> None:
-        if self.run is None:
-            return
-        try:
-            send(self.run)
-        except Exception as error:  # tracking never fails a run
-            log.warning("W&B: stopped tracking (%s)", first_line(error))
-            self.run = None
+        self.quietly(end)
 
 
 def _has_key() -> bool:
