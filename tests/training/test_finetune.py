@@ -211,9 +211,12 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(tiny, tokenized, tmp_pat
         steps.append(state.global_step)
 
     monkeypatch.setattr(trainer.Progress, "on_step_end", count)
-    resumed = tune(tiny, tokenized, tmp_path / "b", config)
+    told = []
+    resumed = tune(tiny, tokenized, tmp_path / "b", config, hooks=Hooks(on_step=told.append))
     assert steps[0] == 4 and steps[-1] == 9  # the first epoch was not repeated
     assert distance(straight, resumed) == 0
+    assert [row["step"] for row in told] == list(range(1, 10))  # and is told all the same
+    assert [row["loss"] for row in told] == [row["loss"] for row in curve(tmp_path / "a")]
 
 
 def test_a_half_written_checkpoint_is_not_resumed(tiny, tokenized, tmp_path):
