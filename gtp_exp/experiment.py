@@ -18,13 +18,18 @@ from gtp_exp.data.validation import Validation
 from gtp_exp.distributed import Processes, connect
 from gtp_exp.errors import UserError
 from gtp_exp.export.product import remove_product, write_product
-from gtp_exp.gradients.end_of_turn import LINEAR, check_weight
+from gtp_exp.given_stores import open_given
+from gtp_exp.gradients.end_of_turn import LINEAR, check_weight, check_whole
+from gtp_exp.gradients.given import GivenGradients
+from gtp_exp.gradients.matching import GivenStore
 from gtp_exp.gradients.settings import GradientConfig
 from gtp_exp.inputs import Inputs, Overlap, PreparedRows, check_agreement, load_inputs
 from gtp_exp.launch.launcher import Launch
+from gtp_exp.leaderboard.metrics import headline_mean
 from gtp_exp.measured import MAIN, Measured, measure
 from gtp_exp.model.device import be_deterministic, choose_device
 from gtp_exp.model.loading import Model, ModelConfig, prepare
+from gtp_exp.model.loss import Reduction
 from gtp_exp.records.record import FurtherTest, RunRecord, SelectionSummary, ValidationSummary
 from gtp_exp.records.row_results import write_row_results
 from gtp_exp.records.selected import export, selected_rows, summarise_selection
@@ -95,7 +100,7 @@ class Experiment:
     model: ModelConfig
     selection_model: ModelConfig | None  # chooses in place of the model that is tuned; None: the same one
     dataset: DataSource
-    gradients: GradientConfig
+    gradients: GradientConfig | GivenGradients
     selector: Selector
     budget: Budget
     train: TrainConfig
@@ -128,24 +133,33 @@ class Experiment:
                     f"selector.score={name} is not among dataset.scores={self.dataset.scores}; "
                     f"give dataset.scores=[{name}]"
                 )
-        stored = [direction.value for direction in self.gradients.directions]
-        for key in ("direction", "target_direction"):
-            asked = getattr(self.selector, key, None)
-            if Need.GRADIENTS in self.selector.needs and asked is not None and asked not in stored:
-                raise UserError(
-                    f"selector.{key}={asked} is not among gradients.directions={stored}; "
-                    "add it there or choose one of these"
-                )
         if Need.GRADIENTS in self.selector.needs:
-            direction = getattr(self.selector, "direction", LINEAR)
-            direction = getattr(self.selector, "target_direction", direction)
-            check_weight(self.selector.target_end_of_turn, direction)
+            _check_gradients(self.gradients, self.selector)
+
+
+def _check_gradients(gradients: GradientConfig | GivenGradients, selector: Selector) -> None:
+    """Raise UserError where gradients are collected without what a selector reads of them, or are given."""
+    if isinstance(gradients, GivenGradients):
+        check_whole(selector.target_end_of_turn, type(selector).target_end_of_turn)
+        return
+    stored = [direction.value for direction in gradients.directions]
+    for key in ("direction", "target_direction"):
+        asked = getattr(selector, key, None)
+        if asked is not None and asked not in stored:
+            raise UserError(
+                f"selector.{key}={asked} is not among gradients.directions={stored}; "
+                "add it there or choose one of these"
+            )
+    direction = getattr(selector, "direction", LINEAR)
+    direction = getattr(selector, "target_direction", direction)
+    check_weight(selector.target_end_of_turn, direction)
 
 
 def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping[str, Any]) -> RunRecord:
     """Run one job from data to metrics; return `record` with everything that was learned.
 
-    directory: of the run. job: its `name`, and the `group` that the jobs of one multirun share.
+    directory: of the run. job: its `name`, the `group` that the jobs of one multirun share, and the `names`
+    of the chosen options.
     """
     settings, selector, gradients = experiment.settings, experiment.selector, experiment.gradients
     processes, device = start_processes(experiment.launch)
@@ -153,7 +167,7 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
     tracker = experiment.tracking.tracker() if processes.main else NoTracker()
     journal = Journal(directory / METRICS_NAME if processes.main else None, tracker)
     runner = StageRunner(cache, journal)
-    with tracked(journal, RunInfo(job["name"], job["group"], directory, record.config)):
+    with tracked(journal, run_info(job, directory, record)):
         tuned_model, chooser = prepare_models(experiment.model, experiment.selection_model, cache, device)
         inputs = load_inputs(
             experiment.dataset,
@@ -164,6 +178,9 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
             further=experiment.tests,
             check_pool=selector.check_pool,
         )
+        given: Mapping[str, GivenStore] = {}
+        if isinstance(gradients, GivenGradients) and Need.GRADIENTS in selector.needs:
+            inputs, given = open_given(runner, inputs, gradients, selector)
         check_agreement(inputs, processes)
         selector.check_budget(experiment.budget, inputs.candidates.examples)
         overlap = Overlap(inputs)
@@ -171,13 +188,13 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
         before, after, tuned = Measured(), Measured(), None
         if settings.until is not Until.SELECTION:  # at once: what cannot be tested shows before any training
             before = measure(runner, EvaluatedModel(tuned_model, None), inputs, settings.eval_batch_size)
-        stores = GradientStores()
-        if Need.GRADIENTS in selector.needs:
+        stores = GradientStores(given.get("pool"), given.get("target"))
+        if Need.GRADIENTS in selector.needs and isinstance(gradients, GradientConfig):
             trajectory = warm_up(runner, chooser, inputs.candidates_to_select, gradients)
             mirror_history(journal, "warmup", trajectory)
             rows = rows_with_gradients(inputs, selector)
             stores = collect_all_gradients(runner, chooser, rows, trajectory, gradients)
-        sources = SelectionSources(chooser, tuned_model, inputs, stores, gradients.reduction)
+        sources = SelectionSources(chooser, tuned_model, inputs, stores, reduction_of(gradients))
         selected = select(runner, sources, selector, experiment.budget, settings.seed)
         runner.add_seconds("selection", read_saved_seconds(selected))  # as if it had been computed alone
         selection = read_selection(selected)
@@ -192,14 +209,28 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
 
         record = replace(record, selection=summary, leakage=overlap.report)
         record = with_measured(with_sources(record, runner, sources), experiment, inputs, before, after)
-        if processes.main and after.metrics:
-            write_row_results(after.by_row, directory)
-        if processes.main and tuned is not None:
-            write_product(directory, tuned_model, tuned.directory / "model", tuned.key, record)
-        elif processes.main:
-            remove_product(directory)
-        journal.summary.update(_measurements(record))
+        if processes.main:
+            leave_results(directory, record, after, tuned_model, tuned)
+        journal.summary.update(summary_of(record))
     return record
+
+
+def leave_results(
+    directory: Path, record: RunRecord, after: Measured, model: Model, tuned: StageResult | None
+) -> None:
+    """Write what a run leaves beside its record: what every test row scored, and the tuned model."""
+    if after.metrics:
+        write_row_results(after.by_row, directory)
+    if tuned is None:
+        remove_product(directory)
+    else:
+        write_product(directory, model, tuned.directory / "model", tuned.key, record)
+
+
+def run_info(job: Mapping[str, Any], directory: Path, record: RunRecord) -> RunInfo:
+    """Return what a tracker is told of the job before it begins."""
+    options = {group: option for group, option in job.get("names", {}).items() if option}
+    return RunInfo(job["name"], job["group"], directory, record.config, options)
 
 
 def start_processes(launch: Launch) -> tuple[Processes, torch.device]:
@@ -237,6 +268,11 @@ def collect_all_gradients(
     return GradientStores(*stores)
 
 
+def reduction_of(gradients: GradientConfig | GivenGradients) -> Reduction:
+    """Return how the losses of a row's tokens make its loss; of given stores it is nowhere read."""
+    return gradients.reduction if isinstance(gradients, GradientConfig) else Reduction.MEAN
+
+
 def report_selection(
     journal: Journal, directory: Path, inputs: Inputs, selection: Selection
 ) -> SelectionSummary:
@@ -246,7 +282,8 @@ def report_selection(
     """
     rows = selected_rows(inputs.candidates.examples, selection, inputs.pool.hidden)
     export(rows, directory, title=f"{directory.name}: {len(rows)} selected examples")
-    target = () if inputs.target is None else inputs.target.examples
+    # The rows of a store that is a target of its own have no text.
+    target = () if inputs.target is None else [row for row in inputs.target.examples if row.messages]
     summary = summarise_selection(rows, inputs.pool, inputs.candidates.tokenized, selection, target)
     journal.event("selection", {"n_selected": summary.n_selected, "n_tokens": summary.n_tokens})
     table = [
@@ -294,11 +331,20 @@ def with_sources(record: RunRecord, runner: StageRunner, sources: SelectionSourc
     )
 
 
-def _measurements(record: RunRecord) -> dict[str, float | str]:
-    """Return what was measured of the tuned model, by "task/metric"."""
-    measured = dict(record.metrics)
-    for name, test in record.tests.items():
-        measured |= {f"{name}/{task}": values for task, values in test.metrics.items()}
-    if record.validation is not None:
-        measured[VALIDATION] = asdict(record.validation.tuned)
-    return {f"{task}/{name}": value for task, values in measured.items() for name, value in values.items()}
+def summary_of(record: RunRecord) -> dict[str, float | str]:
+    """Return what was measured by "task/metric", of the untuned model by "untuned/task/metric", and the mean
+    of the tasks' headline metrics as `headline`."""
+    found = {}
+    for prefix, tuned in (("", True), ("untuned/", False)):
+        measured = dict(record.metrics if tuned else record.untuned)
+        for name, test in record.tests.items():
+            metrics = test.metrics if tuned else test.untuned
+            measured |= {f"{name}/{task}": values for task, values in metrics.items()}
+        if record.validation is not None:
+            measured[VALIDATION] = asdict(record.validation.tuned if tuned else record.validation.untuned)
+        for task, values in measured.items():
+            found |= {f"{prefix}{task}/{name}": value for name, value in values.items()}
+        if record.metrics:
+            of = record if tuned else replace(record, metrics=record.untuned)
+            found[f"{prefix}headline"] = headline_mean(of)
+    return {name: value for name, value in found.items() if value is not None}

@@ -270,8 +270,8 @@ class Overlap:
         self._with = "test" if inputs.validation is None else "validation rows"
         self._tests = TestRows(tasks)
         self.report: dict[str, dict[str, int]] = {}
-        if inputs.target is not None:
-            self.count("target", inputs.target.examples)
+        if inputs.target is not None and all(row.messages for row in inputs.target.examples):
+            self.count("target", inputs.target.examples)  # not a store's own rows, which have no text
         self.count("pool", inputs.candidates.examples)
 
     def count(self, part: str, examples: Sequence[Example]) -> None:

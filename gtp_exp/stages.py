@@ -33,6 +33,8 @@ from gtp_exp.gradients.collect import collect
 from gtp_exp.gradients.end_of_turn import WeighedEndOfTurn, content_of, end_of, shares
 from gtp_exp.gradients.engines.choose import check_adapters
 from gtp_exp.gradients.features import GradientFeatures
+from gtp_exp.gradients.given import GivenGradients
+from gtp_exp.gradients.matching import GivenStore
 from gtp_exp.gradients.settings import GradientConfig
 from gtp_exp.gradients.store import GradientStore
 from gtp_exp.inputs import Inputs, PreparedRows, PreparedTask
@@ -46,6 +48,7 @@ from gtp_exp.tracking import Journal
 from gtp_exp.training.batches import TrainingRows
 from gtp_exp.training.config import TrainConfig
 from gtp_exp.training.finetune import finetune, save_tuned
+from gtp_exp.training.hooks import Hooks, StepHook
 from gtp_exp.training.resume import forget_epochs
 
 log = logging.getLogger(__name__)
@@ -107,6 +110,10 @@ class StageRunner:
         self.journal.event("stage", told)  # gtp-exp-cache reads there what a job uses before its end
         return result
 
+    def note(self, cost: str, key: str) -> None:
+        """Name something that was there, and cost nothing, among what the job was made from."""
+        self.costs[cost] = StageCost(key, 0.0, cached=True)
+
     def add_seconds(self, cost: str, seconds: float) -> None:
         """Count further seconds as part of a stage's cost."""
         self.costs[cost] = replace(self.costs[cost], seconds=self.costs[cost].seconds + seconds)
@@ -148,7 +155,7 @@ def warm_up(
             directory,
             seed=gradients.seed,
             label="warm-up",
-            on_epoch_end=on_epoch_end,
+            hooks=Hooks(on_epoch_end, live(runner.journal, "warmup")),
             processes=processes,
         )
         if processes.main:
@@ -199,7 +206,9 @@ def collect_gradients(
     return runner.run_stage("gradients", reads, produce, cost=f"gradients: {split}")
 
 
-def check_quarantine(split: str, rows: PreparedRows, store: StageResult, gradients: GradientConfig) -> None:
+def check_quarantine(
+    split: str, rows: PreparedRows, store: Gradients, gradients: GradientConfig | GivenGradients
+) -> None:
     """Warn of rows whose gradient is not finite; raise UserError above the share that is tolerated."""
     ids = [rows.examples[i].id for i in read_quarantined(store).tolist()]
     if not ids:
@@ -209,32 +218,41 @@ def check_quarantine(split: str, rows: PreparedRows, store: StageResult, gradien
     message = f"the gradient of {len(ids)} of {n} {split} rows is not finite: {named}"
     if len(ids) > gradients.max_quarantined_share * n:
         raise UserError(
-            f"{message}; gradients.max_quarantined_share={gradients.max_quarantined_share} allows fewer. "
-            "Check their text, lower gradients.warmup.learning_rate, or set model.precision=fp32"
+            f"{message}; gradients.max_quarantined_share={gradients.max_quarantined_share} allows fewer: "
+            f"{gradients.remedy}"
         )
     log.warning("%s; they are neither chosen nor aimed at", message)
 
 
-def read_store(result: StageResult) -> GradientStore:
-    """Open the gradients that `collect_gradients` has stored."""
+Gradients = StageResult | GivenStore  # what `collect_gradients` has stored, or a store that was there
+
+
+def read_store(gradients: Gradients) -> GradientFeatures:
+    """Open the gradients of the job's rows."""
+    return gradients.features() if isinstance(gradients, GivenStore) else _opened(gradients)
+
+
+def _opened(result: StageResult) -> GradientStore:
     return GradientStore.open(result.directory / "store")
 
 
-def read_quarantined(result: StageResult | None) -> torch.Tensor:
-    """Return the rows of a store whose gradient is not finite, int64; none where there is no store."""
-    return torch.tensor([], dtype=torch.long) if result is None else read_store(result).quarantined
+def read_quarantined(gradients: Gradients | None) -> torch.Tensor:
+    """Return the rows whose gradient is not finite, int64; none where there is no store."""
+    if gradients is None:
+        return torch.tensor([], dtype=torch.long)
+    return (gradients if isinstance(gradients, GivenStore) else _opened(gradients)).quarantined
 
 
 @dataclass(frozen=True)
 class GradientStores:
-    """Names the cache entries with the gradients of pool and target; None where there are none to read."""
+    """Names the gradients of pool and target; None where there are none to read."""
 
-    pool: StageResult | None = None
-    target: StageResult | None = None
-    end_of_turn: StageResult | None = None  # of the target's rows; `target` is then of their other tokens
+    pool: Gradients | None = None
+    target: Gradients | None = None
+    end_of_turn: Gradients | None = None  # of the target's rows; `target` is then of their other tokens
 
     def keys(self) -> list[str | None]:
-        """Return the keys of the entries of pool and target, and of the end of turn where it is apart."""
+        """Return the keys of the gradients of pool and target, and of the end of turn where it is apart."""
         apart = [] if self.end_of_turn is None else [self.end_of_turn]
         return [store and store.key for store in (self.pool, self.target, *apart)]
 
@@ -330,7 +348,7 @@ def target_gradients(sources: SelectionSources, selector: Selector) -> GradientF
     if stores.target is None or target is None:
         return None
     store = read_store(stores.target)
-    if selector.target_end_of_turn == 1:
+    if selector.target_end_of_turn == 1 or isinstance(stores.target, GivenStore):
         return store
     return WeighedEndOfTurn(
         content=store,
@@ -414,7 +432,16 @@ def tune(
             [candidates.tokenized[i] for i in selection.indices.tolist()],
             selection.weights if train.use_weights else None,
         )
-        finetune(loaded, rows, train, directory, seed=seed, label="fine-tune", processes=processes)
+        finetune(
+            loaded,
+            rows,
+            train,
+            directory,
+            seed=seed,
+            label="fine-tune",
+            hooks=Hooks(on_step=live(runner.journal, "finetune")),
+            processes=processes,
+        )
         if processes.main:
             save_tuned(loaded, directory / "model")
             forget_epochs(directory)
@@ -435,11 +462,18 @@ def read_training_length(trained: StageResult) -> TrainingLength:
     return TrainingLength(epochs=round(json.loads(last)["epoch"]), steps=json.loads(last)["step"])
 
 
+def live(journal: Journal, kind: str) -> StepHook:
+    """Return what puts every step of a warm-up or a fine-tune into the event log."""
+    return lambda row: journal.event(kind, {name: row[name] for name in HISTORY if name in row})
+
+
 def mirror_history(journal: Journal, kind: str, trained: StageResult) -> None:
-    """Put the training curve of a warm-up or a fine-tune into the event log."""
+    """Put the training curve of a warm-up or a fine-tune that was in the cache into the event log; one that
+    was not has told its steps as it took them."""
+    if not trained.cached:
+        return
     for line in (trained.directory / "history.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        journal.event(kind, {name: row[name] for name in HISTORY if name in row})
+        live(journal, kind)(json.loads(line))
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from gtp_exp.config import build
 from gtp_exp.data.benchmark import ChecksFiles
 from gtp_exp.data.sources.base import DataSource
 from gtp_exp.errors import UserError
+from gtp_exp.gradients.given import NAME as GIVEN_GRADIENTS
 from gtp_exp.launch import heartbeat
 from gtp_exp.launch.faults import storage_fault
 from gtp_exp.launch.fork_server import SERVE, serve
@@ -156,6 +157,9 @@ def check_inputs(config: Mapping[str, Any]) -> None:
     config: as `assemble` takes it. Raises UserError for a file that is not there, whose rows have no known
     form, or that is needed and not given, and for what its first rows show.
     """
+    gradients, selector = config.get("gradients", {}), config.get("selector", {})
+    if isinstance(gradients, Mapping) and gradients.get("_target_") == GIVEN_GRADIENTS:
+        build(gradients, "gradients").check(selector.get("direction"), selector.get("target_direction"))
     dataset = build(config.get("dataset", {}), "dataset")
     pool = dataset.check_files() if isinstance(dataset, DataSource) else None
     tested = config.get("until") == "evaluation"

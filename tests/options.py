@@ -17,6 +17,7 @@ REQUIRED = {
     ("dataset", "jsonl"): ["dataset.files=[pool.jsonl]"],
     ("dataset", "hub"): ["dataset.hub_id=owner/name"],
     ("selector", "given"): ["selector.file=ids.txt"],
+    ("gradients", "given"): ["gradients.pool=stores/pool"],
     ("model", "hub"): ["model.name_or_path=owner/name"],
     ("benchmark", "lm_eval"): ["benchmark.names=[arc_easy]"],
     ("benchmark", "jsonl"): ["benchmark.target=mine.jsonl"],

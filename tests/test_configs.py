@@ -45,7 +45,7 @@ def test_every_option_composes_into_checked_objects(group, option):
 
 @pytest.mark.parametrize(("group", "option"), sorted(REQUIRED))
 def test_an_option_that_lacks_what_only_a_person_knows_says_so(group, option):
-    with pytest.raises(UserError, match="target|test|files|file|hub_id|names|name_or_path"):
+    with pytest.raises(UserError, match="target|test|files|file|pool|hub_id|names|name_or_path"):
         build(f"{group}={option}")
 
 

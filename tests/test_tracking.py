@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import pytest
+from test_experiment import JOB, run
 
-from gtp_exp.tracking import Journal, NoTracking, RunInfo, WandbMode, WandbTracking, wandb_mode
+from gtp_exp.errors import UserError
+from gtp_exp.tracking import METRICS_NAME, Journal, NoTracking, RunInfo
+from gtp_exp.tracking.tensorboard import TensorBoardTracking
+from gtp_exp.tracking.wandb import WandbMode, WandbTracking, wandb_mode
 
 
 @pytest.fixture
@@ -16,13 +28,16 @@ def isolated(tmp_path, monkeypatch):
     import wandb
 
     wandb.teardown()
-    names = ("API_KEY", "MODE", "DATA_DIR", "DIR", "PROJECT", "ENTITY", "DISABLED")
+    names = ("API_KEY", "MODE", "DATA_DIR", "CACHE_DIR", "DIR", "PROJECT", "ENTITY", "DISABLED", "TAGS")
+    names += ("RUN_ID", "SWEEP_ID")
     for name in names:
         monkeypatch.delenv(f"WANDB_{name}", raising=False)
     monkeypatch.setenv("WANDB_MODE", "offline")  # set by a test, it is as before afterwards
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):  # set by a test, gone afterwards
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     return tmp_path
 
@@ -137,3 +152,205 @@ def test_a_tracker_that_breaks_later_and_says_nothing_does_not_break_the_run(iso
 
 def test_no_tracking_still_writes_the_journal(tmp_path):
     assert session(NoTracking().tracker(), tmp_path / "run")[0]["kind"] == "finetune"
+
+
+def records(file: Path) -> Iterator[Any]:
+    """Yield the records of a .wandb file: after 7 bytes, blocks of 32 KiB of parts with a header of checksum,
+    length and kind (1: whole, 2, 3, 4: first, middle and last part), as LevelDB's log has them."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, at, whole = file.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        whole += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):
+            record = Record()
+            record.ParseFromString(whole)
+            yield record
+            whole = b""
+
+
+def contents(directory: Path) -> dict[str, Any]:
+    """Return what the offline runs in a folder hold: config, tags, summary, history and files."""
+    (file,) = directory.glob("wandb/offline-run-*/run-*.wandb")
+    found: dict[str, Any] = {"config": {}, "summary": {}, "history": [], "files": [], "id": file.stem[4:]}
+    for record in records(file):
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            found["config"] = {item.key: json.loads(item.value_json) for item in record.run.config.update}
+            found |= {"tags": list(record.run.tags), "host": record.run.host, "resume": record.run.resume}
+        elif kind == "summary":
+            items = {".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.summary.update}
+            found["summary"] |= items
+        elif kind == "history":
+            items = {".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
+            found["history"].append(items)
+        elif kind == "files":
+            found["files"] += [item.path for item in record.files.files]
+    return found
+
+
+OPTIONS = {"selector": "less", "dataset": "toy", "experiment": None}
+
+
+@pytest.fixture
+def tracked_job(isolated, monkeypatch):
+    """A function that runs a job with tracking=wandb, its paths relative; its folder."""
+    monkeypatch.chdir(isolated)
+
+    def start(directory: str, *overrides: str):
+        monkeypatch.setitem(JOB, "names", OPTIONS)
+        tracking = ["tracking=wandb", *overrides]
+        return run(Path("outputs"), "selector=less", *tracking, directory=Path(directory)), Path(directory)
+
+    return start
+
+
+def test_an_offline_run_holds_options_curves_and_metrics_and_nothing_of_this_machine(tracked_job, isolated):
+    record, directory = tracked_job("outputs/runs/one")
+    found = contents(directory)
+    assert found["tags"] == ["selector=less", "dataset=toy"]
+    assert found["config"]["options"] == {"selector": "less", "dataset": "toy"}
+    assert found["config"]["seed"] == 0 and "outputs" not in found["config"]
+    assert found["host"] == "" and found["resume"]
+    assert [Path(name).parts[:2] for name in found["files"]] == [("media", "table")]
+    nats = record.metrics["toy_sums"]["nats_per_token"]
+    untuned = record.untuned["toy_sums"]["nats_per_token"]
+    assert found["summary"]["toy_sums/nats_per_token"] == pytest.approx(nats)
+    assert found["summary"]["untuned/toy_sums/nats_per_token"] == pytest.approx(untuned)
+    headline = record.metrics["toy_sums"][record.metrics["toy_sums"]["headline"]]
+    assert found["summary"]["headline"] == pytest.approx(headline)
+    told = [item for item in found["history"] if "finetune/loss" in item]
+    assert [item["finetune/step"] for item in told] == [1]
+    table = json.loads(next(directory.glob("wandb/offline-run-*/files/media/table/*.json")).read_text())
+    assert table["columns"][:2] == ["rank", "id"] and len(table["data"]) == 4
+
+    private = [getpass.getuser(), socket.gethostname(), str(isolated), str(Path.home()), os.getcwd()]
+    private = [text.encode() for text in private if len(text) > 2]  # a shorter one is found in any file
+    left = [file for file in directory.rglob("*") if file.is_file() and "wandb" in file.parts]
+    assert {file.suffix for file in left} == {".wandb", ".json"}
+    for file in left:
+        assert not [text for text in private if text in file.read_bytes()], file
+    assert not (isolated / "home").exists()
+
+
+def test_the_same_job_started_again_is_the_same_run_with_the_whole_curve(tracked_job):
+    _, first = tracked_job("outputs/runs/one")
+    _, again = tracked_job("outputs/runs/two", "launch=auto")  # every stage is in the cache
+    _, other = tracked_job("outputs/runs/three", "seed=1")
+    assert contents(first)["id"] == contents(again)["id"] != contents(other)["id"]
+    curves = [
+        [item["warmup/loss"] for item in contents(folder)["history"] if "warmup/loss" in item]
+        for folder in (first, again)
+    ]
+    assert curves[0] == curves[1] and len(curves[0]) > 1
+
+
+def test_losses_are_told_while_the_training_runs(tracked_job, monkeypatch):
+    """The event log has a step's loss before the next step begins, and every step once."""
+    from gtp_exp.training import trainer
+
+    seen = []
+    before = trainer.Progress.on_step_end
+
+    def look(self, *arguments, **more):
+        lines = (Path("outputs/runs/live") / METRICS_NAME).read_text().splitlines()
+        seen.append([json.loads(line)["kind"] for line in lines].count(self.label.replace("-", "")))
+        return before(self, *arguments, **more)
+
+    monkeypatch.setattr(trainer.Progress, "on_step_end", look)
+    tracked_job("outputs/runs/live", "train.min_steps=3")
+    n_warmup = len(seen) - 3
+    assert seen[n_warmup:] in ([0, 1, 2], [1, 2, 3]) and seen[:n_warmup][-1] >= n_warmup - 1
+    lines = [json.loads(line) for line in (Path("outputs/runs/live") / METRICS_NAME).read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "finetune"] == [1, 2, 3]
+
+
+def test_a_run_that_goes_on_online_tells_no_step_twice(isolated, monkeypatch):
+    import wandb
+
+    class Going:
+        resumed, summary, step = True, {"finetune/step": 2}, 0
+        told: list[Any] = []
+
+        def define_metric(self, *_, **__): ...
+
+        def log(self, values):
+            self.told.append(values)
+
+    monkeypatch.setattr(wandb, "init", lambda **_: Going())
+    tracker = WandbTracking(mode=WandbMode.OFFLINE).tracker()
+    tracker.start(RunInfo("run", "sweep", isolated, {}))
+    for step in (1, 2, 3):
+        tracker.event("finetune", {"step": step, "loss": 1.0})
+    tracker.event("stage", {"seconds": 1.0})
+    assert [values.get("finetune/step") for values in Going.told] == [3, None]
+
+
+def test_a_run_that_a_sweep_or_a_person_has_named_keeps_its_name(isolated, monkeypatch):
+    monkeypatch.setenv("WANDB_RUN_ID", "agents-own")
+    monkeypatch.setenv("WANDB_TAGS", "mine")
+    session(WandbTracking(timeout_s=5.0).tracker(), isolated / "run")
+    found = contents(isolated / "run")
+    assert found["id"] == "agents-own" and found["tags"] == ["mine"]
+
+
+def test_the_job_decides_the_id_and_where_it_runs_does_not():
+    config = {
+        "seed": 0,
+        "outputs": "a",
+        "launch": {"device": "cpu"},
+        "dataset": {"files": ["/home/u/x.jsonl"]},
+    }
+    job = RunInfo("one", "g", Path("x"), config)
+    moved = RunInfo("two", "h", Path("y"), {**config, "outputs": "/b", "launch": {}, "tracking": {}})
+    assert job.content == moved.content != RunInfo("one", "g", Path("x"), {**config, "seed": 1}).content
+    assert job.shared_config == {"seed": 0, "dataset": {"files": ["x.jsonl"]}}
+    assert config["dataset"]["files"] == ["/home/u/x.jsonl"]
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is not None, reason="it is installed")
+def test_tensorboard_that_is_not_installed_is_told_with_the_extra(tmp_path):
+    with pytest.raises(UserError, match=r"pip install 'gtp-exp\[tensorboard\]'"):
+        TensorBoardTracking().tracker()
+
+
+def test_tensorboard_shows_curves_options_and_metrics_and_not_the_host(tmp_path, monkeypatch):
+    """The same Protocol, read back by TensorBoard's own reader."""
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(JOB, "names", OPTIONS)
+    job = ["selector=less", "tracking=tensorboard", "train.min_steps=3"]
+    for _ in range(2):  # the second start in the same folder leaves one curve, all stages being in the cache
+        record = run(Path("outputs"), *job, directory=Path("one"))
+    folder = tmp_path / "one" / "tensorboard"
+    files = sorted(file.name for file in folder.iterdir())
+    assert len(files) == 2 and not any(socket.gethostname() in name.split(".") for name in files)
+    read = accumulators.EventAccumulator(str(folder)).Reload()
+    curve = [json.loads(line) for line in Path("one/metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in curve if line["kind"] == "finetune"][-3:]
+    shown = read.Scalars("finetune/loss")
+    assert [e.step for e in shown] == [1, 2, 3] and [e.value for e in shown] == pytest.approx(losses)
+    nats = record.metrics["toy_sums"]["nats_per_token"]
+    assert read.Scalars("toy_sums/nats_per_token")[-1].value == pytest.approx(nats)
+    assert "untuned/headline" in read.Tags()["scalars"]
+    assert {"config/text_summary", "selected/text_summary", "state/text_summary"} <= set(
+        read.Tags()["tensors"]
+    )
+    table = read.Tensors("selected/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert (
+        table.startswith("rank | id | weight") and len(table.splitlines()) == 2 + record.selection.n_selected
+    )
+    assert all(str(tmp_path).encode() not in file.read_bytes() for file in folder.iterdir())
+
+
+def test_tensorboard_that_breaks_does_not_break_the_run(tmp_path, caplog):
+    pytest.importorskip("tensorboard")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "tensorboard").write_text("a file where the folder would be")
+    assert len(session(TensorBoardTracking().tracker(), tmp_path / "run")) == 1
+    assert "TensorBoard: did not start" in caplog.text

@@ -21,6 +21,8 @@ from gtp_exp.gradients.arrays import (
     checked_ids,
     checked_rates,
 )
+from gtp_exp.gradients.imported import checked_subtasks
+from gtp_exp.gradients.manifest import check_same_space
 from gtp_exp.gradients.store import GradientStore
 from gtp_exp.selection.base import Budget, Need, Selection, SelectionProblem, Selector, Unit
 from gtp_exp.selection.gtp import GTP
@@ -67,7 +69,7 @@ def select(
     rates = _learning_rates(pool_parts, target_parts, learning_rates)
     pool_ids = _ids(pool_parts, ids)
     target_ids = [] if target_parts is None else _ids(target_parts, None, "target-")
-    groups = _subtasks(subtasks, len(target_ids))
+    groups = _groups(target_parts, subtasks, len(target_ids))
     problem = SelectionProblem(
         candidates=[Example(name, ()) for name in pool_ids],
         n_tokens=_n_tokens(pool_parts, n),
@@ -149,6 +151,9 @@ def _checked_budget(given: Any, n: int) -> Budget:
 
 def _check_fit(pool: Parts, target: Parts) -> None:
     """Raise UserError unless both sides hold the same checkpoints in the same space."""
+    if isinstance(pool, GradientStore) and isinstance(target, GradientStore):
+        check_same_space(pool.about, target.about)
+        return
     (pool_count, pool_dim), (count, dim) = _extent(pool), _extent(target)
     if pool_count != count:
         raise UserError(
@@ -159,13 +164,6 @@ def _check_fit(pool: Parts, target: Parts) -> None:
         raise UserError(
             f"the pool has {pool_dim} columns and the target {dim}; both must come from the same sketch"
         )
-    if isinstance(pool, GradientStore) and isinstance(target, GradientStore):
-        different = [key for key in ("sketch", "seed", "checkpoints") if pool.about[key] != target.about[key]]
-        if different:
-            raise UserError(
-                f"pool and target gradients come from different trajectories or sketches "
-                f"({', '.join(different)}); collect both with the same settings"
-            )
 
 
 def _extent(parts: Parts) -> tuple[int, int]:
@@ -193,13 +191,11 @@ def _ids(parts: Parts, given: Any, prefix: str = "row-") -> tuple[str, ...]:
     return checked_ids(given, parts[0].shape[0], "row of the pool", prefix)
 
 
-def _subtasks(subtasks: Any, n: int) -> list[str]:
-    if subtasks is None:
-        return [""] * n
-    names = [] if isinstance(subtasks, str) else [str(name) for name in subtasks]
-    if len(names) != n:
-        raise UserError(f"subtasks has the length {len(names)}, not {n}; give one for each row of the target")
-    return names
+def _groups(target: Parts | None, given: Any, n: int) -> list[str]:
+    """Return the group of each target row: as given, else as its store says, else one of all."""
+    if given is None and isinstance(target, GradientStore):
+        given = target.subtasks
+    return [""] * n if given is None else checked_subtasks(given, n)
 
 
 def _features(

@@ -16,6 +16,8 @@ from gtp_exp.estimate.parts import Data, Parts, unread
 from gtp_exp.estimate.runs import Job, fingerprint
 from gtp_exp.experiment import Experiment, Until
 from gtp_exp.files import MANIFEST, read_sealed
+from gtp_exp.given_stores import match_stores
+from gtp_exp.gradients.given import GivenGradients
 from gtp_exp.gradients.settings import GradientConfig
 from gtp_exp.gradients.shards import shard_tensors
 from gtp_exp.gradients.sketch import SketchKind
@@ -112,13 +114,18 @@ def walk(job: Experiment, data: Data, tests: dict[tuple[str | None, int], list[F
     )
     runner = stages.StageRunner(cache, Journal(None, NoTracker()))
     chooser, inputs, settings, gradients = data.chooser, data.inputs, job.settings, job.gradients
-    stores = []
-    if Need.GRADIENTS in job.selector.needs:
+    stores: list[stages.Gradients] = []
+    if isinstance(gradients, GivenGradients):
+        if Need.GRADIENTS in job.selector.needs and not unread(inputs.candidates.examples):
+            inputs, given = match_stores(inputs, gradients)
+            stores = list(given.values())
+    elif Need.GRADIENTS in job.selector.needs:
         trajectory = stages.warm_up(runner, chooser, inputs.candidates_to_select, gradients)
         yield WARMUP, trajectory, None
         for split, rows in _rows_with_gradients(inputs, job.selector):
-            stores.append(stages.collect_gradients(runner, chooser, split, rows, trajectory, gradients))
-            yield f"gradients: {split}", stores[-1], None
+            collected = stages.collect_gradients(runner, chooser, split, rows, trajectory, gradients)
+            stores.append(collected)
+            yield f"gradients: {split}", collected, None
     sources = stages.SelectionSources(chooser, data.tuned, inputs, stages.GradientStores(*stores))
     selected = stages.select(runner, sources, job.selector, job.budget, settings.seed)
     yield SELECTION, selected, None
@@ -148,7 +155,7 @@ def rate_names(stage: str, job: Job) -> list[str]:
     kind = stage.split(":")[0].split()[0]  # the same for pool and target, tuned and untuned
     gradients = job["gradients"]
     alike = {
-        WARMUP: (gradients["warmup"], None),
+        WARMUP: (gradients.get("warmup"), None),
         "gradients": ({**gradients, "warmup": None}, None),
         SELECTION: (job["selector"]["_target_"],),  # one selector says nothing of another
         FINETUNE: (job["train"], None),
@@ -175,7 +182,7 @@ def _work(
         n, passes, mean = len(task.task.docs or task.task.held_out) or None, 1, None
     elif stage in MEASURES and data.inputs.validation is not None:
         n, passes, mean = len(data.inputs.validation.examples), 1, None
-    elif stage == WARMUP:
+    elif stage == WARMUP and isinstance(gradients, GradientConfig):
         n, passes = gradients.warmup_rows(n), gradients.warmup.epochs
     elif stage == TARGET:
         n, mean = (
@@ -188,7 +195,7 @@ def _work(
         n = job.selector.offers(n) if job.budget.whole else n
         n, tokens = chosen(job.budget, n, data.tuned_tokens, everything=everything, assumed=known is not None)
         passes, mean = job.train.epochs_of(n), tokens / n
-    if stage in (POOL, TARGET):
+    if stage in (POOL, TARGET) and isinstance(gradients, GradientConfig):
         nbytes = store_bytes(n or 0, gradients)
     exact = stage == TARGET or (stage == FINETUNE and job.budget.unit is Unit.TOKENS and not everything)
     tokens = None if n is None or mean is None else n * passes * mean

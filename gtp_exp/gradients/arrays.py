@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,6 @@ from gtp_exp.errors import UserError
 from gtp_exp.gradients.directions import Direction
 
 CHUNK = 4096  # rows that are checked at a time
-SHARD_ROWS = 1024  # of a store that is written from arrays
 DIRECTIONS = tuple(direction.value for direction in Direction)
 
 
@@ -85,10 +83,10 @@ class ArrayFeatures:
 def as_matrices(arrays: Any, name: str) -> tuple[ArrayRows, ...]:
     """Return one matrix per checkpoint, of equal shapes; raise UserError that calls them `name` otherwise."""
     if not isinstance(arrays, (list, tuple)):
-        return (_matrix(arrays, name),)
+        return (as_matrix(arrays, name),)
     if not arrays:
         raise UserError(f"the {name} is an empty list; give one array [rows, dimension] per checkpoint")
-    matrices = tuple(_matrix(array, f"{name}[{t}]") for t, array in enumerate(arrays))
+    matrices = tuple(as_matrix(array, f"{name}[{t}]") for t, array in enumerate(arrays))
     for t, matrix in enumerate(matrices):
         if matrix.shape != matrices[0].shape:
             raise UserError(
@@ -98,7 +96,8 @@ def as_matrices(arrays: Any, name: str) -> tuple[ArrayRows, ...]:
     return matrices
 
 
-def _matrix(value: Any, name: str) -> ArrayRows:
+def as_matrix(value: Any, name: str) -> ArrayRows:
+    """Return one array [n, dim] as rows; raise UserError that calls it `name` for anything else."""
     if isinstance(value, (str, bytes, os.PathLike)):
         raise UserError(
             f"{name}={str(value)!r} is a text, not an array; load it first, with "
@@ -175,51 +174,3 @@ def checked_ids(ids: Any, n: int, what: str = "row", prefix: str = "row-") -> tu
             raise UserError(f"id '{name}' occurs twice: rows {first[name]} and {i}; make ids unique")
         first[name] = i
     return names
-
-
-@dataclass(frozen=True)
-class ImportedArrays:
-    """Hold arrays that have been checked, and the plan of the store that they become."""
-
-    matrices: tuple[ArrayRows, ...]
-    plan: dict[str, Any]
-    rows: dict[str, Any]  # ids and token counts, which are 0: an array does not tell them
-    direction: str
-
-    def shard(self, checkpoint: int, span: range) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Return (features, norms) by direction, float32, of these rows."""
-        part = self.matrices[checkpoint].rows(torch.arange(span.start, span.stop)).float()
-        return {self.direction: part}, {self.direction: torch.linalg.vector_norm(part, dim=1)}
-
-
-def imported_arrays(arrays: Any, ids: Any, learning_rates: Any, direction: str) -> ImportedArrays:
-    """Check the arrays of a store and plan it; raise UserError for arrays that `gtp_exp.select` refuses."""
-    if direction not in DIRECTIONS:
-        raise UserError(f"direction={direction!r} is not one of {', '.join(DIRECTIONS)}")
-    matrices = as_matrices(arrays, "pool")
-    n, dim = matrices[0].shape
-    names = checked_ids(ids, n)
-    rates = checked_rates(learning_rates, len(matrices))
-    check_finite_rows(matrices, names, "pool")
-    content = hashlib.sha256()
-    for matrix in matrices:
-        for _, chunk in matrix.chunks(CHUNK):
-            content.update(chunk.contiguous().view(torch.uint8).numpy().data)
-    kinds = {matrix.dtype for matrix in matrices}
-    storage = kinds.pop() if len(kinds) == 1 else torch.float32
-    plan = {
-        "imported": True,
-        "checkpoints": [{"step": t, "learning_rate": rate} for t, rate in enumerate(rates)],
-        "rows": n,
-        "content_sha256": content.hexdigest(),
-        "directions": [direction],
-        "sketch": {"kind": "none", "dim": dim, "nonzeros": 1},
-        "dim": dim,
-        "n_parameters": dim,
-        "seed": 0,
-        "reduction": "unknown",
-        "engine": "imported",
-        "storage": str(storage).removeprefix("torch."),
-        "shard_rows": SHARD_ROWS,
-    }
-    return ImportedArrays(matrices, plan, {"ids": names, "n_completion_tokens": [0] * n}, direction)

@@ -42,6 +42,19 @@ def check_weight(weight: Weight, direction: str) -> None:
         )
 
 
+def check_whole(weight: Weight, own: Weight) -> None:
+    """Raise UserError for a weight that a given store cannot serve, which holds target rows as they are.
+
+    own: the selector's default, which says how its authors have made theirs.
+    """
+    if weight not in (1.0, own):
+        raise UserError(
+            f"selector.target_end_of_turn={getattr(weight, 'value', weight)}: gradients.target holds the end "
+            f"of turn and the content of each row in one; set it to {getattr(own, 'value', own)}, or collect "
+            "the gradients in the job (gradients=lora_trajectory)"
+        )
+
+
 def content_of(rows: Sequence[TokenizedExample]) -> tuple[TokenizedExample, ...]:
     """Return the rows with loss on all their labelled tokens but the end of turn."""
     return _masked(rows, keep_end=False)

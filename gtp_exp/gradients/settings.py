@@ -38,6 +38,9 @@ class GradientConfig:
     max_quarantined_share: float = 0.01
     untuned_checkpoint: bool = False  # the trajectory begins with the model as it is before the warm-up
 
+    # Of rows that are not finite.
+    remedy = "check their text, lower gradients.warmup.learning_rate, or set model.precision=fp32"
+
     def __post_init__(self) -> None:
         check_fields(self, "gradients")
         if not 0 < self.warmup_share <= 1:

@@ -26,7 +26,9 @@ from safetensors.torch import save_file
 
 from gtp_exp.errors import UserError
 from gtp_exp.files import SealedFile, read_json, read_sealed, sha256_file, write_json, write_sealed
-from gtp_exp.gradients.arrays import imported_arrays
+from gtp_exp.gradients.arrays import as_matrices
+from gtp_exp.gradients.imported import ImportedArrays, imported_arrays
+from gtp_exp.gradients.manifest import FORMAT, PLAN, ROWS, STORE, content_key, read_manifest
 from gtp_exp.gradients.shards import (
     ShardedRows,
     StorageType,
@@ -37,9 +39,6 @@ from gtp_exp.gradients.shards import (
 )
 
 log = logging.getLogger(__name__)
-
-FORMAT = 2
-PLAN, ROWS, STORE = "plan.json", "rows.json", "store.json"
 
 
 class GradientStore:
@@ -55,20 +54,7 @@ class GradientStore:
         """Open the store in a directory. Raise UserError for one that is unfinished, damaged or of another
         format."""
         directory = Path(path).expanduser()
-        file = directory / STORE
-        if not file.is_file():
-            state = "is not a gradient store"
-            if (directory / PLAN).is_file():
-                state = "is not finished; run the same command again to go on"
-            raise UserError(f"{directory} {state}: {STORE} is missing")
-        about = read_json(file)
-        if not isinstance(about, dict):
-            raise UserError(f"{file} is damaged; collect the store again")
-        if about.get("format") != FORMAT:
-            raise UserError(
-                f"{file} has format {about.get('format')}, this version reads {FORMAT}; collect it again"
-            )
-        return cls(directory, about)
+        return cls(directory, read_manifest(directory))
 
     @classmethod
     def from_arrays(
@@ -78,20 +64,24 @@ class GradientStore:
         ids: Sequence[str] | None = None,
         learning_rates: Sequence[float] | None = None,
         direction: str = "sgd",
+        subtasks: Sequence[str] | None = None,
     ) -> GradientStore:
         """Write a store of an array [N, d] (numpy, torch or memory map), or of a list of one per checkpoint.
 
         ids: one text per row, `row-0`, ... for None. learning_rates: one per checkpoint, all 1 for None.
-        direction: what the numbers are, sgd (plain gradients), adam or less. Float16 and bfloat16 are kept,
+        direction: what the numbers are, sgd (plain gradients), adam or less. subtasks: the group of each row,
+        of a target's store that selectors aim at by group. Float16 and bfloat16 are kept,
         all else becomes float32. A folder that holds the same store is left as it is; raises UserError for
         one that holds another, and for arrays that do not fit, repeated ids or a row that is not finite.
         """
-        source = imported_arrays(arrays, ids, learning_rates, direction)
-        writer = StoreWriter(Path(path).expanduser(), source.plan, source.rows, dict)
-        for checkpoint, shard in writer.missing():
-            with writer.claim(checkpoint, shard, wait=True):
-                writer.write(checkpoint, shard, *source.shard(checkpoint, writer.span(shard)))
-        return writer.finish()
+        matrices = as_matrices(arrays, "pool")
+        source = imported_arrays(matrices, ids, learning_rates, direction, subtasks)
+        return write_arrays(Path(path).expanduser(), source)
+
+    @property
+    def key(self) -> str:
+        """Return the hash of the store's content, the same wherever it lies."""
+        return content_key(self.about)
 
     @property
     def n(self) -> int:
@@ -131,6 +121,12 @@ class GradientStore:
     def ids(self) -> tuple[str, ...]:
         """Return the id of each row."""
         return tuple(self._rows["ids"])
+
+    @property
+    def subtasks(self) -> tuple[str, ...] | None:
+        """Return the group of each row; None where the store was made without."""
+        names = self._rows.get("subtasks")
+        return None if names is None else tuple(names)
 
     @property
     def n_tokens(self) -> torch.Tensor:
@@ -324,3 +320,12 @@ class StoreWriter:
         for lock in self.directory.rglob("*.lock"):
             lock.unlink(missing_ok=True)
         return GradientStore.open(self.directory)
+
+
+def write_arrays(directory: Path, source: ImportedArrays) -> GradientStore:
+    """Write the store that checked arrays become, or complete what is there of it; return it."""
+    writer = StoreWriter(directory, source.plan, source.rows, dict)
+    for checkpoint, shard in writer.missing():
+        with writer.claim(checkpoint, shard, wait=True):
+            writer.write(checkpoint, shard, *source.shard(checkpoint, writer.span(shard)))
+    return writer.finish()

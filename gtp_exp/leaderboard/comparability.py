@@ -41,6 +41,7 @@ SAY_WHAT_IS_READ = {
         *("_target_", "files", "path", "hub_id", "config", "split", "revision", "archive", "sources"),
         *("expected_rows", "format", "columns", "ids", "rows", "scores"),
     ),
+    "gradients": ("pool", "target"),  # of `gradients=given`
     "benchmark": ("validation", "test", "dataset_path", "folder", "path", "file", "files", "answers"),
 }
 SAY_WHAT_IS_READ["selection_model"] = SAY_WHAT_IS_READ["model"]
@@ -266,6 +267,10 @@ def _hashes(part: str, run: Run) -> Any:
     if part in ("benchmark", TESTED_ON):  # whose rows of a task tell the task, too
         told = {name: rows.content for name, rows in record.rows.items()}
         return told if told and all(task in told for task in record.metrics) else None
+    if part == "gradients":
+        given = {f"{part}.{split}": record.stages.get(f"{part}: {split}") for split in ("pool", "target")}
+        keys = {name: cost.key for name, cost in given.items() if cost is not None}
+        return keys if "pool" in record.config.get(part, {}) and keys else None
     identity = record.model if part == "model" else record.selection_model
     return {k: identity.get(k) for k in FOUND_OF_MODEL} if identity and "weights" in identity else None
 

@@ -12,6 +12,7 @@ CLASSES = {
     "gtp_exp.models.ModelConfig": "gtp_exp.model.loading.ModelConfig",
     "gtp_exp.training.TrainConfig": "gtp_exp.training.config.TrainConfig",
     "gtp_exp.launch.Launch": "gtp_exp.launch.launcher.Launch",
+    "gtp_exp.tracking.WandbTracking": "gtp_exp.tracking.wandb.WandbTracking",
     "gtp_exp.data.jsonl.Jsonl": "gtp_exp.data.sources.jsonl.Jsonl",
     "gtp_exp.data.hub.Hub": "gtp_exp.data.sources.hub.Hub",
     "gtp_exp.data.mixture.Mixture": "gtp_exp.data.sources.mixture.Mixture",

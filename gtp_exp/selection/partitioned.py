@@ -17,9 +17,10 @@ import torch
 from gtp_exp.distributed import ALONE
 from gtp_exp.errors import NothingToChoose, UserError
 from gtp_exp.gradients.features import MemoryFeatures
+from gtp_exp.gradients.picked import SomeFeatures
 from gtp_exp.selection.atoms.sharded import Slice, share_of
 from gtp_exp.selection.base import Selection, SelectionProblem, Selector
-from gtp_exp.selection.subset import SomeFeatures, some_candidates
+from gtp_exp.selection.subset import some_candidates
 
 
 def select_in_parts(selector: Selector, problem: SelectionProblem, parts: int, direction: str) -> Selection:

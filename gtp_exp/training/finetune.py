@@ -15,14 +15,13 @@ from gtp_exp.model.loading import LoadedModel
 from gtp_exp.model.packing import packing_obstacle
 from gtp_exp.training.batches import Collate, RowOrder, TermsDataset, TrainingRows
 from gtp_exp.training.config import TrainConfig, micro_batch_size
+from gtp_exp.training.hooks import NO_HOOKS, Hooks
 from gtp_exp.training.resume import SCRATCH, drop_unfinished, resumable
 
 log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:  # they import half of transformers, which a job that finds its stages cached does without
     from transformers import TrainingArguments
-
-    from gtp_exp.training.trainer import EpochHook
 
 
 def finetune(
@@ -33,15 +32,15 @@ def finetune(
     *,
     seed: int,
     label: str,
-    on_epoch_end: EpochHook | None = None,
+    hooks: Hooks = NO_HOOKS,
     processes: Processes = ALONE,
 ) -> None:
     """Train `loaded` in place; write the training curve to `history.jsonl` in `directory`.
 
     label: for the progress bar. The rows of a pass lie end to end where the model allows it, without padding.
     Passes of other sizes and several processes change nothing but rounding (and the masks of dropout): every
-    step sees the same rows. After a kill the run goes on from the last epoch, but with an
-    `on_epoch_end` hook it starts over. The hook is called in every process. What it goes on from stays until
+    step sees the same rows. After a kill the run goes on from the last epoch, but with
+    `hooks.on_epoch_end` it starts over. What it goes on from stays until
     `forget_epochs`.
     """
     # Half of transformers comes along, for seconds that a job whose stages are in the cache need not spend.
@@ -50,15 +49,16 @@ def finetune(
     from gtp_exp.training.trainer import Progress, SealCheckpoints, WeightedTrainer
 
     scratch = directory / SCRATCH
-    if on_epoch_end is not None and processes.main:
+    resumes = hooks.on_epoch_end is None
+    if not resumes and processes.main:
         shutil.rmtree(scratch, ignore_errors=True)
     n_rows, pad_id = len(rows.examples), loaded.tokenizer.pad_token_id
     trainer = WeightedTrainer(
         model=loaded.model,
-        args=_arguments(loaded, config, scratch, n_rows, seed, processes.size, save=on_epoch_end is None),
+        args=_arguments(loaded, config, scratch, n_rows, seed, processes.size, save=resumes),
         train_dataset=TermsDataset(rows, config.loss, pad_id),
         data_collator=Collate(pad_id, packed=_may_pack(loaded, rows, processes)),
-        callbacks=[Progress(label, on_epoch_end), SealCheckpoints(scratch, processes)],
+        callbacks=[Progress(label, hooks), SealCheckpoints(scratch, processes)],
     )
     together = trainer.args.per_device_train_batch_size * processes.size  # rows of one pass of all processes
     trainer.order = RowOrder(n_rows, together if processes.size > 1 else 1, seed)

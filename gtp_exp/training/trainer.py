@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,8 @@ from gtp_exp.errors import UserError
 from gtp_exp.model.loss import labelled_logits, token_nll
 from gtp_exp.model.packing import rows_apart
 from gtp_exp.training.batches import RowOrder
+from gtp_exp.training.hooks import Hooks
 from gtp_exp.training.resume import seal_newest
-
-# (model, optimizer, global step, mean learning rate since the last call), at the end of every epoch
-EpochHook = Callable[[Any, torch.optim.Optimizer, int, float], None]
 
 
 class WeightedTrainer(Trainer):
@@ -65,14 +63,17 @@ class WeightedTrainer(Trainer):
 
 
 class Progress(TrainerCallback):
-    """Shows a progress bar, and calls the end-of-epoch hook with the mean learning rate of its segment."""
+    """Shows a progress bar, tells every step, and at the end of an epoch the mean learning rate of its
+    segment."""
 
-    def __init__(self, label: str, on_epoch_end: EpochHook | None) -> None:
-        self.label, self.hook, self.bar = label, on_epoch_end, None
+    def __init__(self, label: str, hooks: Hooks) -> None:
+        self.label, self.hooks, self.bar = label, hooks, None
         self.rates: list[float] = []
 
     def on_train_begin(self, args, state, control, **_):
-        """Open the bar, at the step from which an interrupted run goes on."""
+        """Open the bar, at the step from which an interrupted run goes on, and tell the steps before it."""
+        for row in state.log_history:
+            self._tell(row)
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.label, unit="step")
 
     def on_pre_optimizer_step(self, args, state, control, *, optimizer, **_):
@@ -80,9 +81,14 @@ class Progress(TrainerCallback):
         self.rates.append(optimizer.param_groups[0]["lr"])
 
     def on_log(self, args, state, control, logs=None, **_):
-        """Show the loss beside the bar."""
+        """Show the loss beside the bar, and tell the step."""
         if self.bar is not None and logs and "loss" in logs:
             self.bar.set_postfix(loss=f"{logs['loss']:.3f}")
+        self._tell(state.log_history[-1])
+
+    def _tell(self, row: Mapping[str, Any]) -> None:
+        if self.hooks.on_step is not None and "loss" in row:
+            self.hooks.on_step(row)
 
     def on_step_end(self, args, state, control, **_):
         """Move the bar by one step."""
@@ -91,9 +97,9 @@ class Progress(TrainerCallback):
 
     def on_epoch_end(self, args, state, control, *, model, optimizer, **_):
         """Call the hook, and begin the next segment."""
-        if self.hook is not None:
+        if self.hooks.on_epoch_end is not None:
             plain = getattr(optimizer, "optimizer", optimizer)  # under Accelerate's wrapper
-            self.hook(model, plain, state.global_step, sum(self.rates) / len(self.rates))
+            self.hooks.on_epoch_end(model, plain, state.global_step, sum(self.rates) / len(self.rates))
             self.rates = []
 
     def on_train_end(self, args, state, control, **_):

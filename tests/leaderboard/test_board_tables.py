@@ -16,6 +16,7 @@ from gtp_exp.leaderboard.metrics import HEADLINE, metric_named
 from gtp_exp.leaderboard.records import Run
 from gtp_exp.leaderboard.scoring import check_metric, score
 from gtp_exp.leaderboard.verdict import sentences
+from gtp_exp.records.record import StageCost
 
 
 def as_runs(records):
@@ -126,6 +127,18 @@ def test_where_rows_and_weights_lie_makes_no_difference():
 def test_the_place_of_a_test_counts_where_a_record_does_not_tell_the_content_of_every_task():
     runs = [record(seed=s, config={"benchmark": {"name": "own", "test": f"{s}.jsonl"}}) for s in (0, 1)]
     assert len(tables(runs)) == 2 and len(tables(map(told, runs))) == 1
+
+
+def test_a_gradient_store_counts_by_its_content_and_not_by_its_place():
+    def given(seed, place, key):
+        run = record(seed=seed, config={"gradients": {"pool": f"{place}/pool", "target": f"{place}/target"}})
+        cost = StageCost(key, 0.0, True)
+        return replace(run, stages={**run.stages, "gradients: pool": cost, "gradients: target": cost})
+
+    (table,) = tables([given(0, "here", "a"), given(1, "there", "a")])
+    assert [len(row.runs) for row in table.rows] == [2]
+    found = tables([given(0, "here", "a"), given(1, "there", "b")])
+    assert [set(table.differing) for table in found] == [{"gradients.pool", "gradients.target"}] * 2
 
 
 def test_other_rows_from_another_place_are_named_by_the_place():

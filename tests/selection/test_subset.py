@@ -9,8 +9,9 @@ import torch
 from problems import gtp, problem
 
 from gtp_exp.gradients.features import MemoryFeatures
+from gtp_exp.gradients.picked import picked
 from gtp_exp.selection.base import Budget, Unit
-from gtp_exp.selection.subset import others, picked, select_outside_quarantine, some_candidates
+from gtp_exp.selection.subset import others, select_outside_quarantine, some_candidates
 
 NONE = torch.tensor([], dtype=torch.long)
 BAD = torch.tensor([3, 17, 39])

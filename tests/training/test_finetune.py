@@ -21,6 +21,7 @@ from gtp_exp.model.loss import Reduction, reference_gradients
 from gtp_exp.training.batches import TrainingRows
 from gtp_exp.training.config import BatchLoss, Schedule, TrainConfig
 from gtp_exp.training.finetune import finetune
+from gtp_exp.training.hooks import Hooks
 from gtp_exp.training.resume import resumable
 
 CONFIG = TrainConfig(
@@ -210,9 +211,12 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(tiny, tokenized, tmp_pat
         steps.append(state.global_step)
 
     monkeypatch.setattr(trainer.Progress, "on_step_end", count)
-    resumed = tune(tiny, tokenized, tmp_path / "b", config)
+    told = []
+    resumed = tune(tiny, tokenized, tmp_path / "b", config, hooks=Hooks(on_step=told.append))
     assert steps[0] == 4 and steps[-1] == 9  # the first epoch was not repeated
     assert distance(straight, resumed) == 0
+    assert [row["step"] for row in told] == list(range(1, 10))  # and is told all the same
+    assert [row["loss"] for row in told] == [row["loss"] for row in curve(tmp_path / "a")]
 
 
 def test_a_half_written_checkpoint_is_not_resumed(tiny, tokenized, tmp_path):
@@ -276,7 +280,7 @@ def test_the_hook_sees_every_epoch_with_the_mean_rate_of_its_steps(tiny, tokeniz
         tiny,
         tokenized,
         tmp_path,
-        on_epoch_end=lambda m, o, step, lr: seen.append((step, lr, type(o).__name__)),
+        hooks=Hooks(lambda m, o, step, lr: seen.append((step, lr, type(o).__name__))),
     )
     # linear decay over 6 steps: rates 6/6 ... 1/6 of 1e-2
     assert [s for s, _, _ in seen] == [3, 6]

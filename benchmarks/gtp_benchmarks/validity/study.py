@@ -14,13 +14,21 @@ from gtp_benchmarks.validity.subsets import Subset, draw, recipes, rising
 from gtp_benchmarks.validity.targets import target_like
 from gtp_exp.cache import Cache
 from gtp_exp.errors import UserError
-from gtp_exp.experiment import Experiment, collect_all_gradients, prepare_models, start_processes
+from gtp_exp.experiment import (
+    Experiment,
+    collect_all_gradients,
+    prepare_models,
+    reduction_of,
+    start_processes,
+)
 from gtp_exp.gradients.end_of_turn import LINEAR, Balance, Weight
 from gtp_exp.gradients.features import GradientFeatures
+from gtp_exp.gradients.picked import picked
+from gtp_exp.gradients.settings import GradientConfig
 from gtp_exp.inputs import Inputs, Overlap, PreparedTask, load_inputs
 from gtp_exp.model.loading import Model
 from gtp_exp.selection.base import Selector
-from gtp_exp.selection.subset import others, picked
+from gtp_exp.selection.subset import others
 from gtp_exp.stages import (
     GradientStores,
     SelectionSources,
@@ -70,7 +78,7 @@ class Study:
         for None."""
         stores = GradientStores() if weight is None else self.stores[weight]
         return SelectionSources(
-            self.chooser, self.tuned, self.inputs, stores, self.experiment.gradients.reduction
+            self.chooser, self.tuned, self.inputs, stores, reduction_of(self.experiment.gradients)
         )
 
     def pool(self) -> GradientFeatures:
@@ -106,6 +114,10 @@ def prepare_study(experiment: Experiment) -> Study:
     settings, gradients = experiment.settings, experiment.gradients
     if experiment.launch.num_processes != 1:
         raise UserError("launch.num_processes must be 1: subsets are trained one after the other")
+    if not isinstance(gradients, GradientConfig):
+        raise UserError(
+            "a study collects the gradients of rows that it makes; choose gradients=lora_trajectory"
+        )
     if LINEAR not in [direction.value for direction in gradients.directions]:
         raise UserError(f"gradients.directions lacks {LINEAR}, the target's; add it")
     processes, device = start_processes(experiment.launch)

@@ -1,75 +1,21 @@
-"""Write a run's events to metrics.jsonl, and on to a tracker that may fail without harm."""
+"""Follow runs in Weights & Biases: the option `tracking=wandb`."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
+import math
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, Optional, Protocol
+from typing import Any, Optional
 
 from gtp_exp.errors import first_line
+from gtp_exp.tracking import QuietTracker, RunInfo, Tracker
 
 log = logging.getLogger(__name__)
-
-METRICS_NAME = "metrics.jsonl"
-
-
-@dataclass(frozen=True)
-class RunInfo:
-    """Tells a tracker which run it follows."""
-
-    name: str
-    group: str  # jobs of one multirun share it
-    directory: Path
-    config: Mapping[str, Any]
-
-
-class Tracker(Protocol):
-    """Mirrors metrics.jsonl. Nothing is ever read back from it."""
-
-    def start(self, run: RunInfo) -> None:
-        """Begin to follow a run."""
-        ...
-
-    def event(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Take what `Journal.event` has written."""
-        ...
-
-    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Take a table of the run; `columns` names the values of each row."""
-        ...
-
-    def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
-        """End with the run's final numbers; exit_code: 0 for a complete run."""
-        ...
-
-
-class NoTracker:
-    """Mirrors nothing."""
-
-    def start(self, run: RunInfo) -> None: ...
-
-    def event(self, kind: str, values: Mapping[str, Any]) -> None: ...
-
-    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None: ...
-
-    def finish(self, summary: Mapping[str, Any], exit_code: int) -> None: ...
-
-
-@dataclass(frozen=True)
-class NoTracking:
-    """Keeps metrics.jsonl alone: the option `tracking=none`."""
-
-    def tracker(self) -> Tracker:
-        """Return a tracker that mirrors nothing."""
-        return NoTracker()
 
 
 class WandbMode(Enum):
@@ -95,6 +41,8 @@ class WandbTracking:
 
 
 PROJECT = "gtp-exp"
+CURVES = ("warmup", "finetune")  # kinds of events that have a step
+LONGEST_TAG = 64  # that W&B takes
 _OTHER_NAMES = {"dryrun": "offline", "run": "online"}  # of the modes, which W&B once had
 _YES = {"1", "on", "yes", "true"}
 
@@ -117,21 +65,24 @@ def wandb_mode(settings: WandbTracking, environment: Mapping[str, str]) -> str:
     return mode if mode in known else WandbMode.OFFLINE.value
 
 
-class _WandbTracker:
-    """Follows one run in W&B; the first thing that goes wrong ends the mirroring, with a warning."""
+class _WandbTracker(QuietTracker):
+    """Follows one run in W&B."""
 
     def __init__(self, settings: WandbTracking) -> None:
+        super().__init__("W&B")
         self.settings = settings
-        self.run: Any = None
+        self.folder: Path | None = None  # of the run
+        self.logged: dict[str, int] = {}  # by kind, the last step that a run which goes on has told earlier
 
     def start(self, run: RunInfo) -> None:
+        self.folder = run.directory
         mode = wandb_mode(self.settings, os.environ)
         if mode == "online" and not _has_key():
             log.warning("W&B: mode online but no API key (WANDB_API_KEY or `wandb login`); tracking offline")
             mode = "offline"
         for attempt in dict.fromkeys([mode, "offline"]):
             try:
-                self.run = self._init(run, attempt)
+                self.to = self._init(run, attempt)
                 return
             except Exception as error:  # tracking never fails a run
                 log.warning("W&B: %s did not start (%s)", attempt, first_line(error))
@@ -143,86 +94,73 @@ class _WandbTracker:
 
         folder = os.environ.get("WANDB_DIR") or str(run.directory)
         Path(folder).mkdir(parents=True, exist_ok=True)
-        # Staged copies belong to the run, not to the home folder.
+        # What the library keeps for itself belongs to the run, not to the home folder.
         os.environ.setdefault("WANDB_DATA_DIR", str(run.directory / "wandb"))
+        os.environ.setdefault("WANDB_CACHE_DIR", str(run.directory))  # it makes a folder `wandb` in there
         os.environ.setdefault("WANDB_SILENT", "true")
+        # A sweep's agent, or a person, may have said which run this is.
+        named = os.environ.get("WANDB_RUN_ID") or os.environ.get("WANDB_SWEEP_ID")
+        tags = [*os.environ.get("WANDB_TAGS", "").split(","), *run.tags]
         started = wandb.init(
             project=self.settings.project or os.environ.get("WANDB_PROJECT") or PROJECT,
             entity=self.settings.entity,
             name=run.name,
             group=run.group,
+            id=None if named else run.content,
+            resume=None if named else "allow",
+            tags=[tag for tag in dict.fromkeys(tags) if 0 < len(tag) <= LONGEST_TAG],
             dir=folder,
-            config=dict(run.config),
+            config={**run.shared_config, "options": dict(run.options)},
             mode=mode,
             settings=wandb.Settings(
                 init_timeout=self.settings.timeout_s,
                 console="off",
-                # This machine's folders and names: no one's business, and results.json says what was run.
+                # This machine's folders, names and packages: no one's business, and results.json says what
+                # was run. None would be this machine's name.
+                host="",
                 x_disable_meta=True,
                 x_disable_machine_info=True,
+                x_save_requirements=False,
                 disable_git=True,
             ),
         )
-        for kind in ("warmup", "finetune"):
+        for kind in CURVES:
             started.define_metric(f"{kind}/*", step_metric=f"{kind}/step")
+            if started.resumed:
+                self.logged[kind] = started.summary.get(f"{kind}/step") or 0
         return started
 
     def event(self, kind: str, values: Mapping[str, Any]) -> None:
-        self._quietly(lambda run: run.log({f"{kind}/{k}": v for k, v in values.items()}))
+        if values.get("step", math.inf) <= self.logged.get(kind, -1):
+            return
+        self.quietly(lambda run: run.log({f"{kind}/{k}": v for k, v in values.items()}))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         def send(run: Any) -> None:
             import wandb
 
-            run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+            table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+            # A file of the run. Logged unbound it would be an artifact too, whose record names the folder of
+            # this machine where a copy waits to be sent.
+            table.bind_to_run(run, name, run.step)
+            run.log({name: table})
 
-        self._quietly(send)
+        self.quietly(send)
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
         def end(run: Any) -> None:
             run.summary.update(dict(summary))
             run.finish(exit_code=exit_code)
-            # W&B's own log: it names folders of this machine, and `wandb sync` does not need it.
+            # W&B's own logs: they name folders of this machine, and `wandb sync` does not need them.
             shutil.rmtree(run.settings.log_dir, ignore_errors=True)
+            if self.folder is not None and os.environ["WANDB_CACHE_DIR"] == str(
+                self.folder
+            ):  # not a person's
+                shutil.rmtree(self.folder / "wandb" / "logs", ignore_errors=True)
+            for link in Path(run.settings.wandb_dir).glob("debug*.log"):
+                link.unlink()
 
-        self._quietly(end)
-
-    def _quietly(self, send: Callable[[Any], None]) -> None:
-        if self.run is None:
-            return
-        try:
-            send(self.run)
-        except Exception as error:  # tracking never fails a run
-            log.warning("W&B: stopped tracking (%s)", first_line(error))
-            self.run = None
-
-
-class Journal:
-    """Writes the event log metrics.jsonl, and mirrors it to a tracker; without a path it keeps nothing."""
-
-    def __init__(self, path: Path | None, tracker: Tracker) -> None:
-        self.path, self.tracker = path, tracker
-        self.summary: dict[str, Any] = {}  # of the whole run, for the tracker
-
-    def event(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Append one event. kind: "stage", "selection", "finetune", ..."""
-        if self.path is None:
-            return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": time.time(), "kind": kind, **values}, ensure_ascii=False) + "\n")
-        self.tracker.event(kind, values)
-
-
-@contextlib.contextmanager
-def tracked(journal: Journal, run: RunInfo) -> Iterator[None]:
-    """Start the journal's tracker for a run, and end it with the journal's summary, or as failed."""
-    journal.tracker.start(run)
-    try:
-        yield
-    except BaseException:
-        journal.tracker.finish({}, exit_code=1)
-        raise
-    journal.tracker.finish(journal.summary, exit_code=0)
+        self.quietly(end)
 
 
 def _has_key() -> bool:

@@ -1,0 +1,78 @@
+"""docs/stores.md and docs/tracking.md do what they say: their commands run and their sweep composes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from gtp_exp.worker import assemble
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULES = {"gtp-exp": "gtp_exp", "gtp-exp-store": "gtp_exp.gradients.store_command"}
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """Return the code blocks of a page in a language."""
+    return re.findall(rf"```{language}\n(.*?)\n```", (ROOT / "docs" / page).read_text(), re.S)
+
+
+def test_the_commands_of_the_stores_page_run_as_they_stand(tmp_path):
+    (code,) = blocks("stores.md", "python")
+    (commands,) = blocks("stores.md", "bash")
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "baselines", ROOT / "benchmarks")))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    lines = [[sys.executable, "-c", code]]
+    for command in commands.splitlines():
+        name, *words = command.split()
+        lines.append([sys.executable, "-m", MODULES[name], *words])
+    for line in lines:
+        done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    (record,) = tmp_path.glob("outputs/runs/*/results.json")
+    value = json.loads(record.read_text())
+    assert value["selection"]["n_selected"] == 6
+    assert set(value["stages"]) == {"gradients: pool", "gradients: target", "selection"}
+
+
+def test_the_sweep_of_the_tracking_page_starts_jobs_that_compose():
+    """The words are made by W&B's own code, from what a sweep's server would send."""
+    utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
+    (text,) = blocks("tracking.md", "yaml")
+    sweep = yaml.safe_load(text)
+    drawn = {"selector": "less", "train.learning_rate": 0.00071, "budget": "5pct"}
+    assert set(drawn) == set(sweep["parameters"])
+    values = utils.create_sweep_command_args({"args": {k: {"value": v} for k, v in drawn.items()}})
+    words: list[str] = []
+    for part in utils.create_sweep_command(list(sweep["command"])):
+        words += values[part[2:-1]] if part.startswith("${") else [part]
+    assert words[0] == "gtp-exp" == sweep["program"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = OmegaConf.to_container(compose("config", words[1:]), resolve=True)
+    experiment = assemble(config)  # type: ignore[arg-type]
+    assert experiment.train.learning_rate == 0.00071
+    assert experiment.settings.until.value == sweep["metric"]["name"].partition("/")[0] == "validation"
+
+
+def test_the_line_that_sends_offline_runs_finds_them(tmp_path):
+    """`wandb sync` takes the folders that the line's pattern matches; in a dry run it sends nothing."""
+    import wandb
+
+    (line,) = blocks("tracking.md", "bash")
+    folder = tmp_path / "outputs" / "runs" / "one"
+    folder.mkdir(parents=True)
+    settings = wandb.Settings(console="off", host="")
+    run = wandb.init(project="p", dir=str(folder), mode="offline", settings=settings)
+    run.log({"x": 1})
+    run.finish()
+    command = line.replace("wandb sync", f"{sys.executable} -m wandb sync --dry-run")
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert "Would sync 1 run" in done.stdout + done.stderr, done.stderr
