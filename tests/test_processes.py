@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import forked
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -38,7 +39,7 @@ def start(folder, processes, *overrides):
 
 def run(folder, processes, *overrides):
     line = start(folder, processes, *overrides)
-    return subprocess.run(line, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
+    return forked.run(line, folder, ENVIRONMENT)
 
 
 def results(folder):
@@ -58,7 +59,7 @@ def pair(tmp_path_factory):
     record = run_here(one, *JOB, "launch.num_processes=1")
     write_record(replace(record, state=State.COMPLETE), one / "run")
     shutil.copytree(one / "cache" / "warmup", two / "cache" / "warmup")
-    done = run(two, 2)
+    done = subprocess.run(start(two, 2), cwd=two, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert results(two)["stages"]["warmup"]["cached"]
     return one, two
