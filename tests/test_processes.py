@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import forked
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -39,7 +38,7 @@ def start(folder, processes, *overrides):
 
 def run(folder, processes, *overrides):
     line = start(folder, processes, *overrides)
-    return forked.run(line, folder, ENVIRONMENT)
+    return subprocess.run(line, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
 
 
 def results(folder):
@@ -59,7 +58,7 @@ def pair(tmp_path_factory):
     record = run_here(one, *JOB, "launch.num_processes=1")
     write_record(replace(record, state=State.COMPLETE), one / "run")
     shutil.copytree(one / "cache" / "warmup", two / "cache" / "warmup")
-    done = subprocess.run(start(two, 2), cwd=two, env=ENVIRONMENT, capture_output=True, text=True)
+    done = run(two, 2)
     assert done.returncode == 0, done.stderr
     assert results(two)["stages"]["warmup"]["cached"]
     return one, two

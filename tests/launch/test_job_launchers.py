@@ -6,7 +6,6 @@ import json
 import subprocess
 from pathlib import Path
 
-import forked
 import pytest
 from test_command_line import ENVIRONMENT, command
 
@@ -22,7 +21,9 @@ LAUNCHERS = {
 
 def multirun(folder: Path, *overrides: str) -> tuple[subprocess.CompletedProcess[str], list[dict]]:
     """How it ended, and the jobs' results in their order."""
-    done = forked.run(command("-m", *overrides), folder, ENVIRONMENT, timeout=300)
+    done = subprocess.run(
+        command("-m", *overrides), cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
     paths = sorted(folder.glob("outputs/runs/*/*/results.json"))
     return done, [json.loads(path.read_text()) for path in paths]
 
