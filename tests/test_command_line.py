@@ -1,4 +1,4 @@
-"""The command line as a person meets it: real processes, their exit status, what they print and leave."""
+"""The command line as a person meets it: processes, their exit status, what they print and leave."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import forked
 import pytest
 from options import option
 from toy import TOY
@@ -33,6 +34,10 @@ def command(*overrides):
 
 
 def call(folder, *overrides):
+    return forked.run(command(*overrides), folder, ENVIRONMENT)
+
+
+def call_fresh(folder, *overrides):
     return subprocess.run(command(*overrides), cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
 
 
@@ -42,21 +47,24 @@ def record(folder):
 
 
 def test_no_process_imports_what_it_can_do_without():
-    for module, absent in [
-        ("gtp_exp.__main__", "torch"),
+    code = "import sys, importlib"
+    for module, absent in [  # one after another: what is absent after the next import was so before
         ("gtp_exp.worker", "hydra"),
+        ("gtp_exp.worker", "torch"),
+        ("gtp_exp.__main__", "torch"),
+        ("gtp_exp.leaderboard", "torch"),
         ("gtp_exp.experiment", "peft"),
         ("gtp_exp.experiment", "transformers.modeling_utils"),
-        ("gtp_exp.leaderboard", "torch"),
     ]:
-        code = f"import sys, {module}; sys.exit('{absent}' in sys.modules)"
-        assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0, module
+        code += f"\nimportlib.import_module('{module}'); print('{module}', '{absent}' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("\n") == 6 and "True" not in done.stdout, done.stdout
 
 
 def test_help_and_the_composed_config_are_printed(tmp_path):
-    shown = call(tmp_path, "--help")
+    shown = call_fresh(tmp_path, "--help")
     assert shown.returncode == 0 and "selector: " in shown.stdout and "gtp-exp -m" in shown.stdout
-    job = call(tmp_path, "--cfg=job")
+    job = call_fresh(tmp_path, "--cfg=job")
     assert "_target_: gtp_exp.model.loading.ModelConfig" in job.stdout
     assert not (tmp_path / "outputs").exists()
 
@@ -240,7 +248,7 @@ def test_a_runs_resolved_configuration_is_run_again_from_the_cache(tmp_path):
     saved = (run / "resolved.yaml").read_text()  # one that was written under an earlier name
     (run / "resolved.yaml").write_text(saved.replace("gtp_exp.model.loading.Model", "gtp_exp.models.Model"))
     line = [sys.executable, "-m", "gtp_exp", "--config-dir", str(run), "--config-name", "resolved"]
-    again = subprocess.run(line, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    again = forked.run(line, tmp_path, ENVIRONMENT)
     assert again.returncode == 0, again.stderr
     (second,) = set((tmp_path / "outputs" / "runs").iterdir()) - {run}
     old, new = (json.loads((folder / "results.json").read_text()) for folder in (run, second))
@@ -252,7 +260,7 @@ def test_a_runs_resolved_configuration_is_run_again_from_the_cache(tmp_path):
 def test_a_preset_runs_without_a_word_more_and_into_its_own_folder(tmp_path):
     line = [sys.executable, "-m", "gtp_exp", "experiment=demo", "+debug=quick", "selector=random"]
     settings = ["until=selection", "seed=0,1"]
-    done = subprocess.run([*line, *settings], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    done = forked.run([*line, *settings], tmp_path, ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("outputs/runs/demo/*/results.json"))) == 2
 

@@ -6,10 +6,10 @@ import importlib
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 
@@ -37,7 +37,7 @@ def run(command, folder, *more):
     assert words[:2] == ["PYTHONPATH=mine", "gtp-exp"]
     line = [sys.executable, "-m", "gtp_exp", *words[2:], *more]
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True)
+    return forked.run(line, folder, environment)
 
 
 def newest(folder):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
+import forked
 import pytest
 from omegaconf import OmegaConf
 from test_command_line import ENVIRONMENT, ROOT, call
@@ -74,11 +74,5 @@ def test_a_sweeper_is_refused_on_the_command_line_or_told_the_validation_loss(tm
     # A run's own configuration, as the primary one, is held to the same.
     (run,) = tmp_path.glob("outputs/runs/*/0_*")
     again = ["--config-dir", str(run), "--config-name", "resolved", "-m", job[-1]]
-    done = subprocess.run(
-        [sys.executable, "-m", "gtp_exp", *again, "until=evaluation"],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-    )
+    done = forked.run([sys.executable, "-m", "gtp_exp", *again, "until=evaluation"], ROOT, ENVIRONMENT)
     assert done.returncode == 2 and "Best looks for settings" in done.stderr, done.stderr

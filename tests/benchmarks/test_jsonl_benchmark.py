@@ -8,8 +8,10 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import forked
 import pytest
 
 from gtp_benchmarks.jsonl import Jsonl, TextMetric
@@ -148,12 +150,12 @@ SMALL = [
 ]
 
 
-def job(folder, *overrides):
+def job(folder, *overrides, run=forked.run):
     """Run a command line in a folder; return what it did."""
     path = os.pathsep.join(map(str, (folder, ROOT, ROOT / "baselines", ROOT / "benchmarks")))
     line = [sys.executable, "-m", "gtp_exp", *COMMAND, *overrides]
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True)
+    return run(line, cwd=folder, env=environment)
 
 
 @pytest.mark.slow
@@ -195,6 +197,7 @@ def test_the_shortest_command_chooses_and_the_others_measure(folder):
 def test_what_is_wrong_with_the_files_shows_before_torch_is_imported(folder, overrides, message):
     write(folder / "odd.jsonl", [{"question": "?"}])
     (folder / "torch.py").write_text("raise SystemExit('torch was imported')\n")
-    done = job(folder, *overrides, "model=tiny", "tracking=none", "launch=cpu")
+    fresh = partial(subprocess.run, capture_output=True, text=True)
+    done = job(folder, *overrides, "model=tiny", "tracking=none", "launch=cpu", run=fresh)
     assert done.returncode == 2 and message in done.stderr, done.stderr
     assert "Traceback" not in done.stderr and "torch was imported" not in done.stderr

@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from omegaconf import OmegaConf, open_dict
@@ -388,13 +389,7 @@ def test_combinations_of_options_are_those_of_hydras_own_composition():
 
 
 def test_the_command_prints_it_and_starts_nothing(tmp_path):
-    done = subprocess.run(
-        command("-m", "--estimate", "selector=gtp,random"),
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-    )
+    done = forked.run(command("-m", "--estimate", "selector=gtp,random"), tmp_path, ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("2 jobs: 2 selectors") and "nothing was started" in done.stdout
     assert "gradient passes, rows x checkpoints: 94" in done.stdout  # (41 + 6) x 2
@@ -406,9 +401,7 @@ def test_the_command_prints_it_and_starts_nothing(tmp_path):
     [(["selector=gpt"], 1, "selector/gpt"), (["budget.amount=7"], 2, "budget.amount=7")],
 )
 def test_the_command_names_what_is_wrong(tmp_path, overrides, code, named):
-    done = subprocess.run(
-        command("--estimate", *overrides), cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True
-    )
+    done = forked.run(command("--estimate", *overrides), tmp_path, ENVIRONMENT)
     assert done.returncode == code and named in done.stderr and "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 
+import forked
 import pytest
 from test_command_line import ENVIRONMENT, ROOT, command
 
@@ -65,13 +65,7 @@ def test_ordinary_values_pass(monkeypatch):
 def test_nothing_is_written_with_a_secret_in_it(tmp_path, multirun):
     environment = {**ENVIRONMENT, "HF_TOKEN": PLANTED, "WANDB_API_KEY": "0" * 40}
     for override in (f"tracking.project={PLANTED}", "tracking.project=${oc.env:HF_TOKEN}"):
-        done = subprocess.run(
-            command(*multirun, "tracking=wandb", override),
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
+        done = forked.run(command(*multirun, "tracking=wandb", override), tmp_path, environment)
         assert done.returncode != 0 and PLANTED not in done.stdout + done.stderr
         assert "HF_TOKEN" in done.stderr
     for path in tmp_path.rglob("*"):
@@ -85,7 +79,7 @@ def test_a_secret_among_hydras_own_settings_is_refused_and_not_left(tmp_path):
     preset = f"# @package _global_\nhydra:\n  job:\n    env_set:\n      ACCESS: {'hf_' + 'a1' * 17}\n"
     (conf / "experiment" / "leaky.yaml").write_text(preset)
     line = [str(conf) if part.endswith("tests/conf") else part for part in command("-m", "experiment=leaky")]
-    done = subprocess.run(line, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    done = forked.run(line, tmp_path, ENVIRONMENT)
     assert done.returncode != 0 and "hydra.job.env_set.ACCESS holds what looks like" in done.stderr
     for path in tmp_path.glob("outputs/**/*"):
         assert path.is_dir() or "hf_a1" not in path.read_text(errors="replace")

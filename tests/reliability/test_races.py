@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import forked
 import pytest
 from test_command_line import ENVIRONMENT, command
 from test_experiment import computed, run
@@ -17,13 +18,9 @@ JOB = ["selector=less", "budget=5pct", "dataset.rows=300", "gradients.engine=hoo
 
 
 def test_two_commands_at_the_same_moment_compute_every_stage_once_and_agree(tmp_path):
-    jobs = [
-        subprocess.Popen(
-            command(*JOB), cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        for _ in range(2)
-    ]
-    said = [job.communicate(timeout=300)[1].decode() for job in jobs]
+    with ThreadPoolExecutor() as together:
+        jobs = list(together.map(lambda _: forked.run(command(*JOB), tmp_path, ENVIRONMENT, 300), range(2)))
+    said = [job.stderr for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0], said
     assert any("another run is computing the same entry; waiting for it" in text for text in said)
     assert any("fine-tune" in text for text in said)  # a progress bar
@@ -49,18 +46,15 @@ def test_rows_added_to_the_pool_while_a_job_runs_wait_for_the_next_job(tmp_path)
     pool = tmp_path / "pool.jsonl"
     write_pool(pool, 60)
     job = [f"dataset.files=[{pool}]", "selector=less", "gradients.shard_rows=4", f"outputs={tmp_path}"]
-    running = subprocess.Popen(
-        [*command("dataset=jsonl", *job), f"hydra.run.dir={tmp_path}/run"],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("cache/gradients/*.part/store/checkpoint-00/*")):
-        assert running.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    write_pool(pool, 70)
-    assert running.wait(300) == 0
+    line = [*command("dataset=jsonl", *job), f"hydra.run.dir={tmp_path}/run"]
+    with ThreadPoolExecutor() as beside:
+        running = beside.submit(forked.run, line, tmp_path, ENVIRONMENT, 300)
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("cache/gradients/*.part/store/checkpoint-00/*")):
+            assert not running.done() and time.monotonic() < deadline
+            time.sleep(0.01)
+        write_pool(pool, 70)
+        assert running.result().returncode == 0, running.result().stderr
     record = json.loads((tmp_path / "run" / "results.json").read_text())
     assert record["pool"]["rows"] == 60
     after = run(tmp_path, "dataset=jsonl", *job[:-1])
