@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.errors import UserError
-from gtp_exp.files import MANIFEST, SealedFolder, read_sealed, write_sealed
+from gtp_exp.files import SealedFolder, read_sealed, write_sealed
 from gtp_exp.launch.heartbeat import beat
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class Cache:
             if manifest is not None:
                 seconds = float(manifest["seconds"])
                 with contextlib.suppress(OSError):  # of another user, say
-                    os.utime(entry.path / MANIFEST)  # when it was last used, for gtp-exp-cache
+                    os.utime(entry.path)  # when it was last used, for gtp-exp-cache; no file is touched
                 log.info("%s: reused %s (saved %.1f s)", label, key, seconds)
                 self.processes.broadcast(seconds)
                 return StageResult(entry.path, key, seconds, cached=True)

@@ -68,7 +68,7 @@ def _entry(stage: str, folder: Path) -> Entry:
                 files.append((path, path.stat()))
         except OSError:  # a job has moved it in the meantime
             continue
-    used = [stat.st_mtime for path, stat in files if form is not Form.WHOLE or path.name == MANIFEST]
+    used = [] if form is Form.WHOLE else [stat.st_mtime for _, stat in files]
     return Entry(
         stage,
         key,
@@ -76,5 +76,5 @@ def _entry(stage: str, folder: Path) -> Entry:
         form,
         bytes=sum(stat.st_size for _, stat in files),
         bytes_only_here=sum(stat.st_size for _, stat in files if stat.st_nlink == 1),
-        last_used=max(used, default=folder.stat().st_mtime),
+        last_used=max([folder.stat().st_mtime, *used]),
     )

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from filelock import FileLock, Timeout
 
-from gtp_exp.files import MANIFEST
 from gtp_exp.housekeeping.entries import PRUNED, Entry, Form
 from gtp_exp.housekeeping.uses import Uses
 
@@ -78,7 +77,4 @@ def remove(entries: Sequence[Entry]) -> Removal:
 
 def _just_used(entry: Entry) -> bool:
     """Say whether a job may have found an entry, or gone on with one, since the uses were looked up."""
-    manifest = entry.path / MANIFEST
-    if entry.form is not Form.WHOLE or not manifest.is_file():
-        return False
-    return time.time() - manifest.stat().st_mtime < JUST_NOW_S
+    return entry.form is Form.WHOLE and time.time() - entry.path.stat().st_mtime < JUST_NOW_S

@@ -120,7 +120,7 @@ def test_what_a_job_holds_or_has_just_used_stays(outputs, capsys):
     with FileLock(str(entry.lock)):
         told = call(capsys, "prune", "--outputs", outputs, "--stage", "finetune", "--yes")[1]
     assert told.startswith("removed 0 entries, 0 B; kept ") and "1 of them because a job holds them" in told
-    os.utime(entry.path / "manifest.json")
+    os.utime(entry.path)
     assert (
         "removed 0 entries" in call(capsys, "prune", "--outputs", outputs, "--stage", "finetune", "--yes")[1]
     )
