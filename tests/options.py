@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,11 @@ def names(group: str) -> list[str]:
 
 def option(group: str, name: str, *overrides: str) -> dict[str, Any]:
     """Return a fresh copy of the group's node."""
-    return OmegaConf.to_container(_composed(group, name, *overrides), resolve=True)  # type: ignore[return-value]
+    return copy.deepcopy(_composed(group, name, *overrides))
 
 
 @cache
 def _composed(group: str, name: str, *overrides: str) -> Any:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", [f"{group}={name}", *overrides])[group]
+        node = compose("config", [f"{group}={name}", *overrides])[group]
+        return OmegaConf.to_container(node, resolve=True)
