@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from gtp_exp.leaderboard.metrics import LOSS, headline_mean, headline_metric, metric_named
+from gtp_exp.leaderboard.metrics import LOSS, Metric, headline_mean, headline_metric, metric_named
 from gtp_exp.records.record import SELECTED_NAME, RunRecord, SelectionSummary, ValidationSummary
 
 FEW_TASKS = 3  # whose metrics have room in a line
@@ -100,9 +100,14 @@ def _worth(record: RunRecord) -> Iterator[str]:
 
 def _beside(values: Values, untuned: Values) -> str:
     metric = metric_named(str(values["headline"]))
-    before = untuned.get(metric.name)
-    told = "not measured" if before is None else metric.show(float(before))
-    return f"{_headline(values)}, untuned {told}"
+    told = "not measured" if metric.name not in untuned else _with_error(metric, untuned)
+    return f"{metric.label} {_with_error(metric, values)}, untuned {told}"
+
+
+def _with_error(metric: Metric, values: Values) -> str:
+    """Return a metric's value with its standard error over test rows, where that is known."""
+    told, error = metric.show(float(values[metric.name])), values.get(f"{metric.name}_stderr")
+    return told if error is None else f"{told} \u00b1 {metric.show(float(error))}"
 
 
 def _mean_worth(record: RunRecord, n: int) -> str:
