@@ -148,9 +148,9 @@ def load_inputs(
     """
     prepare = prepare or prepare_rows
     pool, benchmark = with_scores(dataset.load(), dataset.scores), described(benchmark)
+    check_pool(pool)
     if dataset.near_copies is NearCopies.DROP:
         pool = without_near_duplicates(pool)
-    check_pool(pool)
     if isinstance(benchmark, SplitsPool):
         pool, benchmark = benchmark.split(pool)
     target, held_back = benchmark.target(), ()

@@ -179,14 +179,24 @@ def read_list(file: str) -> list[ListedRow]:
 def _file_of(path: Path, given: str) -> Path:
     """Return the file of a list, in a run's folder or in its selected/, too."""
     if not path.is_dir():
-        return path if path.suffix.lower() == ".txt" and path.is_file() else expand([given])[0]
+        return path if path.suffix.lower() == ".txt" and path.is_file() else _only(expand([given]), given)
     for pattern in ("selected.jsonl", "data/*.parquet"):
         if found := sorted(path.glob(pattern)):
-            return found[0]
+            return _only(found, given)
     raise UserError(
         f"selector.file={given} is a folder without selected.jsonl or data/*.parquet, as a run writes them; "
         "name the file"
     )
+
+
+def _only(files: Sequence[Path], given: str) -> Path:
+    """Return the one file of a list. Raises UserError for several, of which the order would be unclear."""
+    if len(files) > 1:
+        raise UserError(
+            f"selector.file={given} stands for {len(files)} files, first {files[0].name} and "
+            f"{files[1].name}; name one, or join them"
+        )
+    return files[0]
 
 
 def _lines(path: Path) -> Iterator[ListedRow]:

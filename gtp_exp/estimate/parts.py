@@ -19,7 +19,7 @@ from gtp_exp.config import build, describe
 from gtp_exp.data.benchmark import Benchmark, EvalTask, SplitsPool, described
 from gtp_exp.data.examples import Example, Pool, TokenizedExample
 from gtp_exp.data.hashing import content_hash
-from gtp_exp.data.sources.base import DataSource
+from gtp_exp.data.sources.base import DataSource, NearCopies
 from gtp_exp.data.tokenization import RowRules
 from gtp_exp.errors import UserError, first_line
 from gtp_exp.estimate.runs import Earlier, Job, fingerprint
@@ -132,6 +132,7 @@ class Parts:
             over_length=dataset.over_length,
             special_tokens=dataset.special_tokens,
             scores=[] if unread(pool.examples) else dataset.scores,
+            near_copies=NearCopies.KEEP if unread(pool.examples) else dataset.near_copies,
         )
         inputs = load_inputs(rows, benchmark, tuned, chooser, prepare_soon, validation, further)
         notes = {

@@ -13,7 +13,7 @@ import json
 import math
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from gtp_exp.data.reading import read_rows
+from gtp_exp.data.values import Place
 from gtp_exp.errors import UserError, first_line
 from gtp_exp.files import read_json
 from gtp_exp.gradients.arrays import ArrayRows, as_matrix
@@ -162,7 +164,6 @@ def read_labels(file: Path, key: str) -> list[str]:
         raise UserError(
             f"{file} cannot be read ({first_line(error)}); give a text file, a row a line"
         ) from error
-    lines = text.splitlines()
     try:
         if file.suffix == ".json":
             values = json.loads(text)
@@ -170,17 +171,16 @@ def read_labels(file: Path, key: str) -> list[str]:
                 raise UserError(f"{file} holds no JSON list; give one value for each row")
             return [str(value) for value in values]
         if file.suffix == ".jsonl":
-            return [str(_of_row(file, i, line, key)) for i, line in enumerate(lines, 1)]
+            return [str(_of_row(place, row, key)) for place, row in read_rows(file)]
     except json.JSONDecodeError as error:
         raise UserError(f"{file} is not JSON ({error})") from error
-    return lines
+    return text.removesuffix("\n").split("\n")
 
 
-def _of_row(file: Path, number: int, line: str, key: str) -> Any:
-    """Return the value of a key in a line of JSON."""
-    row = json.loads(line)
-    if not isinstance(row, dict) or row.get(key) is None:
-        raise UserError(f"{file}, line {number}: the row has no '{key}'; give a file with one for every row")
+def _of_row(place: Place, row: Mapping[str, Any], key: str) -> Any:
+    """Return the value of a key in a row."""
+    if row.get(key) is None:
+        raise UserError(f"{place}: the row has no '{key}'; give a file with one for every row")
     return row[key]
 
 

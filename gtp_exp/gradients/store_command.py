@@ -14,6 +14,7 @@ from gtp_exp.gradients.foreign import READERS
 from gtp_exp.gradients.shards import n_shards
 from gtp_exp.gradients.store import GradientStore
 from gtp_exp.gradients.transfer import ImportOptions, export_numpy, import_store
+from gtp_exp.launch.faults import storage_fault
 
 COMMANDS = ("show", "import", "export")
 UNIT_TOLERANCE = 5e-3  # of the length of a row that was divided by its length, in half precision
@@ -172,6 +173,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return arguments.run(arguments)
     except UserError as error:
         print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        place = Path(getattr(arguments, "out", None) or ".")
+        print(f"gtp-exp-store: {storage_fault(error, place) or error}", file=sys.stderr)
         return 2
 
 

@@ -47,16 +47,17 @@ class Entry:
 def list_entries(cache: Path) -> list[Entry]:
     """Return every entry of the cache, by stage in the pipeline's order, oldest first."""
     entries = [
-        _entry(stage, folder)
+        entry
         for stage in STAGES
         if (cache / stage).is_dir()
         for folder in (cache / stage).iterdir()
-        if folder.is_dir()
+        if folder.is_dir() and (entry := _entry(stage, folder))
     ]
     return sorted(entries, key=lambda entry: (STAGES.index(entry.stage), entry.last_used, entry.key))
 
 
-def _entry(stage: str, folder: Path) -> Entry:
+def _entry(stage: str, folder: Path) -> Entry | None:
+    """Return what a folder holds; None for one that a job has moved in the meantime."""
     form, key = Form.WHOLE, folder.name
     for ending, what in ((PART, Form.UNFINISHED), (PRUNED, Form.HALF_REMOVED)):
         if folder.name.endswith(ending):
@@ -69,6 +70,10 @@ def _entry(stage: str, folder: Path) -> Entry:
         except OSError:  # a job has moved it in the meantime
             continue
     used = [] if form is Form.WHOLE else [stat.st_mtime for _, stat in files]
+    try:
+        touched = folder.stat().st_mtime
+    except FileNotFoundError:
+        return None
     return Entry(
         stage,
         key,
@@ -76,5 +81,5 @@ def _entry(stage: str, folder: Path) -> Entry:
         form,
         bytes=sum(stat.st_size for _, stat in files),
         bytes_only_here=sum(stat.st_size for _, stat in files if stat.st_nlink == 1),
-        last_used=max([folder.stat().st_mtime, *used]),
+        last_used=max([touched, *used]),
     )

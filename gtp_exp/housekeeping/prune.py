@@ -60,6 +60,8 @@ def remove(entries: Sequence[Entry]) -> Removal:
             done.held.append(entry)
             continue
         try:
+            if not entry.path.is_dir():
+                continue  # somebody else has removed it
             if _just_used(entry):
                 done.held.append(entry)
                 continue
@@ -77,4 +79,5 @@ def remove(entries: Sequence[Entry]) -> Removal:
 
 def _just_used(entry: Entry) -> bool:
     """Say whether a job may have found an entry, or gone on with one, since the uses were looked up."""
-    return entry.form is Form.WHOLE and time.time() - entry.path.stat().st_mtime < JUST_NOW_S
+    used = entry.path.stat().st_mtime
+    return entry.form is Form.WHOLE and (used > entry.last_used or time.time() - used < JUST_NOW_S)

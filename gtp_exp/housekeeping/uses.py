@@ -68,9 +68,14 @@ def find_uses(folders: Sequence[Path]) -> Uses:
 
 
 def _recorded(record: RunRecord) -> Iterator[str]:
-    """Yield the keys of a record's stages, and the folders of its built-in models."""
+    """Yield the keys of a record's stages, of the stores that it was given from a cache, and the folders of
+    its built-in models."""
     for cost in record.stages.values():
         yield from cost.key.split()
+    given: Any = record.config.get("gradients")
+    for part in ("pool", "target"):
+        path = Path(str(given.get(part))) if isinstance(given, Mapping) else Path()
+        yield from (folder.name for folder in (path, *path.parents) if folder.parent.name == "gradients")
     for group in ("model", "selection_model"):
         node: Any = record.config.get(group)
         if isinstance(node, Mapping) and node.get("source") in BUILT_IN:

@@ -39,7 +39,7 @@ SAY_WHAT_IS_READ = {
     "model": ("source", "name_or_path", "revision", "precision", "trust_remote_code", "system_prompt"),
     "dataset": (
         *("_target_", "files", "path", "hub_id", "config", "split", "revision", "archive", "sources"),
-        *("expected_rows", "format", "columns", "ids", "rows", "scores"),
+        *("expected_rows", "format", "columns", "ids", "rows", "scores", "near_copies"),
     ),
     "gradients": ("pool", "target"),  # of `gradients=given`
     "benchmark": ("validation", "test", "dataset_path", "folder", "path", "file", "files", "answers"),

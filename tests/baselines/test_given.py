@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from conftest import conversation
-from gtp_baselines.given import Given, Order
+from gtp_baselines.given import Given, Order, read_list
 from gtp_baselines.random import Random
 from gtp_exp.config import describe
 from gtp_exp.data.examples import Pool
@@ -216,3 +216,11 @@ def test_no_other_selector_names_a_score(tmp_path):
 def test_some_candidates_keep_their_own_scores():
     part = some_candidates(problem(ALL, {"quality": SCORES}), torch.tensor([8, 2]), None)
     assert part.scores["quality"].tolist() == [8.0, -1.0] and part.budget == ALL
+
+
+def test_a_pattern_that_stands_for_several_lists_is_refused(tmp_path):
+    for name in ("l1", "l2"):
+        (tmp_path / f"{name}.csv").write_text(f"id\n{name}\n")
+    with pytest.raises(UserError, match="2 files, first l1.csv and l2.csv; name one"):
+        read_list(str(tmp_path / "l*.csv"))
+    assert [row.id for row in read_list(str(tmp_path / "l1*.csv"))] == ["l1"]

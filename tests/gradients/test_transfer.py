@@ -13,7 +13,7 @@ import torch
 
 import gtp_exp
 from gtp_exp.errors import UserError
-from gtp_exp.gradients.foreign import read_bergson, read_less
+from gtp_exp.gradients.foreign import read_bergson, read_labels, read_less
 from gtp_exp.gradients.store import GradientStore
 from gtp_exp.gradients.store_command import main
 from gtp_exp.gradients.transfer import ImportOptions, export_numpy, import_store
@@ -266,3 +266,11 @@ def test_checkpoints_ids_rates_and_subtasks_that_do_not_fit_are_named(tmp_path, 
     adam = write_less(tmp_path / "p-ckpt1-adam" / "dim12", matrices()[0])
     sgd = write_less(tmp_path / "p-ckpt2-sgd" / "dim12", matrices()[0])
     assert "name several directions (less, sgd)" in refused(tmp_path, capsys, "less", [adam, sgd])
+
+
+def test_labels_in_json_lines_may_hold_any_character_and_blank_lines(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"id": "a", "text": "x\u2028y"}\n\n{"id": "b"}\n\n', encoding="utf-8")
+    assert read_labels(file, "id") == ["a", "b"]
+    (tmp_path / "ids.txt").write_text("a\u2028b\nc\n", encoding="utf-8")
+    assert read_labels(tmp_path / "ids.txt", "id") == ["a\u2028b", "c"]

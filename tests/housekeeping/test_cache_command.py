@@ -14,7 +14,9 @@ from test_experiment import computed, run
 
 from gtp_exp.housekeeping.command import main
 from gtp_exp.housekeeping.entries import STAGES, Form, list_entries
-from gtp_exp.records.record import State, write_record
+from gtp_exp.housekeeping.prune import remove
+from gtp_exp.housekeeping.uses import find_uses
+from gtp_exp.records.record import State, read_record, write_record
 from gtp_exp.stages import VERSIONS
 
 ALL = {"models", "warmup", "gradients", "selection", "finetune", "evaluation"}
@@ -220,3 +222,25 @@ def test_bad_input_is_told_in_one_line(tmp_path, capsys, arguments, told):
     status, _, error = call(capsys, *(argument.format(folder=tmp_path) for argument in arguments))
     (line,) = error.splitlines()
     assert status == 2 and line.startswith("gtp-exp-cache: ") and told.format(folder=tmp_path) in line
+
+
+def test_what_a_job_has_found_while_others_were_removed_stays(outputs):
+    entry = unused_finetune(outputs)
+    then = entry.last_used + 600  # long ago by the clock, but after the uses were looked up
+    os.utime(entry.path, (then, then))
+    done = remove([entry])
+    assert done.held == [entry] and entry.path.is_dir()
+
+
+def test_an_entry_that_is_gone_is_passed_over(outputs):
+    entry = unused_finetune(outputs)
+    shutil.rmtree(entry.path)
+    assert remove([entry]).removed == []
+
+
+def test_a_store_that_a_run_was_given_from_the_cache_is_used_by_it(outputs):
+    entry = next(e for e in list_entries(outputs / "cache") if e.stage == "gradients")
+    record = read_record(outputs / "runs" / "kept" / "results.json")
+    given = {**record.config, "gradients": {"pool": str(entry.path / "store"), "target": None}}
+    write_record(replace(record, config=given, stages={}), outputs / "runs" / "kept")
+    assert find_uses([outputs / "runs"]).of(entry, [entry]) == ("kept",)

@@ -28,6 +28,7 @@ class WideSystem:
         unit, rho = self.unit[passive], self.rho[passive]
         u = refined(self.inner(passive), unit, rho, correlation)
         if u is None:
+            self._passive.zero_()  # the next set's H is made anew
             u = refined(_inner(unit, rho, torch.float64), unit, rho, correlation, last=True)
             assert u is not None
         return u
