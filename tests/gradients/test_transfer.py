@@ -256,9 +256,7 @@ def test_checkpoints_ids_rates_and_subtasks_that_do_not_fit_are_named(tmp_path, 
     )
     rows = tmp_path / "pool.jsonl"
     rows.write_text('{"id": "a"}\n{"prompt": "b"}\n')
-    assert f"{rows}:2: the row has no 'id'" in refused(
-        tmp_path, capsys, "numpy", [one], f"--ids={rows}"
-    )
+    assert f"{rows}:2: the row has no 'id'" in refused(tmp_path, capsys, "numpy", [one], f"--ids={rows}")
     assert "[0.1, 0.2]" in refused(tmp_path, capsys, "numpy", [one], "--learning-rates=0.1,0.2").replace(
         "(0.1, 0.2)", "[0.1, 0.2]"
     )
