@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -153,8 +154,9 @@ def _cost(record: RunRecord) -> str:
     return f"cost: {sum(seconds.values()):.1f} s ({', '.join(parts)}){found}"
 
 
-def _next(record: RunRecord, run: Path) -> str:
+def _next(record: RunRecord, directory: Path) -> str:
     """Return the command that a person in this place wants next."""
+    run, above = shlex.quote(str(directory)), shlex.quote(str(directory.parent))
     benchmark = record.config.get("benchmark")
     untestable = isinstance(benchmark, Mapping) and benchmark.get("test", "") is None
     if record.validation is not None and not untestable:
@@ -162,7 +164,7 @@ def _next(record: RunRecord, run: Path) -> str:
         return f"next: {again} until=evaluation  # chooses by the whole target, and tests"
     if "finetune" not in record.stages:
         return f"next: gtp-exp-export {run} --format trl --out FOLDER  # or axolotl, llama_factory, openai"
-    return f"next: gtp-exp-leaderboard {run.parent}  # or gtp-exp-export {run} --merge OUT"
+    return f"next: gtp-exp-leaderboard {above}  # or gtp-exp-export {run} --merge OUT"
 
 
 def _count(n: int, one: str, many: str) -> str:

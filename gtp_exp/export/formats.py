@@ -25,7 +25,7 @@ class Exported:
     """Holds what is written for a trainer: rows, further files by name, and how the rows are trained on."""
 
     rows: Sequence[Row]
-    usage: str  # Markdown; {out} stands for the folder
+    usage: str  # Markdown; {folder} and {data} stand for paths, quoted
     files: Mapping[str, str]
 
 
@@ -192,7 +192,7 @@ _TRL = """```python
 from datasets import load_dataset
 from trl import SFTConfig, SFTTrainer
 
-rows = load_dataset("json", data_files="{out}/train.jsonl", split="train")
+rows = load_dataset("json", data_files={data}, split="train")
 args = SFTConfig(output_dir="sft"%s)
 SFTTrainer(model, args=args, train_dataset=rows, processing_class=tokenizer).train()
 ```
@@ -212,7 +212,7 @@ _TRL_MESSAGES = (
 )
 _AXOLOTL_YAML = """# For your configuration of axolotl; the path is relative to where it is started.
 datasets:
-  - path: {out}/train.jsonl
+  - path: {data}
     ds_type: json
     type: chat_template
     field_messages: messages
@@ -226,7 +226,7 @@ _AXOLOTL = (
 )
 _LLAMA_FACTORY = (
     "`dataset_info.json` describes the rows:\n\n"
-    "```bash\nllamafactory-cli train config.yaml dataset_dir={out} dataset=gtp_selected\n```\n\n"
+    "```bash\nllamafactory-cli train config.yaml dataset_dir={folder} dataset=gtp_selected\n```\n\n"
     "LLaMA-Factory" + _NO_ROW_WEIGHTS
 )
 _MASK_HISTORY = "\nSet `mask_history: true`: only the last answer of a row carries loss.\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -31,7 +32,11 @@ def export_rows(run: Path, name: str, out: Path) -> str:
     title = (
         f"# {len(rows)} rows for {name}, chosen by {record.names.selector} from {record.names.dataset}\n\n"
     )
+    # As YAML and JSON quote a text, and as a shell does: a path may hold blanks.
+    places = {"{data}": json.dumps(str(out / DATA), ensure_ascii=False), "{folder}": shlex.quote(str(out))}
     for file, text in {**exported.files, "README.md": title + exported.usage}.items():
-        write_whole(part / file, [text.replace("{out}", str(out))])
+        for name_of_place, place in places.items():
+            text = text.replace(name_of_place, place)
+        write_whole(part / file, [text])
     os.replace(part, out)
     return f"wrote {len(rows):,} rows for {name}: {out / DATA}; {out / 'README.md'} says how to train on them"

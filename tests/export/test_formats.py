@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 from written import (
     FIRST_ONLY,
@@ -23,6 +25,7 @@ from written import (
 from gtp_exp.errors import UserError
 from gtp_exp.export.command import main
 from gtp_exp.export.formats import FORMATS, for_axolotl, for_llama_factory, for_openai, for_trl
+from gtp_exp.export.rows import export_rows
 from gtp_exp.records.record import State
 
 
@@ -218,3 +221,20 @@ def test_what_cannot_be_done_is_told_in_one_line(arguments, told, tmp_path, caps
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("gtp-exp-export: ") and told.format(**places) in line
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("folder", ["plain", "for axolotl #1"])
+def test_paths_with_blanks_are_quoted_where_they_are_read_again(tmp_path, folder):
+
+    run = tmp_path / "run"
+    write_run(run, [row("a", PLAIN)])
+    export_rows(run, "axolotl", tmp_path / folder)
+    (entry,) = yaml.safe_load((tmp_path / folder / "axolotl.yaml").read_text())["datasets"]
+    assert entry["path"] == str(tmp_path / folder / "train.jsonl")
+    export_rows(run, "llama_factory", tmp_path / f"{folder} again")
+    line = next(
+        line
+        for line in (tmp_path / f"{folder} again" / "README.md").read_text().splitlines()
+        if line.startswith("llamafactory-cli")
+    )
+    assert f"dataset_dir={tmp_path / f'{folder} again'}" in shlex.split(line)
