@@ -17,7 +17,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
 from enum import Enum
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from gtp_exp.decode import decode_node
@@ -69,6 +69,15 @@ def _check_resolved(node: Any, key: str) -> None:
 
 def _dotted(key: str, path: tuple[str | int, ...]) -> str:
     return ".".join(str(part) for part in (key, *path) if part != "")
+
+
+def without_folders(value: Any, beginnings: tuple[str, ...] = ("/", "~")) -> Any:
+    """Return a value of a configuration in which every path that begins so is cut to its last part."""
+    if isinstance(value, Mapping):
+        return {key: without_folders(item, beginnings) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_folders(item, beginnings) for item in value]
+    return PurePath(value).name if isinstance(value, str) and value.startswith(beginnings) else value
 
 
 # In the metadata of a field: False where its value says no more than what an object reads otherwise.

@@ -11,11 +11,13 @@ from enum import Enum
 from pathlib import Path, PurePath
 from typing import Any
 
+from gtp_exp.config import without_folders
 from gtp_exp.model.builtin import SMOLLM2_HUB
 from gtp_exp.model.loading import ModelConfig, ModelSource
 from gtp_exp.records.record import RunRecord
 
 MERGE = "gtp-exp-export RUN --merge OUT"
+FOLDERS = ("/", "~", "..", "\\")  # what a path that a card does not tell begins with
 
 
 class Kind(Enum):
@@ -33,7 +35,7 @@ def model_card(record: RunRecord, config: ModelConfig, kind: Kind) -> str:
     parts = [
         _head(config, kind),
         f"# {names.model}, tuned on {chosen} chosen by {names.selector}\n",
-        _LOADING[kind].format(use=_USE),
+        _LOADING.format(use=_USE, **(_ADAPTER if kind is Kind.ADAPTER else _WHOLE)),
         f"## Base model\n\n{_base(record, config, kind)}\n",
         f"## How it was made\n\n{_table(('', ''), _recipe(record))}\n",
     ]
@@ -47,17 +49,6 @@ def base_on_hub(config: ModelConfig) -> str | None:
     """Return the hub id of a base model that others can load by it, or None."""
     local = config.source is not ModelSource.HUB or Path(config.name_or_path).expanduser().is_dir()
     return None if local else config.name_or_path
-
-
-def without_folders(value: Any) -> Any:
-    """Return a value of a configuration in which a path of this machine has shrunk to its last name."""
-    if isinstance(value, Mapping):
-        return {key: without_folders(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_folders(item) for item in value]
-    if isinstance(value, str) and value.startswith(("/", "~", "..", "\\")):
-        return PurePath(value).name
-    return value
 
 
 def _head(config: ModelConfig, kind: Kind) -> str:
@@ -128,8 +119,9 @@ def _settings(node: Any) -> str:
     """Return the settings of a configuration node in one line."""
     if not isinstance(node, Mapping):
         return ""
-    plain = {k: v for k, v in without_folders(node).items() if k != "_target_" and not isinstance(v, Mapping)}
-    inner = {k: v for k, v in without_folders(node).items() if isinstance(v, Mapping)}
+    node = without_folders(node, FOLDERS)
+    plain = {k: v for k, v in node.items() if k != "_target_" and not isinstance(v, Mapping)}
+    inner = {k: v for k, v in node.items() if isinstance(v, Mapping)}
     told = [f"{key} {', '.join(map(str, v)) if isinstance(v, list) else v}" for key, v in plain.items()]
     told += [
         f"{key}: {str(v.get('_target_', '')).rpartition('.')[2]} {_settings(v)}" for key, v in inner.items()
@@ -169,30 +161,23 @@ prompt = tokenizer.apply_chat_template(
 settings = GenerationConfig.from_pretrained(folder, max_new_tokens=64)  # stops where a turn ends
 tokens = model.generate(**prompt, generation_config=settings)
 answer = tokenizer.decode(tokens[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)"""
-_WHOLE = """## Use
+_LOADING = """## Use
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+{imports}
 
 folder = "."  # this folder
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder)
+model = {loader}.from_pretrained(folder)
 {use}
 ```
 """
-_LOADING = {
-    Kind.WEIGHTS: _WHOLE,
-    Kind.MERGED: _WHOLE,
-    Kind.ADAPTER: """## Use
-
-```python
-from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer, GenerationConfig
-
-folder = "."  # this folder
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoPeftModelForCausalLM.from_pretrained(folder)
-{use}
-```
-""",
+_WHOLE = {
+    "imports": "from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig",
+    "loader": "AutoModelForCausalLM",
+}
+_ADAPTER = {
+    "imports": "from peft import AutoPeftModelForCausalLM\n"
+    "from transformers import AutoTokenizer, GenerationConfig",
+    "loader": "AutoPeftModelForCausalLM",
 }

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from gtp_exp.config import without_folders
 from gtp_exp.errors import first_line
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class RunInfo:
     def shared_config(self) -> dict[str, Any]:
         """Return the configuration for others to see: without what only says where the job runs, and of an
         absolute path no more than its last part."""
-        return {key: _without_folders(value) for key, value in self._job.items()}
+        return {key: without_folders(value) for key, value in self._job.items()}
 
     @property
     def _job(self) -> dict[str, Any]:
@@ -50,17 +51,6 @@ class RunInfo:
     def tags(self) -> list[str]:
         """Return the chosen options as GROUP=OPTION."""
         return [f"{group}={option}" for group, option in self.options.items()]
-
-
-def _without_folders(value: Any) -> Any:
-    """Return a value of the configuration with absolute paths cut to their last part."""
-    if isinstance(value, Mapping):
-        return {key: _without_folders(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_folders(item) for item in value]
-    if isinstance(value, str) and (Path(value).is_absolute() or value.startswith("~")):
-        return Path(value).name
-    return value
 
 
 class Tracker(Protocol):

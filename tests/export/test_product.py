@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from test_experiment import run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from gtp_exp.config import without_folders
 from gtp_exp.export import product
-from gtp_exp.export.card import without_folders
+from gtp_exp.export.card import FOLDERS
 from gtp_exp.export.product import is_whole, write_product
 from gtp_exp.model.stopping import generation_settings, stop_ids
 
@@ -102,7 +103,7 @@ def test_the_card_tells_how_it_was_made_and_nothing_of_this_machine(folder, firs
     ],
 )
 def test_a_path_in_a_setting_shrinks_to_its_name(value, told):
-    assert without_folders(value) == told
+    assert without_folders(value, FOLDERS) == told
 
 
 def test_an_adapter_of_a_hub_model_names_it_by_id_and_commit(tiny, first, outputs, tmp_path):

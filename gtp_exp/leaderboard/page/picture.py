@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from gtp_exp.errors import UserError
 from gtp_exp.leaderboard.board import Board
 from gtp_exp.leaderboard.page.charts import LinePlot, budget_plot, spaced, styles
+from gtp_exp.leaderboard.page.templates import HERE, templates
 
-HERE = Path(__file__).parent
 WIDTH, HEIGHT = 720, 380
 LEFT, RIGHT, TOP, BOTTOM = 64, 590, 44, 328  # of the plot, in pixels
 
@@ -33,13 +30,6 @@ def pictures(boards: Sequence[Board], baseline: str) -> dict[str, str]:
 
 def draw(plot: LinePlot, heading: str, ink: Mapping[str, str]) -> str:
     """Return one plot as SVG in the colours of a palette."""
-    environment = Environment(
-        loader=FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
     def x(per_cent: float) -> float:
         return round(LEFT + (RIGHT - LEFT) * per_cent / 100, 1)
@@ -51,10 +41,14 @@ def draw(plot: LinePlot, heading: str, ink: Mapping[str, str]) -> str:
         pairs = (pair.split(",") for pair in points.split())
         return " ".join(f"{x(float(across))},{y(float(down))}" for across, down in pairs)
 
-    return environment.get_template("picture.svg.j2").render(
-        **{"plot": plot, "heading": heading, "ink": ink, "x": x, "y": y, "path": path},
-        **{"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},
-        labels=spaced([series.points[-1].y for series in plot.series], apart=5.5),
+    return (
+        templates()
+        .get_template("picture.svg.j2")
+        .render(
+            **{"plot": plot, "heading": heading, "ink": ink, "x": x, "y": y, "path": path},
+            **{"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},
+            labels=spaced([series.points[-1].y for series in plot.series], apart=5.5),
+        )
     )
 
 

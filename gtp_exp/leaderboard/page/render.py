@@ -13,10 +13,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from gtp_exp.leaderboard import diagnostics, verdict
 from gtp_exp.leaderboard.board import Board, BoardBlock, BoardLine, TaskChange, is_choosing, task_changes
@@ -27,11 +24,10 @@ from gtp_exp.leaderboard.metrics import CHOICE, metric_named
 from gtp_exp.leaderboard.page import charts
 from gtp_exp.leaderboard.page.charts import BarPlot, DotPlot, LinePlot, Style, duration
 from gtp_exp.leaderboard.page.examples import Examples
+from gtp_exp.leaderboard.page.templates import HERE, templates
 from gtp_exp.leaderboard.records import Loaded, Run, shortfall
 from gtp_exp.leaderboard.statistics import ALPHA, CONFIDENCE, DRAWS, TWO_WAY
 from gtp_exp.records.record import RunRecord
-
-HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -79,13 +75,7 @@ def render_page(
     style = charts.styles(boards, baseline)
     anchors = {run.directory: f"run-{i}" for i, run in enumerate(loaded.runs, 1)}
     script = (HERE / "page.js").read_text(encoding="utf-8")
-    environment = Environment(
-        loader=FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates()
     environment.filters |= {
         "duration": duration,
         "p": show_p,
