@@ -116,3 +116,14 @@ def test_a_picture_draws_each_selector_over_its_budgets_in_both_palettes(tmp_pat
 def test_a_picture_of_one_budget_is_refused(runs, capsys):
     assert main([str(runs / "runs"), "--out", str(runs / "out"), "--picture"]) == 2
     assert "no selector was run at two budgets" in capsys.readouterr().err
+
+
+def test_the_best_is_bold_in_latex_and_nothing_else_is(tmp_path):
+    for i, (name, seed) in enumerate((name, seed) for name in ("gtp", "random") for seed in range(5)):
+        save(
+            record(name, seed, loss=2.0 + (name != "gtp") * (1 + seed / 100) + seed / 1000),
+            tmp_path / "runs" / str(i),
+        )
+    rows = rows_of((written(tmp_path, "--latex") / "leaderboard.tex").read_text())
+    bold = [(name, place) for name, cells in rows.items() for place, c in enumerate(cells) if "textbf" in c]
+    assert bold == [("gtp", 3)]
