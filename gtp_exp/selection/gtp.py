@@ -62,6 +62,7 @@ class TargetColumns(Enum):
 
     MEAN = "mean"  # one column: the mean of all target rows
     SUBTASKS = "subtasks"  # one column per Example.subtask; the columns share the chosen rows
+    ROWS = "rows"  # one column per target row, so that none is lost in a mean
 
 
 class Regularisation(Enum):
@@ -252,6 +253,9 @@ class GTP(Selector):
         assert problem.target is not None
         if self.target_columns is TargetColumns.MEAN:
             return ["target"] * len(problem.target)
+        if self.target_columns is TargetColumns.ROWS:
+            digits = len(str(len(problem.target)))
+            return [f"row {i:0{digits}}" for i in range(len(problem.target))]
         return [example.subtask for example in problem.target]
 
     def _cross_validate(
@@ -262,6 +266,8 @@ class GTP(Selector):
             return None, f"the solver {self.solver.name} has no ridge and no rounds"
         if self.regularisation is Regularisation.FIXED:
             return None, "selector.regularisation=fixed"
+        if problem.target is not None and self.target_columns is TargetColumns.ROWS:
+            return None, "selector.target_columns=rows leaves no row of a column to be held out"
         if self.subspace is Subspace.SVD:
             reason = "selector.subspace=svd is spanned by the rows that a fold holds out, too"
             if problem.processes.main:

@@ -94,6 +94,7 @@ def test_a_token_budget_below_the_shortest_row_is_refused():
         {"subspace": "svd", "subspace_dim": 8},
         {"subspace": "pca", "subspace_dim": 8, "memory_gib": 0.0},
         {"target_columns": "subtasks"},
+        {"target_columns": "rows"},
         {"near_copy_cosine": None},
         {"collapse_copies": False},
         {"checkpoints": [-1]},
@@ -113,6 +114,19 @@ def test_every_option_gives_a_selection(settings, in_domain):
     for rows in (10, 60):
         posed = problem(pool, None if in_domain else target, rows=rows, subtasks=subtasks)
         check(gtp(**settings).select(posed), posed)
+
+
+def test_a_column_per_target_row_is_not_met_by_a_row_between_them():
+    """The first candidate points between two target rows: it makes up their mean by itself, and neither of
+    them."""
+    pool, target = [torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.2], [0.0, 1.0, 0.2]])], [torch.eye(3)[:2]]
+    posed = problem(pool, target, rows=1)
+    assert gtp(**FIXED).select(posed).indices.tolist() == [0]
+    posed = problem(pool, target, rows=2)
+    assert 0 in gtp(**FIXED).select(posed).indices.tolist()
+    each = gtp(target_columns="rows", **FIXED).select(posed)
+    assert sorted(each.indices.tolist()) == [1, 2]
+    assert each.diagnostics["target_columns"] == ["row 0", "row 1"]
 
 
 @pytest.mark.parametrize("n, d", [(1, 1), (1, 8), (2, 1), (12, 1)])
