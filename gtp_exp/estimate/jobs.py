@@ -45,7 +45,7 @@ def compose_jobs(arguments: Sequence[str], conf_dir: str) -> list[dict[str, Any]
                 f"{master.hydra.sweeper._target_} chooses its jobs as it goes; they cannot be told"
             )
         params = [f"{key}={value}" for key, value in (master.hydra.sweeper.params or {}).items()]
-        tasks = list(master.hydra.overrides.task)
+        tasks: Any = OmegaConf.to_container(master.hydra.overrides.task, resolve=False)  # ${seed}: each job's
         parsed = OverridesParser.create(config_loader=loader).parse_overrides([*params, *tasks])
         (combinations,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
         return _compose(loader, master, combinations)

@@ -74,6 +74,11 @@ def computed(tmp_path_factory):
     return jobs, planned, outputs
 
 
+def test_a_value_that_follows_another_follows_it_in_every_job():
+    jobs = configs(compose("-m", "seed=0,1,2", "gradients.seed=${seed}"))
+    assert [(job["seed"], job["gradients"]["seed"]) for job in jobs] == [(0, 0), (1, 1), (2, 2)]
+
+
 def test_what_is_counted_is_what_gets_computed(computed):
     _, planned, outputs = computed
     counted = Counter(work.stage.split(":")[0].split(" ")[0] for work in planned.works.values())
