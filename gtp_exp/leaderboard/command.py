@@ -23,6 +23,7 @@ from gtp_exp.leaderboard.page.render import render_page
 from gtp_exp.leaderboard.records import load
 from gtp_exp.leaderboard.scoring import check_metric, score
 from gtp_exp.leaderboard.space import write_space
+from gtp_exp.leaderboard.validated import with_validation_as_test
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_boards(arguments: argparse.Namespace) -> str:
     """Runs -> tables -> files in `out`; returns what to print."""
     loaded = load(arguments.runs)
+    if not arguments.choices and arguments.date_lm is None:
+        loaded = replace(loaded, runs=tuple(with_validation_as_test(run) for run in loaded.runs))
     if arguments.choices or not any(run.record.metrics for run in loaded.complete):
         loaded = replace(loaded, runs=tuple(with_choice_judged(run) for run in loaded.runs))
     now = datetime.now(timezone.utc)  # noqa: UP017  Python 3.10

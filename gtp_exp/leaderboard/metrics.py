@@ -12,6 +12,7 @@ HEADLINE = "headline"  # each task's own headline metric
 LOSS = "nats_per_token"  # the held-out loss of the test answers
 CONTENT = "content"  # the part of a right choice's loss that is about which choice it is
 TESTED_ON = "tested_on"  # the settings of a further test, where that is what the runs were tested on
+VALIDATED = "validation"  # what stands for a task where rows held back from the selector judge
 # Where hidden labels judge: what stands for a task, and its metrics, shares of the chosen rows.
 CHOICE = "choice"
 ON_TARGET, CORRUPTED, COPIES, NEAR_COPIES = "on_target", "corrupted", "exact_copies", "near_copies"

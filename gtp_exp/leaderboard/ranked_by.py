@@ -12,7 +12,7 @@ from itertools import combinations
 
 from gtp_exp.data.benchmark import Answers
 from gtp_exp.leaderboard.comparability import Row
-from gtp_exp.leaderboard.metrics import CHOICE, CONTENT, HEADLINE, LOSS, Metric, metric_named
+from gtp_exp.leaderboard.metrics import CHOICE, CONTENT, HEADLINE, LOSS, VALIDATED, Metric, metric_named
 from gtp_exp.leaderboard.numbers import Tested
 from gtp_exp.leaderboard.statistics import ALPHA, holm
 
@@ -23,6 +23,8 @@ def ranked_by(tested: Tested, rows: Sequence[Row]) -> tuple[str, str]:
     answers = {run.record.answers for run in tested.runs}
     if any(CHOICE in run.record.metrics for run in tested.runs):
         return HEADLINE, "Ranked by what hidden labels say of the choice, for no model was tested."
+    if any(VALIDATED in run.record.metrics for run in tested.runs):
+        return LOSS, "Ranked by the loss of rows that were held back from the selector; no test row was read."
     if Answers.REASONING in answers:
         return HEADLINE, (
             "Ranked by the test's own metric: its answers follow from reasoning, which the loss of a bare "

@@ -18,7 +18,7 @@ import pytest
 from leaderboard_runs import failed, record, save, selected, sweep
 
 from gtp_exp.leaderboard import main
-from gtp_exp.records.record import RowCounts, State, TokenLoss, ValidationSummary, write_selected
+from gtp_exp.records.record import RowCounts, State, write_selected
 
 VOID = {"meta", "input", "br", "link", "img", "hr"}
 EVIL = [
@@ -439,35 +439,3 @@ def test_the_command_prints_the_table_and_where_the_page_is(tmp_path, capsys):
 def test_the_leaderboard_imports_no_torch():
     code = "import sys, gtp_exp.leaderboard; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-def test_a_run_on_validation_rows_is_left_out_by_name_and_stands_for_no_tested_run(tmp_path):
-    loss = TokenLoss(1.5, 0.1)
-    tested = [record("random", loss=2.2), record("gtp", loss=2.0)]
-    validated = replace(
-        record("gtp", config={"until": "validation"}),
-        metrics={},
-        untuned={},
-        validation=ValidationSummary(10, loss, loss),
-        finished="2026-01-02T00:00:00+00:00",
-    )
-    for run, name in zip([*tested, validated], ["random", "gtp", "tuned"], strict=True):
-        save(run, tmp_path / "runs", name)
-    out = tmp_path / "board"
-    assert main([str(tmp_path / "runs"), "--out", str(out)]) == 0
-    document = json.loads((out / "leaderboard.json").read_text())
-    (table,) = document["tables"]
-    assert {row["selector"]: row["rank"] for row in table["rows"]} == {"gtp": 1, "random": 2}
-    (left,) = document["incomplete"]
-    assert left["run"] == "runs/tuned" and "held back for validation, not tested" in left["error"]
-    assert "complete: measured on rows held back for validation" in (out / "leaderboard.md").read_text()
-    assert "1</b> not finished, not tested or unreadable" in (out / "index.html").read_text()
-
-
-def test_runs_on_validation_rows_alone_make_no_table(tmp_path):
-    loss = TokenLoss(1.5, 0.1)
-    run = replace(record(), metrics={}, untuned={}, validation=ValidationSummary(10, loss, loss))
-    save(run, tmp_path / "runs")
-    assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "board")]) == 0
-    document = json.loads((tmp_path / "board" / "leaderboard.json").read_text())
-    assert document["tables"] == [] and len(document["incomplete"]) == 1
