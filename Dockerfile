@@ -6,7 +6,7 @@ ARG PYTHON=3.11
 FROM python:${PYTHON}-slim AS installed
 ARG TORCH=2.13.0
 ARG BUILD=cpu
-ARG EXTRAS=bm25,dedup,tensorboard
+ARG EXTRAS=bm25,dedup,sentence,sweep,tensorboard
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/gtp-exp
 ENV PATH=/opt/gtp-exp/bin:$PATH
