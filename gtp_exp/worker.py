@@ -18,7 +18,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -192,7 +192,7 @@ def _begin(config: dict[str, Any], job: dict[str, Any]) -> RunRecord:
 
 def _now() -> str:
     """Return the time in UTC, ISO 8601."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")  # noqa: UP017  Python 3.10
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _git_sha() -> str | None:

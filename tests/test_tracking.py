@@ -8,14 +8,12 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 from test_experiment import JOB, run
 
-from gtp_exp.errors import UserError
 from gtp_exp.tracking import METRICS_NAME, Journal, NoTracking, RunInfo
 from gtp_exp.tracking.tensorboard import TensorBoardTracking
 from gtp_exp.tracking.wandb import WandbMode, WandbTracking, wandb_mode
@@ -313,15 +311,10 @@ def test_the_job_decides_the_id_and_where_it_runs_does_not():
     assert config["dataset"]["files"] == ["/home/u/x.jsonl"]
 
 
-@pytest.mark.skipif(find_spec("tensorboard") is not None, reason="it is installed")
-def test_tensorboard_that_is_not_installed_is_told_with_the_extra(tmp_path):
-    with pytest.raises(UserError, match=r"pip install 'gtp-exp\[tensorboard\]'"):
-        TensorBoardTracking().tracker()
-
-
 def test_tensorboard_shows_curves_options_and_metrics_and_not_the_host(tmp_path, monkeypatch):
     """The same Protocol, read back by TensorBoard's own reader."""
-    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from tensorboard.backend.event_processing import event_accumulator as accumulators
+
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(JOB, "names", OPTIONS)
     job = ["selector=less", "tracking=tensorboard", "train.min_steps=3"]
@@ -349,7 +342,6 @@ def test_tensorboard_shows_curves_options_and_metrics_and_not_the_host(tmp_path,
 
 
 def test_tensorboard_that_breaks_does_not_break_the_run(tmp_path, caplog):
-    pytest.importorskip("tensorboard")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "tensorboard").write_text("a file where the folder would be")
     assert len(session(TensorBoardTracking().tracker(), tmp_path / "run")) == 1

@@ -15,20 +15,21 @@ import importlib.metadata
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Optional
+from typing import TYPE_CHECKING, ClassVar, Optional
 
-import bm25s
 import numpy as np
 import scipy.sparse
 import torch
-from bm25s.tokenization import Tokenized
 
 from gtp_baselines.aggregation import Aggregation, Groups, choose_by_similarity, group_target
 from gtp_baselines.ranking import text
 from gtp_exp.data.words import comparable, terms
 from gtp_exp.decode import check_fields
-from gtp_exp.errors import UserError
+from gtp_exp.errors import UserError, check_installed
 from gtp_exp.selection.base import Selection, SelectionProblem, Selector, unit_weights
+
+if TYPE_CHECKING:
+    from bm25s.tokenization import Tokenized
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class BM25(Selector):
     aggregation: Aggregation = Aggregation.MAX_SUBTASK
 
     def __post_init__(self) -> None:
+        check_installed("selector=bm25", "bm25s", extra="bm25")
         check_fields(self, "selector")
         if self.k1 < 0 or not 0 <= self.b <= 1:
             raise UserError(f"BM25 needs selector.k1 >= 0 and 0 <= selector.b <= 1; got {self.k1}, {self.b}")
@@ -83,6 +85,8 @@ class BM25(Selector):
         self, documents: Sequence[str], queries: Sequence[str] | None, groups: Groups
     ) -> np.ndarray:
         """Mean score over each group's queries, float32 [G, N]; without queries the documents are theirs."""
+        import bm25s
+
         corpus = self._words(documents)
         if not corpus.vocab:
             return np.zeros((len(groups.names), len(documents)), dtype=np.float32)
@@ -108,6 +112,9 @@ class BM25(Selector):
         return (counts @ table.T).toarray().astype(np.float32)
 
     def _words(self, texts: Sequence[str]) -> Tokenized:
+        import bm25s
+        from bm25s.tokenization import Tokenized
+
         separated = [" ".join(terms(comparable(one))) for one in texts]
         tokenized = bm25s.tokenize(
             separated, token_pattern=r"\S+", stopwords=self.stopwords or [], show_progress=True

@@ -16,18 +16,20 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from datasketch import MinHash, MinHashLSH
 from tqdm import tqdm
 
 from gtp_baselines.ranking import text
 from gtp_exp.data.near_duplicates import NEAR
 from gtp_exp.data.words import comparable, words
 from gtp_exp.decode import check_fields
-from gtp_exp.errors import UserError
+from gtp_exp.errors import UserError, check_installed
 from gtp_exp.selection.base import Selection, SelectionProblem, Selector, unit_weights
+
+if TYPE_CHECKING:
+    from datasketch import MinHash
 
 HASH_SEED = 1  # of MinHash; the choice is random by the problem's seed, the filter is always the same
 LSH_WEIGHTS = (0.1, 0.9)  # a false proposal costs a comparison, a missed one a near copy
@@ -44,6 +46,7 @@ class DedupRandom(Selector):
     hashes: int = 128
 
     def __post_init__(self) -> None:
+        check_installed("selector=dedup_random", "datasketch", extra="dedup")
         check_fields(self, "selector")
         if not 0 < self.threshold < 1:
             raise UserError(f"selector.threshold={self.threshold} must lie between 0 and 1, such as {NEAR}")
@@ -68,6 +71,8 @@ class DedupRandom(Selector):
 
     def near_copies(self, texts: list[str]) -> torch.Tensor:
         """Which texts repeat an earlier one that is not itself a copy: bool [n]."""
+        from datasketch import MinHashLSH
+
         index = MinHashLSH(threshold=self.threshold, num_perm=self.hashes, weights=LSH_WEIGHTS)
         kept: dict[Hashable, MinHash] = {}
         near = torch.zeros(len(texts), dtype=torch.bool)
@@ -82,6 +87,8 @@ class DedupRandom(Selector):
         return near
 
     def _hashed(self, texts: list[str]) -> Iterator[MinHash]:
+        from datasketch import MinHash
+
         for start in range(0, len(texts), BATCH):
             sets = [self.shingles(t) for t in texts[start : start + BATCH]]
             yield from MinHash.bulk(sets, num_perm=self.hashes, seed=HASH_SEED)

@@ -22,7 +22,7 @@ from gtp_baselines.neighbours import choose_nearest
 from gtp_baselines.ranking import text
 from gtp_exp.data.examples import Example
 from gtp_exp.decode import check_fields
-from gtp_exp.errors import UserError, first_line
+from gtp_exp.errors import UserError, check_installed, first_line
 from gtp_exp.model.identity import weights_fingerprint
 from gtp_exp.selection.base import Selection, SelectionProblem, Selector
 
@@ -41,6 +41,7 @@ class SentenceKNN(Selector):
     batch_size: int = 64  # of the forward pass; no part of the result
 
     def __post_init__(self) -> None:
+        check_installed("selector=sentence_knn", "sentence_transformers", extra="sentence")
         check_fields(self, "selector")
         if self.batch_size < 1:
             raise UserError(f"selector.batch_size={self.batch_size} must be at least 1")
@@ -79,11 +80,6 @@ class SentenceKNN(Selector):
     def _loading(self) -> Iterator[None]:
         try:
             yield
-        except ImportError as error:
-            raise UserError(
-                f"selector=sentence_knn needs the package {PACKAGE}: "
-                "pip install 'gtp-exp[sentence]'; embedding_knn does without"
-            ) from error
         except (OSError, ConnectionError, ValueError) as error:
             raise UserError(
                 f"selector.encoder={self.encoder} is neither here nor reachable ({first_line(error)}); "

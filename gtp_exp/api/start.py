@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gtp_exp.api.further_tests import compose_tests
 from gtp_exp.config import build, check_finite
-from gtp_exp.errors import UserError, first_line
+from gtp_exp.errors import UserError, check_installed, first_line
 from gtp_exp.launch.faults import check_room, storage_fault
 from gtp_exp.launch.launcher import JobExit, Launch, run_worker
 from gtp_exp.launch.secrets import check_no_secrets
@@ -27,6 +27,12 @@ from gtp_exp.records.renamed import with_present_names
 
 # `${home:${outputs}}` is `outputs` with ~ for the home folder, for the folders that Hydra makes.
 OmegaConf.register_new_resolver("home", os.path.expanduser, replace=True)
+
+# Hydra's plugins, which bring these options along: without one Hydra would say that there is no such option.
+PLUGINS = {
+    "hydra/launcher=joblib": "hydra_plugins.hydra_joblib_launcher",
+    "hydra/launcher=submitit_": "hydra_plugins.hydra_submitit_launcher",
+}
 
 
 def conf_dir() -> str:
@@ -43,7 +49,8 @@ def check_not_in_a_worker() -> None:
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
-    """Raise UserError for what must not reach Hydra: secrets, and folders that cannot be made."""
+    """Raise UserError for what must not reach Hydra: secrets, folders that cannot be made, and options of
+    plugins that are not installed."""
     # Before Hydra makes the run's folder, and writes the overrides of a multirun into it.
     check_no_secrets({f"argument {i}": text for i, text in enumerate(arguments, 1)})
     _check_options(arguments)
@@ -51,13 +58,17 @@ def check_arguments(arguments: Sequence[str]) -> None:
 
 
 def _check_options(arguments: Sequence[str]) -> None:
-    """Refuse an option that leads out of its group: it is part of the name of a run's folder."""
+    """Refuse an option that leads out of its group: it is part of the name of a run's folder; and one whose
+    plugin is missing."""
     groups = {path.name for path in Path(conf_dir()).iterdir() if path.is_dir()}
     for text in arguments:
         key, _, value = text.partition("=")
         group = key.lstrip("+").partition("@")[0]
         if group in groups and ".." in re.split(r"[/,\[\]\s]", value):
             raise UserError(f"{text}: an option of {group} is the name of a file in its folder, without '..'")
+        for chosen, plugin in PLUGINS.items():
+            if text.startswith(chosen):
+                check_installed(text, plugin, extra="sweep")
 
 
 def _check_outputs(arguments: Sequence[str]) -> None:

@@ -5,7 +5,6 @@ The event files lie in RUN/tensorboard; `tensorboard --logdir outputs/runs` show
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import shutil
@@ -15,7 +14,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from gtp_exp.errors import UserError, first_line
+from gtp_exp.errors import check_installed, first_line
 from gtp_exp.tracking import QuietTracker, RunInfo, Tracker
 
 log = logging.getLogger(__name__)
@@ -29,13 +28,11 @@ FLUSH_S = 10  # how long a loss may wait before it is on the disk, for one who w
 class TensorBoardTracking:
     """Mirrors the event log to TensorBoard: the option `tracking=tensorboard`."""
 
+    def __post_init__(self) -> None:
+        check_installed("tracking=tensorboard", "tensorboard", extra="tensorboard")
+
     def tracker(self) -> Tracker:
-        """Return a tracker of one run, not yet started; raise UserError without the package."""
-        if importlib.util.find_spec("tensorboard") is None:
-            raise UserError(
-                "tracking=tensorboard needs the package tensorboard, which is not installed; "
-                "pip install 'gtp-exp[tensorboard]', or choose tracking=wandb or tracking=none"
-            )
+        """Return a tracker of one run, not yet started."""
         return _TensorBoardTracker("TensorBoard")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
-import sys
 
 import pytest
 import torch
@@ -37,12 +36,6 @@ def test_the_scores_are_mean_cosines_of_the_encoders_embeddings(tiny):
 def test_a_missing_encoder_says_what_to_do(tiny, tmp_path):
     with pytest.raises(UserError, match="give a local folder"):
         knn(str(tmp_path / "nothing")).select(problem(n=10, rows=2, dim=8))
-
-
-def test_a_missing_package_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(UserError, match=r"pip install 'gtp-exp\[sentence\]'"):
-        knn("any").select(problem(n=10, rows=2, dim=8))
 
 
 def test_an_encoder_that_was_trained_again_is_another_one(tiny, tmp_path):

@@ -1,7 +1,7 @@
 """Does a solver find what was planted, and does cross-validation bring a fit closer to the truth?
 
     python -m gtp_benchmarks.performance.recovery             # table and JSON
-    python -m gtp_benchmarks.performance.recovery --picture docs/planted_recovery.svg    # needs matplotlib
+    python -m gtp_benchmarks.performance.recovery --picture docs/planted_recovery.svg    # needs '.[plots]'
 
 Recovery: atoms in general position, the target a positive combination of M of them, with and without noise;
 recall of the planted rows as M grows towards the dimension m. Truth: clusters and a noisy target whose clean
@@ -27,6 +27,7 @@ from gtp_benchmarks.performance.clustered import Clustered
 from gtp_benchmarks.performance.measuring import in_words, machine
 from gtp_benchmarks.performance.selection import judge, memory_features, problem, selector
 from gtp_benchmarks.performance.sparse import sparse
+from gtp_exp.errors import UserError, check_installed
 from gtp_exp.selection.atoms.matrix import tensor_atoms
 from gtp_exp.selection.gtp import Regularisation
 from gtp_exp.selection.solvers.cosamp import CoSaMP
@@ -205,6 +206,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("outputs/performance"))
     parser.add_argument("--picture", type=Path, help="SVG of the recovery curves")
     options = parser.parse_args(argv)
+    if options.picture:
+        try:
+            check_installed("--picture", "matplotlib", extra="plots")
+        except UserError as error:
+            parser.error(str(error))
     torch.set_num_threads(options.threads)
     setup = machine(options.threads)
     recalls = recoveries(options.rows, options.dim, options.seeds)
