@@ -1,11 +1,13 @@
 """Add pages to the documentation's site that are written elsewhere, so that nothing is said twice.
 
-They are the files at the root of the repository, and a page for each selector from its docstring and options.
+They are the files at the root of the repository, the notebook with its outputs, and a page for each selector
+from its docstring and options.
 """
 
 from __future__ import annotations
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOK = "notebook.ipynb"
 PAGES = {
     **{"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"},
     **{"security.md": "SECURITY.md", "code_of_conduct.md": "CODE_OF_CONDUCT.md"},
@@ -33,6 +36,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are generated."""
     for page, source in PAGES.items():
         files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
+    notebook = notebook_page(ROOT / "docs" / NOTEBOOK)
+    files.append(File.generated(config, "notebook.md", content=notebook))
     selectors = {path.stem: selector_page(path) for path in sorted((ROOT / "conf/selector").glob("*.yaml"))}
     for name, (_, text) in selectors.items():
         files.append(File.generated(config, f"selectors/{name}.md", content=text))
@@ -49,13 +54,26 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     def place(match: re.Match[str]) -> str:
         text, target = match.group(1), match.group(2)
         path, _, anchor = target.removeprefix("../").removeprefix("docs/").partition("#")
-        path = found.get(path, path)
-        if path.endswith((".md", ".svg")) and (path in found.values() or (ROOT / "docs" / path).exists()):
+        path = "notebook.md" if path == NOTEBOOK else found.get(path, path)
+        there = path in (*found.values(), "notebook.md") or (ROOT / "docs" / path).exists()
+        if path.endswith((".md", ".svg")) and there:
             return f"[{text}]({path}{'#' + anchor if anchor else ''})"
         return text if text.startswith("`") or "/" in text else f"{text} (`{path}`)"
 
     depth = page.file.src_uri.count("/")
     return markdown if depth else re.sub(r"\[([^\]]+)\]\((?!https?:|#|mailto:)([^)]+)\)", place, markdown)
+
+
+def notebook_page(path: Path) -> str:
+    """Return a notebook as Markdown: its text, its code, and what the code printed."""
+    parts = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", []):
+            printed = output.get("text") or output.get("data", {}).get("text/plain", "")
+            parts.append(f"```text\n{''.join(printed).rstrip()}\n```")
+    return "\n\n".join(parts) + f"\n\nThe notebook itself: `docs/{path.name}`\n"
 
 
 def selector_page(path: Path) -> tuple[str, str]:

@@ -207,7 +207,7 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
             record = replace(record, training=read_training_length(tuned))
             after = measure(runner, EvaluatedModel(tuned_model, tuned), inputs, settings.eval_batch_size)
 
-        record = replace(record, selection=summary, leakage=overlap.report)
+        record = replace(record, selection=summary, leakage=overlap.report, tracked_at=journal.tracked_at)
         record = with_measured(with_sources(record, runner, sources), experiment, inputs, before, after)
         if processes.main:
             leave_results(directory, record, after, tuned_model, tuned)

@@ -25,7 +25,7 @@ SLOW = (
     *("launch", "test_experiment.py", "estimate", "test_api.py", "selection/test_selectors.py", "gradients"),
     *("test_changed_files.py", "selection/test_distributed.py", "benchmarks", "selection/test_streaming.py"),
     *("selection/atoms/test_fused.py", "model", "training", "evaluation", "test_wheel.py"),
-    *("test_security.py", "test_stages.py", "test_tracking.py", "test_gpu.py"),
+    *("test_security.py", "test_search.py", "test_stages.py", "test_tracking.py", "test_gpu.py"),
     *("test_config_fuzz.py", "data/test_generation.py", "baselines/test_model_passes.py"),
     *("baselines/test_sentence_knn.py", "housekeeping"),
     *("export/test_product.py", "export/test_merge.py", "export/test_trainers.py"),

@@ -16,8 +16,7 @@ from gtp_exp.worker import assemble
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir())
-NEEDS_A_PLUGIN = "hparams_search"
-OPTIONS = [(group, name) for group in GROUPS if group != NEEDS_A_PLUGIN for name in names(group)]
+OPTIONS = [(group, name) for group in GROUPS for name in names(group)]
 
 
 def build(*overrides):
@@ -84,9 +83,3 @@ def test_a_class_has_the_values_of_its_option(group, name):
     if name == "perplexity_top":
         given = {"part": built.part}
     assert built == type(built)(**given)
-
-
-def test_the_search_composes_where_its_plugin_is_installed():
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    _, experiment = build("hparams_search=optuna")
-    assert experiment.train.epochs >= 1

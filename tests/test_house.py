@@ -15,6 +15,7 @@ PACKAGES = {
     "gtp_exp": ROOT / "gtp_exp",
     "gtp_baselines": ROOT / "baselines" / "gtp_baselines",
     "gtp_benchmarks": ROOT / "benchmarks" / "gtp_benchmarks",
+    "hydra_plugins": ROOT / "hydra_plugins",
 }
 MOST_LOOSE_MODULES = 14
 MOST_LINES = 80

@@ -12,7 +12,7 @@ from test_command_line import ENVIRONMENT, ROOT, call
 from gtp_exp.api.sweeps import TuneOnValidation, check_sweep
 from gtp_exp.errors import UserError
 
-OPTUNA = "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"
+OPTUNA = "hydra_plugins.gtp_optuna.optuna_sweeper.OptunaSweeper"
 SWEEPER = """
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 

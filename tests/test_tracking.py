@@ -5,15 +5,24 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import re
 import socket
 import struct
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import leaderboard_runs
 import pytest
 from test_experiment import JOB, run
 
+from gtp_exp.leaderboard import main as leaderboard
+from gtp_exp.leaderboard.tracked import COLUMNS, linked_back
+from gtp_exp.records.address import public_address
+from gtp_exp.records.record import RunRecord
 from gtp_exp.tracking import METRICS_NAME, Journal, NoTracking, RunInfo
 from gtp_exp.tracking.tensorboard import TensorBoardTracking
 from gtp_exp.tracking.wandb import WandbMode, WandbTracking, wandb_mode
@@ -47,6 +56,8 @@ def session(tracker, directory):
     journal.event("finetune", {"step": 1, "loss": 2.0})
     tracker.table("selected", ["id", "weight"], [["a", 1.0]])
     tracker.finish({"acc": 0.5}, exit_code=0)
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].teardown()  # as at the end of a process: what was told is on the disk now
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -346,3 +357,77 @@ def test_tensorboard_that_breaks_does_not_break_the_run(tmp_path, caplog):
     (tmp_path / "run" / "tensorboard").write_text("a file where the folder would be")
     assert len(session(TensorBoardTracking().tracker(), tmp_path / "run")) == 1
     assert "TensorBoard: did not start" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("https://wandb.ai/me/p/runs/a1", "https://wandb.ai/me/p/runs/a1"),
+        ("https://wandb.ai/me/p/runs/a1?apiKey=fedcba987654#x", "https://wandb.ai/me/p/runs/a1"),
+        ("https://me:secret@own.host:8443/me/p/runs/a1", "https://own.host:8443/me/p/runs/a1"),
+        *[
+            (text, None)
+            for text in ("http://wandb.ai/a", "javascript:alert(1)", "https://", "", "//wandb.ai/a")
+        ],
+        *[(text, None) for text in ("https://[::1/a", "https://a.b:x/c", "https://a.b/\n", None, 3)],
+    ],
+)
+def test_an_address_is_kept_if_it_is_https_and_without_what_may_be_a_key(given, kept):
+    assert public_address(given) == kept
+
+
+def test_the_record_of_an_online_run_holds_its_address_and_that_of_an_offline_one_none(
+    tracked_job, monkeypatch
+):
+    import wandb
+
+    record, directory = tracked_job("outputs/runs/offline")
+    assert record.tracked_at is None and "tracked_at" not in record.to_json()
+    monkeypatch.setattr(wandb.Run, "url", "https://wandb.ai/me/p/runs/a1?apiKey=fedcba987654")
+    record, directory = tracked_job("outputs/runs/online")
+    assert record.tracked_at == "https://wandb.ai/me/p/runs/a1"
+    written = json.dumps(record.to_json())
+    assert RunRecord.from_json(json.loads(written)) == record and "fedcba987654" not in written
+
+
+def test_a_leaderboard_is_reported_offline_with_its_page_and_its_links(isolated, monkeypatch, capsys):
+    import wandb
+
+    monkeypatch.chdir(isolated)
+    for i, selector in enumerate(("gtp", "random")):
+        for seed in (0, 1):
+            made = leaderboard_runs.record(selector, seed, loss=2.0 + 0.1 * i + 0.02 * seed)
+            at = f"https://wandb.ai/me/p/runs/{selector}{seed}" if seed else None
+            leaderboard_runs.save(replace(made, tracked_at=at), isolated / "runs")
+    assert leaderboard(["runs", "--out", "board", "--wandb"]) == 0
+    wandb.teardown()
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(r"W&B: offline; send it by wandb sync board/wandb/offline-run-\S+", told)
+    assert Path(told.split()[-1]).is_dir()
+    found = contents(Path("board"))
+    assert found["config"]["runs"] == [f"https://wandb.ai/me/p/runs/{name}1" for name in ("gtp", "random")]
+    (page,) = Path("board").glob("wandb/offline-run-*/files/media/html/*.html")
+    assert page.read_text() == Path("board/index.html").read_text()
+    (table,) = Path("board").glob("wandb/offline-run-*/files/media/table/*.json")
+    rows = [dict(zip(COLUMNS, row, strict=True)) for row in json.loads(table.read_text())["data"]]
+    assert [row["selector"] for row in rows] == ["gtp", "random"]
+    assert rows[0]["mean"] == pytest.approx(2.11) and rows[0]["seeds"] == 2 and rows[0]["rank"] == 1
+    assert rows[0]["runs"].split()[1] == "https://wandb.ai/me/p/runs/gtp1"
+    private = [str(isolated).encode(), socket.gethostname().encode()]
+    for file in Path("board/wandb").rglob("*"):
+        assert not file.is_file() or not [text for text in private if text in file.read_bytes()], file
+
+
+def test_ranked_runs_get_the_leaderboards_address_where_they_can_be_changed():
+    class Summary(dict):
+        def update(self):
+            if self.pop("locked", False):
+                raise PermissionError("not yours")
+
+    runs = {"me/p/a1": Summary(), "me/p/a2": Summary(locked=True)}
+    api = SimpleNamespace(run=lambda path: SimpleNamespace(summary=runs[path]))
+    addresses = [f"https://wandb.ai/me/p/runs/{name}" for name in ("a1", "a2")]
+    addresses += ["https://else.where/me/p/runs/a3", "https://wandb.ai/odd"]
+    told = linked_back(api, addresses, "https://wandb.ai/me/p/runs/board")
+    assert told == ", linked from 1 of 4 online runs; not yours"
+    assert runs["me/p/a1"] == {"leaderboard": "https://wandb.ai/me/p/runs/board"}

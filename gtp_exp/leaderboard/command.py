@@ -86,8 +86,12 @@ def build_boards(arguments: argparse.Namespace) -> str:
             write_whole(arguments.out / name, [content])  # an open page never reloads half a file
     except OSError as error:
         raise UserError(f"cannot write to --out {arguments.out}: {error.strerror}") from error
-    page_at = (arguments.out / "index.html").resolve().as_uri()
-    return f"{exports.plain(boards, loaded, arguments.baseline)}\n\nPage: {page_at}"
+    told = ["", f"Page: {(arguments.out / 'index.html').resolve().as_uri()}"]
+    if arguments.wandb:
+        from gtp_exp.leaderboard.tracked import report  # brings wandb
+
+        told.append(report(boards, html, arguments.out))
+    return "\n".join([exports.plain(boards, loaded, arguments.baseline), *told])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -166,6 +170,12 @@ def _add_exports(parser: argparse.ArgumentParser) -> None:
         "--picture",
         action="store_true",
         help="write curve-light.svg and curve-dark.svg too: the first metric over budgets, with intervals",
+    )
+    parser.add_argument(
+        "--wandb",
+        action="store_true",
+        help="log the page and the ranking to W&B, too, as a run beside those that it ranks; offline unless "
+        "WANDB_MODE=online and a key are there",
     )
     parser.add_argument(
         "--space",

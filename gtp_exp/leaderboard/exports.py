@@ -150,6 +150,7 @@ def _json_row(board: Board, line: BoardLine) -> dict[str, Any]:
         "selector": line.row.label,
         "budget": line.row.budget,
         "runs": [run.name for run in line.row.runs],
+        "tracked_at": [run.tracked_at for run in line.row.runs],
         "rank": line.rank,
         "best": line.best,
         "metrics": {

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gtp_exp.errors import UserError
+from gtp_exp.records.address import public_address
 from gtp_exp.records.record import RECORD_NAME, RunRecord, State, read_newer_record
 
 
@@ -20,6 +21,12 @@ class Run:
     record: RunRecord
     more: Mapping[str, Any] = field(default_factory=dict)  # what the record holds beyond what is known here
     test: str = ""  # the further test whose results the record shows in place of the benchmark's
+
+    @property
+    def tracked_at(self) -> str | None:
+        """Return the address of the run's page in W&B, if the record, which anyone may have written, has
+        one that can be a link."""
+        return public_address(self.record.tracked_at)
 
 
 @dataclass(frozen=True)

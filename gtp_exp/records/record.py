@@ -25,6 +25,7 @@ T = TypeVar("T")
 VERSION = 3
 RECORD_NAME = "results.json"
 SELECTED_NAME = "selected.jsonl"
+OPTIONAL = ("validation", "tracked_at")  # fields that a record without them does not name
 
 
 class State(Enum):
@@ -175,6 +176,7 @@ class RunRecord:
     answers: Answers | None = None  # of the benchmark; None in records that do not tell
     tests: Mapping[str, FurtherTest] = field(default_factory=dict)  # by the benchmark's name
     training: TrainingLength | None = None  # of the final fine-tune; None with until=selection
+    tracked_at: str | None = None  # the run's page in W&B, where it was tracked online
 
     def __post_init__(self) -> None:
         for name in ("started", "finished"):
@@ -183,7 +185,7 @@ class RunRecord:
 
     def to_json(self) -> dict[str, Any]:
         plain = asdict(self, dict_factory=_plain)
-        return {name: value for name, value in plain.items() if name != "validation" or value is not None}
+        return {name: value for name, value in plain.items() if name not in OPTIONAL or value is not None}
 
     @staticmethod
     def from_json(data: object) -> RunRecord:

@@ -18,7 +18,7 @@ CLASSES = {
     "gtp_exp.data.mixture.Mixture": "gtp_exp.data.sources.mixture.Mixture",
 }
 # Fields that came later, with what they would have held in every record before.
-ADDED_TO_RECORD = {"validation": None, "answers": None, "tests": {}, "training": None}
+ADDED_TO_RECORD = {"validation": None, "answers": None, "tests": {}, "training": None, "tracked_at": None}
 ADDED_TO_SELECTION = {"n_cut": 0, "target_labels": 0, "labels_chosen": 0}
 ADDED_TO_ROW = {"tools": ""}
 PACKAGES = {"baselines.": "gtp_baselines.", "benchmarks.": "gtp_benchmarks."}

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from gtp_exp.config import without_folders
 from gtp_exp.errors import first_line
+from gtp_exp.records.address import public_address
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ class QuietTracker:
         """Follow nothing yet. name: of the tracker, for messages."""
         self.name = name
         self.to: Any = None  # what takes the run; None before it begins and after a failure
+        self.address: str | None = None  # of the run's page, where it has one on the web
 
     def quietly(self, send: Callable[[Any], None]) -> None:
         """Call `send` with what takes the run, while that works."""
@@ -119,6 +121,11 @@ class Journal:
     def __init__(self, path: Path | None, tracker: Tracker) -> None:
         self.path, self.tracker = path, tracker
         self.summary: dict[str, Any] = {}  # of the whole run, for the tracker
+
+    @property
+    def tracked_at(self) -> str | None:
+        """Return the address of the run's page, if the tracker has one on the web."""
+        return public_address(getattr(self.tracker, "address", None))
 
     def event(self, kind: str, values: Mapping[str, Any]) -> None:
         """Append one event. kind: "stage", "selection", "finetune", ..."""

@@ -76,59 +76,27 @@ class _WandbTracker(QuietTracker):
 
     def start(self, run: RunInfo) -> None:
         self.folder = run.directory
-        mode = wandb_mode(self.settings, os.environ)
-        if mode == "online" and not _has_key():
-            log.warning("W&B: mode online but no API key (WANDB_API_KEY or `wandb login`); tracking offline")
-            mode = "offline"
-        for attempt in dict.fromkeys([mode, "offline"]):
-            try:
-                self.to = self._init(run, attempt)
-                return
-            except Exception as error:  # tracking never fails a run
-                log.warning("W&B: %s did not start (%s)", attempt, first_line(error))
-
-    def _init(self, run: RunInfo, mode: Any) -> Any:
-        # The library reads the environment by itself, and stops at a mode that it does not know.
-        os.environ["WANDB_MODE"] = mode
-        import wandb
-
-        folder = os.environ.get("WANDB_DIR") or str(run.directory)
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        # What the library keeps for itself belongs to the run, not to the home folder.
-        os.environ.setdefault("WANDB_DATA_DIR", str(run.directory / "wandb"))
-        os.environ.setdefault("WANDB_CACHE_DIR", str(run.directory))  # it makes a folder `wandb` in there
-        os.environ.setdefault("WANDB_SILENT", "true")
         # A sweep's agent, or a person, may have said which run this is.
         named = os.environ.get("WANDB_RUN_ID") or os.environ.get("WANDB_SWEEP_ID")
         tags = [*os.environ.get("WANDB_TAGS", "").split(","), *run.tags]
-        started = wandb.init(
-            project=self.settings.project or os.environ.get("WANDB_PROJECT") or PROJECT,
-            entity=self.settings.entity,
+        self.to = start_run(
+            self.settings,
+            run.directory,
             name=run.name,
             group=run.group,
             id=None if named else run.content,
             resume=None if named else "allow",
             tags=[tag for tag in dict.fromkeys(tags) if 0 < len(tag) <= LONGEST_TAG],
-            dir=folder,
             config={**run.shared_config, "options": dict(run.options)},
-            mode=mode,
-            settings=wandb.Settings(
-                init_timeout=self.settings.timeout_s,
-                console="off",
-                # This machine's folders, names and packages: no one's business, and results.json says what
-                # was run. None would be this machine's name.
-                host="",
-                x_disable_meta=True,
-                x_disable_machine_info=True,
-                x_save_requirements=False,
-                disable_git=True,
-            ),
         )
+        self.address = getattr(self.to, "url", None)  # None offline
+        self.quietly(self._define_curves)
+
+    def _define_curves(self, started: Any) -> None:
         for kind in CURVES:
             started.define_metric(f"{kind}/*", step_metric=f"{kind}/step")
             if started.resumed:
                 self.logged[kind] = started.summary.get(f"{kind}/step") or 0
-        return started
 
     def event(self, kind: str, values: Mapping[str, Any]) -> None:
         if values.get("step", math.inf) <= self.logged.get(kind, -1):
@@ -136,31 +104,86 @@ class _WandbTracker(QuietTracker):
         self.quietly(lambda run: run.log({f"{kind}/{k}": v for k, v in values.items()}))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        def send(run: Any) -> None:
-            import wandb
-
-            table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
-            # A file of the run. Logged unbound it would be an artifact too, whose record names the folder of
-            # this machine where a copy waits to be sent.
-            table.bind_to_run(run, name, run.step)
-            run.log({name: table})
-
-        self.quietly(send)
+        self.quietly(lambda run: log_table(run, name, columns, rows))
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
         def end(run: Any) -> None:
             run.summary.update(dict(summary))
-            run.finish(exit_code=exit_code)
-            # W&B's own logs: they name folders of this machine, and `wandb sync` does not need them.
-            shutil.rmtree(run.settings.log_dir, ignore_errors=True)
-            if self.folder is not None and os.environ["WANDB_CACHE_DIR"] == str(
-                self.folder
-            ):  # not a person's
-                shutil.rmtree(self.folder / "wandb" / "logs", ignore_errors=True)
-            for link in Path(run.settings.wandb_dir).glob("debug*.log"):
-                link.unlink()
+            end_run(run, self.folder, exit_code)
 
         self.quietly(end)
+
+
+def start_run(settings: WandbTracking, folder: Path, **about: Any) -> Any:
+    """Start a run of W&B, offline where it cannot be online; return it, or None, with a warning.
+
+    folder: for what W&B writes. about: what the run is, for wandb.init.
+    """
+    mode = wandb_mode(settings, os.environ)
+    if mode == "online" and not _has_key():
+        log.warning("W&B: mode online but no API key (WANDB_API_KEY or `wandb login`); tracking offline")
+        mode = "offline"
+    for attempt in dict.fromkeys([mode, "offline"]):
+        try:
+            return _init(settings, folder, attempt, about)
+        except Exception as error:  # tracking never fails a run
+            log.warning("W&B: %s did not start (%s)", attempt, first_line(error))
+    return None
+
+
+def _init(settings: WandbTracking, directory: Path, mode: Any, about: Mapping[str, Any]) -> Any:
+    # The library reads the environment by itself, and stops at a mode that it does not know.
+    os.environ["WANDB_MODE"] = mode
+    import wandb
+
+    folder = os.environ.get("WANDB_DIR") or str(directory)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    # What the library keeps for itself belongs to the run, not to the home folder.
+    os.environ.setdefault("WANDB_DATA_DIR", str(directory / "wandb"))
+    os.environ.setdefault("WANDB_CACHE_DIR", str(directory))  # it makes a folder `wandb` in there
+    os.environ.setdefault("WANDB_SILENT", "true")
+    return wandb.init(
+        project=settings.project or os.environ.get("WANDB_PROJECT") or PROJECT,
+        entity=settings.entity,
+        dir=folder,
+        mode=mode,
+        settings=wandb.Settings(
+            init_timeout=settings.timeout_s,
+            console="off",
+            # This machine's folders, names and packages: no one's business, and results.json says what
+            # was run. None would be this machine's name.
+            host="",
+            x_disable_meta=True,
+            x_disable_machine_info=True,
+            x_save_requirements=False,
+            disable_git=True,
+        ),
+        **about,
+    )
+
+
+def log_table(run: Any, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Log a table as a file of the run.
+
+    Logged unbound it would be an artifact too, whose record names the folder of this machine where a copy
+    waits to be sent.
+    """
+    import wandb
+
+    table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+    table.bind_to_run(run, name, run.step)
+    run.log({name: table})
+
+
+def end_run(run: Any, folder: Path | None, exit_code: int = 0) -> None:
+    """End a run, and remove W&B's own logs: they name folders of this machine, and `wandb sync` does not
+    need them."""
+    run.finish(exit_code=exit_code)
+    shutil.rmtree(run.settings.log_dir, ignore_errors=True)
+    if folder is not None and os.environ["WANDB_CACHE_DIR"] == str(folder):  # not a person's
+        shutil.rmtree(folder / "wandb" / "logs", ignore_errors=True)
+    for link in Path(run.settings.wandb_dir).glob("debug*.log"):
+        link.unlink()
 
 
 def _has_key() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -47,11 +48,10 @@ def test_jobs_at_the_same_time_share_stages_and_a_failing_one_stops_no_other(tmp
 
 
 def test_optuna_is_told_the_validation_loss_and_which_trials_failed(tmp_path):
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    # Not the grid sampler: the plugin ends with an error where the last trial of a grid fails.
-    sweeper = ["hydra/sweeper=optuna", "hydra/sweeper/sampler=random", "hydra.sweeper.direction=minimize"]
-    sweeper += ["hydra.sweeper.sampler.seed=0"]  # one trial of each learning rate
-    trials = ["hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1", "hydra.sweeper.max_failure_rate=1.0"]
+    pytest.importorskip("optuna")
+    sweeper = ["hydra/sweeper=optuna", "hydra.sweeper.sampler=random"]
+    sweeper += ["hydra.sweeper.seed=0"]  # one trial of each learning rate
+    trials = ["hydra.sweeper.n_trials=2", "hydra.sweeper.max_failure_rate=1.0"]
     swept = [
         "until=validation",
         "selector=random",
@@ -62,7 +62,7 @@ def test_optuna_is_told_the_validation_loss_and_which_trials_failed(tmp_path):
     done, found = multirun(tmp_path, *sweeper, *trials, *swept)
     assert done.returncode == 0, done.stderr
     assert sorted(one["state"] for one in found) == ["complete", "failed"]
-    assert "Failed experiment: " in done.stdout + done.stderr
+    assert re.search(r"trial \d failed: .*learning_rate=-1.0", done.stdout), done.stdout
     (report,) = tmp_path.glob("outputs/runs/*/optimization_results.yaml")
     (complete,) = (one for one in found if one["state"] == "complete")
     assert f"best_value: {complete['validation']['tuned']['nats_per_token']}" in report.read_text()

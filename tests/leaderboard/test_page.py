@@ -439,3 +439,23 @@ def test_the_command_prints_the_table_and_where_the_page_is(tmp_path, capsys):
 def test_the_leaderboard_imports_no_torch():
     code = "import sys, gtp_exp.leaderboard; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_every_row_links_its_runs_to_their_pages_and_only_to_https(tmp_path):
+    given = [
+        ("https://wandb.ai/me/p/runs/a1?apiKey=fedcba987654", "https://wandb.ai/me/p/runs/a1"),
+        ("https://wandb.ai/'\"><script>x</script>", "https://wandb.ai/'\"><script>x</script>"),
+        ("javascript:alert(1)", None),
+        ("http://wandb.ai/a", None),
+        (None, None),
+    ]
+    for seed, (tracked_at, _) in enumerate(given):
+        save(replace(record("gtp", seed), tracked_at=tracked_at), tmp_path / "runs")
+    main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
+    html = (tmp_path / "out" / "index.html").read_text()
+    page, expected = Page(html), [link for _, link in given]
+    links = [a["href"] for tag, a in page.elements if tag == "a" and not a["href"].startswith("#")]
+    assert sorted(links) == sorted([link for link in expected if link] * 2)  # in the table, and of the run
+    assert "fedcba987654" not in html and len(page.scripts) == 1
+    (table,) = json.loads((tmp_path / "out" / "leaderboard.json").read_text())["tables"]
+    assert table["rows"][0]["tracked_at"] == expected
