@@ -92,3 +92,12 @@ def test_a_whole_job_runs_on_a_quantised_model(bits, tmp_path, caplog):
     assert record.model["quantization"] == bits.value
     assert "pool gradients: engine packed" in caplog.text
     assert set(record.metrics) == set(record.untuned) and record.metrics != record.untuned
+
+
+def test_a_job_whose_warm_up_keeps_its_moments_in_eight_bits_runs_on_four(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    options = ["optimizer=adamw_8bit", "gradient_checkpointing=true"]
+    options = [f"{of}.{option}" for of in ("train", "gradients.warmup") for option in options]
+    options += ["model.quantization=nf4", "model.lora.use_dora=true", "model.lora.target_modules=all-linear"]
+    record = run(tmp_path, "selector=less", *options)
+    assert record.metrics != record.untuned
