@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -103,7 +103,9 @@ def _arguments(
     device = next(loaded.model.parameters()).device
     micro_batch = micro_batch_size(config, processes)
     epochs = config.epochs_of(n_rows)
-    optimizer = {} if config.optimizer is Optimizer.ADAMW_TORCH else {"optim": config.optimizer.value}
+    optimizer: dict[str, Any] = (
+        {} if config.optimizer is Optimizer.ADAMW_TORCH else {"optim": config.optimizer.value}
+    )
     arguments = TrainingArguments(
         output_dir=str(scratch),
         num_train_epochs=epochs,
