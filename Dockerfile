@@ -17,6 +17,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY gtp_exp gtp_exp
 COPY baselines baselines
 COPY benchmarks benchmarks
+COPY hydra_plugins hydra_plugins
 COPY conf conf
 RUN pip install --constraint constraints.txt ".[$EXTRAS]"
 # The weights of the model that is tuned by default; without them a job would look for it on the hub.

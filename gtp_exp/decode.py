@@ -146,7 +146,8 @@ def _decode_dataclass(cls: Any, value: Any, where: str, whole: bool) -> Any:
     _expect(isinstance(value, Mapping), where or "the file", f"an object of {', '.join(known)}", value)
     prefix = f"{where}." if where else ""
     if unknown := sorted(str(key) for key in set(value) - set(known)):
-        raise UserError(f"{prefix}{unknown[0]} is unknown; known keys: {', '.join(known)}")
+        why = getattr(cls, "refused", {}).get(unknown[0]) or f"known keys: {', '.join(known)}"
+        raise UserError(f"{prefix}{unknown[0]} is unknown; {why}")
     given = {key: item for key, item in value.items() if not (isinstance(item, str) and item == UNSET)}
     needed = {name for name, f in known.items() if whole or (f.default is f.default_factory is MISSING)}
     if missing := sorted(needed - set(given)):

@@ -5,6 +5,8 @@ A message that names any other exception takes its first line from here, and wha
 everyone has installed says so by `check_installed`.
 """
 
+from __future__ import annotations
+
 import importlib.util
 
 

@@ -146,7 +146,14 @@ def warm_up(
                 return
             if untuned is not None and not checkpoints:
                 save_untuned(next_directory(), untuned, learning_rate=learning_rate)
-            save_checkpoint(next_directory(), trained, optimizer, step=step, learning_rate=learning_rate)
+            save_checkpoint(
+                next_directory(),
+                trained,
+                optimizer,
+                step=step,
+                learning_rate=learning_rate,
+                moments=gradients.warmup.optimizer.has_moments,
+            )
 
         finetune(
             loaded,

@@ -27,7 +27,7 @@ from omegaconf import OmegaConf
 from gtp_exp.config import build
 from gtp_exp.data.benchmark import ChecksFiles
 from gtp_exp.data.sources.base import DataSource
-from gtp_exp.errors import UserError
+from gtp_exp.errors import UserError, check_installed
 from gtp_exp.gradients.given import NAME as GIVEN_GRADIENTS
 from gtp_exp.launch import heartbeat
 from gtp_exp.launch.faults import storage_fault
@@ -50,6 +50,7 @@ PRELOADED = (
     "wandb",
 )
 OPTIONAL = ("selection_model",)  # groups that need not be chosen
+IN_FEWER_BITS = ("nf4", "int8", "adamw_8bit", "paged_adamw_8bit")  # what bitsandbytes is needed for
 log = logging.getLogger("gtp_exp")
 
 
@@ -157,6 +158,7 @@ def check_inputs(config: Mapping[str, Any]) -> None:
     config: as `assemble` takes it. Raises UserError for a file that is not there, whose rows have no known
     form, or that is needed and not given, and for what its first rows show.
     """
+    check_packages(config)
     gradients, selector = config.get("gradients", {}), config.get("selector", {})
     if isinstance(gradients, Mapping) and gradients.get("_target_") == GIVEN_GRADIENTS:
         build(gradients, "gradients").check(selector.get("direction"), selector.get("target_direction"))
@@ -173,6 +175,21 @@ def check_inputs(config: Mapping[str, Any]) -> None:
         selector = build(config.get("selector", {}), "selector")
         if isinstance(selector, Selector):
             selector.check_pool(pool)
+
+
+def check_packages(config: Mapping[str, Any]) -> None:
+    """Raise UserError for an option that needs a package which is not installed."""
+    for path in (
+        "model.quantization",
+        "selection_model.quantization",
+        "train.optimizer",
+        "gradients.warmup.optimizer",
+    ):
+        value: Any = config
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if value in IN_FEWER_BITS:
+            check_installed(f"{path}={value}", "bitsandbytes", "quantization")
 
 
 def _begin(config: dict[str, Any], job: dict[str, Any]) -> RunRecord:

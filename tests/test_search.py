@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-pytest.importorskip("optuna", reason="pip install 'gtp-exp[optuna]'")
+pytest.importorskip("optuna", reason="pip install '.[optuna]'")
 
 from filelock import FileLock
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -273,7 +273,11 @@ def test_hydra_finds_the_sweeper_and_its_settings(app, tmp_path):
         (["hydra.sweeper.sampler=grid"], 1, "'grid', expected one of [tpe, random, cmaes]"),
         (["hydra.sweeper.n_trails=3"], 1, "'n_trails' not in 'Settings'"),
         (["hydra.sweeper.n_trials=0"], 2, "error: hydra.sweeper.n_trials=0 must be 1 or more\n"),
-        (["--without"], 2, "error: hydra/sweeper=optuna needs the package optuna: pip install"),
+        (
+            ["--without"],
+            2,
+            "error: hydra/sweeper=optuna needs the package optuna, which is not installed: pip install",
+        ),
     ],
 )
 def test_a_mistake_is_told_in_words(app, arguments, status, said):

@@ -30,8 +30,10 @@ OmegaConf.register_new_resolver("home", os.path.expanduser, replace=True)
 
 # Hydra's plugins, which bring these options along: without one Hydra would say that there is no such option.
 PLUGINS = {
-    "hydra/launcher=joblib": "hydra_plugins.hydra_joblib_launcher",
-    "hydra/launcher=submitit_": "hydra_plugins.hydra_submitit_launcher",
+    "hydra/launcher=joblib": ("hydra_plugins.hydra_joblib_launcher", "sweep"),
+    "hydra/launcher=submitit_": ("hydra_plugins.hydra_submitit_launcher", "sweep"),
+    "hydra/sweeper=optuna": ("optuna", "optuna"),
+    "hparams_search=optuna": ("optuna", "optuna"),
 }
 
 
@@ -66,9 +68,9 @@ def _check_options(arguments: Sequence[str]) -> None:
         group = key.lstrip("+").partition("@")[0]
         if group in groups and ".." in re.split(r"[/,\[\]\s]", value):
             raise UserError(f"{text}: an option of {group} is the name of a file in its folder, without '..'")
-        for chosen, plugin in PLUGINS.items():
+        for chosen, (module, extra) in PLUGINS.items():
             if text.startswith(chosen):
-                check_installed(text, plugin, extra="sweep")
+                check_installed(text, module, extra)
 
 
 def _check_outputs(arguments: Sequence[str]) -> None:

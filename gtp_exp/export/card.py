@@ -63,6 +63,18 @@ def _head(config: ModelConfig, kind: Kind) -> str:
 
 
 def _base(record: RunRecord, config: ModelConfig, kind: Kind) -> str:
+    """Return what the base model is and, under an adapter, in what form it was tuned around."""
+    text = _source(record, config, kind)
+    if kind is Kind.ADAPTER and (stored := record.model.get("quantization")):
+        text += (
+            f"\n\nIts linear layers were stored in {stored} by bitsandbytes while the adapter was trained "
+            "and tested. Over the full weights it computes something slightly different; "
+            f"`{MERGE}` writes a whole model of the dequantised weights and the adapter."
+        )
+    return text
+
+
+def _source(record: RunRecord, config: ModelConfig, kind: Kind) -> str:
     weights = record.model.get("weights", "unknown")
     if (hub := base_on_hub(config)) is not None:
         return f"`{hub}`, revision `{str(weights).rpartition('@')[2]}`."
@@ -100,7 +112,7 @@ def _recipe(record: RunRecord) -> Iterator[tuple[str, str]]:
     if record.training is not None:
         yield "optimizer steps", f"{record.training.steps:,} in {record.training.epochs} epochs"
     yield "LoRA", _settings(record.model.get("lora")) if record.model.get("lora") else "none: every weight"
-    for name in ("max_length", "dtype", "device"):
+    for name in ("max_length", "dtype", "quantization", "bitsandbytes", "attention", "device"):
         if name in record.model:
             yield name.replace("_", " "), str(record.model[name])
     yield "seed", str(record.seed)

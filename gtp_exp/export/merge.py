@@ -17,14 +17,16 @@ from gtp_exp.export.product import ADAPTER_CONFIG, CARD, MADE_FROM, MODEL_FOLDER
 from gtp_exp.export.runs import model_config, no_model, read_run
 from gtp_exp.files import PART, read_json, write_whole
 from gtp_exp.model.loading import Model, ModelConfig, prepare
+from gtp_exp.model.quantized import Quantization, with_dense_weights
 from gtp_exp.records.record import RunRecord
 
 
 def merge(run: Path, out: Path, *, trust_remote_code: bool = False) -> Path:
     """Write a run's tuned model to the new folder `out` as one model, without an adapter, and return `out`.
 
-    The weights keep the precision of the base's. A run that trained every weight is copied. Raises UserError
-    for a run without a model, a folder that exists, and a base that is gone or has changed.
+    The weights keep the precision of the base's; where the base was quantised they have that of the
+    computation, and are those that the adapter was tuned around. A run that trained every weight is copied.
+    Raises UserError for a run without a model, a folder that exists, and a base that is gone or has changed.
     """
     if out.exists():
         raise UserError(f"--merge {out} exists; give a new folder, or remove it")
@@ -70,13 +72,17 @@ def _write_merged(run: Path, record: RunRecord, config: ModelConfig, to: Path) -
     with _cache_root(run, record) as cache:
         model = prepare(replace(config, revision=_revision(config, adapter)), cache, torch.device("cpu"))
         _check_base(record, model)
-        base: Any = AutoModelForCausalLM.from_pretrained(
-            model.location,
-            revision=model.config.revision,
-            dtype="auto",
-            trust_remote_code=config.trust_remote_code,
-            use_safetensors=True,
-        )
+        if config.quantization is Quantization.NONE:
+            base: Any = AutoModelForCausalLM.from_pretrained(
+                model.location,
+                revision=model.config.revision,
+                dtype="auto",
+                trust_remote_code=config.trust_remote_code,
+                use_safetensors=True,
+            )
+        else:
+            dtype = getattr(torch, str(record.model["dtype"]))
+            base = with_dense_weights(replace(model, dtype=dtype).load().model, dtype)
         tuned: Any = PeftModel.from_pretrained(base, str(run / MODEL_FOLDER))
         merged: Any = tuned.merge_and_unload(safe_merge=True)
         if any(isinstance(module, BaseTunerLayer) for module in merged.modules()):

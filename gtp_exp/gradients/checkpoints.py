@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -18,6 +19,7 @@ from gtp_exp.model.parameters import trainable_parameters
 TRAINABLE = "trainable.safetensors"
 MOMENTS = "moments.safetensors"
 ABOUT = "checkpoint.json"
+_BLOCK = 256  # values that share a scale in bitsandbytes's eight-bit moments
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,11 @@ def save_checkpoint(
     *,
     step: int,
     learning_rate: float,
+    moments: bool = True,
 ) -> Checkpoint:
     """Write parameters, moments and checkpoint.json; the last file written marks the checkpoint complete.
+
+    moments: False for an optimizer that keeps none; directions that read them then cannot be had.
 
     The optimizer may be wrapped (Accelerate, Trainer). Its own numbering of parameters is never used:
     state is looked up by parameter object, so the order of parameter groups does not matter.
@@ -54,17 +59,27 @@ def save_checkpoint(
     parameters = trainable_parameters(model)
     if not parameters:
         raise UserError("the model has no trainable parameter, so there is no checkpoint to save")
-    moments = {}
+    tensors = _moments_by_name(optimizer, parameters, step) if moments else {}
+    values = {name: _host(p) for name, p in parameters.items()}
+    return _write(directory, values, tensors, step, learning_rate)
+
+
+def _moments_by_name(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter], step: int
+) -> dict[str, torch.Tensor]:
+    """Return both moments of every parameter, fp32 in the memory of the processor, as they are stored."""
+    tensors = {}
     for name, parameter in parameters.items():
-        state = optimizer.state.get(parameter)
-        if not state or "exp_avg" not in state or "exp_avg_sq" not in state:
+        state = optimizer.state.get(parameter) or {}
+        found = moments_of(state)
+        if found is None:
             raise UserError(
                 f"the optimizer ({type(optimizer).__name__}) has no Adam moments for {name}; it takes "
                 "Adam or AdamW over this very model, after at least one step"
             )
-        if state["exp_avg"].shape != parameter.shape:
+        if found.exp_avg.shape != parameter.shape:
             raise UserError(
-                f"the moments of {name} have shape {tuple(state['exp_avg'].shape)}, the parameter "
+                f"the moments of {name} have shape {tuple(found.exp_avg.shape)}, the parameter "
                 f"{tuple(parameter.shape)}; sharded optimizers must be gathered first"
             )
         if int(state["step"]) != step:
@@ -72,10 +87,29 @@ def save_checkpoint(
                 f"step={step} but Adam has taken {int(state['step'])} steps on {name}; bias correction needs "
                 "the number of optimizer steps"
             )
-        moments[f"exp_avg.{name}"] = _host(state["exp_avg"]).float()
-        moments[f"exp_avg_sq.{name}"] = _host(state["exp_avg_sq"]).float()
-    values = {name: _host(p) for name, p in parameters.items()}
-    return _write(directory, values, moments, step, learning_rate)
+        tensors[f"exp_avg.{name}"] = _host(found.exp_avg).float()
+        tensors[f"exp_avg_sq.{name}"] = _host(found.exp_avg_sq).float()
+    return tensors
+
+
+def moments_of(state: Mapping[str, Any]) -> Moments | None:
+    """Return the moments in an optimizer's state of one parameter, or None where there are none: those of
+    torch's Adam, or of bitsandbytes's, in eight bits or (of small parameters) in 32."""
+    if "exp_avg" in state and "exp_avg_sq" in state:
+        return Moments(state["exp_avg"], state["exp_avg_sq"])
+    if "state1" not in state or "state2" not in state:
+        return None
+    return Moments(*(_from_eight_bits(state, number) for number in (1, 2)))
+
+
+def _from_eight_bits(state: Mapping[str, Any], number: int) -> torch.Tensor:
+    """Return a moment of bitsandbytes's: each byte names a value of the map, times the scale of its block."""
+    stored = state[f"state{number}"]
+    if stored.dtype is not torch.uint8:
+        return stored
+    values = state[f"qmap{number}"][stored.flatten().long()]
+    scales = state[f"absmax{number}"].repeat_interleave(_BLOCK)[: len(values)]
+    return (values * scales).view(stored.shape)
 
 
 def save_untuned(

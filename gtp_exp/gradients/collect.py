@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -27,7 +28,7 @@ from gtp_exp.gradients.checkpoints import (
     load_trainable,
 )
 from gtp_exp.gradients.directions import DEFAULT_ADAM, AdamConstants, Direction
-from gtp_exp.gradients.engines.adapters import check_differentiable, sizes
+from gtp_exp.gradients.engines.adapters import check_differentiable, has_adapters, sizes
 from gtp_exp.gradients.engines.base import GradientEngine
 from gtp_exp.gradients.engines.choose import Engine, choose_engine, make_engine
 from gtp_exp.gradients.engines.linear import LinearKernel
@@ -37,6 +38,8 @@ from gtp_exp.gradients.settings import GradientConfig
 from gtp_exp.gradients.sketch import make_projection, output_dim
 from gtp_exp.gradients.store import GradientStore, StoreWriter
 from gtp_exp.model.parameters import left_as_found
+
+log = logging.getLogger(__name__)
 
 VERSION = 2  # raised when the same settings give other numbers
 
@@ -73,6 +76,7 @@ def collect(
     with left_as_found(model, parameters):
         writer = StoreWriter(directory, job.plan(), job.rows(), job.choose_engine)
         engine = job.make_engine(writer.plan)
+        job.tell_engine(label or "gradients", Engine(writer.plan["engine"]))
         pending = writer.missing()
         n_tokens = sum(examples[i].n_tokens for _, shard in pending for i in writer.span(shard))
         with Meter(label, n_tokens) as meter:
@@ -144,6 +148,13 @@ class _CollectionJob:
             "kernel": choice.kernel.value,
             "token_budget": choice.token_budget,
         }
+
+    def tell_engine(self, label: str, chosen: Engine) -> None:
+        """Log which engine computes the gradients, and whether it is a slower one than was asked for."""
+        asked = Engine.PACKED if self.settings.engine is Engine.AUTO else self.settings.engine
+        slower = chosen is not asked and has_adapters(self.model)
+        told = f", slower than {asked.value}, which does not fit this model" if slower else ""
+        log.log(logging.WARNING if slower else logging.INFO, "%s: engine %s%s", label, chosen.value, told)
 
     def make_engine(self, plan: Mapping[str, Any]) -> GradientEngine:
         """Return the engine that the store's plan names."""

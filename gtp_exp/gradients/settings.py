@@ -52,6 +52,13 @@ class GradientConfig:
             )
         if not self.directions:
             raise UserError("gradients.directions is empty; name at least one of sgd, adam, less")
+        moments = [d.value for d in self.directions if d is not Direction.SGD]
+        if moments and not self.warmup.optimizer.has_moments:
+            raise UserError(
+                f"gradients.warmup.optimizer={self.warmup.optimizer.value} keeps no moments of every value, "
+                f"which gradients.directions={moments} read; set gradients.directions=[sgd], or another "
+                "optimizer of the warm-up"
+            )
         if self.warmup.use_weights:
             raise UserError("gradients.warmup.use_weights=true: no selection has given the warm-up weights")
         if self.warmup.min_steps:

@@ -19,6 +19,17 @@ class Precision(Enum):
     AUTO = "auto"  # bf16 where the hardware computes in it, else fp32
     BF16 = "bf16"
     FP32 = "fp32"
+    FP16 = "fp16"  # refused, with the reason: `check_precision`
+
+
+def check_precision(precision: Precision) -> None:
+    """Raise UserError for fp16: gradients of single rows underflow in it unless each has a loss scale."""
+    if precision is Precision.FP16:
+        raise UserError(
+            "model.precision=fp16: the gradients of single rows underflow in it, and one loss scale for "
+            "all would lose some and overflow in others; set model.precision=bf16, which has the range of "
+            "fp32, or on a GPU without it fp32, with model.quantization=nf4 if memory is short"
+        )
 
 
 def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any, Optional, Protocol
@@ -16,12 +16,14 @@ from jinja2.exceptions import TemplateError
 from safetensors import SafetensorError
 
 from gtp_exp.data.tokenization import chat_template_hash, ensure_chat_template
-from gtp_exp.errors import UserError, first_line
+from gtp_exp.errors import UserError, check_installed, first_line
 from gtp_exp.files import MANIFEST, read_sealed
+from gtp_exp.model.attention import Attention, check_attention
 from gtp_exp.model.builtin import SMOLLM2_HUB, convert_gguf, make_once, packaged_smollm2, write_tiny
-from gtp_exp.model.device import Precision, choose_dtype
+from gtp_exp.model.device import Precision, check_precision, choose_dtype
 from gtp_exp.model.identity import own_code, weights_fingerprint
 from gtp_exp.model.lora import LoRA, attach, layers_to_adapt
+from gtp_exp.model.quantized import Quantization, compute_dense, loading_options, package_version
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,8 @@ class ModelConfig:
     trust_remote_code: bool = False
     system_prompt: Optional[str] = None  # of conversations without one; null leaves it to the chat template
     lora: Optional[LoRA] = field(default_factory=LoRA)  # null trains every weight
+    quantization: Quantization = Quantization.NONE  # of the base model's linear layers, which are frozen
+    attention: Optional[Attention] = None  # null leaves it to transformers
 
     def __post_init__(self) -> None:
         if not self.name_or_path:
@@ -53,6 +57,12 @@ class ModelConfig:
         if self.max_length < 8:
             raise UserError(
                 f"model.max_length={self.max_length} leaves no room for a completion; use 512 or so"
+            )
+        check_precision(self.precision)
+        if self.quantization is not Quantization.NONE and self.lora is None:
+            raise UserError(
+                f"model.quantization={self.quantization.value} stores weights that cannot be trained, and "
+                "model.lora=null trains every weight; set model.lora, or model.quantization=none"
             )
 
 
@@ -109,6 +119,7 @@ class Model:
                 dtype=dtype,
                 trust_remote_code=self.config.trust_remote_code,
                 use_safetensors=True,
+                **self._further_options(dtype),
             )
         except (OSError, ValueError, SafetensorError) as error:
             if getattr(error, "errno", None) is not None:  # the disk's fault, not the model's
@@ -118,7 +129,17 @@ class Model:
                 f"{first_line(error)}; they must be whole and in safetensors (to convert older files, load "
                 "them elsewhere and call save_pretrained)"
             ) from error
-        return LoadedModel(model.to(self.device).eval(), self.tokenizer, self.config.max_length, self.dtype)
+        compute_dense(model)
+        if self.config.quantization is Quantization.NONE:
+            model = model.to(self.device)  # else it is there
+        return LoadedModel(model.eval(), self.tokenizer, self.config.max_length, self.dtype)
+
+    def _further_options(self, dtype: torch.dtype) -> dict[str, Any]:
+        quantization, attention = self.config.quantization, self.config.attention
+        options = {} if attention is None else {"attn_implementation": attention.value}
+        if quantization is not Quantization.NONE:
+            options |= loading_options(quantization, dtype, self.device)
+        return options
 
     def load_trainable(self, seed: int) -> LoadedModel:
         """Return the model as it starts training: with a fresh LoRA (B = 0, A seeded), or all trainable."""
@@ -153,6 +174,8 @@ def prepare(config: ModelConfig, cache_root: Path, device: torch.device, *, make
     from transformers import AutoConfig, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
+    if config.quantization is not Quantization.NONE:
+        check_installed(f"model.quantization={config.quantization.value}", "bitsandbytes", "quantization")
     if config.trust_remote_code:
         log.warning(
             "model.trust_remote_code=true: code from %s will run on this machine", config.name_or_path
@@ -184,17 +207,31 @@ def prepare(config: ModelConfig, cache_root: Path, device: torch.device, *, make
     n_embeddings = getattr(architecture.get_text_config(), "vocab_size", None)
     check_token_ids(_certain_ids(tokenizer), tokenizer, n_embeddings, config.name_or_path)
     dtype = choose_dtype(config.precision, device)
-    lora = config.lora
+    check_attention(config.attention, device, dtype)
     identity: dict[str, Any] = {
         "weights": weights_fingerprint(location, architecture, config.revision),
         "chat_template": chat_template_hash(tokenizer),
         "dtype": str(dtype).removeprefix("torch."),
         "max_length": config.max_length,
-        "lora": None if lora is None else {**asdict(lora), "target_modules": sorted(lora.target_modules)},
+        "lora": config.lora and config.lora.identity(),
     }
     if code:
         identity["code"] = code
+    if config.quantization is not Quantization.NONE:
+        _check_not_quantised(config, architecture)
+        identity |= {"quantization": config.quantization.value, "bitsandbytes": package_version()}
+    if config.attention is not None:
+        identity["attention"] = config.attention.value
     return Model(config, location, dtype, device, tokenizer, identity, n_embeddings)
+
+
+def _check_not_quantised(config: ModelConfig, architecture: Any) -> None:
+    """Raise UserError for a model whose weights are stored in fewer bits already."""
+    if getattr(architecture, "quantization_config", None) is not None:
+        raise UserError(
+            f"{config.name_or_path} is stored quantised already, and would stay as it is whatever "
+            f"model.quantization={config.quantization.value} says; give the model that it was made from"
+        )
 
 
 def check_token_ids(ids: Iterable[int], tokenizer: Any, n_embeddings: int | None, name: str) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Optional
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Optional, Union
 
 import torch
 
 from gtp_exp.errors import UserError
+
+ALL_LINEAR = "all-linear"
+_OFF_BY_DEFAULT = ("use_rslora", "use_dora")
 
 
 @dataclass(frozen=True)
@@ -17,8 +20,19 @@ class LoRA:
     r: int = 8
     alpha: int = 16
     dropout: float = 0.0
-    target_modules: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
+    # Names, or `all-linear`: every linear layer but the output head.
+    target_modules: Union[str, list[str]] = field(  # noqa: UP007  OmegaConf's reader takes no other form
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"]
+    )
     last_layers: Optional[int] = None  # how many are adapted, from the last layer down; null: all of them
+    use_rslora: bool = False  # scales by alpha / sqrt(r) in place of alpha / r (arXiv 2312.03732)
+    use_dora: bool = False  # direction and magnitude of each output's weights apart (arXiv 2402.09353)
+
+    # Keys that PEFT has and this class has not, with the reason.
+    refused: ClassVar[dict[str, str]] = {
+        "modules_to_save": "whole modules beside the LoRA are not trained, for a row's gradient would be as "
+        "large as they are; adapt them (model.lora.target_modules), or train every weight (model.lora=null)"
+    }
 
     def __post_init__(self) -> None:
         if self.last_layers is not None and self.last_layers < 1:
@@ -28,6 +42,17 @@ class LoRA:
                 "model.lora needs r >= 1, target_modules and 0 <= dropout < 1; got "
                 f"r={self.r}, {self.target_modules}, dropout={self.dropout}"
             )
+        if isinstance(self.target_modules, str) and self.target_modules != ALL_LINEAR:
+            raise UserError(
+                f"model.lora.target_modules={self.target_modules} must be a list of names, "
+                f"[{self.target_modules}], or {ALL_LINEAR}"
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings as a cache key holds them: what is off is left out."""
+        targets = self.target_modules
+        told = {**asdict(self), "target_modules": targets if isinstance(targets, str) else sorted(targets)}
+        return {name: value for name, value in told.items() if name not in _OFF_BY_DEFAULT or value}
 
 
 def layers_to_adapt(lora: LoRA, architecture: Any) -> list[int] | None:
@@ -56,8 +81,10 @@ def attach(model: Any, lora: LoRA, seed: int, name: str) -> Any:
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=list(lora.target_modules),
+        target_modules=_targets(lora, model, layers),
         layers_to_transform=layers,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
         task_type="CAUSAL_LM",
     )
     try:
@@ -69,6 +96,15 @@ def attach(model: Any, lora: LoRA, seed: int, name: str) -> Any:
     if layers is not None:
         _check_adapted(adapted, lora, layers)
     return adapted
+
+
+def _targets(lora: LoRA, model: Any, layers: list[int] | None) -> str | list[str]:
+    """Return target_modules as PEFT takes it: with the layers given it must be a list of names."""
+    if layers is None or not isinstance(lora.target_modules, str):
+        return lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    head = model.get_output_embeddings()
+    linear = [name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    return sorted({name.rpartition(".")[2] for name in linear})
 
 
 def _check_adapted(model: Any, lora: LoRA, wanted: list[int]) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
+from gtp_exp.model.quantized import dequantized_in_float32
+
 
 def trainable_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """Return the parameters with requires_grad, in the order of named_parameters; a shared one once."""
@@ -38,13 +40,17 @@ def half_precision(model: torch.nn.Module) -> bool:
 
 @contextlib.contextmanager
 def in_float32(model: torch.nn.Module) -> Iterator[None]:
-    """Widen the weights to float32 inside; put the half-precision tensors themselves back afterwards."""
+    """Widen the weights to float32 inside; put the half-precision tensors themselves back afterwards.
+
+    What is stored in fewer bits stays so, and is dequantised to float32.
+    """
     tensors = [t for t in itertools.chain(model.parameters(), model.buffers()) if t.is_floating_point()]
     originals = [t.data for t in tensors]
     try:
         for tensor in tensors:
             tensor.data = tensor.data.float()
-        yield
+        with dequantized_in_float32(model):
+            yield
     finally:
         for tensor, original in zip(tensors, originals, strict=True):
             tensor.data = original

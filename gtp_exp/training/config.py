@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import math
 from dataclasses import dataclass
 from enum import Enum
@@ -27,6 +29,20 @@ class BatchLoss(Enum):
     TOKEN_MEAN = "token_mean"  # the mean over all completion tokens: a row counts by its length
 
 
+class Optimizer(Enum):
+    """Names the optimizer, by transformers' names."""
+
+    ADAMW_TORCH = "adamw_torch"  # torch's AdamW, in the form that transformers takes by default
+    ADAMW_8BIT = "adamw_8bit"  # bitsandbytes's AdamW, whose moments are kept in eight bits
+    PAGED_ADAMW_8BIT = "paged_adamw_8bit"  # the same, with moments that leave a full GPU for a while
+    ADAFACTOR = "adafactor"
+
+    @property
+    def has_moments(self) -> bool:
+        """Whether it keeps Adam's two moments of every value."""
+        return self is not Optimizer.ADAFACTOR
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Holds the train group of the config: what a fine-tune does with its rows."""
@@ -42,6 +58,8 @@ class TrainConfig:
     loss: BatchLoss = BatchLoss.EXAMPLE_MEAN
     use_weights: bool = False  # whether each row's part of the loss is multiplied by the selection's weight
     min_steps: int = 0  # more epochs are trained where `epochs` of them take fewer optimizer steps
+    optimizer: Optimizer = Optimizer.ADAMW_TORCH
+    gradient_checkpointing: bool = False  # computes activations again in the backward pass: less memory
 
     def __post_init__(self) -> None:
         check_fields(self, "train")
@@ -76,6 +94,13 @@ class TrainConfig:
         settings = describe(self)
         if not self.min_steps:
             del settings["min_steps"]
+        if self.optimizer is Optimizer.ADAMW_TORCH:
+            del settings["optimizer"]
+        elif "8bit" in self.optimizer.value:
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                settings["bitsandbytes"] = importlib.metadata.version("bitsandbytes")
+        if not self.gradient_checkpointing:
+            del settings["gradient_checkpointing"]
         return settings
 
 

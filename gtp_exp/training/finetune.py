@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,7 +14,7 @@ from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.model.loading import LoadedModel
 from gtp_exp.model.packing import packing_obstacle
 from gtp_exp.training.batches import Collate, RowOrder, TermsDataset, TrainingRows
-from gtp_exp.training.config import TrainConfig, micro_batch_size
+from gtp_exp.training.config import Optimizer, TrainConfig, micro_batch_size
 from gtp_exp.training.hooks import NO_HOOKS, Hooks
 from gtp_exp.training.resume import SCRATCH, drop_unfinished, resumable
 
@@ -103,6 +103,9 @@ def _arguments(
     device = next(loaded.model.parameters()).device
     micro_batch = micro_batch_size(config, processes)
     epochs = config.epochs_of(n_rows)
+    optimizer: dict[str, Any] = (
+        {} if config.optimizer is Optimizer.ADAMW_TORCH else {"optim": config.optimizer.value}
+    )
     arguments = TrainingArguments(
         output_dir=str(scratch),
         num_train_epochs=epochs,
@@ -125,6 +128,10 @@ def _arguments(
         remove_unused_columns=False,
         dataloader_pin_memory=device.type == "cuda",
         ddp_find_unused_parameters=False,
+        activation_checkpointing=config.gradient_checkpointing,
+        # The other way needs inputs with a gradient, which the embeddings of a frozen model have not.
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        **optimizer,
     )
     # One device per process: with more, Trainer would multiply the batch size without a word.
     arguments._n_gpu = min(1, arguments.n_gpu)

@@ -14,7 +14,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from gtp_exp.errors import UserError
+from gtp_exp.errors import UserError, check_installed
 from hydra_plugins.gtp_optuna._settings import Settings
 
 
@@ -44,11 +44,8 @@ class OptunaSweeper(Sweeper):
             raise SystemExit(2) from None
 
     def _search(self, settings: Settings, arguments: Sequence[str]) -> dict[str, Any]:
-        try:
-            from hydra_plugins.gtp_optuna import _search
-        except ModuleNotFoundError as error:
-            raise UserError(
-                f"hydra/sweeper=optuna needs the package {error.name}: pip install 'gtp-exp[optuna]'"
-            ) from error
+        check_installed("hydra/sweeper=optuna", "optuna", "optuna")
+        from hydra_plugins.gtp_optuna import _search
+
         texts = [*(f"{key}={value}" for key, value in settings.params.items()), *arguments]
         return _search.Search(settings, self.parser.parse_overrides(texts), self.folder).run(self.launcher)

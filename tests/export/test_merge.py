@@ -53,6 +53,26 @@ def test_the_merged_model_equals_base_and_adapter_and_needs_neither(tmp_path, ca
     assert str(tmp_path) not in texts and "--merge" not in texts
 
 
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_a_quantised_base_is_merged_as_it_was_tuned_around(quantization, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    from gtp_exp.export.runs import model_config, read_run
+    from gtp_exp.model.loading import prepare
+
+    options = [f"model.quantization={quantization}", "train.learning_rate=1e-2", "model.lora.use_dora=true"]
+    folder, out = finished(tmp_path / "outputs", *options), tmp_path / "merged"
+    record = read_run(folder)
+    trained = prepare(model_config(record), tmp_path / "outputs" / "cache", torch.device("cpu"))
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    expected = logits(trained.load_tuned(folder / "model").model, tokenizer)
+    assert f"stored in {quantization}" in (folder / "model" / "README.md").read_text()
+    assert main([str(folder), "--merge", str(out)]) == 0
+    merged = AutoModelForCausalLM.from_pretrained(out)
+    assert not getattr(merged, "is_quantized", False)
+    assert torch.allclose(logits(merged, tokenizer), expected, atol=1e-5)
+    assert f"| quantization | {quantization} |" in (out / "README.md").read_text()
+
+
 def test_a_model_of_which_every_weight_was_trained_is_copied(tmp_path):
     folder, out = finished(tmp_path / "outputs", "model.lora=null"), tmp_path / "merged"
     assert main([str(folder), "--merge", str(out)]) == 0

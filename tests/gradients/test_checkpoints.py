@@ -71,3 +71,39 @@ def test_what_does_not_fit_is_named(tmp_path):
         load_trainable(other, checkpoint)
     with pytest.raises(UserError, match="lacks exp_avg.elsewhere"):
         load_moments(checkpoint, ["elsewhere"], "cpu")
+
+
+def test_moments_in_eight_bits_are_dequantised(tmp_path):
+    """Against bitsandbytes's own dequantisation, and near those that torch keeps of the same steps."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    stored, exact = small("llama", r=8), small("llama", r=8)
+    # Some matrices here hold 256 values and some 384: a whole block, and one and a half.
+    ours = bitsandbytes.optim.AdamW8bit(trainable_parameters(stored).values(), lr=1e-6, min_8bit_size=300)
+    torchs = torch.optim.AdamW(trainable_parameters(exact).values(), lr=1e-6)
+    for model, optimizer in ((stored, ours), (exact, torchs)):
+        train(model, optimizer, steps=3)
+    checkpoint = save_checkpoint(tmp_path / "c", stored, ours, step=3, learning_rate=0.5)
+    parameters = trainable_parameters(stored)
+    found, bits = load_moments(checkpoint, list(parameters), "cpu"), set()
+    for (name, parameter), same in zip(parameters.items(), trainable_parameters(exact).values(), strict=True):
+        state, reference = ours.state[parameter], torchs.state[same]
+        bits.add(state["state1"].dtype)
+        if state["state1"].dtype is torch.uint8:
+            own = bitsandbytes.functional.dequantize_blockwise(
+                state["state1"], absmax=state["absmax1"], code=state["qmap1"], blocksize=256
+            )
+            assert torch.equal(found[name].exp_avg, own)
+        for moment in ("exp_avg", "exp_avg_sq"):
+            there = reference[moment]
+            assert float((getattr(found[name], moment) - there).norm()) <= 0.05 * float(there.norm())
+    assert bits == {torch.uint8, torch.float32}
+
+
+def test_an_optimizer_without_moments_leaves_a_checkpoint_without_them(tmp_path):
+    model = small("llama")
+    optimizer = torch.optim.SGD(trainable_parameters(model).values(), lr=0.1)
+    train(model, optimizer, steps=1)
+    checkpoint = save_checkpoint(tmp_path / "c", model, optimizer, step=1, learning_rate=1.0, moments=False)
+    load_trainable(model, checkpoint)
+    with pytest.raises(UserError, match="lacks exp_avg"):
+        load_moments(checkpoint, list(trainable_parameters(model)), "cpu")

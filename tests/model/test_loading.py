@@ -13,11 +13,13 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig
 
 from conftest import conversation
+from gtp_exp.config import build
 from gtp_exp.data.tokenization import RowRules
 from gtp_exp.errors import UserError
 from gtp_exp.inputs import prepare_rows
 from gtp_exp.launch.launcher import not_deterministic
 from gtp_exp.model import builtin, device
+from gtp_exp.model.attention import Attention, check_attention
 from gtp_exp.model.device import Precision, choose_device, choose_dtype
 from gtp_exp.model.identity import weights_fingerprint
 from gtp_exp.model.loading import ModelSource, prepare
@@ -350,3 +352,67 @@ def test_what_a_device_cannot_do_deterministically_is_told_with_the_remedy():
         "does not have a deterministic implementation on this device; set launch.deterministic=false"
     )
     assert not not_deterministic(RuntimeError("shapes cannot be multiplied"))
+
+
+def test_all_linear_adapts_every_linear_layer_but_the_head(tiny_config, tmp_path):
+    def adapted(**change):
+        lora = replace(tiny_config.lora, target_modules="all-linear", **change)
+        model = prepare(replace(tiny_config, lora=lora), tmp_path, CPU).load_trainable(0).model
+        return {name for name, module in model.named_modules() if hasattr(module, "lora_A")}
+
+    assert len(adapted()) == 14 and not any("lm_head" in name for name in adapted())
+    assert adapted(last_layers=1) == {name for name in adapted() if ".layers.1." in name}
+
+
+def test_variants_of_lora_reach_peft_and_the_identity_only_where_they_are_set(tiny, tiny_config, tmp_path):
+    def prepared(**change):
+        return prepare(replace(tiny_config, lora=replace(tiny_config.lora, **change)), tmp_path, CPU)
+
+    assert "use_rslora" not in tiny.identity["lora"] and "use_dora" not in tiny.identity["lora"]
+    assert prepared(use_dora=True).identity["lora"] == {**tiny.identity["lora"], "use_dora": True}
+    assert prepared(target_modules="all-linear").identity["lora"]["target_modules"] == "all-linear"
+    config = prepared(use_rslora=True).load_trainable(0).model.peft_config["default"]
+    assert config.use_rslora and not config.use_dora
+
+
+@pytest.mark.parametrize(
+    ("node", "told"),
+    [
+        (
+            {"lora": {"target_modules": "q_proj"}},
+            r"target_modules=q_proj must be a list.*\[q_proj\], or all-",
+        ),
+        ({"lora": {"modules_to_save": ["lm_head"]}}, "modules_to_save is unknown; whole modules.*lora=null"),
+        ({"precision": "fp16"}, "precision=fp16: .*underflow.*bf16"),
+        ({"quantization": "nf4", "lora": None}, "quantization=nf4 .* cannot be trained.*lora=null"),
+        ({"quantization": "int4"}, r"quantization should be one of \['none', 'nf4', 'int8'\]"),
+        ({"attention": "flash"}, "attention should be one of"),
+    ],
+)
+def test_options_of_a_model_that_cannot_be_had_are_named(node, told):
+    with pytest.raises(UserError, match=told):
+        build({"_target_": "gtp_exp.model.loading.ModelConfig", **node}, "model")
+
+
+def test_attention_is_the_one_that_is_asked_for(tiny, tiny_config, tmp_path):
+    assert "attention" not in tiny.identity
+    eager = prepare(replace(tiny_config, attention=Attention.EAGER), tmp_path, CPU)
+    assert eager.identity == {**tiny.identity, "attention": "eager"}
+    assert eager.load().model.config._attn_implementation == "eager"
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(eager.load().model(ids).logits, tiny.load().model(ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "told"),
+    [
+        ("cpu", torch.bfloat16, "a GPU only"),
+        ("cuda", torch.float32, "half precision"),
+        ("cuda", None, "package"),
+    ],
+)
+def test_flash_attention_that_cannot_run_is_refused_by_name(monkeypatch, kind, dtype, told):
+    monkeypatch.setattr("gtp_exp.model.attention.is_flash_attn_2_available", lambda: False)
+    with pytest.raises(UserError, match=f"model.attention=flash_attention_2.*{told}"):
+        check_attention(Attention.FLASH, torch.device(kind), dtype or torch.bfloat16)

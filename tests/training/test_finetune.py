@@ -16,10 +16,11 @@ from reliability.damage import Way, damage
 
 from gtp_exp.data.examples import IGNORE
 from gtp_exp.errors import UserError
+from gtp_exp.gradients.directions import Direction
 from gtp_exp.gradients.settings import GradientConfig
 from gtp_exp.model.loss import Reduction, reference_gradients
 from gtp_exp.training.batches import TrainingRows
-from gtp_exp.training.config import BatchLoss, Schedule, TrainConfig
+from gtp_exp.training.config import BatchLoss, Optimizer, Schedule, TrainConfig
 from gtp_exp.training.finetune import finetune
 from gtp_exp.training.hooks import Hooks
 from gtp_exp.training.resume import resumable
@@ -307,3 +308,43 @@ def test_a_diverging_loss_stops_the_run_with_the_remedy(tiny, tokenized, tmp_pat
 def test_impossible_settings_are_refused(change):
     with pytest.raises(UserError, match=next(iter(change))):
         replace(CONFIG, **change)
+
+
+def test_gradient_checkpointing_runs_layers_again_and_changes_no_weight(
+    tiny, tokenized, tmp_path, monkeypatch
+):
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    forward, calls = LlamaMLP.forward, []
+    monkeypatch.setattr(
+        LlamaMLP, "forward", lambda self, x: calls.append(torch.is_grad_enabled()) or forward(self, x)
+    )
+    whole = tune(tiny, tokenized, tmp_path / "a")
+    once = sum(calls)
+    again = tune(tiny, tokenized, tmp_path / "b", replace(CONFIG, gradient_checkpointing=True))
+    assert sum(calls) - once > once > 0
+    assert distance(whole, again) < 1e-6
+
+
+def test_the_optimizer_is_the_one_that_is_asked_for(tiny, tokenized, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    whole = tune(tiny, tokenized, tmp_path / "a")
+    stored = tune(tiny, tokenized, tmp_path / "b", replace(CONFIG, optimizer=Optimizer.ADAMW_8BIT))
+    factored = tune(tiny, tokenized, tmp_path / "c", replace(CONFIG, optimizer=Optimizer.ADAFACTOR))
+    assert 0 < distance(whole, stored) < distance(whole, factored)
+
+
+def test_optimizer_and_checkpointing_are_in_the_key_only_where_they_are_set():
+    assert not {"optimizer", "gradient_checkpointing"} & set(CONFIG.reads())
+    assert replace(CONFIG, gradient_checkpointing=True).reads() == {
+        **CONFIG.reads(),
+        "gradient_checkpointing": True,
+    }
+    assert replace(CONFIG, optimizer=Optimizer.ADAFACTOR).reads()["optimizer"] == "adafactor"
+
+
+def test_directions_that_read_moments_are_refused_where_the_warm_up_keeps_none():
+    warmup = replace(CONFIG, optimizer=Optimizer.ADAFACTOR)
+    with pytest.raises(UserError, match=r"warmup.optimizer=adafactor .*directions=\['adam', 'less'\]"):
+        GradientConfig(warmup=warmup)
+    GradientConfig(warmup=warmup, directions=[Direction.SGD])

@@ -17,16 +17,22 @@ if TYPE_CHECKING:  # it takes seconds to import, and a job that finds its gradie
 
 @dataclass(frozen=True)
 class LoraLinear:
-    """Holds one adapted linear layer, y = W x + scaling B A x. A matrix that is frozen has no name here."""
+    """Holds one adapted linear layer, y = W x + scaling B A x. A matrix that is frozen has no name here.
+
+    With DoRA (Liu et al., arXiv 2402.09353) y = m / |W + scaling B A| (W x + scaling B A x), the norm being
+    that of each output's weights and, as PEFT has it, a constant to the gradient.
+    """
 
     name: str
-    module: lora.Linear
+    module: lora.Linear  # or PEFT's class of the same form around a quantised layer
     base: Any  # nn.Linear, or whatever PEFT treats alike
     a: torch.nn.Linear
     b: torch.nn.Linear
     scaling: float
     a_name: str | None
     b_name: str | None
+    magnitude: torch.nn.Parameter | None = None  # DoRA's m, [out]
+    magnitude_name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ def has_adapters(model: torch.nn.Module) -> bool:
 
 
 def find_adapters(model: torch.nn.Module) -> Adapters:
-    """Find all LoRA layers, and everything about the model that is not plain LoRA on linear layers."""
+    """Find all LoRA layers, and everything about the model that is not LoRA or DoRA on linear layers."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     trainable = trainable_parameters(model)
@@ -63,6 +69,7 @@ def find_adapters(model: torch.nn.Module) -> Adapters:
             continue
         adapter = module.active_adapters[0]
         a, b = module.lora_A[adapter], module.lora_B[adapter]
+        dora = module.lora_magnitude_vector[adapter] if adapter in module.lora_variant else None
         layers.append(
             LoraLinear(
                 name=name,
@@ -73,9 +80,11 @@ def find_adapters(model: torch.nn.Module) -> Adapters:
                 scaling=module.scaling[adapter],
                 a_name=names.get(id(a.weight)),
                 b_name=names.get(id(b.weight)),
+                magnitude=None if dora is None else dora.weight,
+                magnitude_name=None if dora is None else names.get(id(dora.weight)),
             )
         )
-    uses = [id(w) for layer in layers for w in (layer.a.weight, layer.b.weight)]
+    uses = [id(w) for layer in layers for w in (layer.a.weight, layer.b.weight, layer.magnitude)]
     for name, parameter in trainable.items():
         if (count := uses.count(id(parameter))) > 1:
             obstacles.append(f"{name}: shared by {count} LoRA layers")
@@ -84,11 +93,13 @@ def find_adapters(model: torch.nn.Module) -> Adapters:
     return Adapters(layers=tuple(layers), obstacles=tuple(obstacles))
 
 
-def _lora_obstacle(module: Any) -> str | None:
-    from peft.tuners import lora
+# PEFT's classes of LoRA on a linear layer: a plain one, and those of bitsandbytes.
+_LINEAR = ("lora.layer.Linear", "lora.bnb.Linear4bit", "lora.bnb.Linear8bitLt")
 
+
+def _lora_obstacle(module: Any) -> str | None:
     kind = type(module).__module__.removeprefix("peft.tuners.") + "." + type(module).__name__
-    if type(module) is not lora.Linear:
+    if kind not in _LINEAR:
         return f"adapter layer {kind} is not LoRA on a plain linear layer"
     active = module.active_adapters
     if len(active) != 1:
@@ -100,8 +111,9 @@ def _lora_obstacle(module: Any) -> str | None:
         return "the adapter is disabled"
     if module.merged:
         return "the adapter is merged into the base weight"
-    if adapter in module.lora_variant:
-        return f"LoRA variant {type(module.lora_variant[adapter]).__name__}"
+    variant = type(module.lora_variant.get(adapter)).__name__
+    if adapter in module.lora_variant and variant != "DoraLinearVariant":
+        return f"LoRA variant {variant}"
     if module.lora_bias.get(adapter):
         return "lora_bias adds a bias to the LoRA matrices"
     if (
@@ -133,7 +145,7 @@ def refuse(adapters: Adapters, engine: str) -> UserError:
     return UserError(
         f"engine={engine} computes LoRA on linear layers only, and found {shown}"
         + (f" and {more} more" if more > 0 else "")
-        + ". Use plain LoRA (model.lora.target_modules), or gradients.engine=autograd, which is exact for "
+        + ". Use LoRA or DoRA (model.lora.target_modules), or gradients.engine=autograd, which is exact for "
         "any parameter, one example at a time"
     )
 

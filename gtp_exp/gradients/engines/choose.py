@@ -14,7 +14,7 @@ from gtp_exp.errors import UserError
 from gtp_exp.gradients.engines.adapters import Adapters, find_adapters, has_adapters, refuse
 from gtp_exp.gradients.engines.base import AutogradEngine, GradientEngine
 from gtp_exp.gradients.engines.check import check_engine
-from gtp_exp.gradients.engines.hooks import HooksEngine
+from gtp_exp.gradients.engines.hooks import HooksEngine, hooks_obstacle
 from gtp_exp.gradients.engines.linear import LinearKernel, fastest_kernel
 from gtp_exp.gradients.engines.memory import choose_token_budget
 from gtp_exp.gradients.engines.packed import PackedEngine, packed_obstacle
@@ -94,7 +94,7 @@ def choose_engine(
     for kind in kinds[:-1]:
         adapters = _lora(model, kind)
         packed = kind in (Engine.PACKED, Engine.COMPILED)
-        reason = packed_obstacle(model, adapters) if packed else None
+        reason = packed_obstacle(model, adapters) if packed else hooks_obstacle(adapters)
         if reason is None:
             try:
                 engine = make_engine(kind, model, parameters, reduction=reduction, kernel=kernel)

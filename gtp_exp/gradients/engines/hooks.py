@@ -77,5 +77,11 @@ class HooksEngine:
         return (nll * weights.to(nll)).sum()
 
 
+def hooks_obstacle(adapters: Adapters) -> str | None:
+    """Return why the padded engine cannot run these LoRA layers, or None."""
+    names = [layer.name for layer in adapters.layers if layer.magnitude is not None]
+    return f"{names[0]} has DoRA's magnitudes, which are no matrices" if names else None
+
+
 def _noting(calls: list[tuple[torch.Tensor, torch.Tensor]]) -> Any:
     return lambda module, inputs, output: calls.append((inputs[0], output))

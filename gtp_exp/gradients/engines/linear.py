@@ -9,6 +9,12 @@ the gradients of example i are contractions over its own tokens t:
     dL_i/dB = s sum_t g_t u_t^T            dL_i/dA = sum_t v_t x_t^T            dL/dx = W^T g + A^T v
 
 so the only additions to the plain backward pass are two thin products per layer and example.
+
+With DoRA, y = c z, where z = W x + s B A x and c = m / n, n being the row norms of W + s B A, constant to the
+gradient: c g takes the place of g in the lines above, and  dL_i/dm = sum_t g_t z_t / n.
+
+W is needed for its products alone, so that a layer may store it in four or eight bits: it is dequantised for
+the forward pass and again for the backward pass, and the gradients are exact for the dequantised weight.
 """
 
 from __future__ import annotations
@@ -24,6 +30,7 @@ import torch
 
 from gtp_exp.gradients.engines.adapters import LoraLinear
 from gtp_exp.gradients.engines.base import Consume, NotPerExample
+from gtp_exp.model.quantized import dense_weight, has_dense_weight
 from gtp_exp.model.rectangle import Rectangle
 
 
@@ -81,50 +88,71 @@ class _FrozenFunction(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, layer: torch.nn.Linear, kernel: LinearKernel) -> torch.Tensor:
         """Return the layer's output."""
         ctx.layer, ctx.kernel = layer, kernel
-        return kernel.apply(x.reshape(-1, x.shape[-1]), layer.weight, layer.bias).view(*x.shape[:-1], -1)
+        flat, weight = x.reshape(-1, x.shape[-1]), dense_weight(layer, x.dtype)
+        return kernel.apply(flat, weight, layer.bias).view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         """Return the gradient of x."""
         g = gradients[0]
-        weight = ctx.layer.weight.t()
+        weight = dense_weight(ctx.layer, g.dtype).t()
         return ctx.kernel.apply(g.reshape(-1, g.shape[-1]), weight).view(*g.shape[:-1], -1), None, None
 
 
 class _LoraFunction(torch.autograd.Function):
-    """Computes y = W x + bias + s B A x; its backward hands per-example gradients of A and B to the consumer
-    and returns none for them: their .grad stays untouched. They are inputs only so that autograd comes here.
+    """Computes y = W x + bias + s B A x, or c (W x + s B A x) + bias; its backward hands per-example
+    gradients of A, B and DoRA's m to the consumer and returns none for them: their .grad stays untouched.
+    They are inputs only so that autograd comes here.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, layer: LoraLinear, run: _PackedPass
+        ctx: Any,
+        x: torch.Tensor,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        m: torch.Tensor | None,
+        layer: LoraLinear,
+        run: _PackedPass,
     ) -> torch.Tensor:
         """Return the layer's output."""
         flat = x.reshape(-1, x.shape[-1])
         a, b = a.to(x.dtype), b.to(x.dtype)
         u = (flat @ a.t()).mul_(layer.scaling)
-        y = run.kernel.apply(flat, layer.base.weight, layer.base.bias).addmm_(u, b.t())
-        ctx.save_for_backward(flat, u, a, b)
+        weight, bias = dense_weight(layer.base, x.dtype), layer.base.bias
         ctx.layer, ctx.run, ctx.shape = layer, run, x.shape
+        if m is None:
+            ctx.save_for_backward(flat, u, a, b)
+            y = run.kernel.apply(flat, weight, bias).addmm_(u, b.t())
+        else:
+            z = run.kernel.apply(flat, weight).addmm_(u, b.t())
+            norm = torch.linalg.vector_norm(torch.addmm(weight, b, a, alpha=layer.scaling), dim=1)
+            c = (m / norm).to(z.dtype)
+            ctx.save_for_backward(flat, u, a, b, z, norm, c)
+            y = z * c if bias is None else torch.addcmul(bias, z, c)
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None, None]:
-        """Hand over the gradients of A and B; return the gradient of x."""
-        x, u, a, b = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Hand over the gradients of A, B and m; return the gradient of x."""
+        x, u, a, b, *dora = ctx.saved_tensors
         layer: LoraLinear = ctx.layer
         run: _PackedPass = ctx.run
         g = gradients[0].reshape(len(x), -1)
+        if dora:
+            z, norm, c = dora
+            if layer.magnitude_name is not None:
+                run.consume(layer.magnitude_name, add_up(g * z, run.bounds, run.rectangle).div_(norm))
+            g = g * c
         v = (g @ b).mul_(layer.scaling)
         if layer.b_name is not None:
             run.consume(layer.b_name, contract(g, u, run.bounds, run.rectangle))
         if layer.a_name is not None:
             run.consume(layer.a_name, contract(v, x, run.bounds, run.rectangle))
         if not ctx.needs_input_grad[0]:
-            return None, None, None, None, None
-        dx = run.kernel.apply(g, layer.base.weight.t()).addmm_(v, a)
-        return dx.view(ctx.shape), None, None, None, None
+            return (None,) * 6
+        dx = run.kernel.apply(g, dense_weight(layer.base, g.dtype).t()).addmm_(v, a)
+        return dx.view(ctx.shape), None, None, None, None, None
 
 
 def contract(
@@ -140,6 +168,15 @@ def contract(
     for i, (start, end) in enumerate(bounds):
         torch.mm(left[start:end].t(), right[start:end], out=out[i])
     return out
+
+
+def add_up(
+    values: torch.Tensor, bounds: Sequence[tuple[int, int]], rectangle: Rectangle | None
+) -> torch.Tensor:
+    """Return the sum of values [T, p] over each example's tokens, [b, p]."""
+    if rectangle is not None:
+        return rectangle.spread(values).sum(dim=1)
+    return torch.stack([values[start:end].sum(dim=0) for start, end in bounds])
 
 
 @contextlib.contextmanager
@@ -162,11 +199,12 @@ def packed_linears(
         if layer.name in seen:
             raise NotPerExample(f"{layer.name} was called twice in one pass")
         seen.add(layer.name)
-        return _LoraFunction.apply(x, layer.a.weight, layer.b.weight, layer, run)  # pyright: ignore
+        trained = (layer.a.weight, layer.b.weight, layer.magnitude)
+        return _LoraFunction.apply(x, *trained, layer, run)  # pyright: ignore[reportReturnType]
 
     replaced: dict[torch.nn.Module, Callable[..., torch.Tensor]] = {}
     for module in model.modules():
-        if type(module) is torch.nn.Linear and not module.weight.requires_grad:
+        if has_dense_weight(module) and not module.weight.requires_grad:  # pyright: ignore
             replaced[module] = lambda x, module=module: _FrozenFunction.apply(x, module, kernel)
     for layer in layers:
         replaced[layer.module] = lambda x, *args, layer=layer, **kwargs: lora(layer, x)

@@ -22,6 +22,7 @@ from gtp_exp.model.lora import base_model
 from gtp_exp.model.loss import Reduction, label_positions, token_nll
 from gtp_exp.model.packed_attention import attention_per_sequence
 from gtp_exp.model.packing import lay_end_to_end, mixing_layers
+from gtp_exp.model.quantized import has_dense_weight
 from gtp_exp.model.rectangle import Rectangle
 
 
@@ -98,8 +99,8 @@ def packed_obstacle(model: torch.nn.Module, adapters: Adapters) -> str | None:
     """Return why the packed engine cannot run these LoRA layers though the padded one can, or None."""
     base = base_model(model)
     for layer in adapters.layers:
-        if type(layer.base) is not torch.nn.Linear:
-            return f"{layer.name} adapts a {type(layer.base).__name__}, not a plain linear layer"
+        if not has_dense_weight(layer.base):
+            return f"{layer.name} adapts a {type(layer.base).__name__}, whose weight is not known here"
         if layer.module is base.get_output_embeddings():
             return f"{layer.name} is the output head"
     return mixing_layers(model)
