@@ -44,7 +44,7 @@ OPTIONS = {
     },
 }
 TOOLS = {"dev", "docs", "plots", "notebook"}  # which no option of a job needs
-# Its tests are left out where it is not: with it every process that imports PEFT takes a second longer to start.
+# Its tests are left out without it: with it every process that imports PEFT starts a second later.
 HEAVY = {"quantization"}
 TEXTS = {".md", ".py", ".yaml", ".yml", ".toml", ".cff", ".j2", ".txt", ""}
 
