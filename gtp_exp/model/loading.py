@@ -18,10 +18,12 @@ from safetensors import SafetensorError
 from gtp_exp.data.tokenization import chat_template_hash, ensure_chat_template
 from gtp_exp.errors import UserError, first_line
 from gtp_exp.files import MANIFEST, read_sealed
+from gtp_exp.launch.sharding import Sharding
 from gtp_exp.model.builtin import SMOLLM2_HUB, convert_gguf, make_once, packaged_smollm2, write_tiny
 from gtp_exp.model.device import Precision, choose_dtype
 from gtp_exp.model.identity import own_code, weights_fingerprint
 from gtp_exp.model.lora import LoRA, attach, layers_to_adapt
+from gtp_exp.model.sharding import shard
 
 log = logging.getLogger(__name__)
 
@@ -94,12 +96,19 @@ class Model:
     tokenizer: Any
     identity: Mapping[str, Any]  # what the weights, template and precision are: enters cache keys
     n_embeddings: Optional[int] = None  # token ids from here on have none; None: unknown
+    sharding: Optional[Sharding] = None  # of the layers' weights among processes; None: each holds them all
 
     def load(self) -> LoadedModel:
         """Return the untuned model, in eval mode."""
-        return self._load(self.location, self.config.revision, self.dtype)
+        return self._placed(self._load(self.location, self.config.revision, self.dtype))
 
-    def _load(self, location: str, revision: str | None, dtype: torch.dtype) -> LoadedModel:
+    def _placed(self, model: Any) -> LoadedModel:
+        """Return a model from `_load`, with any adapters, on the device, in eval mode."""
+        if self.sharding is not None:  # before the whole of it would have to fit the device
+            shard(model, self.sharding, self.device, self.config.name_or_path)
+        return LoadedModel(model.to(self.device).eval(), self.tokenizer, self.config.max_length, self.dtype)
+
+    def _load(self, location: str, revision: str | None, dtype: torch.dtype) -> Any:
         from transformers import AutoModelForCausalLM
 
         try:
@@ -118,26 +127,24 @@ class Model:
                 f"{first_line(error)}; they must be whole and in safetensors (to convert older files, load "
                 "them elsewhere and call save_pretrained)"
             ) from error
-        return LoadedModel(model.to(self.device).eval(), self.tokenizer, self.config.max_length, self.dtype)
+        return model if self.sharding is not None else model.to(self.device)
 
     def load_trainable(self, seed: int) -> LoadedModel:
         """Return the model as it starts training: with a fresh LoRA (B = 0, A seeded), or all trainable."""
         lora = self.config.lora
         if lora is None:  # fp32 master weights; the computation is in bf16 under autocast
-            return self._load(self.location, self.config.revision, torch.float32)
-        loaded = self.load()
-        model = attach(loaded.model, lora, seed, self.config.name_or_path)
-        return LoadedModel(model.eval(), self.tokenizer, loaded.max_length, self.dtype)
+            return self._placed(self._load(self.location, self.config.revision, torch.float32))
+        base = self._load(self.location, self.config.revision, self.dtype).eval()
+        return self._placed(attach(base, lora, seed, self.config.name_or_path))
 
     def load_tuned(self, adapter: Path) -> LoadedModel:
         """Return the model after fine-tuning, from what `save_tuned` wrote."""
         if self.config.lora is None:
-            return self._load(str(adapter), None, self.dtype)
+            return self._placed(self._load(str(adapter), None, self.dtype))
         from peft import PeftModel
 
-        loaded = self.load()
-        model = PeftModel.from_pretrained(loaded.model, str(adapter))
-        return LoadedModel(model.eval(), self.tokenizer, loaded.max_length, self.dtype)
+        base = self._load(self.location, self.config.revision, self.dtype).eval()
+        return self._placed(PeftModel.from_pretrained(base, str(adapter)))
 
 
 class ModelNotHere(UserError):
