@@ -159,7 +159,7 @@ def _check_gradients(gradients: GradientConfig | GivenGradients, selector: Selec
 
 
 def _check_shareable(launch: Launch, selector: Selector, *models: ModelConfig | None) -> None:
-    """Raise UserError for what cannot be done with shared weights: to train them, or to run the model alone."""
+    """Raise UserError for what shared weights cannot do: be trained, or run in one process alone."""
     where = f"launch.config_file={launch.config_file} shares weights among processes (FSDP), but"
     if any(model is not None and model.lora is None for model in models):
         raise UserError(
