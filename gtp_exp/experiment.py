@@ -25,11 +25,13 @@ from gtp_exp.gradients.matching import GivenStore
 from gtp_exp.gradients.settings import GradientConfig
 from gtp_exp.inputs import Inputs, Overlap, PreparedRows, check_agreement, load_inputs
 from gtp_exp.launch.launcher import Launch
+from gtp_exp.launch.sharding import Sharding
 from gtp_exp.leaderboard.metrics import headline_mean
 from gtp_exp.measured import MAIN, Measured, measure
 from gtp_exp.model.device import be_deterministic, choose_device
 from gtp_exp.model.loading import Model, ModelConfig, prepare
 from gtp_exp.model.loss import Reduction
+from gtp_exp.model.quantized import Quantization
 from gtp_exp.records.record import FurtherTest, RunRecord, SelectionSummary, ValidationSummary
 from gtp_exp.records.row_results import write_row_results
 from gtp_exp.records.selected import export, selected_rows, summarise_selection
@@ -135,6 +137,8 @@ class Experiment:
                 )
         if Need.GRADIENTS in self.selector.needs:
             _check_gradients(self.gradients, self.selector)
+        if self.launch.sharding is not None:
+            _check_shareable(self.launch, self.selector, self.model, self.selection_model)
 
 
 def _check_gradients(gradients: GradientConfig | GivenGradients, selector: Selector) -> None:
@@ -155,6 +159,27 @@ def _check_gradients(gradients: GradientConfig | GivenGradients, selector: Selec
     check_weight(selector.target_end_of_turn, direction)
 
 
+def _check_shareable(launch: Launch, selector: Selector, *models: ModelConfig | None) -> None:
+    """Raise UserError for what shared weights cannot do: be trained, or run in one process alone."""
+    where = f"launch.config_file={launch.config_file} shares weights among processes (FSDP), but"
+    if any(model is not None and model.lora is None for model in models):
+        raise UserError(
+            f"{where} model.lora=null trains them, and per-row gradients need whole ones; use LoRA, or a "
+            "file with distributed_type: MULTI_GPU"
+        )
+    for model in models:
+        if model is not None and model.quantization is not Quantization.NONE:
+            raise UserError(
+                f"{where} model.quantization={model.quantization.value} stores them in a form that cannot be "
+                "divided; set it to none, or use a file with distributed_type: MULTI_GPU"
+            )
+    if Need.MODEL in selector.needs:
+        raise UserError(
+            f"{where} selector {type(selector).__name__} runs the model in one process; use a file with "
+            "distributed_type: MULTI_GPU"
+        )
+
+
 def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping[str, Any]) -> RunRecord:
     """Run one job from data to metrics; return `record` with everything that was learned.
 
@@ -168,7 +193,8 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
     journal = Journal(directory / METRICS_NAME if processes.main else None, tracker)
     runner = StageRunner(cache, journal)
     with tracked(journal, run_info(job, directory, record)):
-        tuned_model, chooser = prepare_models(experiment.model, experiment.selection_model, cache, device)
+        models = prepare_models(experiment.model, experiment.selection_model, cache, device)
+        tuned_model, chooser = shared(*models, experiment.launch.sharding)
         inputs = load_inputs(
             experiment.dataset,
             experiment.benchmark,
@@ -250,6 +276,12 @@ def prepare_models(
     if chooser is None:
         return model, model
     return model, processes.main_first(lambda: prepare(chooser, cache.root, device))
+
+
+def shared(tuned: Model, chooser: Model, sharding: Sharding | None) -> tuple[Model, Model]:
+    """Return the models as they are loaded where processes share weights; one object stays one."""
+    model = replace(tuned, sharding=sharding)
+    return model, model if chooser is tuned else replace(chooser, sharding=sharding)
 
 
 def collect_all_gradients(

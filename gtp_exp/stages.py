@@ -207,6 +207,7 @@ def collect_gradients(
             directory / "store",
             gradients,
             label=f"{split} gradients",
+            processes=runner.processes,
         )
 
     reads = {"warmup": trajectory.key, "split": split, "rows": rows.key, "settings": gradients.reads()}

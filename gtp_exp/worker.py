@@ -62,6 +62,8 @@ def main() -> None:
     die_with_parent()  # under Accelerate's launcher, too
     _quiet_libraries()
     resolved = Path(serve(int(sys.argv[2]), PRELOADED) if sys.argv[1] == SERVE else sys.argv[1])
+    # Weights are shared by model/sharding.py; transformers and Accelerate would do so in their own way.
+    os.environ.pop("ACCELERATE_USE_FSDP", None)
     directory, main_process = resolved.parent, _is_main()
     _log_to(directory / "worker.log" if main_process else None)
     if main_process:

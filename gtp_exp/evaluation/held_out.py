@@ -15,6 +15,7 @@ from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.errors import UserError
 from gtp_exp.model.loading import LoadedModel
 from gtp_exp.model.loss import part_nats
+from gtp_exp.model.sharding import dividing
 from gtp_exp.records.row_results import ANSWER_TOKENS
 
 
@@ -115,7 +116,8 @@ def _nats(
         raise UserError(f"task '{label}': no test answer fits model.max_length={loaded.max_length}; raise it")
     device = next(loaded.model.parameters()).device
     nats = torch.zeros(len(rows), END + 1, dtype=torch.float64)
-    with torch.inference_mode():
+    processes = dividing(processes, loaded.model)
+    with torch.no_grad():  # inference_mode would spoil gathered weights for passes outside it
         batches = length_sorted_batches([row.n_tokens for row in rows], batch_size)
         own = batches[processes.rank :: processes.size]
         for batch in tqdm(own, desc=f"{label}: held-out loss", unit="batch"):

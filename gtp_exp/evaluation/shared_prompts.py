@@ -30,7 +30,7 @@ def can_share(model: Any) -> bool:
     return bool(cache.layers) and all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # inference_mode would spoil gathered weights for passes outside it
 def score_answers(model: Any, requests: Sequence[Request], batch_size: int) -> list[Score]:
     """Return the score of every answer after its prompt, equal to that of prompt and answer in one sequence.
 

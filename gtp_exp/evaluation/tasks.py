@@ -19,6 +19,7 @@ from gtp_exp.errors import UserError, first_line
 from gtp_exp.evaluation.choice_loss import choice_loss, choice_parts
 from gtp_exp.evaluation.held_out import held_out_loss
 from gtp_exp.model.loading import LoadedModel
+from gtp_exp.model.sharding import dividing
 from gtp_exp.records.row_results import write_row_results
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ def evaluate(
     directory: Path,
     processes: Processes = ALONE,
 ) -> dict[str, float | str]:
-    """Return the metrics of one task, in every process; each takes part of the documents.
+    """Return the metrics of one task, in every process; each takes part of the documents, or all of them
+    where the processes share the model's weights.
 
     Writes per-document results to `samples.jsonl` in `directory`, and the values of every test row, of the
     metrics that are means over rows, to `row_results.safetensors`. held_out: the answers of `task.held_out`
@@ -96,7 +98,7 @@ def _lm_eval(
 
     text_metrics.register()
 
-    lm = ChatModel(loaded, batch_size, processes)
+    lm = ChatModel(loaded, batch_size, dividing(processes, loaded.model))
     state = torch.get_rng_state()
     too_long = 0
     try:
@@ -131,7 +133,7 @@ def _lm_eval(
         ) from error
     finally:
         torch.set_rng_state(state)  # simple_evaluate reseeds the global generators
-    if not processes.main:  # lm-eval brings everything to the main process
+    if not processes.main:  # lm-eval tells the main process alone
         return processes.broadcast(None)
     _write_samples(output["samples"], directory / "samples.jsonl")
     tested = {(name, row["doc_id"]) for name, rows in output["samples"].items() for row in rows}

@@ -15,6 +15,7 @@ import transformers
 
 from gtp_exp.data.examples import TokenizedExample
 from gtp_exp.data.hashing import digest
+from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.errors import UserError
 from gtp_exp.files import sha256_file
 from gtp_exp.gradients.accumulate import Accumulator, Transform
@@ -38,6 +39,7 @@ from gtp_exp.gradients.settings import GradientConfig
 from gtp_exp.gradients.sketch import make_projection, output_dim
 from gtp_exp.gradients.store import GradientStore, StoreWriter
 from gtp_exp.model.parameters import left_as_found
+from gtp_exp.model.sharding import is_sharded
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ def collect(
     *,
     label: str = "",
     adam: AdamConstants = DEFAULT_ADAM,
+    processes: Processes = ALONE,
 ) -> GradientStore:
     """Store x[t, i] = S_t Gamma_t(g[t, i]) for every checkpoint t and example i, and return the store.
 
@@ -65,24 +68,27 @@ def collect(
     processes may work on one directory. `settings.token_budget` is the number of tokens in a batch, None to
     choose it from free memory, once for the store; another one given to a resumed run holds for the rest of
     it and moves rounding only. label: of the progress bar; an empty one shows none. adam: of the optimizer
-    that made the checkpoints.
+    that made the checkpoints. processes: those that work on the directory; only where they share the model's
+    weights do they have to be named.
 
     A row whose gradient is not finite is quarantined in the store (zeros, and listed). Raise UserError for
     examples without completion tokens, and for a model the engine cannot differentiate exactly.
     """
     _check_arguments(examples, checkpoints, settings)
     parameters = check_differentiable(model)
-    job = _CollectionJob(model, parameters, examples, checkpoints, settings, adam)
+    together = processes if is_sharded(model) else ALONE
+    job = _CollectionJob(model, parameters, examples, checkpoints, settings, adam, together)
     with left_as_found(model, parameters):
-        writer = StoreWriter(directory, job.plan(), job.rows(), job.choose_engine)
+        writer = job.writer(directory)
         engine = job.make_engine(writer.plan)
         job.tell_engine(label or "gradients", Engine(writer.plan["engine"]))
-        pending = writer.missing()
+        pending = [(t, shard) for t, shard in together.broadcast(writer.missing())]
         n_tokens = sum(examples[i].n_tokens for _, shard in pending for i in writer.span(shard))
         with Meter(label, n_tokens) as meter:
             # First what no other process is busy with; then wait for the others, and take over if they died.
             for wait in (False, True):
                 pending = job.write_shards(pending, writer, engine, meter, wait=wait)
+    together.barrier()
     return writer.finish()
 
 
@@ -96,6 +102,14 @@ class _CollectionJob:
     checkpoints: Sequence[Checkpoint]
     settings: GradientConfig
     adam: AdamConstants
+    together: Processes  # which share the model's weights, so that none of them can pass alone
+
+    def writer(self, directory: Path) -> StoreWriter:
+        """Return a writer of the store. Where all have to choose the engine together, they do so first."""
+        if self.together.size == 1:
+            return StoreWriter(directory, self.plan(), self.rows(), self.choose_engine)
+        chosen = self.choose_engine()
+        return StoreWriter(directory, self.plan(), self.rows(), lambda: chosen)
 
     def plan(self) -> dict[str, Any]:
         """Return everything that the stored numbers depend on, but for what `choose_engine` finds."""
@@ -142,6 +156,7 @@ class _CollectionJob:
             requested=self.settings.engine,
             reduction=self.settings.reduction,
             token_budget=self.settings.token_budget,
+            processes=self.together,
         )
         return {
             "engine": choice.engine.value,
@@ -185,6 +200,12 @@ class _CollectionJob:
             load_trainable(self.model, self.checkpoints[t])
             transform = self.transform(t)
             for _, shard in shards:
+                if self.together.size > 1:
+                    rows = [self.examples[i] for i in writer.span(shard)]
+                    made = shard_features(engine, transform, rows, budget, meter.done, self.together)
+                    if self.together.main:
+                        writer.write(t, shard, *made)
+                    continue
                 with writer.claim(t, shard, wait=wait) as mine:
                     if not mine:
                         held.append((t, shard))
@@ -220,30 +241,39 @@ def shard_features(
     examples: Sequence[TokenizedExample],
     token_budget: int,
     done: Callable[[Sequence[TokenizedExample]], None],
+    together: Processes = ALONE,
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Return (features [rows, dim], norms [rows]) by direction, float32, rows in the order of `examples`;
     features are zeros where the norm is not finite.
 
-    done: is told of every batch that is through. Batches never cross a shard, so that a shard's bytes depend
-    on its own rows only.
+    done: is told of every batch that is through. together: processes that share the model's weights; each
+    takes its part of the batches, and all return the whole. Batches never cross a shard, so that a shard's
+    bytes depend on its own rows only.
     """
     n, dim = len(examples), transform.projection.dim
-    features = {d.value: torch.empty(n, dim) for d in transform.directions}
-    norms = {d.value: torch.empty(n) for d in transform.directions}
+    features = {d.value: torch.zeros(n, dim) for d in transform.directions}
+    norms = {d.value: torch.zeros(n) for d in transform.directions}
 
     def run(batch: Sequence[TokenizedExample]) -> Accumulator:
         accumulator = Accumulator(transform, len(batch))
         engine.run(batch, accumulator.add)
         return accumulator
 
-    for index in engine.batches([e.n_tokens for e in examples], token_budget):
+    batches = engine.batches([e.n_tokens for e in examples], token_budget)
+    own = batches[together.rank :: together.size]
+    for index in own:
         batch = [examples[i] for i in index]
-        results = [accumulator.finish() for accumulator in halving(batch, run)]
+        parts = halving(batch, run) if together.size == 1 else [run(batch)]
+        results = [accumulator.finish() for accumulator in parts]
         for direction in features:
             features[direction][index] = torch.cat([f[direction] for f, _ in results]).cpu()
             norms[direction][index] = torch.cat([n[direction] for _, n in results]).cpu()
         done(batch)
+    if len(own) < -(-len(batches) // together.size):  # the others wait for this process's weights once more
+        engine.run([min(examples, key=lambda e: e.n_tokens)], lambda name, gradients: None)
     for direction in features:
+        features[direction] = together.all_reduce(features[direction])  # zeros where others have their rows
+        norms[direction] = together.all_reduce(norms[direction])
         features[direction][~torch.isfinite(norms[direction])] = 0
     return features, norms
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Optional, TypeAlias
+from typing import Any, Optional, TypeAlias
 
 from omegaconf import OmegaConf
 
@@ -23,6 +23,7 @@ from gtp_exp.launch import fork_server, heartbeat
 from gtp_exp.launch.fork_server import ForkedJob
 from gtp_exp.launch.heartbeat import JobWatch
 from gtp_exp.launch.parent import die_with_parent
+from gtp_exp.launch.sharding import Sharding, read_sharding
 
 GRACE_S = 20.0  # seconds that a worker has to write its state before it is killed
 TIMED_OUT = 124  # exit status, the same as that of timeout(1)
@@ -65,7 +66,7 @@ class Launch:
             raise UserError(
                 f"launch.config_file={self.config_file} does not exist; `accelerate config` writes one"
             )
-        _ = self.machines  # reads the file
+        _ = self.machines, self.sharding  # reads the file
 
     def environment(self) -> dict[str, str]:
         """Return the environment variables that all workers share."""
@@ -103,16 +104,30 @@ class Launch:
         Each of them gets the same command and a `config_file` of its own, which differs in the machine's
         rank. Raises UserError for a file that Accelerate could not read.
         """
+        return int(self._accelerate().get("num_machines") or 1)
+
+    @property
+    def sharding(self) -> Sharding | None:
+        """Return how the processes share the weights of a model, as `config_file` says; None if not at all.
+
+        Raises UserError for what this project does not support.
+        """
+        sharding = read_sharding(self._accelerate(), str(self.config_file))
+        return sharding if self.num_processes > 1 else None
+
+    def _accelerate(self) -> dict[str, Any]:
+        """Return the content of `config_file`; nothing where there is none."""
         if self.config_file is None:
-            return 1
+            return {}
         try:
-            settings = OmegaConf.load(Path(self.config_file).expanduser())
-            return int(OmegaConf.select(settings, "num_machines") or 1)
+            settings: Any = OmegaConf.to_container(OmegaConf.load(Path(self.config_file).expanduser()))
+            int(settings.get("num_machines") or 1)
         except Exception as error:  # whatever the YAML library finds wrong with it
             raise UserError(
                 f"launch.config_file={self.config_file} is not a configuration of Accelerate "
                 f"({first_line(error)}); `accelerate config` writes one"
             ) from error
+        return settings
 
     def watch(self, directory: Path) -> JobWatch:
         """Return a watch over the job whose run folder is `directory`, with this job's limits in seconds."""

@@ -18,12 +18,14 @@ from safetensors import SafetensorError
 from gtp_exp.data.tokenization import chat_template_hash, ensure_chat_template
 from gtp_exp.errors import UserError, check_installed, first_line
 from gtp_exp.files import MANIFEST, read_sealed
+from gtp_exp.launch.sharding import Sharding
 from gtp_exp.model.attention import Attention, check_attention
 from gtp_exp.model.builtin import SMOLLM2_HUB, convert_gguf, make_once, packaged_smollm2, write_tiny
 from gtp_exp.model.device import Precision, check_precision, choose_dtype
 from gtp_exp.model.identity import own_code, weights_fingerprint
 from gtp_exp.model.lora import LoRA, attach, layers_to_adapt
 from gtp_exp.model.quantized import Quantization, compute_dense, loading_options, package_version
+from gtp_exp.model.sharding import shard
 
 log = logging.getLogger(__name__)
 
@@ -104,12 +106,19 @@ class Model:
     tokenizer: Any
     identity: Mapping[str, Any]  # what the weights, template and precision are: enters cache keys
     n_embeddings: Optional[int] = None  # token ids from here on have none; None: unknown
+    sharding: Optional[Sharding] = None  # of the layers' weights among processes; None: each holds them all
 
     def load(self) -> LoadedModel:
         """Return the untuned model, in eval mode."""
-        return self._load(self.location, self.config.revision, self.dtype)
+        return self._placed(self._load(self.location, self.config.revision, self.dtype))
 
-    def _load(self, location: str, revision: str | None, dtype: torch.dtype) -> LoadedModel:
+    def _placed(self, model: Any) -> LoadedModel:
+        """Return a model from `_load`, with any adapters, on the device, in eval mode."""
+        if self.sharding is not None:  # before the whole of it would have to fit the device
+            shard(model, self.sharding, self.device, self.config.name_or_path)
+        return LoadedModel(self._on_device(model).eval(), self.tokenizer, self.config.max_length, self.dtype)
+
+    def _load(self, location: str, revision: str | None, dtype: torch.dtype) -> Any:
         from transformers import AutoModelForCausalLM
 
         try:
@@ -130,9 +139,12 @@ class Model:
                 "them elsewhere and call save_pretrained)"
             ) from error
         compute_dense(model)
-        if self.config.quantization is Quantization.NONE:
-            model = model.to(self.device)  # else it is there
-        return LoadedModel(model.eval(), self.tokenizer, self.config.max_length, self.dtype)
+        return model if self.sharding is not None else self._on_device(model)
+
+    def _on_device(self, model: Any) -> Any:
+        if self.config.quantization is not Quantization.NONE:
+            return model  # it is there
+        return model.to(self.device)
 
     def _further_options(self, dtype: torch.dtype) -> dict[str, Any]:
         quantization, attention = self.config.quantization, self.config.attention
@@ -145,20 +157,18 @@ class Model:
         """Return the model as it starts training: with a fresh LoRA (B = 0, A seeded), or all trainable."""
         lora = self.config.lora
         if lora is None:  # fp32 master weights; the computation is in bf16 under autocast
-            return self._load(self.location, self.config.revision, torch.float32)
-        loaded = self.load()
-        model = attach(loaded.model, lora, seed, self.config.name_or_path)
-        return LoadedModel(model.eval(), self.tokenizer, loaded.max_length, self.dtype)
+            return self._placed(self._load(self.location, self.config.revision, torch.float32))
+        base = self._load(self.location, self.config.revision, self.dtype).eval()
+        return self._placed(attach(base, lora, seed, self.config.name_or_path))
 
     def load_tuned(self, adapter: Path) -> LoadedModel:
         """Return the model after fine-tuning, from what `save_tuned` wrote."""
         if self.config.lora is None:
-            return self._load(str(adapter), None, self.dtype)
+            return self._placed(self._load(str(adapter), None, self.dtype))
         from peft import PeftModel
 
-        loaded = self.load()
-        model = PeftModel.from_pretrained(loaded.model, str(adapter))
-        return LoadedModel(model.eval(), self.tokenizer, loaded.max_length, self.dtype)
+        base = self._load(self.location, self.config.revision, self.dtype).eval()
+        return self._placed(PeftModel.from_pretrained(base, str(adapter)))
 
 
 class ModelNotHere(UserError):

@@ -19,6 +19,7 @@ from gtp_exp.model.lora import base_model
 from gtp_exp.model.packed_attention import attention_per_sequence
 from gtp_exp.model.parameters import half_precision, in_float32
 from gtp_exp.model.rectangle import Rectangle
+from gtp_exp.model.sharding import is_sharded
 
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 _TOLERANCE = 1e-3  # of the logits in the l2 norm; in float32 rounding makes about 1e-6
@@ -104,8 +105,8 @@ def _cut(row: TokenizedExample, n: int) -> TokenizedExample:
 
 def _checked_in_float32(model: torch.nn.Module, rows: Sequence[TokenizedExample]) -> str | None:
     """Return the difference where rounding hides nothing: of a model in half precision on the same weights,
-    widened for the time being if memory allows."""
-    if not half_precision(model):
+    widened for the time being if memory allows, and if no other process has a part of them."""
+    if not half_precision(model) or is_sharded(model):
         return None
     try:
         with in_float32(model):

@@ -13,6 +13,7 @@ import torch
 from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.model.loading import LoadedModel
 from gtp_exp.model.packing import packing_obstacle
+from gtp_exp.model.sharding import is_sharded
 from gtp_exp.training.batches import Collate, RowOrder, TermsDataset, TrainingRows
 from gtp_exp.training.config import Optimizer, TrainConfig, micro_batch_size
 from gtp_exp.training.hooks import NO_HOOKS, Hooks
@@ -78,7 +79,8 @@ def finetune(
 
 def _may_pack(loaded: LoadedModel, rows: TrainingRows, processes: Processes) -> bool:
     """Say whether rows may lie end to end; else log why they are padded."""
-    reason = processes.broadcast(packing_obstacle(loaded.model, rows.examples) if processes.main else None)
+    asked = processes.main or is_sharded(loaded.model)  # of shared weights every process needs the others'
+    reason = processes.broadcast(packing_obstacle(loaded.model, rows.examples) if asked else None)
     if reason is not None:
         log.info("training pads its rows to the longest of a pass, for they cannot be packed: %s", reason)
     return reason is None

@@ -10,6 +10,7 @@ from enum import Enum
 import torch
 
 from gtp_exp.data.examples import TokenizedExample
+from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.engines.adapters import Adapters, find_adapters, has_adapters, refuse
 from gtp_exp.gradients.engines.base import AutogradEngine, GradientEngine
@@ -21,6 +22,7 @@ from gtp_exp.gradients.engines.packed import PackedEngine, packed_obstacle
 from gtp_exp.model.device import out_of_memory
 from gtp_exp.model.loss import Reduction
 from gtp_exp.model.parameters import half_precision, in_float32
+from gtp_exp.model.sharding import is_sharded
 
 _CHECKED = 8  # examples of the first batch that are compared
 _CHECKED_IN_HALF = 3  # again in half precision, where only gross errors can show
@@ -77,10 +79,12 @@ def choose_engine(
     requested: Engine,
     reduction: Reduction,
     token_budget: int | None,
+    processes: Processes = ALONE,
 ) -> EngineChoice:
     """Return the fastest allowed engine that passes the check. examples: those of the first shard.
 
-    It falls back from packed to padded, and from padded to one by one, with a warning that says why.
+    processes: that share the model's weights, and so have to choose together. It falls back from packed to
+    padded, and from padded to one by one, with a warning that says why.
     """
     kinds = [Engine.PACKED, Engine.HOOKS, Engine.AUTOGRAD]
     if requested is Engine.AUTOGRAD or (requested is Engine.AUTO and not has_adapters(model)):
@@ -90,18 +94,19 @@ def choose_engine(
     elif requested is Engine.COMPILED:
         kinds = [Engine.COMPILED, *kinds]
     longest = max(examples, key=lambda e: e.n_tokens)
-    kernel = fastest_kernel(model)
+    kernel = LinearKernel(processes.broadcast(fastest_kernel(model).value))
     for kind in kinds[:-1]:
         adapters = _lora(model, kind)
         packed = kind in (Engine.PACKED, Engine.COMPILED)
-        reason = packed_obstacle(model, adapters) if packed else hooks_obstacle(adapters)
+        reason, budget = packed_obstacle(model, adapters) if packed else hooks_obstacle(adapters), 0
         if reason is None:
             try:
                 engine = make_engine(kind, model, parameters, reduction=reduction, kernel=kernel)
                 budget = token_budget or choose_token_budget(engine, model, longest)
+                budget = min(processes.all_gather(budget))
                 first = [examples[i] for i in engine.batches([e.n_tokens for e in examples], budget)[0]]
                 checked = _CHECKED
-                if half_precision(model):
+                if half_precision(model) and not is_sharded(model):
                     reason = _check_in_float32(kind, model, parameters, first, reduction)
                     checked = _CHECKED_IN_HALF
                 reason = reason or check_engine(engine, model, parameters, first, reduction, at_most=checked)
@@ -110,9 +115,9 @@ def choose_engine(
             # Whatever an unforeseen model does to the engine, the next one may still be exact.
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}"
-            else:
-                if reason is None:
-                    return EngineChoice(kind, kernel, budget)
+            reason = next((r for r in processes.all_gather(reason) if r is not None), None)
+            if reason is None:
+                return EngineChoice(kind, kernel, budget)
         warnings.warn(
             f"engine {kind.value} does not fit this model, a slower one is used: {reason}", stacklevel=3
         )

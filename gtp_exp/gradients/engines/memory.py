@@ -14,6 +14,7 @@ from gtp_exp.data.examples import TokenizedExample
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.engines.base import GradientEngine
 from gtp_exp.model.device import out_of_memory
+from gtp_exp.model.sharding import local_part
 
 # Larger batches gain little once the matrix products are saturated: on a CPU with a thousand tokens, on a GPU
 # with many more, where a small model's products are over before the next ones are asked for.
@@ -38,7 +39,8 @@ def choose_token_budget(engine: GradientEngine, model: torch.nn.Module, probe: T
 
 def saved_bytes(engine: GradientEngine, model: torch.nn.Module, example: TokenizedExample) -> int:
     """Return the bytes of activations that autograd keeps for one example, each storage counted once."""
-    weights = {t.untyped_storage().data_ptr() for t in itertools.chain(model.parameters(), model.buffers())}
+    tensors = map(local_part, itertools.chain(model.parameters(), model.buffers()))
+    weights = {t.untyped_storage().data_ptr() for t in tensors}
     saved: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
