@@ -73,6 +73,13 @@ class Until(Enum):
     SELECTION = "selection"  # nothing is trained: to look at what selectors choose
 
 
+class EvalBackend(Enum):
+    """Names what generates and scores in lm-eval's tests."""
+
+    HF = "hf"  # the model in this process
+    VLLM = "vllm"  # has no implementation yet, and is refused
+
+
 @dataclass(frozen=True)
 class Settings:
     """Holds the config keys outside any group."""
@@ -82,6 +89,7 @@ class Settings:
     until: Until
     eval_batch_size: int
     validation: Validation = Validation()  # what `until=validation` holds back
+    eval_backend: EvalBackend = EvalBackend.HF
 
     @property
     def held_back(self) -> Validation | None:
@@ -91,6 +99,11 @@ class Settings:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed={self.seed} must lie between 0 and 4294967295")
+        if self.eval_backend is EvalBackend.VLLM:
+            raise UserError(
+                "eval_backend=vllm is not implemented: it needs a GPU, the package vllm and lm-eval's class "
+                "for it with the tuned adapter; set eval_backend=hf"
+            )
         if self.eval_batch_size < 1:
             raise UserError(f"eval_batch_size={self.eval_batch_size} must be at least 1; 16 is usual")
 

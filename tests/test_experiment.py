@@ -258,6 +258,7 @@ def test_the_run_directory_explains_itself(first, outputs):
         (["budget=rows", "budget.amount=500"], "500 rows"),
         (["seed=-1"], "seed=-1"),
         (["eval_batch_size=0"], "eval_batch_size=0"),
+        (["eval_backend=vllm"], "eval_backend=vllm is not implemented"),
         (["gradients.warmup.use_weights=true"], "use_weights"),
         (["benchmark=jsonl_choice", "benchmark.test=missing.jsonl"], "missing.jsonl"),
     ],

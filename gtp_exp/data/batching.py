@@ -8,16 +8,25 @@ import torch
 
 from gtp_exp.data.examples import IGNORE, TokenizedExample
 
+_USUAL_TOKENS = 1024  # of a row; of longer ones fewer share a batch
+
 
 def length_sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """Return every index once, in batches of at most `batch_size`, rows of equal length in their order.
 
-    The longest rows come first, so that memory runs out at once or never.
+    The longest rows come first, so that memory runs out at once or never. With padding a batch holds no more
+    tokens than `batch_size` rows of 1024, but for a single row that has more.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    batches = []
+    while order:
+        fits = max(1, batch_size * _USUAL_TOKENS // max(1, lengths[order[0]]))
+        size = min(batch_size, fits)
+        batches.append(order[:size])
+        order = order[size:]
+    return batches
 
 
 def pad_collate(examples: Sequence[TokenizedExample], pad_id: int) -> dict[str, torch.Tensor]:

@@ -22,7 +22,17 @@ from gtp_exp.leaderboard.references import references_of
 from gtp_exp.leaderboard.variants import ABSENT, alike, is_under, variant_labels
 
 # Where a run reports, how it was started and how far it went changes no number.
-NO_EFFECT = ("tracking", "launch", "outputs", "hydra", "until", "validation", "eval_batch_size", "tests")
+NO_EFFECT = (
+    "tracking",
+    "launch",
+    "outputs",
+    "hydra",
+    "until",
+    "validation",
+    "eval_batch_size",
+    "eval_backend",
+    "tests",
+)
 # How much is held in memory at a time changes no number, in the selectors of this project.
 FIT_MEMORY: tuple[str, ...] = ("gradients.token_budget", "gradients.shard_rows")
 FIT_MEMORY_OF_OURS: tuple[str, ...] = ("selector.batch_size", "selector.chunk_rows", "selector.memory_gib")

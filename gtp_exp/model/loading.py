@@ -205,7 +205,9 @@ def prepare(config: ModelConfig, cache_root: Path, device: torch.device, *, make
     context = getattr(architecture, "max_position_embeddings", config.max_length)
     if config.max_length > context:
         raise UserError(
-            f"model.max_length={config.max_length} exceeds the model's context of {context} tokens"
+            f"model.max_length={config.max_length} exceeds the model's context of {context} tokens "
+            f"(max_position_embeddings in its config.json): set model.max_length={context} or less, or take "
+            "a model that was made for longer rows"
         )
     ensure_chat_template(tokenizer, config.system_prompt)
     if config.system_prompt is not None:

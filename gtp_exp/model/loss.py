@@ -1,20 +1,23 @@
 """Compute the one token loss, next-token cross-entropy at labels, for training, tests and gradients.
 
-`token_nll` is the loss; everything else here gathers the positions that it is computed at. The reference
-gradient at the end, by autograd at batch size 1, defines what exact means.
+`token_nll` is the loss; everything else here gathers the positions that it is computed at (labelled.py
+computes the logits there, a few at a time). The reference gradient at the end, by autograd at batch size 1,
+defines what exact means.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from gtp_exp.data.examples import IGNORE, TokenizedExample
+from gtp_exp.model.labelled import labelled_nll, takes_logits_to_keep, token_nll, vocabulary_size
+
+# Logits of all positions up to which the reference lets the model compute them: 256 MiB in float32.
+_WHOLE_LOGITS = 1 << 26
 
 
 class Reduction(Enum):
@@ -22,27 +25,6 @@ class Reduction(Enum):
 
     MEAN = "mean"  # over the example's completion tokens
     SUM = "sum"
-
-
-def token_nll(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Return the negative log-likelihood of each token, in nats, [n] in float32 or wider.
-
-    logits: [n, vocabulary], each row the prediction of its token; tokens: int64 [n].
-    """
-    # As the models of transformers do before the softmax.
-    wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    return F.cross_entropy(wide, tokens, reduction="none")
-
-
-def labelled_nll(
-    model: Any, inputs: Mapping[str, Any], labels: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the negative log-likelihood of each labelled token of a batch [n], and the row of each [n].
-
-    inputs and labels: as `labelled_logits` takes them.
-    """
-    logits, row, column = labelled_logits(model, inputs, labels)
-    return token_nll(logits, labels[row, column]), row
 
 
 def row_nats(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -61,8 +43,8 @@ def part_nats(model: Any, inputs: Mapping[str, torch.Tensor], parts: torch.Tenso
     """
     labels = inputs["labels"]
     rest = {name: value for name, value in inputs.items() if name != "labels"}
-    logits, row, column = labelled_logits(model, rest, labels)
-    nll = token_nll(logits, labels[row, column]).double().cpu()
+    nll, row, column = labelled_nll(model, rest, labels)
+    nll = nll.double().cpu()
     row, column, parts = row.cpu(), column.cpu(), parts.cpu()
     totals = torch.zeros(len(labels), int(parts.max()) + 1, dtype=torch.float64)
     return totals.index_put((row, parts[row, column]), nll, accumulate=True)
@@ -100,22 +82,19 @@ def reference_gradients(
 ) -> dict[str, torch.Tensor]:
     """Return the gradient of one example's loss by parameter name, by plain autograd: the reference.
 
-    The model is run untouched over the whole example, and computes its logits at every position.
+    The model is run untouched over the whole example, and computes its logits at every position; of a long
+    example at labelled positions, for all of them would be the largest tensor by far.
     """
     device = next(iter(parameters.values())).device
-    logits = model(input_ids=torch.tensor([example.input_ids], device=device), use_cache=False).logits[0]
-    positions, tokens = label_positions(example)
-    nll = token_nll(logits[positions], torch.tensor(tokens, device=device))
+    inputs = {"input_ids": torch.tensor([example.input_ids], device=device), "use_cache": False}
+    if example.n_tokens * vocabulary_size(model) > _WHOLE_LOGITS:
+        nll, _, _ = labelled_nll(model, inputs, torch.tensor([example.labels], device=device))
+    else:
+        positions, tokens = label_positions(example)
+        nll = token_nll(model(**inputs).logits[0, positions], torch.tensor(tokens, device=device))
     loss = nll.mean() if reduction is Reduction.MEAN else nll.sum()
     gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     return {
         name: torch.zeros_like(parameter) if gradient is None else gradient
         for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True)
     }
-
-
-def takes_logits_to_keep(model: Any) -> bool:
-    """Return whether the model can be asked for its logits at some positions only."""
-    inner = getattr(model, "module", model)  # without the wrapper of data-parallel training, and PEFT's
-    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-    return "logits_to_keep" in inspect.signature(inner.forward).parameters

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers.utils.import_utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from gtp_exp.model.rectangle import Rectangle
@@ -23,6 +24,8 @@ _VARIABLE_LENGTH = {
 # In half precision on a CPU, torch's fused attention takes three times as long as its three products written
 # out, up to the length where the square of it no longer fits the cache.
 _WRITTEN_OUT_UP_TO = 512
+# Values of a mask (a square of 2048 tokens) above which attention that needs one goes by blocks of queries.
+_MASK_VALUES = 1 << 22
 
 
 @contextlib.contextmanager
@@ -129,6 +132,8 @@ def _attend(
 
     def attended(*parts: torch.Tensor) -> torch.Tensor:
         n = parts[0].shape[2]
+        if n * n > _MASK_VALUES and (own == "eager" or n > window):
+            return _by_blocks(lambda *block: function(module, *block, **kwargs)[0], parts, window, own)
         mask = None  # which the fused functions take as causal
         if own == "eager":
             mask = _additive_mask(n, window, query.dtype, query.device)
@@ -161,6 +166,36 @@ def _visible(n: int, window: int, device: torch.device) -> torch.Tensor:
 def _additive_mask(n: int, window: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     hidden = ~_visible(n, window, device)
     return torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, torch.finfo(dtype).min)
+
+
+def _by_blocks(
+    attend: Callable[..., torch.Tensor], parts: Sequence[torch.Tensor], window: int, own: str
+) -> torch.Tensor:
+    """Return `attend` of query, key and value [b, heads, n, d], as [b, n, heads, d], in memory linear in n.
+
+    A block of queries takes the keys that its window reaches, under a mask of their own; the backward pass
+    computes each block again. attend: of query, key, value and mask.
+    """
+    query, key, value = parts
+    n, additive = query.shape[2], own == "eager"
+    size = max(1, _MASK_VALUES // min(n, window))
+
+    def block(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        # The last query sees the last key.
+        distance = torch.arange(q.shape[2], device=q.device).unsqueeze(1) + (k.shape[2] - q.shape[2])
+        distance = distance - torch.arange(k.shape[2], device=q.device)
+        mask = ((distance >= 0) & (distance < window)).view(1, 1, *distance.shape)
+        if additive:
+            mask = q.new_zeros(mask.shape).masked_fill_(~mask, torch.finfo(q.dtype).min)
+        return attend(q, k, v, mask)
+
+    outputs = []
+    for start in range(0, n, size):
+        rows, seen = slice(start, start + size), slice(max(0, start - window + 1), start + size)
+        outputs.append(
+            checkpoint(block, query[:, :, rows], key[:, :, seen], value[:, :, seen], use_reentrant=False)
+        )
+    return torch.cat(outputs, dim=1)
 
 
 class _WrittenOut(torch.autograd.Function):

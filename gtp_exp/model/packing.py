@@ -15,6 +15,7 @@ import torch
 
 from gtp_exp.data.examples import IGNORE, TokenizedExample
 from gtp_exp.model.device import out_of_memory
+from gtp_exp.model.labelled import takes_logits_to_keep
 from gtp_exp.model.lora import base_model
 from gtp_exp.model.packed_attention import attention_per_sequence
 from gtp_exp.model.parameters import half_precision, in_float32
@@ -124,13 +125,31 @@ def _difference(model: torch.nn.Module, rows: Sequence[TokenizedExample]) -> str
     packed = lay_end_to_end(rows)
     inputs = {"input_ids": [packed.tokens], "position_ids": [packed.positions]}
     inputs = {name: torch.tensor(values, device=device) for name, values in inputs.items()}
+    compared = [_ends(row.n_tokens, device) for row in rows]
+    places = [start + places for (start, _), places in zip(packed.bounds, compared, strict=True)]
     with rows_apart(model, packed.bounds) as extra:
-        together = model(**inputs, **extra).logits[0].float()
+        together = _logits_at(torch.cat(places), model, **inputs, **extra)
     tolerance = _HALF_TOLERANCE if half_precision(model) else _TOLERANCE
-    for row, (start, end) in zip(rows, packed.bounds, strict=True):
+    parts = together.split([len(places) for places in compared])
+    for row, places, found in zip(rows, compared, parts, strict=True):
         tokens = torch.tensor([row.input_ids], device=device)
-        alone = model(input_ids=tokens, use_cache=False).logits[0].float()
-        error = float((together[start:end] - alone).norm() / alone.norm())
+        alone = _logits_at(places, model, input_ids=tokens, use_cache=False)
+        error = float((found - alone).norm() / alone.norm())
         if not error <= tolerance:
             return f"the logits of packed rows differ by {error:.1e} from those of a row alone"
     return None
+
+
+def _ends(n: int, device: torch.device) -> torch.Tensor:
+    """Return the first and the last positions of a row of n tokens; all of them where it is not long."""
+    positions = torch.arange(n, device=device)
+    if n <= 2 * _ENOUGH_TOKENS:
+        return positions
+    return torch.cat([positions[:_ENOUGH_TOKENS], positions[-_ENOUGH_TOKENS:]])
+
+
+def _logits_at(positions: torch.Tensor, model: Any, **inputs: Any) -> torch.Tensor:
+    """Return the logits of a single sequence at some positions, [n, vocabulary] in float32."""
+    if takes_logits_to_keep(model):
+        return model(**inputs, logits_to_keep=positions).logits[0].float()
+    return model(**inputs).logits[0, positions].float()

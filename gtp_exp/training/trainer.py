@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerCallback
 
 from gtp_exp.distributed import Processes
 from gtp_exp.errors import UserError
-from gtp_exp.model.loss import labelled_logits, token_nll
+from gtp_exp.model.loss import labelled_nll
 from gtp_exp.model.packing import rows_apart
 from gtp_exp.training.batches import RowOrder
 from gtp_exp.training.hooks import Hooks
@@ -51,8 +51,7 @@ class WeightedTrainer(Trainer):
             raise NotImplementedError("this Trainer trains, and evaluates nothing")
         weight, labels = inputs.pop("token_weight"), inputs.pop("labels")
         inputs.pop("size")
-        logits, row, column = labelled_logits(model, inputs, labels)
-        nll = token_nll(logits, labels[row, column])
+        nll, row, column = labelled_nll(model, inputs, labels)
         loss = (nll * weight[row, column]).sum() / num_items_in_batch * self.accelerator.num_processes
         if not torch.isfinite(loss):
             raise UserError(

@@ -53,6 +53,12 @@ def test_batches_hold_every_row_once_longest_first(batch_size):
     assert all(len(batch) == batch_size for batch in batches[:-1]) and len(batches[-1]) <= batch_size
 
 
+def test_long_rows_share_a_batch_as_far_as_its_tokens_go():
+    lengths = [1024] * 5 + [3000, 2048, 2048, 5, 9000]
+    found = [[lengths[i] for i in batch] for batch in length_sorted_batches(lengths, 4)]
+    assert found == [[9000], [3000], [2048, 2048], [1024] * 4, [1024, 5]]
+
+
 def test_no_rows_give_no_batches_and_a_batch_has_rows():
     assert length_sorted_batches([], 4) == []
     with pytest.raises(ValueError, match="batch_size=0"):

@@ -16,7 +16,7 @@ from gtp_exp.data.examples import TokenizedExample
 from gtp_exp.gradients.engines.adapters import Adapters
 from gtp_exp.gradients.engines.base import Consume, NotPerExample, pad
 from gtp_exp.model.lora import base_model
-from gtp_exp.model.loss import Reduction, labelled_nll
+from gtp_exp.model.loss import Reduction, labelled_logits, labelled_nll, token_nll
 
 
 class HooksEngine:
@@ -26,6 +26,8 @@ class HooksEngine:
 
     def __init__(self, model: torch.nn.Module, adapters: Adapters, reduction: Reduction) -> None:
         self._model, self._layers, self._reduction = base_model(model), adapters.layers, reduction
+        head = self._model.get_output_embeddings()
+        self._adapts_head = any(layer.module is head for layer in self._layers)
 
     def batches(self, lengths: Sequence[int], token_budget: int) -> list[list[int]]:
         """Return batches of neighbours in length."""
@@ -70,7 +72,12 @@ class HooksEngine:
         device = self._layers[0].a.weight.device
         padded = {name: part.to(device) for name, part in pad_collate(batch, pad_id=0).items()}
         inputs = {"input_ids": padded["input_ids"], "use_cache": False}
-        nll, row = labelled_nll(self._model, inputs, padded["labels"])
+        labels = padded["labels"]
+        if self._adapts_head:  # its inputs are told apart by row, so it must see whole rows
+            logits, row, column = labelled_logits(self._model, inputs, labels)
+            nll = token_nll(logits, labels[row, column])
+        else:
+            nll, row, _ = labelled_nll(self._model, inputs, labels)
         weights = torch.ones(len(row), dtype=torch.float64, device=device)
         if self._reduction is Reduction.MEAN:
             weights /= row.bincount(minlength=len(batch))[row]

@@ -88,15 +88,17 @@ class _FrozenFunction(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, layer: torch.nn.Linear, kernel: LinearKernel) -> torch.Tensor:
         """Return the layer's output."""
         ctx.layer, ctx.kernel = layer, kernel
-        flat, weight = x.reshape(-1, x.shape[-1]), dense_weight(layer, x.dtype)
-        return kernel.apply(flat, weight, layer.bias).view(*x.shape[:-1], -1)
+        weight = dense_weight(layer, x.dtype)
+        y = kernel.apply(x.reshape(-1, x.shape[-1]), weight, layer.bias)
+        return y.view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         """Return the gradient of x."""
         g = gradients[0]
         weight = dense_weight(ctx.layer, g.dtype).t()
-        return ctx.kernel.apply(g.reshape(-1, g.shape[-1]), weight).view(*g.shape[:-1], -1), None, None
+        dx = ctx.kernel.apply(g.reshape(-1, g.shape[-1]), weight)
+        return dx.view(*g.shape[:-1], weight.shape[0]), None, None
 
 
 class _LoraFunction(torch.autograd.Function):

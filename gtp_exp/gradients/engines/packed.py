@@ -19,7 +19,7 @@ from gtp_exp.gradients.engines.compiled import compiled_norms
 from gtp_exp.gradients.engines.head import label_head
 from gtp_exp.gradients.engines.linear import LinearKernel, packed_linears
 from gtp_exp.model.lora import base_model
-from gtp_exp.model.loss import Reduction, label_positions, token_nll
+from gtp_exp.model.loss import Reduction, label_positions, labelled_nll
 from gtp_exp.model.packed_attention import attention_per_sequence
 from gtp_exp.model.packing import lay_end_to_end, mixing_layers
 from gtp_exp.model.quantized import has_dense_weight
@@ -68,8 +68,7 @@ class PackedEngine:
                 hidden = output[0].index_select(0, packing.labelled)
                 hidden.backward(self._head.gradient(hidden.detach(), packing.targets, packing.weights))
             else:
-                logits = self._model(**packing.inputs, **extra, logits_to_keep=packing.labelled).logits[0]
-                nll = token_nll(logits, packing.targets)
+                nll, _, _ = labelled_nll(self._model, {**packing.inputs, **extra}, packing.labels)
                 (nll * packing.weights.to(nll)).sum().backward()
 
 
@@ -90,6 +89,7 @@ class Packing:
             "position_ids": torch.tensor([laid.positions], device=device),
             "use_cache": False,
         }
+        self.labels = torch.tensor([laid.labels], device=device)
         self.labelled = torch.tensor(labelled, device=device)
         self.targets = torch.tensor(targets, device=device)
         self.weights = torch.tensor(weights, dtype=torch.float64, device=device)

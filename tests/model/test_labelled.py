@@ -1,0 +1,89 @@
+"""The loss of labelled tokens is that of all logits, whatever the head and in however many pieces."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_models import FAMILIES, base, make_examples, small, with_lora
+
+from gtp_exp.data.batching import pad_collate
+from gtp_exp.data.examples import IGNORE
+from gtp_exp.model import labelled
+from gtp_exp.model.labelled import labelled_nll, token_nll
+from gtp_exp.model.lora import base_model
+
+
+@pytest.fixture(params=["whole", "pieces"])
+def pieces(request, monkeypatch):
+    """Nothing is cut, or all is computed three tokens at a time."""
+    if request.param == "pieces":
+        monkeypatch.setattr(labelled, "_PIECE", 3 * 61)
+        monkeypatch.setattr(labelled, "_KEPT", 0)
+
+
+def plain(model, batch, labels):
+    """Return the same by all logits of the model."""
+    logits = model(**batch).logits
+    wanted = [(r, t) for r, row in enumerate(labels.tolist()) for t, y in enumerate(row) if t and y != IGNORE]
+    nll = [token_nll(logits[r, t - 1 : t], labels[r, t : t + 1]) for r, t in wanted]
+    return torch.cat(nll), wanted
+
+
+def compare(model):
+    """Hold losses and the gradient of a weighted sum of them to the plain ones, in float32, to 1e-6."""
+    batch = pad_collate(make_examples(6), 0)
+    labels = batch.pop("labels")
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    nll, row, column = labelled_nll(model, batch, labels)
+    expected, places = plain(model, batch, labels)
+    assert list(zip(row.tolist(), column.tolist(), strict=True)) == places
+    torch.testing.assert_close(nll, expected, rtol=1e-6, atol=1e-6)
+    weights = torch.linspace(-1, 2, len(nll)) / len(nll)
+    found = torch.autograd.grad((nll * weights).sum(), list(trained.values()))
+    right = torch.autograd.grad((expected * weights).sum(), list(trained.values()))
+    largest = max(float(g.abs().max()) for g in right)
+    for name, ours, theirs in zip(trained, found, right, strict=True):
+        assert float((ours - theirs).abs().max()) <= 1e-6 * largest, name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_frozen_head(family, pieces):
+    compare(small(family))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2"])
+def test_a_trained_head_tied_to_the_embeddings_or_not(family, pieces):
+    compare(base(family).requires_grad_(True))
+
+
+def test_a_head_with_an_adapter(pieces):
+    compare(with_lora(base("llama"), targets=["q_proj", "lm_head"]))
+
+
+def test_without_gradients(pieces):
+    model = small("gemma2")
+    batch = pad_collate(make_examples(6), 0)
+    labels = batch.pop("labels")
+    with torch.inference_mode():
+        torch.testing.assert_close(labelled_nll(model, batch, labels)[0], plain(model, batch, labels)[0])
+
+
+def test_what_stands_around_the_head_stays(pieces):
+    """A hook on it, as a model of one's own may have, counts; what is put in its place is taken away."""
+    model = small("llama")
+    base_model(model).lm_head.register_forward_hook(lambda _, args, logits: logits + logits.sin())
+    before = {module: module.forward for module in model.modules()}
+    compare(model)
+    assert all(module.forward == forward for module, forward in before.items())
+    assert not any("forward" in vars(module) for module in base_model(model).modules())
+
+
+def test_a_batch_without_labels_has_no_losses_and_can_be_differentiated(pieces):
+    model = small("llama")
+    nll, row, column = labelled_nll(
+        model, {"input_ids": torch.tensor([[3, 4]])}, torch.tensor([[IGNORE, IGNORE]])
+    )
+    assert nll.shape == row.shape == column.shape == (0,)
+    nll.sum().backward()
+    # Zero, but there: data-parallel training waits for every one of them.
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters() if p.requires_grad)
