@@ -82,6 +82,7 @@ class Search:
                     f"{self.folder} holds the trials of '{there}', which are none of '{self.identity}'; give "
                     "another hydra.sweep.dir, or remove that folder"
                 )
+            assert storage is not None  # a study in memory is new
             optuna.delete_study(study_name=NAME, storage=storage)  # no job of it has ended
             study = create()
         study.set_user_attr(NAME, self.identity)
