@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from gtp_exp.data.benchmark import Mean
@@ -44,7 +44,7 @@ def build_boards(arguments: argparse.Namespace) -> str:
         loaded = replace(loaded, runs=tuple(with_validation_as_test(run) for run in loaded.runs))
     if arguments.choices or not any(run.record.metrics for run in loaded.complete):
         loaded = replace(loaded, runs=tuple(with_choice_judged(run) for run in loaded.runs))
-    now = datetime.now(timezone.utc)  # noqa: UP017  Python 3.10
+    now = datetime.now(UTC)
     if arguments.date_lm is not None:
         submission = date_lm.Submission(
             selector=arguments.date_lm_selector,

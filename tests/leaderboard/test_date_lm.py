@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from gtp_exp.leaderboard.date_lm import MethodType, Submission, row, write
 from gtp_exp.leaderboard.records import Run
 from gtp_exp.records.record import PoolSummary, RowCounts
 
-NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)  # noqa: UP017  Python 3.10
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 KEYS = [
     *("Rank", "Method", "Attribution Method Type", "Model", "Model Size", "Paper/Code/Contact Link"),
     *("MMLU", "GSM8K", "BBH"),
