@@ -20,12 +20,11 @@ def length_sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    batches = []
-    while order:
-        fits = max(1, batch_size * _USUAL_TOKENS // max(1, lengths[order[0]]))
-        size = min(batch_size, fits)
-        batches.append(order[:size])
-        order = order[size:]
+    batches, start = [], 0
+    while start < len(order):
+        fits = batch_size * _USUAL_TOKENS // max(1, lengths[order[start]])
+        batches.append(order[start : start + max(1, min(batch_size, fits))])
+        start += len(batches[-1])
     return batches
 
 

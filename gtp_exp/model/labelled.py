@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gtp_exp.data.examples import IGNORE
+from gtp_exp.model.lora import base_model
 
 # Values of the logits that are held at a time: 64 MiB in float32.
 _PIECE = 1 << 24
@@ -135,8 +136,7 @@ def takes_logits_to_keep(model: Any) -> bool:
 
 def _without_wrappers(model: Any) -> Any:
     """Return the model without the wrapper of data-parallel training, and PEFT's."""
-    inner = getattr(model, "module", model)
-    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    return base_model(getattr(model, "module", model))
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Optional, Union
+from typing import Any, ClassVar, Optional
 
 import torch
 
@@ -21,9 +21,7 @@ class LoRA:
     alpha: int = 16
     dropout: float = 0.0
     # Names, or `all-linear`: every linear layer but the output head.
-    target_modules: Union[str, list[str]] = field(  # noqa: UP007  OmegaConf's reader takes no other form
-        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"]
-    )
+    target_modules: str | list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
     last_layers: Optional[int] = None  # how many are adapted, from the last layer down; null: all of them
     use_rslora: bool = False  # scales by alpha / sqrt(r) in place of alpha / r (arXiv 2312.03732)
     use_dora: bool = False  # direction and magnitude of each output's weights apart (arXiv 2402.09353)
@@ -100,8 +98,11 @@ def attach(model: Any, lora: LoRA, seed: int, name: str) -> Any:
 
 def _targets(lora: LoRA, model: Any, layers: list[int] | None) -> str | list[str]:
     """Return target_modules as PEFT takes it: with the layers given it must be a list of names."""
-    if layers is None or not isinstance(lora.target_modules, str):
-        return lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    targets = lora.target_modules
+    if not isinstance(targets, str):
+        return list(targets)
+    if layers is None:
+        return targets
     head = model.get_output_embeddings()
     linear = [name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head]
     return sorted({name.rpartition(".")[2] for name in linear})
@@ -124,8 +125,6 @@ def _check_adapted(model: Any, lora: LoRA, wanted: list[int]) -> None:
         )
 
 
-def base_model(model: torch.nn.Module) -> Any:
+def base_model(model: Any) -> Any:
     """Return the transformers model with its adapters in place, without PEFT's wrapper."""
-    from peft import PeftModel
-
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -58,12 +58,13 @@ def compute_dense(model: torch.nn.Module) -> None:
     Its pass in eight bits rounds activations; its pass in four bits, on a CPU, repacks the weights for
     bfloat16 the first time that no gradient is asked for, and differentiates no more.
     """
-    for module in model.modules():
-        kind = _stored_as(module)
+    layer: Any
+    for layer in model.modules():
+        kind = _stored_as(layer)
         if kind == "Int8Params":
-            module.__class__ = _dense_int8()
+            layer.__class__ = _dense_int8()
         elif kind == "Params4bit":
-            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  no Tensor, no Module
+            layer.support_avx512bf16_for_cpu = False
 
 
 @functools.cache
