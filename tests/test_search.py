@@ -54,7 +54,7 @@ class Jobs:
 
     def __init__(self, function=parabola, interrupted_at=math.inf):
         self.function, self.interrupted_at = function, interrupted_at
-        self.tried, self.batches = [], []
+        self.tried, self.batches, self.interrupted = [], [], None
 
     def launch(self, job_overrides, initial_job_idx):
         self.batches.append(range(initial_job_idx, initial_job_idx + len(job_overrides)))
@@ -62,6 +62,7 @@ class Jobs:
 
     def job(self, values):
         if len(self.tried) >= self.interrupted_at:
+            self.interrupted = values
             raise KeyboardInterrupt
         self.tried.append(values)
         done = JobReturn()
@@ -125,10 +126,11 @@ def test_an_interrupted_search_tries_what_an_uninterrupted_one_would_have(tmp_pa
 
 def test_a_search_by_cmaes_goes_on(tmp_path):
     """It draws by the numbers of trials, and those of an interrupted one are not used again."""
+    first, jobs = Jobs(interrupted_at=4), Jobs()
     with pytest.raises(KeyboardInterrupt):
-        search(tmp_path, Jobs(interrupted_at=4), n_trials=6, sampler=Sampler.cmaes)
-    jobs = Jobs()
+        search(tmp_path, first, n_trials=6, sampler=Sampler.cmaes)
     assert search(tmp_path, jobs, n_trials=6, sampler=Sampler.cmaes)["trials"] == 6 and len(jobs.tried) == 2
+    assert jobs.tried[0] == first.interrupted
 
 
 def test_jobs_are_launched_in_batches(tmp_path):
