@@ -71,7 +71,7 @@ class Jobs:
         """Return a job once it has come to the end of `text`, from where on it waits."""
         job = self.start(f"{text}\nopen('{self.folder}/here', 'w').close()\nimport time; time.sleep(60)")
         end = time.monotonic() + 30
-        while not (self.folder / "here").exists():
+        while not (self.folder / "here").exists() or job.pid is None:  # a job may be there before it is told
             assert job.poll() is None and time.monotonic() < end
             time.sleep(0.01)
         (self.folder / "here").unlink()
