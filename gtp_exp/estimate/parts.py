@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from gtp_exp.config import build, describe
-from gtp_exp.data.benchmark import Benchmark, EvalTask, SplitsPool, described
+from gtp_exp.data.benchmark import HELD_OUT_LOSS, Benchmark, EvalTask, SplitsPool, described
 from gtp_exp.data.examples import Example, Pool, TokenizedExample
 from gtp_exp.data.hashing import content_hash
 from gtp_exp.data.sources.base import DataSource, NearCopies
@@ -157,7 +157,7 @@ class Parts:
             *("benchmark", id(benchmark), tests),
         )
         key = fingerprint(job["benchmark"])
-        target, tasks = rows or ((Unread(key, ()),), (EvalTask(key, "", {}, None),) * tests)
+        target, tasks = rows or ((Unread(key, ()),), (_unread_test(key),) * tests)
         return _Rows(pool, target, tasks), why
 
     def _further(self, job: Job, experiment: Experiment) -> tuple[dict[str, Benchmark], dict[str, str]]:
@@ -170,7 +170,7 @@ class Parts:
             tasks, why = self._once(reading, "further", id(benchmark)) if tests else ((), "")
             if why:
                 unread_tests[name] = why
-                tasks = (EvalTask(fingerprint(job["tests"][name]), "", {}, None),)
+                tasks = (_unread_test(fingerprint(job["tests"][name])),)
             further[name] = _Rows(Pool((), {}), None, tuple(tasks))
         return further, unread_tests
 
@@ -271,6 +271,11 @@ def _unread_pool(job: Job, why: str, run: Earlier | None, held_out: int) -> tupl
         n -= held_out
     note = f"{n:,} rows ({place}, {why}), {tokens:,} tokens a row ({how})"
     return (Unread(key, (), tokens=tokens, at_most=run is None, note=note),) * n
+
+
+def _unread_test(key: str) -> EvalTask:
+    """Return what stands for tests that are not on this machine: no task that lm-eval would look for."""
+    return EvalTask(key, HELD_OUT_LOSS, {}, None)
 
 
 def published_rows(node: Mapping[str, Any]) -> tuple[int, str]:
