@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,24 @@ def run(
             job.kill()
             raise subprocess.TimeoutExpired(line, timeout or 0.0)
         return subprocess.CompletedProcess(line, job.exitcode, *(file.read_text() for file in files))
+
+
+def start(function: Callable[..., None], *arguments: Any, env: Mapping[str, str] | None = None) -> Any:
+    """Call a function of a module in a process of its own, and return that (a multiprocessing.Process).
+
+    env: its variables; those of this process by default. What it complains of is printed here.
+    """
+    context = _server() if sys.platform == "linux" else multiprocessing.get_context("spawn")
+    process = context.Process(target=_call, args=(function, arguments, dict(env or os.environ)))
+    process.start()
+    return process
+
+
+def _call(function: Callable[..., None], arguments: Sequence[Any], environment: Mapping[str, str]) -> None:
+    """Call a function in the process that has just been started for it."""
+    os.environ.clear()
+    os.environ.update(environment)
+    function(*arguments)
 
 
 @cache

@@ -11,7 +11,7 @@ from options import option
 
 import gtp_exp.api.start  # noqa: F401  the configuration's `${home:...}` is its
 from gtp_exp.config import build
-from gtp_exp.data.generation import _bundled_tasks
+from gtp_exp.data.generation import bundled_tasks
 from gtp_exp.estimate.__main__ import estimate
 from gtp_exp.estimate.jobs import compose_jobs
 from gtp_exp.estimate.walk import POOL, WARMUP, plan
@@ -52,9 +52,9 @@ def options(name, group):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_job_builds_and_a_dry_run_tells_its_size(name):
     names = [job["names"] for job in jobs_of(name)]
-    _bundled_tasks.cache_clear()
+    bundled_tasks.cache_clear()
     text = estimate(configs(name), names)
-    assert _bundled_tasks.cache_info().misses == 0  # lm-eval would read 14,000 files for seconds
+    assert bundled_tasks.cache_info().misses == 0  # lm-eval would read 14,000 files for seconds
     assert text.startswith(f"{len(names)} jobs: ") and text.endswith("nothing was started")
     assert "\ntotal " in text and "\npool " in text and "\nbenchmark " in text
 

@@ -52,7 +52,7 @@ def _whole_config(task: EvalTask) -> Mapping[str, Any] | None:
     from lm_eval.tasks._yaml_loader import load_yaml
 
     if included is None:
-        entry = _bundled_tasks().get(task.name)
+        entry = bundled_tasks().task_index.get(task.name)
         if entry is None or entry.kind is not Kind.TASK or entry.yaml_path is None:
             return None
         included = entry.yaml_path
@@ -66,8 +66,8 @@ def _whole_config(task: EvalTask) -> Mapping[str, Any] | None:
 
 
 @functools.cache
-def _bundled_tasks() -> Mapping[str, Any]:
-    """Return lm-eval's index of its own tasks by name; to make it, lm-eval reads ten thousand files."""
+def bundled_tasks() -> Any:
+    """Return lm-eval's manager of its own tasks, made once: lm-eval reads 14,000 files for it, in 7 s."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager().task_index
+    return TaskManager()

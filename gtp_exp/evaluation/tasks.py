@@ -14,6 +14,7 @@ import torch
 
 from gtp_exp.data.benchmark import HELD_OUT_LOSS, EvalTask
 from gtp_exp.data.examples import TokenizedExample
+from gtp_exp.data.generation import bundled_tasks
 from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.errors import UserError, first_line
 from gtp_exp.evaluation.choice_loss import choice_loss, choice_parts
@@ -104,9 +105,10 @@ def _lm_eval(
     try:
         # lm-eval wants absolute data paths, which must not end up in a cache that others may copy.
         with tempfile.TemporaryDirectory() as scratch:
-            _render(task, Path(scratch))
-            # Indexing lm-eval's 13,000 bundled tasks takes 8 s: only when one is asked for.
-            manager = TaskManager(include_path=scratch, include_defaults=task.docs is None)
+            if _render(task, Path(scratch)):
+                manager = TaskManager(include_path=scratch, include_defaults=task.docs is None)
+            else:
+                manager = bundled_tasks()
             while True:
                 try:
                     output: Any = evaluator.simple_evaluate(
@@ -162,8 +164,9 @@ def _fitting(task: EvalTask, asked: Documents, fitting: Documents, max_length: i
     return kept
 
 
-def _render(task: EvalTask, folder: Path) -> None:
-    """Write the task as lm-eval reads it (JSON is YAML); a bundled task without overrides needs no file."""
+def _render(task: EvalTask, folder: Path) -> bool:
+    """Write the task as lm-eval reads it (JSON is YAML), and return whether there was need to: not for a
+    bundled task without overrides."""
     config: dict[str, Any] = dict(task.config)
     if task.docs is not None:
         data = {"test": _write_parquet(folder / "test.parquet", task.docs)}
@@ -179,6 +182,7 @@ def _render(task: EvalTask, folder: Path) -> None:
         config["include"] = str(Path(lm_eval.__file__).parent.parent / config["include"])
     if config:
         (folder / "task.yaml").write_text(json.dumps(config, ensure_ascii=False), encoding="utf-8")
+    return bool(config)
 
 
 def values_by_row(metrics: Mapping[str, float | str], rows: Sequence[Mapping[str, Any]]) -> ByRow:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import random
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from reliability.damage import Way, damage
@@ -214,29 +211,14 @@ def test_a_store_of_given_rows_is_shown_and_verified_too(tmp_path, capsys):
     assert "rows         2 (3 completion tokens)" in shown and "every checksum is right" in shown
 
 
-WORKER = """
-import sys
-from pathlib import Path
-from small_models import make_examples, small
-from test_store import ONE_BY_ONE, ROWS
-from gtp_exp.gradients.collect import collect
-from gtp_exp.gradients.checkpoints import load_checkpoint
-trajectory = [load_checkpoint(Path(p)) for p in sys.argv[2:]]
-collect(small(), make_examples(ROWS), trajectory, Path(sys.argv[1]), ONE_BY_ONE)
-"""
+def collect_there(directory: Path, trajectory, threads: int) -> None:
+    torch.set_num_threads(threads)
+    collect(small(), make_examples(ROWS), trajectory, directory, ONE_BY_ONE)
 
 
-def start(directory: Path, trajectory) -> subprocess.Popen:
-    here = Path(__file__).parent
-    paths = [str(here), str(here.parent), str(here.parents[1]), os.environ.get("PYTHONPATH", "")]
-    return subprocess.Popen(
-        [sys.executable, "-c", WORKER, str(directory), *(str(c.directory) for c in trajectory)],
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(paths),
-            "OMP_NUM_THREADS": str(torch.get_num_threads()),
-        },
-    )
+def start(directory: Path, trajectory):
+    """Collect in another process."""
+    return forked.start(collect_there, directory, trajectory, torch.get_num_threads())
 
 
 def test_a_killed_run_and_its_helper_write_the_bytes_of_an_undisturbed_one(tmp_path, trajectory):
@@ -247,15 +229,16 @@ def test_a_killed_run_and_its_helper_write_the_bytes_of_an_undisturbed_one(tmp_p
     try:
         deadline = time.monotonic() + 120
         while len(list(directory.glob("checkpoint-*/*.safetensors"))) < 5 and time.monotonic() < deadline:
-            assert all(w.poll() is None for w in workers)
+            assert all(w.is_alive() for w in workers)
             time.sleep(0.005)
-        workers[0].send_signal(signal.SIGKILL)
+        workers[0].kill()
         done_when_killed = len(list(directory.glob("checkpoint-*/*.safetensors")))
-        assert workers[1].wait(120) == 0
+        workers[1].join(120)
+        assert workers[1].exitcode == 0
     finally:
         for worker in workers:
             worker.kill()
-            worker.wait()
+            worker.join()
     assert 5 <= done_when_killed < 2 * ROWS
     assert shards(directory) == shards(tmp_path / "calm")
     assert GradientStore.open(directory).verify() == []
@@ -270,10 +253,10 @@ def test_a_run_killed_alone_goes_on_at_the_first_missing_shard(tmp_path, traject
     worker = start(directory, trajectory)
     deadline = time.monotonic() + 120
     while len(list(directory.glob("checkpoint-*/*.safetensors"))) < 5 and time.monotonic() < deadline:
-        assert worker.poll() is None
+        assert worker.is_alive()
         time.sleep(0.005)
     worker.kill()
-    worker.wait()
+    worker.join()
     finished = {
         p: p.stat().st_mtime_ns for p in directory.rglob("*.safetensors") if p.with_suffix(".json").is_file()
     }

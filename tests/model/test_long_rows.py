@@ -156,10 +156,10 @@ print(json.dumps([peak_memory() - before, len(names), float(loss.nats.sum()) / (
 
 
 @pytest.mark.slow
-def test_a_row_of_32768_tokens_fits_into_half_a_gibibyte():
-    """Its logits alone, in float32, would take that much, and one head's attention eight times as much."""
+def test_a_row_of_16384_tokens_fits_into_a_quarter_of_a_gibibyte():
+    """Its logits alone, in float32, would take that much, and one head's attention four times as much."""
     done = subprocess.run(
-        [sys.executable, "-c", PASSES, "32768"],
+        [sys.executable, "-c", PASSES, "16384"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
         capture_output=True,
         text=True,
@@ -167,6 +167,6 @@ def test_a_row_of_32768_tokens_fits_into_half_a_gibibyte():
     )
     assert done.returncode == 0, done.stderr
     peak, matrices, nats = json.loads(done.stdout.splitlines()[-1])
-    assert peak < 2**29
+    assert peak < 2**28
     assert matrices == 2 * 7  # A and B of seven linear layers
     assert nats > 1
