@@ -21,11 +21,13 @@ HERE = Path(__file__).resolve().parent
 # Folders and files whose tests need a model, jobs, several processes or many seconds. What takes longest
 # comes first, so that no process is left alone with it at the end. A single slow test is marked in its file.
 SLOW = (
-    *("test_command_line.py", "test_processes.py", "reliability", "test_experiments.py", "test_extending.py"),
+    *("test_notebook.py", "test_sharded_weights.py", "test_command_line.py", "test_processes.py"),
+    *("reliability", "test_experiments.py", "test_extending.py"),
     *("launch", "test_experiment.py", "estimate", "test_api.py", "selection/test_selectors.py", "gradients"),
     *("test_changed_files.py", "selection/test_distributed.py", "benchmarks", "selection/test_streaming.py"),
     *("selection/atoms/test_fused.py", "model", "training", "evaluation", "test_wheel.py"),
-    *("test_security.py", "test_search.py", "test_stages.py", "test_tracking.py", "test_gpu.py"),
+    *("test_security.py", "test_search.py", "test_sweeps.py", "test_validation.py", "test_stages.py"),
+    *("test_tracking.py", "test_gpu.py"),
     *("test_config_fuzz.py", "data/test_generation.py", "baselines/test_model_passes.py"),
     *("baselines/test_sentence_knn.py", "housekeeping"),
     *("export/test_product.py", "export/test_merge.py", "export/test_trainers.py"),

@@ -38,7 +38,6 @@ def check(table):
     )  # both have learned the form of the answer
 
 
-@pytest.mark.slow
 def test_the_notebook_runs_and_ends_with_a_table_of_finite_numbers(tmp_path):
     pytest.importorskip("trl", reason="pip install '.[notebook]'")
     try:

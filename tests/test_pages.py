@@ -25,6 +25,7 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)\n```", (ROOT / "docs" / page).read_text(), re.S)
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_stores_page_run_as_they_stand(tmp_path):
     (code,) = blocks("stores.md", "python")
     (commands,) = blocks("stores.md", "bash")
