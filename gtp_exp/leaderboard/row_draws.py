@@ -89,7 +89,9 @@ def _values(
     their mean is not the value that the record tells."""
     found = []
     for task in tasks:
-        of_task = run.record.metrics[task]
+        of_task = run.record.metrics.get(task)
+        if of_task is None:
+            return None
         name = str(of_task["headline"]) if metric == HEADLINE else metric
         values = rows.get(task, {}).get(name)
         if values is None:

@@ -11,6 +11,7 @@ from gtp_exp.data.benchmark import Mean
 from gtp_exp.errors import UserError
 from gtp_exp.leaderboard.board import Board
 from gtp_exp.leaderboard.comparability import Row, Table
+from gtp_exp.leaderboard.enough import enough
 from gtp_exp.leaderboard.metrics import (
     CONTENT,
     COPIES,
@@ -25,7 +26,7 @@ from gtp_exp.leaderboard.metrics import (
     row_weights,
 )
 from gtp_exp.leaderboard.notes import notes_on
-from gtp_exp.leaderboard.numbers import Numbers, Tested, rows_of_runs
+from gtp_exp.leaderboard.numbers import NO_NUMBERS, Numbers, Tested, rows_of_runs
 from gtp_exp.leaderboard.ranked_by import ranked_by
 from gtp_exp.leaderboard.ranking import ranked_block
 from gtp_exp.leaderboard.records import Run
@@ -46,7 +47,7 @@ def score(table: Table, *, metric: str | None, baseline: str, mean: Mean | None 
     evaluated = tuple(run for run in table.runs if run.record.metrics)
     tasks = tuple(sorted({task for run in evaluated for task in run.record.metrics}))
     weights, uncounted = row_weights([run.record for run in evaluated], mean)
-    by_row, damaged = rows_of_runs(evaluated)
+    by_row, damaged = rows_of_runs([*evaluated, *(run for row in table.references for run in row.runs)])
     tested = Tested(evaluated, tasks, weights, by_row)
     why = f"Ranked by {metric}, which was asked for." if metric and evaluated else ""
     if metric is None:
@@ -74,6 +75,11 @@ def score(table: Table, *, metric: str | None, baseline: str, mean: Mean | None 
     blocks.sort(key=lambda block: (block.n_selected, block.budget))
     untuned, untuned_differs = _untuned(table.runs, covered, metrics, weights)
     notes = notes_on(table, blocks, metrics, baseline)
+    if metrics:
+        of_all = tested.numbers(table.references, metrics[0])
+        references = {reference_label(row.label, row.runs): own for row, own in of_all.items()}
+        of_choices = {row: own.get(metrics[0].name, NO_NUMBERS) for row, own in numbers.items()}
+        notes += enough(blocks, of_choices, references, metrics[0])
     if uncounted:
         notes.append(
             "Means are over tasks, not over test rows, for no run tells the number of test rows of "

@@ -120,3 +120,38 @@ def test_the_curve_over_budgets_and_the_dots_have_a_line_at_its_value():
     assert dots is not None
     (line,) = [r for r in dots.references if r.label == "full, 750 steps"]
     assert line.at == dots.axis.at(1.2)
+
+
+def notes_by_accuracy(choices, of_all):
+    """Notes of a table of one selector; by budget and seed, and by seed, the accuracies on both tasks."""
+    runs = [
+        record("gtp", seed, budget=budget, chosen=["a"] * (1 if budget == "1pct" else 5), accuracy=accuracy)
+        for budget, by_seed in choices.items()
+        for seed, accuracy in enumerate(by_seed)
+    ]
+    (table,) = tables([*runs, *(full(seed, accuracy=accuracy) for seed, accuracy in enumerate(of_all))])
+    return score(table, metric="acc", baseline="random").notes
+
+
+def enough_notes(*values):
+    return [note for note in notes_by_accuracy(*values) if "Enough rows" in note]
+
+
+def test_the_smallest_budget_within_two_points_of_all_rows_is_told():
+    """Student's interval of +1, 0 and +0.5 points: 0.5 -+ 4.303 * 0.5 / sqrt 3; at 1pct they are -10, -11, -9."""
+    of_all = [0.80, 0.82, 0.81]
+    (note,) = enough_notes({"1pct": [0.70, 0.71, 0.72], "5pct": [0.81, 0.82, 0.815]}, of_all)
+    assert note == (
+        "Enough rows are those whose interval minus full, 750 steps lies above \u22122.0 pt: "
+        "gtp at 5pct (+0.5 pt [\u22120.7 pt, +1.7 pt])."
+    )
+    (note,) = enough_notes({"1pct": [0.70, 0.71, 0.72], "5pct": [0.82, 0.80, 0.81]}, of_all)
+    assert "no choice yet. Not shown for gtp at 5pct (0.0 pt [\u22125.0 pt, +5.0 pt])." in note
+    (note,) = enough_notes({"1pct": [0.80, 0.825, 0.81], "5pct": [0.70, 0.71, 0.72]}, of_all)
+    assert "gtp at 1pct (" in note and "5pct" not in note
+
+
+def test_one_seed_of_all_rows_shows_nothing_to_be_enough():
+    assert not enough_notes({"5pct": [0.81, 0.82, 0.815]}, [0.80])
+    losses = board([*CHOICES, full(0), full(1), full(2)])
+    assert not [note for note in losses.notes if "Enough" in note]  # a loss has no margin
