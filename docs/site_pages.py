@@ -35,7 +35,11 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are generated."""
     for page, source in PAGES.items():
-        files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
+        text = (ROOT / source).read_text(encoding="utf-8").replace('="docs/', '="')  # of pictures
+        text = "\n".join(
+            line for line in text.split("\n") if "img.shields.io" not in line
+        )  # nothing from elsewhere
+        files.append(File.generated(config, page, content=text))
     notebook = notebook_page(ROOT / "docs" / NOTEBOOK)
     files.append(File.generated(config, "notebook.md", content=notebook))
     selectors = {path.stem: selector_page(path) for path in sorted((ROOT / "conf/selector").glob("*.yaml"))}

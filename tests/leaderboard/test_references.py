@@ -138,7 +138,7 @@ def enough_notes(*values):
 
 
 def test_the_smallest_budget_within_two_points_of_all_rows_is_told():
-    """Student's interval of +1, 0 and +0.5 points: 0.5 -+ 4.303 * 0.5 / sqrt 3; at 1pct they are -10, -11, -9."""
+    """Student's interval of +1, 0 and +0.5 points: 0.5 -+ 4.303 * 0.5 / sqrt 3; -10, -11, -9 at 1pct."""
     of_all = [0.80, 0.82, 0.81]
     (note,) = enough_notes({"1pct": [0.70, 0.71, 0.72], "5pct": [0.81, 0.82, 0.815]}, of_all)
     assert note == (
