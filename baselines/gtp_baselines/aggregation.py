@@ -4,7 +4,9 @@ Target rows are grouped, and a candidate's similarity to a group is the mean ove
 
     mean         one group of all rows; the largest similarities are chosen
     max_subtask  one group per subtask; a candidate counts by its best subtask (LESS)
-    round_robin  every row is a group; in turn each chooses its most similar candidate that is left
+    round_robin  every row is a group; in turn each chooses its most similar candidate that is left. The
+                 turns are in an order that the seed draws: a budget that ends within a round would
+                 otherwise serve the rows that a file begins with, which are often of one kind
 
 Comparing selectors must not compare aggregations, so the option is theirs to set and ours to write once.
 Where the similarity is linear in the target (a cosine is, in unit vectors), only the groups' means are
@@ -75,13 +77,15 @@ def choose_by_similarity(
 
 
 def _round_robin(similarity: torch.Tensor, problem: SelectionProblem) -> torch.Tensor:
-    """Groups take turns in their order; as many candidates as the budget may need."""
+    """Groups take turns; as many candidates as the budget may need."""
+    assert problem.target is not None
+    turns = tie_order(problem.target, problem.seed).tolist()
     ties = tie_order(problem.candidates, problem.seed)
     left = similarity[:, ties].clone()  # a tie goes to the first, whatever the order of the pool
     wanted = problem.budget.rows(left.shape[1])
     order = torch.empty(left.shape[1] if wanted is None else wanted, dtype=torch.long)
     for turn in range(len(order)):
-        best = int(left[turn % len(left)].argmax())  # argmax gives the first of equals
+        best = int(left[turns[turn % len(turns)]].argmax())  # argmax gives the first of equals
         order[turn] = best
         left[:, best] = -torch.inf
     return ties[order]

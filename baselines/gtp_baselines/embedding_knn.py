@@ -28,6 +28,7 @@ class EmbeddingKNN(Selector):
     batch_size: int = 16  # of the forward pass; no part of the result
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.MODEL})
+    version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         check_fields(self, "selector")

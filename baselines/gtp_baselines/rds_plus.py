@@ -7,7 +7,8 @@ cosine that is left.
 Official code: github.com/hamishivi/automated-instruction-selection; pooling follows
 minimal_multitask/compute_influence_cosinesim.py (`--pooling weighted_mean`) at commit 13bcaf3, the turns
 get_top_influences.py at commit 06be5de. Ours: rows go through the model's own chat template, padding takes
-no part, and a target row whose best candidate is already taken chooses the next instead of losing its turn.
+no part, a target row whose best candidate is already taken chooses the next instead of losing its turn, and
+the turns are in an order drawn by the seed.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class RDSPlus(Selector):
     batch_size: int = 16  # of the forward pass; no part of the result
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.MODEL})
+    version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         check_fields(self, "selector")

@@ -5,14 +5,15 @@ rate of checkpoint t:
 
     s[j, i] = sum_t  eta_t / sum eta  <u(Gamma_t(g[t, i])), u(g[t, j])>
 
-Target rows take turns in their order, and each takes the candidate of its largest s that is left. Where LESS
+Target rows take turns, and each takes the candidate of its largest s that is left. Where LESS
 ranks by a subtask's mean, so that one kind of row may take the whole budget, here every target row is served.
 
 Official code: github.com/dcml-lab/targeted-instruction-selection at commit c1dc028; the turns follow
 selection/round_robin.py, the influence representation/less/compute_less_similarity.py. It puts a loss on the
-end of turn of target rows (common/data.py), unlike LESS. Ours: sketches of the gradients group, ties that
-fall by a hash of the text instead of the order of the pool, a budget of tokens, and in-domain, where no row
-can take turns with itself, the ranking by the mean similarity to the pool.
+end of turn of target rows (common/data.py), unlike LESS, and lets rows take turns in the order of their file.
+Ours: turns in an order drawn by the seed, sketches of the gradients group, ties that fall by a hash of the
+text instead of the order of the pool, a budget of tokens, and in-domain, where no row can take turns with
+itself, the ranking by the mean similarity to the pool.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class RoundRobin(Selector):
     target_end_of_turn: Weight = 1.0
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
+    version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         check_fields(self, "selector")

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, ClassVar, Optional
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,8 @@ class SentenceKNN(Selector):
     revision: Optional[str] = None
     aggregation: Aggregation = Aggregation.ROUND_ROBIN
     batch_size: int = 64  # of the forward pass; no part of the result
+
+    version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         check_installed("selector=sentence_knn", "sentence_transformers", extra="sentence")

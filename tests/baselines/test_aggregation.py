@@ -9,7 +9,7 @@ import torch
 from baseline_problems import problem, with_rows
 
 from gtp_baselines.aggregation import Aggregation, choose_by_similarity, group_target
-from gtp_baselines.ranking import rank
+from gtp_baselines.ranking import rank, tie_order
 from gtp_exp.selection.base import Budget, Unit
 
 
@@ -54,7 +54,8 @@ def test_max_subtask_ranks_by_the_best_subtask_mean(table, subtasks):
 @pytest.mark.parametrize("rows", [1, 4, 6, 15, 40])
 def test_in_round_robin_every_target_row_takes_its_best_row_that_is_left(table, rows):
     given = with_rows(problem(), rows)
-    queues = [table[j].argsort(descending=True).tolist() for j in range(6)]
+    turns = tie_order(given.target, given.seed).tolist()
+    queues = [table[j].argsort(descending=True).tolist() for j in turns]
     expected: list[int] = []
     while len(expected) < rows:
         queue = queues[len(expected) % 6]
@@ -73,6 +74,22 @@ def test_round_robin_serves_a_target_row_that_the_mean_would_ignore():
     assert 30 in choose_by_similarity(table, given, Aggregation.ROUND_ROBIN)[0]
     mean = grouped(table, given, Aggregation.MEAN)
     assert 30 not in choose_by_similarity(mean, given, Aggregation.MEAN)[0]
+
+
+def test_a_round_that_is_not_full_serves_no_row_for_its_place_in_the_file():
+    """Two rows for six target rows, each of which likes its own: every target row has a turn for some seed,
+    and another order of the target changes nothing."""
+    table = torch.zeros(6, 40)
+    table[range(6), range(6)] = 1.0
+    served = set()
+    for seed in range(20):
+        given = replace(with_rows(problem(), 2), seed=seed)
+        first = choose_by_similarity(table, given, Aggregation.ROUND_ROBIN)[0].tolist()
+        order = [3, 1, 5, 0, 2, 4]
+        moved = replace(given, target=[given.target[j] for j in order])
+        assert choose_by_similarity(table[order], moved, Aggregation.ROUND_ROBIN)[0].tolist() == first
+        served |= set(first)
+    assert served == set(range(6))
 
 
 @pytest.mark.parametrize("aggregation", Aggregation)

@@ -13,6 +13,7 @@ import gtp_exp
 from gtp_baselines.aggregation import Aggregation
 from gtp_baselines.gist import GIST
 from gtp_baselines.less import LESS
+from gtp_baselines.ranking import tie_order
 from gtp_baselines.round_robin import RoundRobin
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.features import MemoryFeatures
@@ -63,8 +64,9 @@ def test_in_round_robin_target_rows_take_turns_by_the_influence_of_less():
         targets = np.stack([unit(x) for x in array(given.target_gradients, t, "sgd")])
         influence += rate / sum(RATES) * targets @ rows.T
     left, expected = list(range(40)), []
+    turns = tie_order(given.target, given.seed).tolist()
     for turn in range(20):
-        expected.append(max(left, key=lambda i: influence[turn % 6, i]))
+        expected.append(max(left, key=lambda i: influence[turns[turn % 6], i]))
         left.remove(expected[-1])
     selection = RoundRobin().select(given)
     assert selection.indices.tolist() == expected

@@ -15,6 +15,7 @@ from gtp_baselines.embedding_knn import EmbeddingKNN
 from gtp_baselines.ifd import IFD, answer_header, last_answer, without_prompt
 from gtp_baselines.model_passes import Pooling, embed, labelled_loss, tokens_of
 from gtp_baselines.perplexity import LossRange, Perplexity
+from gtp_baselines.ranking import tie_order
 from gtp_baselines.rds_plus import RDSPlus
 from gtp_exp.data.examples import IGNORE, Example, Message, TokenizedExample
 from gtp_exp.data.tokenization import tokenize
@@ -130,9 +131,10 @@ def test_target_rows_take_their_nearest_neighbours_in_turn(selector, pooling, gi
     pool = embed(tokens_of(given.candidates, model), model, pooling=pooling, batch_size=8, label="test")
     target = embed(tokens_of(given.target, model), model, pooling=pooling, batch_size=8, label="test")
     cosine = (target @ pool.T).tolist()
+    turns = tie_order(given.target, given.seed).tolist()
     taken: list[int] = []
     for turn in range(10):
-        row = cosine[turn % len(cosine)]
+        row = cosine[turns[turn % len(turns)]]
         taken.append(max((i for i in range(30) if i not in taken), key=lambda i: row[i]))
     chosen = selector.select(given).indices.tolist()
     assert [4 if i == 17 else i for i in chosen] == [4 if i == 17 else i for i in taken]
