@@ -16,8 +16,8 @@ Official code: github.com/MNikdan/influence_distillation at commit fdd5210 (infd
 in turns and gives out no weights: the weights above come with `use_objective` and one p for the whole target,
 and of the paper only its beginning was at hand. Not here: its landmarks, which spread the p of 4,096 rows to
 all others by a kernel ridge regression on JVP embeddings, for here every row's gradient is stored; and the
-paper's second order, which the code lacks too. Ours: turns in the order of the target rows, not in a random
-one each round; Gamma with momentum, where the code scales by the second moment alone; the parameters that
+paper's second order, which the code lacks too. Ours: turns in one random order, not in another
+each round; Gamma with momentum, where the code scales by the second moment alone; the parameters that
 LoRA trains, not a subset of the MLPs'. In-domain the pool's mean is the one target row.
 """
 

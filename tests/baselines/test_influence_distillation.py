@@ -25,11 +25,11 @@ def slow_cosines(given, checkpoint):
     return np.array([[a @ b / np.linalg.norm(a) / np.linalg.norm(b) for b in y] for a in x])
 
 
-def slow_turns(p, ties, size):
+def slow_turns(given, p, ties, size):
     """In turn, each target row takes its best candidate left, first of equals."""
-    chosen: list[int] = []
+    turns, chosen = tie_order(given.target, given.seed).tolist(), []
     while len(chosen) < size:
-        column = p[:, len(chosen) % p.shape[1]]
+        column = p[:, turns[len(chosen) % len(turns)]]
         chosen.append(max((i for i in ties if i not in chosen), key=lambda i: column[i]))
     return chosen
 
@@ -40,14 +40,14 @@ def test_target_rows_take_turns(rows, checkpoint):
     given = with_rows(problem(), rows)
     p = slow_cosines(given, checkpoint)
     selection = InfluenceDistillation(checkpoint=checkpoint).select(given)
-    assert selection.indices.tolist() == slow_turns(p, range(40), rows)
+    assert selection.indices.tolist() == slow_turns(given, p, range(40), rows)
     assert selection.scores.tolist() == pytest.approx(p.max(1).tolist(), abs=1e-6)
     assert set(selection.weights.tolist()) == {1.0}
 
 
 def test_a_budget_in_tokens_cuts_the_turns():
     given = replace(problem(), budget=Budget(Unit.TOKENS, 200))
-    order = torch.tensor(slow_turns(slow_cosines(given, -1), range(40), 40))
+    order = torch.tensor(slow_turns(given, slow_cosines(given, -1), range(40), 40))
     expected = given.budget.take(order, given.n_tokens)
     assert torch.equal(InfluenceDistillation().select(given).indices, expected)
 
@@ -57,7 +57,7 @@ def test_copies_of_a_gradient_fall_by_their_texts():
     copied = tuple({d: m[torch.arange(40) % 4] for d, m in t.items()} for t in given.pool_gradients.matrices)
     given = replace(given, pool_gradients=replace(given.pool_gradients, matrices=copied))
     ties = tie_order(given.candidates, given.seed).tolist()
-    expected = slow_turns(slow_cosines(given, -1).round(6), ties, 12)
+    expected = slow_turns(given, slow_cosines(given, -1).round(6), ties, 12)
     assert InfluenceDistillation().select(given).indices.tolist() == expected
 
 
@@ -73,7 +73,9 @@ def test_copies_of_a_gradient_fall_by_their_texts():
 def test_the_rows_are_those_of_the_official_turns(rows, expected):
     """`_perform_selection_rr` of infdist/distil.py of github.com/MNikdan/influence_distillation at commit
     fdd5210, on the cosines of the fixed rows, its random order of the target rows put in their own order."""
-    assert InfluenceDistillation().select(fixed_problem(rows)).indices.tolist() == expected
+    given = fixed_problem(rows)
+    in_turn = [given.target[j] for j in tie_order(given.target, given.seed)]  # texts whose turns are in order
+    assert InfluenceDistillation().select(replace(given, target=in_turn)).indices.tolist() == expected
 
 
 def test_for_one_target_the_official_code_ranks():
