@@ -7,6 +7,8 @@ and what is reported is the ratio of their medians; absolute numbers are only fo
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import gc
 import importlib.metadata
 import json
@@ -24,6 +26,9 @@ from typing import Any
 import torch
 
 _PACKAGES = ("torch", "transformers", "peft", "numpy", "scipy")
+# For the environment of a process whose memory is measured: glibc then gives blocks from 128 KiB on back as
+# soon as they are freed. By itself it keeps ever larger ones, which hides what is allocated next.
+MMAP_FROM = {"MALLOC_MMAP_THRESHOLD_": str(1 << 17)}
 
 
 @dataclass(frozen=True)
@@ -214,6 +219,33 @@ def peak_memory() -> int:
 
     scale = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def peak_above(run: Callable[[], object], device: torch.device) -> int:
+    """Return the most bytes that a function holds above what is held before it.
+
+    On a GPU these are bytes of torch's allocator, otherwise of resident memory, of which Linux is asked to
+    forget its earlier peak; where it cannot be asked, that peak is what they are counted from.
+    """
+    release_free_memory()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    before = peak_memory()
+    run()
+    return peak_memory() - before
+
+
+def release_free_memory() -> None:
+    """Give freed memory back to the system: it would hide what is allocated next."""
+    gc.collect()
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:  # glibc's
+        trim(0)
 
 
 def process_memory(field: str) -> int | None:
