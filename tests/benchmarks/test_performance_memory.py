@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gtp_benchmarks.performance.long_rows import row_of
-from gtp_benchmarks.performance.measuring import peak_above
+from gtp_benchmarks.performance.measuring import forget_peak, peak_above
 from gtp_benchmarks.performance.model_memory import (
     HEAD,
     PASSES,
@@ -47,6 +47,13 @@ def test_the_peak_is_what_a_function_holds_at_a_time():
             torch.ones(32 * MIB // 4)
 
     assert 31 * MIB < peak_above(run, CPU) < 40 * MIB
+
+    def run_and_forget():
+        run()
+        forget_peak(CPU)
+        torch.ones(8 * MIB // 4)
+
+    assert 7 * MIB < peak_above(run_and_forget, CPU) < 16 * MIB
 
 
 @pytest.mark.parametrize(("stored", "bytes_"), [("fp32", 4), ("bf16", 2)])

@@ -228,17 +228,20 @@ def peak_above(run: Callable[[], object], device: torch.device) -> int:
     forget its earlier peak; where it cannot be asked, that peak is what they are counted from.
     """
     release_free_memory()
+    forget_peak(device)
+    on_gpu = device.type == "cuda"
+    before = torch.cuda.memory_allocated(device) if on_gpu else peak_memory()
+    run()
+    return (torch.cuda.max_memory_allocated(device) if on_gpu else peak_memory()) - before
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let the peak begin anew at what is held now. Within `peak_above` it then leaves out what was before."""
     if device.type == "cuda":
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        run()
-        return torch.cuda.max_memory_allocated(device) - before
+        return
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    before = peak_memory()
-    run()
-    return peak_memory() - before
 
 
 def release_free_memory() -> None:

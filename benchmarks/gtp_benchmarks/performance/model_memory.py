@@ -4,14 +4,15 @@
     python -m gtp_benchmarks.performance.model_memory --families llama --stored bf16 nf4 --hidden 2048
 
 The models are random. A LoRA adapts every linear layer, and rows are of random tokens whose second half is
-labelled. Every figure comes from a process of its own, which loads the model, passes short rows, and then
-passes the rows: the peak of torch's allocator on a GPU if there is one, otherwise the largest resident size,
-above what is held before. A line of the table is written as soon as it is measured.
+labelled. Every line of the table comes from a process of its own, and is written as soon as it is measured.
+The process loads the model, and makes every pass twice, first with short rows. The figures are peaks above
+what is held before: of torch's allocator on a GPU if there is one, otherwise of resident memory.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import json
 import os
@@ -26,13 +27,14 @@ from typing import Any
 import torch
 
 from gtp_benchmarks.performance.long_rows import row_of
-from gtp_benchmarks.performance.measuring import MMAP_FROM, in_words, machine, peak_above, quiet
+from gtp_benchmarks.performance.measuring import MMAP_FROM, forget_peak, in_words, machine, peak_above, quiet
 from gtp_exp.data.examples import TokenizedExample
 from gtp_exp.gradients.engines.choose import Engine, make_engine
 from gtp_exp.gradients.engines.linear import LinearKernel
 from gtp_exp.model.loading import LoadedModel
 from gtp_exp.model.lora import ALL_LINEAR, LoRA, attach
 from gtp_exp.model.loss import Reduction
+from gtp_exp.model.packing import packing_obstacle
 from gtp_exp.model.parameters import trainable_parameters
 from gtp_exp.model.quantized import PACKAGE, Quantization, compute_dense, loading_options
 from gtp_exp.training.batches import TrainingRows
@@ -43,15 +45,15 @@ from gtp_exp.training.hooks import Hooks
 FAMILIES = {"llama": "Llama", "qwen2": "Qwen2", "mistral": "Mistral", "gemma2": "Gemma2"}
 STORED = ("fp32", "bf16", "nf4", "int8")  # the last two compute in bf16
 HEAD = 128  # numbers of an attention head
-PLAIN = "step"
+CHECK, GRADIENTS, PLAIN = "check", "gradients", "step"
+# In this order: a model that was trained with checkpointing keeps to it.
 STEPS: Mapping[str, Mapping[str, Any]] = {
     PLAIN: {},
-    "checkpointing": {"gradient_checkpointing": True},
     "adamw_8bit": {"optimizer": Optimizer.ADAMW_8BIT},
+    "checkpointing": {"gradient_checkpointing": True},
     "both": {"gradient_checkpointing": True, "optimizer": Optimizer.ADAMW_8BIT},
 }
-GRADIENTS = "gradients"
-PASSES = (GRADIENTS, *STEPS)
+PASSES = (CHECK, GRADIENTS, *STEPS)
 
 Rows = Sequence[TokenizedExample]
 
@@ -113,8 +115,11 @@ def _scales(weight: Any) -> Iterator[torch.Tensor]:
 
 
 def make_pass(name: str, loaded: LoadedModel, folder: Path) -> Callable[[Rows], object]:
-    """Return what passes rows through the model: for gradients by the packed engine, or for two steps of
-    training, of which the second has the optimizer's state beside it. folder: for the training curve."""
+    """Return what passes rows through the model: to see that they may be packed, as is done once before
+    training; for gradients by the packed engine; or for two steps of training, of which the second one's peak
+    counts, with the optimizer's state beside it. folder: for the training curve."""
+    if name == CHECK:
+        return lambda rows: packing_obstacle(loaded.model, rows)
     if name == GRADIENTS:
         parameters = trainable_parameters(loaded.model)
         engine = make_engine(
@@ -122,9 +127,13 @@ def make_pass(name: str, loaded: LoadedModel, folder: Path) -> Callable[[Rows], 
         )
         return lambda rows: engine.run(rows, lambda name, gradients: None)
 
+    def first_step_is_over(model: Any, optimizer: Any, step: int, rate: float) -> None:
+        if step == 1:
+            forget_peak(next(model.parameters()).device)
+
     def train(rows: Rows) -> None:
         config = TrainConfig(epochs=2, batch_size=len(rows), micro_batch_size=len(rows))
-        hooks = Hooks(on_epoch_end=lambda *told: None)  # with which no checkpoint is written
+        hooks = Hooks(on_epoch_end=first_step_is_over)  # with a hook no checkpoint is written
         finetune(
             loaded,
             TrainingRows(rows),
@@ -138,22 +147,24 @@ def make_pass(name: str, loaded: LoadedModel, folder: Path) -> Callable[[Rows], 
     return train
 
 
-def measure(options: argparse.Namespace) -> list[int]:
-    """Return the bytes of the frozen weights, and those of a pass above all that is held before it."""
+def measure(options: argparse.Namespace) -> dict[str, int]:
+    """Return the bytes of the frozen weights, and those of every pass above all that is held before it."""
     torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as folder:
         loaded = load(options.folder, options.stored[0], options.rank, device)
-        one = make_pass(options.one, loaded, Path(folder))
-        one([row_of(16)] * 2)  # brings in what is made once: libraries, kernels
-        rows = [row_of(options.tokens)] * options.rows
-        return [frozen_bytes(loaded.model), peak_above(lambda: one(rows), device)]
+        rows, sizes = [row_of(options.tokens)] * options.rows, {"weights": frozen_bytes(loaded.model)}
+        for name in options.passes:
+            one = make_pass(name, loaded, Path(folder))
+            one([row_of(16)] * 2)  # brings in what is made once: libraries, kernels
+            sizes[name] = peak_above(functools.partial(one, rows), device)
+        return sizes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure every pass of every model, and print the table and write it line by line."""
+    """Measure every pass of every model, and print the table and write it, line by line."""
     options = _parser().parse_args(argv)
-    if options.one:
+    if options.folder:
         quiet()
         print(json.dumps(measure(options)))
         return 0
@@ -183,7 +194,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokens", type=int, default=256, help="of a row")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path, default=Path("outputs/performance"), help="folder")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     return parser
 
@@ -193,7 +203,9 @@ def _table(options: argparse.Namespace, tell: Callable[[str], None]) -> None:
     lacking = importlib.util.find_spec(PACKAGE) is None
     if lacking:
         tell(f"{PACKAGE} is not installed: nf4, int8 and adamw_8bit are left out\n")
-    passes = [name for name in options.passes if not (lacking and name in ("adamw_8bit", "both"))]
+    passes = [
+        name for name in PASSES if name in options.passes and not (lacking and name in ("adamw_8bit", "both"))
+    ]
     stored = [kind for kind in options.stored if not (lacking and kind in ("nf4", "int8"))]
     tell(
         "| family | stored | weights, MiB |" + "".join(f" {name} |" for name in passes) + " weights + step |"
@@ -204,24 +216,14 @@ def _table(options: argparse.Namespace, tell: Callable[[str], None]) -> None:
             write_model(family, options, Path(folder))
             first: dict[str, int] = {}
             for kind in stored:
-                found = {name: _in_a_process(options, Path(folder), kind, name) for name in passes}
-                sizes = _sizes(found)
+                sizes = _in_a_process(options, Path(folder), kind, passes)
+                if isinstance(sizes, str):
+                    tell(f"| {family} | {kind} | failed: {sizes} |")
+                    continue
+                if PLAIN in sizes:
+                    sizes["all"] = sizes["weights"] + sizes[PLAIN]
                 first = first or sizes
-                tell(line_of(family, kind, [*passes], sizes, first))
-                for name, value in found.items():
-                    if isinstance(value, str):
-                        tell(f"{family}, {kind}, {name} failed: {value}")
-
-
-def _sizes(found: Mapping[str, tuple[int, int] | str]) -> dict[str, int]:
-    """Return the bytes of every pass that was measured, of the weights, and of weights and step together."""
-    sizes: dict[str, int] = {}
-    for name, value in found.items():
-        if not isinstance(value, str):
-            sizes["weights"], sizes[name] = value
-    if PLAIN in sizes:
-        sizes["all"] = sizes["weights"] + sizes[PLAIN]
-    return sizes
+                tell(line_of(family, kind, passes, sizes, first))
 
 
 def line_of(
@@ -242,17 +244,18 @@ def line_of(
     return "| " + " | ".join([family, kind, ends[0], *middle, ends[1]]) + " |"
 
 
-def _in_a_process(options: argparse.Namespace, folder: Path, kind: str, name: str) -> tuple[int, int] | str:
+def _in_a_process(
+    options: argparse.Namespace, folder: Path, kind: str, passes: Sequence[str]
+) -> dict[str, int] | str:
     """Return what `measure` finds in a fresh process, or why it found nothing."""
-    line = [sys.executable, __file__, "--one", name, "--folder", str(folder), "--stored", kind]
+    line = [sys.executable, __file__, "--folder", str(folder), "--stored", kind, "--passes", *passes]
     for option in ("rank", "rows", "tokens", "threads"):
         line += [f"--{option}", str(getattr(options, option))]
     settings = {"PYTHONPATH": os.pathsep.join(sys.path), **MMAP_FROM}
     done = subprocess.run(line, env={**os.environ, **settings}, capture_output=True, text=True)
     if done.returncode:
         return (done.stderr.strip().splitlines() or ["no message"])[-1]
-    weights, peak = json.loads(done.stdout.splitlines()[-1])
-    return weights, peak
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 if __name__ == "__main__":
