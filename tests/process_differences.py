@@ -42,6 +42,19 @@ def gradients(one: Path, two: Path, split: str) -> float:
     return worst
 
 
+def selection(one: Path, two: Path) -> float:
+    """The largest relative difference of the weights of the chosen rows, or of the scores of all.
+
+    The same rows are chosen, whatever their order, or it raises.
+    """
+    left, right = (load_file(entry(folder, "selection") / "selection.safetensors") for folder in (one, two))
+    for found in (left, right):
+        found["indices"], order = found["indices"].sort()
+        found["weights"] = found["weights"][order]
+    assert torch.equal(left.pop("indices"), right["indices"])
+    return max(relative(left[key], right[key]) for key in left)
+
+
 def metrics(one: Path, two: Path) -> float:
     """The largest relative difference of a metric, of the tuned or the untuned model."""
     worst = 0.0
@@ -59,14 +72,12 @@ def metrics(one: Path, two: Path) -> float:
 
 def differences(one: Path, two: Path) -> dict[str, float]:
     """The largest relative difference by stage. The rows chosen are the same, or it raises."""
-    chosen = [load_file(entry(f, "selection") / "selection.safetensors")["indices"] for f in (one, two)]
-    assert torch.equal(*chosen)
     return {
         "warm-up, weights": files(one, two, "warmup", "checkpoint-1/trainable.safetensors"),
         "warm-up, Adam's moments": files(one, two, "warmup", "checkpoint-1/moments.safetensors"),
         "gradients of the pool": gradients(one, two, "pool"),
         "gradients of the target": gradients(one, two, "target"),
-        "weights of the selection": files(one, two, "selection", "selection.safetensors"),
+        "weights of the selection": selection(one, two),
         "fine-tuned adapter": files(one, two, "finetune", "model/adapter_model.safetensors"),
         "metrics": metrics(one, two),
     }

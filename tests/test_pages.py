@@ -1,7 +1,8 @@
-"""docs/stores.md and docs/tracking.md do what they say: their commands run and their sweep composes."""
+"""Pages do what they say: commands of docs/stores.md run, those of docs/models.md and sweeps compose."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from gtp_exp.errors import UserError
 from gtp_exp.worker import assemble
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,6 +63,28 @@ def test_the_sweep_of_the_tracking_page_starts_jobs_that_compose():
     experiment = assemble(config)  # type: ignore[arg-type]
     assert experiment.train.learning_rate == 0.00071
     assert experiment.settings.until.value == sweep["metric"]["name"].partition("/")[0] == "validation"
+
+
+def test_the_commands_of_the_models_page_make_jobs(tmp_path, monkeypatch):
+    """But for fp16, whose refusal is the point, as the page says."""
+    page = (ROOT / "docs" / "models.md").read_text()
+    lines = re.findall(r"`gtp-exp ([^`]*)`", page.partition("## What was not run")[2])
+    assert len(lines) == 7
+    monkeypatch.chdir(tmp_path)
+    (file,) = blocks("scaling.md", "yaml")[1:]  # of FSDP
+    (tmp_path / "accelerate.yaml").write_text(file)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        for line in lines:
+            words = line.removeprefix("-m ").split()
+            swept = [(word.partition("=")[0], word.partition("=")[2].split(",")) for word in words]
+            for values in itertools.product(*(options for _, options in swept)):
+                given = [f"{key}={value}" for (key, _), value in zip(swept, values, strict=True)]
+                config = OmegaConf.to_container(compose("config", given), resolve=True)
+                if "model.precision=fp16" in given:
+                    with pytest.raises(UserError, match="model.precision=fp16"):
+                        assemble(config)  # type: ignore[arg-type]
+                else:
+                    assemble(config)  # type: ignore[arg-type]
 
 
 def test_the_line_that_sends_offline_runs_finds_them(tmp_path):

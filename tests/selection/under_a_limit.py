@@ -14,7 +14,8 @@ import torch
 from problems import gtp
 from safetensors.torch import load_file
 
-from gtp_benchmarks.performance.memory_limit import MappedStore, limit_memory, release_free_memory
+from gtp_benchmarks.performance.measuring import release_free_memory
+from gtp_benchmarks.performance.memory_limit import MappedStore, limit_memory
 from gtp_benchmarks.performance.selection import PeakMemory, problem
 from gtp_exp.gradients.features import GradientFeatures
 from gtp_exp.selection.base import SelectionProblem

@@ -182,7 +182,7 @@ def test_only_completion_tokens_carry_loss(tiny, tokenized, tmp_path, loss):
     assert logged == pytest.approx(expected, abs=1e-4)
 
 
-def interrupt(tiny, tokenized, directory, monkeypatch, config, step):
+def interrupt(tiny, tokenized, directory, monkeypatch, config, step, **kwargs):
     """A fine-tune that is stopped before the end of this step."""
     from gtp_exp.training import trainer
 
@@ -196,7 +196,7 @@ def interrupt(tiny, tokenized, directory, monkeypatch, config, step):
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Progress, "on_step_end", killed)
         with pytest.raises(KeyboardInterrupt):
-            tune(tiny, tokenized, directory, config)
+            tune(tiny, tokenized, directory, config, **kwargs)
     return directory / "trainer"
 
 

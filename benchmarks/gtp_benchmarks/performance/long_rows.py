@@ -26,7 +26,7 @@ import torch
 from transformers import TrainingArguments
 
 from gtp_benchmarks.performance.gradient_methods import Weights
-from gtp_benchmarks.performance.measuring import peak_memory, quiet
+from gtp_benchmarks.performance.measuring import MMAP_FROM, peak_above, quiet
 from gtp_exp.data.examples import IGNORE, TokenizedExample
 from gtp_exp.evaluation.held_out import held_out_loss
 from gtp_exp.gradients.engines.choose import Engine, make_engine
@@ -78,19 +78,23 @@ def make_pass(name: str, model: torch.nn.Module) -> Pass:
 
 
 def measure(arguments: argparse.Namespace) -> list[float]:
-    """Return the bytes above those of a short row, and the processor's seconds, of one pass; or the median
-    seconds of a pass over rows of 50 to 500 tokens."""
+    """Return the bytes above what is held after a short row, and the processor's seconds, of one pass; or the
+    median seconds of a pass over rows of 50 to 500 tokens."""
     torch.set_num_threads(1)
     model = Weights(arguments.model, None, arguments.cache).load(Precision.FP32, r=8)
     one = make_pass(arguments.one, model)
     one([row_of(64)])
     rows = [row_of(n) for n in ((50, 100, 200, 500) if arguments.speed else arguments.lengths[:1])]
-    before, seconds = peak_memory(), []
-    for _ in range(arguments.repeats if arguments.speed else 1):
-        start = time.process_time()
-        one(rows)
-        seconds.append(time.process_time() - start)
-    return [peak_memory() - before, sorted(seconds)[len(seconds) // 2]]
+    seconds = []
+
+    def timed() -> None:
+        for _ in range(arguments.repeats if arguments.speed else 1):
+            start = time.process_time()
+            one(rows)
+            seconds.append(time.process_time() - start)
+
+    peak = peak_above(timed, torch.device("cpu"))
+    return [peak, sorted(seconds)[len(seconds) // 2]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -124,7 +128,8 @@ def _in_a_process(arguments: argparse.Namespace, checkout: str, name: str, n: in
     line = [sys.executable, __file__, "--one", name, "--model", arguments.model, "--lengths", str(n)]
     line += ["--cache", str(arguments.cache), "--repeats", str(arguments.repeats)]
     paths = ([checkout] if checkout else []) + sys.path
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths), **MMAP_FROM}
+    environment = {**os.environ, **settings}
     line += ["--speed"] if arguments.speed else []
     done = subprocess.run(line, env=environment, capture_output=True, text=True)
     if done.returncode:

@@ -7,6 +7,8 @@ and what is reported is the ratio of their medians; absolute numbers are only fo
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import gc
 import importlib.metadata
 import json
@@ -24,6 +26,9 @@ from typing import Any
 import torch
 
 _PACKAGES = ("torch", "transformers", "peft", "numpy", "scipy")
+# For the environment of a process whose memory is measured: glibc then gives blocks from 128 KiB on back as
+# soon as they are freed. By itself it keeps ever larger ones, which hides what is allocated next.
+MMAP_FROM = {"MALLOC_MMAP_THRESHOLD_": str(1 << 17)}
 
 
 @dataclass(frozen=True)
@@ -214,6 +219,36 @@ def peak_memory() -> int:
 
     scale = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def peak_above(run: Callable[[], object], device: torch.device) -> int:
+    """Return the most bytes that a function holds above what is held before it.
+
+    On a GPU these are bytes of torch's allocator, otherwise of resident memory, of which Linux is asked to
+    forget its earlier peak; where it cannot be asked, that peak is what they are counted from.
+    """
+    release_free_memory()
+    forget_peak(device)
+    on_gpu = device.type == "cuda"
+    before = torch.cuda.memory_allocated(device) if on_gpu else peak_memory()
+    run()
+    return (torch.cuda.max_memory_allocated(device) if on_gpu else peak_memory()) - before
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let the peak begin anew at what is held now. Within `peak_above` it then leaves out what was before."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def release_free_memory() -> None:
+    """Give freed memory back to the system: it would hide what is allocated next."""
+    gc.collect()
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:  # glibc's
+        trim(0)
 
 
 def process_memory(field: str) -> int | None:

@@ -6,9 +6,7 @@ safetensors makes of a file, though nothing is ever written to them: so the maps
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import gc
 import resource
 from pathlib import Path
 
@@ -45,10 +43,3 @@ def limit_memory(bytes_: int) -> None:
     if held is None:
         raise OSError("this system does not tell what a process holds")
     resource.setrlimit(resource.RLIMIT_DATA, (held + bytes_, resource.getrlimit(resource.RLIMIT_DATA)[1]))
-
-
-def release_free_memory() -> None:
-    """Give freed memory back to the system: it would hide what is allocated next."""
-    gc.collect()
-    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:  # glibc's
-        trim(0)

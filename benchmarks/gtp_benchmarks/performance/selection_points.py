@@ -16,7 +16,8 @@ import torch
 
 from gtp_benchmarks.performance.clustered import Clustered
 from gtp_benchmarks.performance.cost_model import MeasuredSelection, Point
-from gtp_benchmarks.performance.memory_limit import MappedStore, limit_memory, release_free_memory
+from gtp_benchmarks.performance.measuring import release_free_memory
+from gtp_benchmarks.performance.memory_limit import MappedStore, limit_memory
 from gtp_benchmarks.performance.selection import RIDGE, PeakMemory, judge, problem, selector
 from gtp_exp.distributed import ALONE, SENT, connect
 from gtp_exp.gradients.store import GradientStore
