@@ -67,6 +67,8 @@ def main() -> None:
     # Weights are shared by model/sharding.py; transformers and Accelerate would do so in their own way.
     os.environ.pop("ACCELERATE_USE_FSDP", None)
     directory, main_process = resolved.parent, _is_main()
+    if not main_process:
+        os.dup2(2, 1)  # torch's launcher has two files for what belongs into one
     _log_to(directory / "worker.log" if main_process else None)
     if main_process:
         heartbeat.start(directory)

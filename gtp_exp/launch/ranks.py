@@ -8,6 +8,7 @@ and the output of each rank goes where that of a job is looked for.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -38,8 +39,7 @@ def main() -> NoReturn:
     has a configuration of Accelerate, and the number of a pipe that takes the rank that failed and its code.
     """
     resolved, processes, *options, pipe = sys.argv[1:]
-    # torchrun's account of a failure: the processes, their numbers and a summary of each.
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    logging.disable(logging.CRITICAL)  # torchrun's account of signals and failures
     for signum in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to the parent, too, which ends this
         if signal.getsignal(signum) is not signal.SIG_IGN:
             signal.signal(signum, _unheard)
@@ -98,7 +98,8 @@ def _unheard(_signum: int, _frame: object) -> None:
 
 def _tell(pipe: int, rank: int, code: int) -> None:
     """Tell the parent which rank has failed, and how: by its exit status, below 0 the signal."""
-    os.write(pipe, f"{json.dumps([code, rank])}\n".encode())
+    with contextlib.suppress(OSError):  # the parent is gone
+        os.write(pipe, f"{json.dumps([code, rank])}\n".encode())
 
 
 class _Logs(LogsSpecs):
@@ -109,12 +110,12 @@ class _Logs(LogsSpecs):
         self.folder = folder
 
     def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
-        """Return the file of each local rank, by the rank among the processes of all machines."""
+        """Return the files of each local rank, which are named after its rank in the whole job."""
         ranks = {local: int(environment["RANK"]) for local, environment in envs.items()}
-        files = {
-            local: str(self.folder / follower_log(rank)) if rank else "" for local, rank in ranks.items()
-        }
-        return LogsDest(files, files, error_files=dict.fromkeys(envs, os.devnull))
+        files = {local: str(self.folder / follower_log(rank)) for local, rank in ranks.items() if rank}
+        out = {local: os.devnull if local in files else "" for local in ranks}  # until the worker joins them
+        err = {local: files.get(local, "") for local in ranks}
+        return LogsDest(out, err, error_files=dict.fromkeys(ranks, os.devnull))
 
     @property
     def root_log_dir(self) -> str:
@@ -144,7 +145,7 @@ class _Agent(LocalElasticAgent):
             failed = [(rank, code) for rank, code in sorted(codes.items()) if code]
             _tell(self.pipe, *next((one for one in failed if one[1] < 0), failed[0]))
             self._shutdown()
-        return super()._monitor_workers(worker_group)
+        return super()._monitor_workers(worker_group)  # type: ignore[call-arg]  # says torch's decorator
 
     def _codes(self, worker_group: WorkerGroup) -> dict[int, int | None]:
         """Return the exit status of each rank of this machine, below 0 the signal; None while it runs."""
