@@ -189,6 +189,8 @@ def run_worker(resolved: Path, launch: Launch, *, more_follow: bool = False) -> 
         if threading.current_thread() is threading.main_thread():
 
             def stop(signum: int, _frame: object) -> None:
+                for again in heeded:  # timeout(1) sends its signal twice, which must not cut the end short
+                    signal.signal(again, lambda *_: None)
                 raise SystemExit(128 + signum)
 
             # An ignored signal stays ignored: nohup lets a sweep outlive its terminal.
