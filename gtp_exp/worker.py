@@ -57,14 +57,18 @@ log = logging.getLogger("gtp_exp")
 def main() -> None:
     """Run the job that the resolved.yaml named on the command line describes, and end the process.
 
-    With `--serve`, wait as a server, and do so in each process that is forked from it.
+    The process id of the parent may follow, where the launcher is not that parent. With `--serve`, wait as a
+    server, and do so in each process that is forked from it.
     """
-    die_with_parent()  # under Accelerate's launcher, too
+    first, *more = sys.argv[1:]
+    die_with_parent(int(more[0]) if more and first != SERVE else None)
     _quiet_libraries()
-    resolved = Path(serve(int(sys.argv[2]), PRELOADED) if sys.argv[1] == SERVE else sys.argv[1])
+    resolved = Path(serve(int(more[0]), PRELOADED) if first == SERVE else first)
     # Weights are shared by model/sharding.py; transformers and Accelerate would do so in their own way.
     os.environ.pop("ACCELERATE_USE_FSDP", None)
     directory, main_process = resolved.parent, _is_main()
+    if not main_process:
+        os.dup2(2, 1)  # torch's launcher has two files for what belongs into one
     _log_to(directory / "worker.log" if main_process else None)
     if main_process:
         heartbeat.start(directory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -131,6 +132,8 @@ def test_only_the_main_process_reports(pair):
     assert (folder / "worker.rank1.log").exists() and "done in" not in (
         folder / "worker.rank1.log"
     ).read_text()
+    # What it warned of is whole, among what it printed.
+    assert " pool: left out 1 of 41 rows" in (folder / "worker.rank1.log").read_text()
 
 
 def alive(pid):
@@ -140,25 +143,27 @@ def alive(pid):
         return False
 
 
+def children_of(parent):
+    """Process ids of the children of a process."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if int((process / "stat").read_text().rsplit(") ", 1)[1].split()[1]) == parent:
+                found.append(int(process.name))
+    return found
+
+
 def workers_of(parent):
     """Process ids of a running job's workers, by rank."""
     found = {}
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if int((process / "stat").read_text().rsplit(") ", 1)[1].split()[1]) == parent:
-                environment = dict(
-                    pair.split("=", 1)
-                    for pair in (process / "environ").read_text().split("\0")
-                    if "=" in pair
-                )
-                found[int(environment["RANK"])] = int(process.name)
-        except (OSError, KeyError):
-            continue
+    for child in children_of(parent):
+        environment = Path(f"/proc/{child}/environ").read_text().split("\0")
+        found[int(dict(pair.split("=", 1) for pair in environment if "=" in pair)["RANK"])] = child
     return found
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("victim", [0, 1, "parent"])
+@pytest.mark.parametrize("victim", [0, 1, "ranks' parent", "parent"])
 def test_the_loss_of_a_process_ends_the_job_and_leaves_none_behind(tmp_path, victim):
     line = start(tmp_path, 2, "train.epochs=400", "selector=random")  # which is soon at its training
     job = subprocess.Popen(
@@ -167,16 +172,21 @@ def test_the_loss_of_a_process_ends_the_job_and_leaves_none_behind(tmp_path, vic
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("cache/finetune/*.part")) and time.monotonic() < deadline:
         time.sleep(0.1)
-    workers = workers_of(job.pid)
+    (child,) = children_of(job.pid)
+    workers = workers_of(child)
     assert set(workers) == {0, 1}
-    os.kill(job.pid if victim == "parent" else workers[victim], signal.SIGKILL)
+    processes = {**workers, "ranks' parent": child, "parent": job.pid}
+    os.kill(processes[victim], signal.SIGKILL)
     job.wait(40)
     deadline = time.monotonic() + 40
-    while any(map(alive, workers.values())) and time.monotonic() < deadline:
+    while any(map(alive, processes.values())) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not any(map(alive, workers.values())) and job.returncode != 0
-    if victim != "parent":
-        assert "Traceback" not in job.stdout.read().decode()
+    assert not any(map(alive, processes.values())) and job.returncode != 0
+    printed = job.stdout.read().decode()
+    assert victim == "parent" or "Traceback" not in printed
+    if victim in (0, 1):
+        who = "process 1 was killed by signal 9; see worker.rank1.log" if victim else "the worker was killed"
+        assert printed.count("killed") == printed.count(f"error: {who}") == 1 and job.returncode == 137
         record = results(tmp_path)
         assert record["state"] == "failed" and "was killed by signal 9" in record["error"]
 

@@ -152,14 +152,13 @@ def run_job(resolved: Path, launch: Launch, *, more_follow: bool = False) -> int
 
 def _mark_dead(directory: Path, ended: JobExit) -> None:
     """Tell of a worker that was killed outright, or had to be stopped, which could not say so itself."""
-    untold = ended.rank > 0 or ended.code < 0 or bool(ended.limit)
-    if untold:
+    if not ended.told:
         print(f"error: {ended}", file=sys.stderr)
     try:
         record = read_record(directory / RECORD_NAME)
     except UserError:
         return
-    if record.state is State.RUNNING or untold:
+    if record.state is State.RUNNING or not ended.told:
         with contextlib.suppress(OSError):  # the worker has told why nothing can be written
             write_record(replace(record, state=State.FAILED, error=str(ended)), directory)
 

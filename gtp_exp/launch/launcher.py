@@ -1,11 +1,10 @@
-"""Start the worker processes of a job with their device and threads, and stop them. Imports no torch."""
+"""Start a job's process with its device and threads, and stop it. Imports no torch."""
 
 from __future__ import annotations
 
-import contextlib
+import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Any, Optional, TypeAlias
+from typing import Any, Optional, TextIO, TypeAlias
 
 from omegaconf import OmegaConf
 
@@ -27,7 +26,8 @@ from gtp_exp.launch.sharding import Sharding, read_sharding
 
 GRACE_S = 20.0  # seconds that a worker has to write its state before it is killed
 TIMED_OUT = 124  # exit status, the same as that of timeout(1)
-SETTLE_S = 2.0  # seconds that the other workers have to fail by themselves once one has failed
+MARGIN_S = 5.0  # seconds more for the parent of several workers, which kills them after GRACE_S
+WORKER = "gtp_exp.worker"  # the module that runs a job
 
 Worker: TypeAlias = "subprocess.Popen[bytes] | ForkedJob"
 
@@ -84,18 +84,22 @@ class Launch:
             )
         return environment
 
+    @property
+    def through_ranks(self) -> bool:
+        """Return whether the job's child starts workers (launch/ranks.py) and is not the worker itself."""
+        return self.num_processes > 1 or self.config_file is not None
+
     def command(self, resolved: Path) -> list[str]:
-        """Return the command that starts a worker, through Accelerate's launcher where there is a
-        `config_file`."""
-        worker = [sys.executable, "-m", "gtp_exp.worker", str(resolved)]
-        if self.config_file is None:
-            return worker
-        launcher = [sys.executable, "-m", "gtp_exp.launch.accelerated", "--config_file"]
-        launcher.append(str(Path(self.config_file).expanduser()))
-        options = ["--num_processes", str(self.num_processes)]
-        if self.machines == 1:  # any free port; several machines meet at the one that the file names
-            options += ["--main_process_port", "0"]
-        return [*launcher, *options, *worker[1:]]
+        """Return the command that starts the job's child; where that starts workers, the number of a pipe is
+        to follow."""
+        if not self.through_ranks:
+            return [sys.executable, "-m", WORKER, str(resolved)]
+        line = [sys.executable, "-m", "gtp_exp.launch.ranks", str(resolved), str(self.num_processes)]
+        if self.config_file is not None:
+            line += ["--config_file", str(Path(self.config_file).expanduser())]
+            if self.machines == 1:  # any free port; several machines meet at the one that the file names
+                line += ["--main_process_port", "0"]
+        return line
 
     @property
     def machines(self) -> int:
@@ -137,32 +141,13 @@ class Launch:
         )
         return JobWatch(directory, time_limit_s, stall_limit_s)
 
-    def environments(self) -> list[dict[str, str]]:
-        """Return the environment of each process that is started on this machine, the main process first."""
-        common = self.environment()
-        if self.num_processes == 1 or self.config_file is not None:
-            return [common]
-        # What torch.distributed reads. `accelerate launch --cpu` would start a single process without a word,
-        # and torchrun reports a user's mistake by a traceback of its own.
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        size = str(self.num_processes)
-        group = {
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "WORLD_SIZE": size,
-            "LOCAL_WORLD_SIZE": size,
-        }
-        return [{**common, **group, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(self.num_processes)]
-
 
 @dataclass(frozen=True)
 class JobExit:
-    """Tells how a job's workers ended: the first that failed, or all of them if none did."""
+    """Tells how a job ended: by the first of its workers that failed, if one did."""
 
     code: int  # exit status, below 0 the signal
-    rank: int
+    rank: Optional[int]  # None: of the process that starts the workers
     limit: str = ""  # says which limit the job has exceeded
 
     @property
@@ -170,11 +155,16 @@ class JobExit:
         """Return the exit status as a shell reports it: 128 plus the signal for a process that was killed."""
         return self.code if self.code >= 0 else 128 - self.code
 
+    @property
+    def told(self) -> bool:
+        """Return whether the main process has said by itself why it ended."""
+        return self.rank == 0 and self.code >= 0 and not self.limit
+
     def __str__(self) -> str:
         """Return one line that says which process ended, and how."""
         if self.limit:
             return self.limit
-        who = "the worker" if self.rank == 0 else f"process {self.rank}"
+        who = {0: "the worker", None: "the parent of the workers"}.get(self.rank, f"process {self.rank}")
         how = f"was killed by signal {-self.code}" if self.code < 0 else f"ended with status {self.code}"
         return f"{who} {how}" + (f"; see {follower_log(self.rank)}" if self.rank else "")
 
@@ -186,32 +176,35 @@ def follower_log(rank: int) -> str:
 
 
 def run_worker(resolved: Path, launch: Launch, *, more_follow: bool = False) -> JobExit:
-    """Run a job's worker processes to their end and tell how they ended.
+    """Run a job's child process, a worker or the parent of several, to its end and tell how that was.
 
     more_follow: other jobs are likely to follow, so the worker is forked where that is safe.
-    The main process writes to this terminal, the others into files. When one fails the others are stopped,
-    and so they are however this process ends.
+    The main process writes to this terminal, others into files. The child ends however this process ends,
+    and its workers with it.
     """
-    if more_follow and _is_forked(launch):
-        workers: list[Worker] = [fork_server.start_job(launch.command(resolved), launch.environment())]
-    else:
-        workers = _fresh_workers(resolved, launch)
-    previous = {}
-    if threading.current_thread() is threading.main_thread():
+    reading, pipe = os.pipe()
+    with os.fdopen(reading) as failure:
+        child = _start(resolved, launch, pipe, more_follow)
+        previous = {}
+        if threading.current_thread() is threading.main_thread():
 
-        def stop(signum: int, _frame: object) -> None:
-            raise SystemExit(128 + signum)
+            def stop(signum: int, _frame: object) -> None:
+                for again in heeded:  # timeout(1) sends its signal twice, which must not cut the end short
+                    signal.signal(again, lambda *_: None)
+                raise SystemExit(128 + signum)
 
-        # An ignored signal stays ignored: nohup lets a sweep outlive its terminal.
-        heeded = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is not signal.SIG_IGN]
-        previous = {s: signal.signal(s, stop) for s in heeded}
-    try:
-        return _wait(workers, launch.watch(resolved.parent))
-    finally:
-        _stop(workers)  # after Ctrl-C, a signal, an exception here, a limit, or the failure of one worker
-        (resolved.parent / heartbeat.NAME).unlink(missing_ok=True)
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
+            # An ignored signal stays ignored: nohup lets a sweep outlive its terminal.
+            heeded = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is not signal.SIG_IGN]
+            previous = {s: signal.signal(s, stop) for s in heeded}
+        try:
+            if limit := _wait(child, launch.watch(resolved.parent)):
+                return JobExit(TIMED_OUT, 0, limit)
+            return _ended(child, launch, failure)
+        finally:
+            _stop(child, GRACE_S + MARGIN_S * launch.through_ranks)  # after a limit, Ctrl-C or a signal
+            (resolved.parent / heartbeat.NAME).unlink(missing_ok=True)
+            for signum, handler in previous.items():
+                signal.signal(signum, handler)
 
 
 def _is_forked(launch: Launch) -> bool:
@@ -219,57 +212,54 @@ def _is_forked(launch: Launch) -> bool:
 
     Only a main thread starts one, as the kernel ends a process with the thread that has started it.
     """
-    alone = launch.num_processes == 1 and launch.config_file is None
-    return sys.platform == "linux" and alone and threading.current_thread() is threading.main_thread()
+    main_thread = threading.current_thread() is threading.main_thread()
+    return sys.platform == "linux" and not launch.through_ranks and main_thread
 
 
-def _fresh_workers(resolved: Path, launch: Launch) -> list[Worker]:
-    """Start a new Python for each of the job's processes."""
-    workers: list[Worker] = []
-    for rank, environment in enumerate(launch.environments()):
-        log = resolved.parent / follower_log(rank)
-        with log.open("w") if rank else contextlib.nullcontext() as out:
-            workers.append(
-                subprocess.Popen(
-                    launch.command(resolved),
-                    env=environment,
-                    stdout=out,
-                    stderr=out,
-                    preexec_fn=partial(die_with_parent, os.getpid()),
-                )
-            )
-    return workers
+def _start(resolved: Path, launch: Launch, pipe: int, more_follow: bool) -> Worker:
+    """Start the job's child, and hand the end of a pipe over to one that starts workers."""
+    try:
+        command, environment = launch.command(resolved), launch.environment()
+        if more_follow and _is_forked(launch):
+            return fork_server.start_job(command, environment)
+        handed = [pipe] if launch.through_ranks else []
+        return subprocess.Popen(
+            command + list(map(str, handed)),
+            env=environment,
+            pass_fds=handed,
+            preexec_fn=partial(die_with_parent, os.getpid()),
+        )
+    finally:
+        os.close(pipe)
 
 
-def _wait(workers: list[Worker], watch: JobWatch) -> JobExit:
-    """Wait until all workers have ended, the first has failed or a limit is exceeded."""
-    while True:
-        codes = [worker.poll() for worker in workers]
-        if any(codes):
-            time.sleep(SETTLE_S if len(workers) > 1 else 0.0)
-            failed = [JobExit(code, rank) for rank, worker in enumerate(workers) if (code := worker.poll())]
-            # A killed worker takes the others down, so it is the cause; an error that all of them
-            # see is reported by the main process.
-            return next((job_exit for job_exit in failed if job_exit.code < 0), failed[0])
-        if None not in codes:
-            return JobExit(0, 0)
+def _wait(child: Worker, watch: JobWatch) -> str | None:
+    """Wait until the child has ended, or until a limit is exceeded, which is returned."""
+    while child.poll() is None:
         if limit := watch.exceeded():
-            return JobExit(TIMED_OUT, 0, limit)
+            return limit
         time.sleep(0.1)
+    return None
 
 
-def _stop(workers: list[Worker]) -> None:
-    """End the workers that still run: SIGTERM first, SIGKILL after GRACE_S seconds."""
-    running = [worker for worker in workers if worker.poll() is None]
-    for worker in running:
-        worker.terminate()
-    deadline = time.monotonic() + GRACE_S
-    for worker in running:
-        try:
-            worker.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            worker.kill()
-            worker.wait()
+def _ended(child: Worker, launch: Launch, failure: TextIO) -> JobExit:
+    """Return how a child has ended, or which of its workers failed as it has told."""
+    if not launch.through_ranks or child.wait() == 0:
+        return JobExit(child.wait(), 0)
+    told = failure.readline()
+    return JobExit(*json.loads(told)) if told else JobExit(child.wait(), None)
+
+
+def _stop(child: Worker, patience: float) -> None:
+    """End the child if it still runs: SIGTERM first, SIGKILL after so many seconds."""
+    if child.poll() is not None:
+        return
+    child.terminate()
+    try:
+        child.wait(patience)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
 
 
 def not_deterministic(error: BaseException) -> str:

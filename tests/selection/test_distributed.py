@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from one_of_several import CASES, OF_THREE, N
+from torchrun import in_processes
 
 from gtp_exp.gradients.features import TensorRows
-from gtp_exp.launch.launcher import Device, Launch
 from gtp_exp.selection.atoms.sharded import Slice, share_of
 from gtp_exp.selection.solvers.pursuit import SLACK
 
@@ -25,16 +22,7 @@ def chosen_by(tmp_path_factory):
     """Return by number of processes what each rank chose, by case."""
     folder = tmp_path_factory.mktemp("chosen")
     for size in (1, 2, 3):
-        launch = Launch(device=Device.CPU, threads=1, num_processes=size)
-        path = {"PYTHONPATH": os.pathsep.join(sys.path)}
-        line = [sys.executable, str(HERE / "one_of_several.py"), str(folder)]
-        running = [
-            subprocess.Popen(line, env={**environment, **path}, stderr=subprocess.PIPE, text=True)
-            for environment in launch.environments()
-        ]
-        for process in running:
-            _, complaint = process.communicate(timeout=300)
-            assert process.returncode == 0, complaint
+        in_processes(size, HERE / "one_of_several.py", folder)
     return {
         size: [json.loads((folder / f"{size}-{rank}.json").read_text()) for rank in range(size)]
         for size in (1, 2, 3)

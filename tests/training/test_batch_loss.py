@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from recorded_steps import CASES, CONFIG, step_gradients, unequal_rows
+from torchrun import in_processes
 
-from gtp_exp.launch.launcher import Device, Launch
 from gtp_exp.training.batches import RowOrder, TrainingRows
 from gtp_exp.training.config import BatchLoss, TrainConfig
 
@@ -71,20 +68,7 @@ def by_two(tmp_path_factory):
     from gtp_exp.model.lora import LoRA
 
     folder = tmp_path_factory.mktemp("by_two")
-    launch = Launch(device=Device.CPU, threads=1, num_processes=2)
-    line = [sys.executable, str(HERE / "recorded_steps.py"), str(folder)]
-    running = [
-        subprocess.Popen(
-            line,
-            env={**environment, "PYTHONPATH": os.pathsep.join(sys.path)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for environment in launch.environments()
-    ]
-    for process in running:
-        _, complaint = process.communicate(timeout=300)
-        assert process.returncode == 0, complaint
+    in_processes(2, HERE / "recorded_steps.py", folder)
     lora = LoRA(r=4, alpha=8, dropout=0.0, target_modules=["q_proj", "v_proj"], last_layers=None)
     config = ModelConfig(ModelSource.TINY, "tiny", None, Precision.FP32, 256, False, None, lora)
     prepared = prepare(config, folder / "cache", torch.device("cpu"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -47,9 +48,15 @@ def in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> list[
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    launch = Launch(device=Device.CPU, threads=1, num_processes=count)
+    common = Launch(device=Device.CPU, threads=1, num_processes=count).environment()
+    if count > 1:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count)}
     started = []
-    for environment in launch.environments():
+    for rank in range(count):
+        environment = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else common
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(target=_answer, args=(sender, environment, count, work, arguments))
         process.start()
