@@ -1,13 +1,9 @@
-"""One process of several that select together: `python one_of_several.py FOLDER`, RANK and the like set.
-
-Runs every case of CASES and writes what it chose to FOLDER/<rank>.json.
-"""
+"""One process of several that select together."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -76,15 +72,13 @@ def solve(name: str, processes: Processes) -> dict:
     }
 
 
-def main() -> None:
+def main(folder: Path) -> None:
+    """Run every case, as one process with RANK and the like set, and write what it chose to
+    <folder>/<number of processes>-<rank>.json."""
     torch.set_num_threads(1)
     size = int(os.environ.get("WORLD_SIZE", "1"))
     processes = connect(size, torch.device("cpu")) if size > 1 else ALONE
     by_case = {name: solve(name, processes) for name in (CASES if size < 3 else OF_THREE)}
-    (Path(sys.argv[1]) / f"{size}-{processes.rank}.json").write_text(json.dumps(by_case))
+    (folder / f"{size}-{processes.rank}.json").write_text(json.dumps(by_case))
     processes.barrier()
     os._exit(0)  # as the worker ends: an interpreter that shuts down may find gloo's threads at work
-
-
-if __name__ == "__main__":
-    main()

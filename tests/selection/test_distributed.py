@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
+import forked
+import one_of_several
 import pytest
 import torch
 from one_of_several import CASES, OF_THREE, N
-from torchrun import in_processes
 
 from gtp_exp.gradients.features import TensorRows
 from gtp_exp.selection.atoms.sharded import Slice, share_of
 from gtp_exp.selection.solvers.pursuit import SLACK
-
-HERE = Path(__file__).resolve().parent
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +20,7 @@ def chosen_by(tmp_path_factory):
     """Return by number of processes what each rank chose, by case."""
     folder = tmp_path_factory.mktemp("chosen")
     for size in (1, 2, 3):
-        in_processes(size, HERE / "one_of_several.py", folder)
+        forked.connected(size, one_of_several.main, folder)
     return {
         size: [json.loads((folder / f"{size}-{rank}.json").read_text()) for rank in range(size)]
         for size in (1, 2, 3)

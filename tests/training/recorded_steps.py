@@ -1,13 +1,8 @@
-"""The gradient of every step that a fine-tune takes, from the optimizer's side; it moves no weight.
-
-As a script, `python recorded_steps.py FOLDER` with RANK and the like set, one process of several records all
-CASES and writes them to FOLDER/<number of processes>-<rank>.pt.
-"""
+"""The gradient of every step that a fine-tune takes, from the optimizer's side; it moves no weight."""
 
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,14 +64,14 @@ def step_gradients(
     return steps
 
 
-def main() -> None:
-    """Record every case as one process of several."""
+def main(folder: Path) -> None:
+    """Record every case, as one process with RANK and the like set, in <folder>/<processes>-<rank>.pt."""
     from gtp_exp.model.device import Precision
     from gtp_exp.model.loading import ModelConfig, ModelSource, prepare
     from gtp_exp.model.lora import LoRA
 
     torch.set_num_threads(1)
-    folder, device = Path(sys.argv[1]), torch.device("cpu")
+    device = torch.device("cpu")
     processes = connect(int(os.environ["WORLD_SIZE"]), device)
     lora = LoRA(r=4, alpha=8, dropout=0.0, target_modules=["q_proj", "v_proj"], last_layers=None)
     config = ModelConfig(ModelSource.TINY, "tiny", None, Precision.FP32, 256, False, None, lora)
@@ -94,7 +89,3 @@ def main() -> None:
     torch.save(found, folder / f"{processes.size}-{processes.rank}.pt")
     processes.barrier()
     os._exit(0)  # as the worker ends: an interpreter that shuts down may find gloo's threads at work
-
-
-if __name__ == "__main__":
-    main()

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
+import forked
 import pytest
+import recorded_steps
 import torch
 import torch.nn.functional as F
 from recorded_steps import CASES, CONFIG, step_gradients, unequal_rows
-from torchrun import in_processes
 
 from gtp_exp.training.batches import RowOrder, TrainingRows
 from gtp_exp.training.config import BatchLoss, TrainConfig
-
-HERE = Path(__file__).resolve().parent
 
 
 def row_gradient(model, row):
@@ -68,7 +66,7 @@ def by_two(tmp_path_factory):
     from gtp_exp.model.lora import LoRA
 
     folder = tmp_path_factory.mktemp("by_two")
-    in_processes(2, HERE / "recorded_steps.py", folder)
+    forked.connected(2, recorded_steps.main, folder)
     lora = LoRA(r=4, alpha=8, dropout=0.0, target_modules=["q_proj", "v_proj"], last_layers=None)
     config = ModelConfig(ModelSource.TINY, "tiny", None, Precision.FP32, 256, False, None, lora)
     prepared = prepare(config, folder / "cache", torch.device("cpu"))
