@@ -144,7 +144,7 @@ def test_signals_that_come_again_do_not_cut_the_time_to_save_short(folder, monke
     for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGTERM):
         os.kill(parent, signum)
         time.sleep(0.1)
-    assert launcher.communicate(timeout=60)[0] == "the worker ended with status 130\n"
+    assert launcher.communicate(timeout=150)[0] == "the worker ended with status 130\n"
     assert launcher.returncode == 130
     assert (folder / "saved").read_text() == "asked " and nothing_is_left(folder)
 
@@ -153,7 +153,7 @@ def test_signals_that_come_again_do_not_cut_the_time_to_save_short(folder, monke
 def test_a_terminal_interrupts_the_job_once(folder, monkeypatch):
     launcher, parent = started(folder, monkeypatch)
     os.killpg(launcher.pid, signal.SIGINT)
-    launcher.communicate(timeout=60)
+    launcher.communicate(timeout=150)
     assert (folder / "saved").read_text() == "asked " and nothing_is_left(folder) and gone(parent)
 
 
@@ -162,7 +162,7 @@ def test_a_terminal_interrupts_the_job_once(folder, monkeypatch):
 def test_ranks_end_with_what_has_started_them(folder, monkeypatch, victim):
     launcher, parent = started(folder, monkeypatch)
     os.kill(launcher.pid if victim == "launcher" else parent, signal.SIGKILL)
-    said = launcher.communicate(timeout=60)[0]
+    said = launcher.communicate(timeout=150)[0]
     assert nothing_is_left(folder) and gone(parent)
     assert (folder / "saved").read_text() == "asked "
     assert said == ("" if victim == "launcher" else "the parent of the workers was killed by signal 9\n")
