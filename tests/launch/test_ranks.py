@@ -122,13 +122,15 @@ def test_a_limit_ends_every_rank_which_has_time_to_save(folder, monkeypatch, pro
 
 def started(folder, monkeypatch):
     """A launcher whose job's two ranks have begun, and the process id of their parent."""
-    does(monkeypatch, SAVES, READY)
+    does(monkeypatch, SAVES, "time.sleep(600)")
     launcher = subprocess.Popen(
         [sys.executable, small_ranks.__file__, str(folder)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        # A shell's background jobs ignore SIGINT, and so would what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 60
     while len(list(folder.glob("pid*"))) < 2 or not (folder / "ready").exists():
@@ -144,7 +146,7 @@ def test_signals_that_come_again_do_not_cut_the_time_to_save_short(folder, monke
     for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGTERM):
         os.kill(parent, signum)
         time.sleep(0.1)
-    assert launcher.communicate(timeout=150)[0] == "the worker ended with status 130\n"
+    assert launcher.communicate(timeout=60)[0] == "the worker ended with status 130\n"
     assert launcher.returncode == 130
     assert (folder / "saved").read_text() == "asked " and nothing_is_left(folder)
 
@@ -153,7 +155,7 @@ def test_signals_that_come_again_do_not_cut_the_time_to_save_short(folder, monke
 def test_a_terminal_interrupts_the_job_once(folder, monkeypatch):
     launcher, parent = started(folder, monkeypatch)
     os.killpg(launcher.pid, signal.SIGINT)
-    launcher.communicate(timeout=150)
+    launcher.communicate(timeout=60)
     assert (folder / "saved").read_text() == "asked " and nothing_is_left(folder) and gone(parent)
 
 
@@ -162,9 +164,10 @@ def test_a_terminal_interrupts_the_job_once(folder, monkeypatch):
 def test_ranks_end_with_what_has_started_them(folder, monkeypatch, victim):
     launcher, parent = started(folder, monkeypatch)
     os.kill(launcher.pid if victim == "launcher" else parent, signal.SIGKILL)
-    said = launcher.communicate(timeout=150)[0]
+    said = launcher.communicate(timeout=60)[0]
     assert nothing_is_left(folder) and gone(parent)
-    assert (folder / "saved").read_text() == "asked "
+    # Linux tells of the end of each thread of a process that had several; a worker heeds the first.
+    assert (folder / "saved").read_text().startswith("asked ")
     assert said == ("" if victim == "launcher" else "the parent of the workers was killed by signal 9\n")
 
 
