@@ -36,10 +36,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are generated."""
     for page, source in PAGES.items():
         text = (ROOT / source).read_text(encoding="utf-8").replace('="docs/', '="')  # of pictures
-        text = "\n".join(
-            line for line in text.split("\n") if "img.shields.io" not in line
-        )  # nothing from elsewhere
-        files.append(File.generated(config, page, content=text))
+        here = [line for line in text.split("\n") if "img.shields.io" not in line]  # loads nothing
+        files.append(File.generated(config, page, content="\n".join(here)))
     notebook = notebook_page(ROOT / "docs" / NOTEBOOK)
     files.append(File.generated(config, "notebook.md", content=notebook))
     selectors = {path.stem: selector_page(path) for path in sorted((ROOT / "conf/selector").glob("*.yaml"))}

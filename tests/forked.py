@@ -15,7 +15,6 @@ import logging
 import multiprocessing
 import os
 import runpy
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gtp_exp.launch.launcher import Device, Launch
 from gtp_exp.worker import PRELOADED
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,13 +69,9 @@ def start(function: Callable[..., None], *arguments: Any, env: Mapping[str, str]
 def connected(count: int, function: Callable[..., None], *arguments: Any) -> None:
     """Call a function in so many processes of one thread, which may connect to each other by gloo; wait for
     all of them."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
-    group |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-    common = Launch(device=Device.CPU, threads=1, num_processes=count).environment() | group
-    ranks = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
-    processes = [start(function, *arguments, env=env) for env in ranks]
+    from gtp_benchmarks.performance.selection_points import rank_environments
+
+    processes = [start(function, *arguments, env=env) for env in rank_environments(count)]
     try:
         for process in processes:
             process.join(300)

@@ -41,6 +41,20 @@ def posed(store: GradientStore, point: Point) -> SelectionProblem:
     return problem(store, [one.target_rows() for one in pool_of(point)], point.wanted)
 
 
+def rank_environments(count: int) -> list[dict[str, str]]:
+    """Return the environment of each of so many CPU processes of one thread that connect to each other; one
+    alone needs nothing to connect by."""
+    common = Launch(device=Device.CPU, threads=1, num_processes=count).environment()
+    if count == 1:
+        return [common]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    size = str(count)
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+
+
 def in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
     """What `work(*arguments)` gives in each of several connected processes of one thread, started for it.
 
@@ -48,15 +62,8 @@ def in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> list[
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    common = Launch(device=Device.CPU, threads=1, num_processes=count).environment()
-    if count > 1:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count)}
     started = []
-    for rank in range(count):
-        environment = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else common
+    for environment in rank_environments(count):
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(target=_answer, args=(sender, environment, count, work, arguments))
         process.start()
