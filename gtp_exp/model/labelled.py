@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gtp_exp.data.examples import IGNORE
+from gtp_exp.model.forwards import forwards_replaced
 from gtp_exp.model.lora import base_model
 
 # Values of the logits that are held at a time: 64 MiB in float32.
@@ -63,13 +64,13 @@ def labelled_nll(
 
         def head(hidden: torch.Tensor) -> torch.Tensor:
             given = type(output)(**{**output, "last_hidden_state": hidden.unsqueeze(0)})
-            with _replaced(backbone, lambda *args, **kwargs: given):
+            with forwards_replaced({backbone: lambda *args, **kwargs: given}):
                 return own(*args, **kwargs).logits[0]
 
         hidden, trained = output.last_hidden_state[row, position], _trains_head(inner, backbone)
         return type(none)(logits=_nll(hidden, tokens, head, none.logits.shape[-1], trained))
 
-    with _replaced(inner, losses):
+    with forwards_replaced({inner: losses}):
         return model(**inputs).logits, row, position + 1
 
 
@@ -148,17 +149,3 @@ def _noted(module: torch.nn.Module) -> Iterator[list[Any]]:
         yield outputs
     finally:
         handle.remove()
-
-
-@contextlib.contextmanager
-def _replaced(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Call `forward` in the place of the module's own inside."""
-    before = vars(module).get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del module.forward
-        else:
-            module.forward = before

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Any
 
@@ -76,25 +76,35 @@ def _dense_int8() -> type[torch.nn.Module]:
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             """Return the layer's output."""
-            return _Frozen.apply(x, self)  # pyright: ignore[reportReturnType]
+            return FrozenLinear.apply(x, self)  # pyright: ignore[reportReturnType]
 
     return DenseInt8
 
 
-class _Frozen(torch.autograd.Function):
-    """Computes y = W x + bias of a frozen layer; dL/dx = W^T g dequantises W again, and nothing is kept."""
+class FrozenLinear(torch.autograd.Function):
+    """Computes y = W x + bias, keeping nothing: W needs no gradient, so x is not needed again, and
+    dL/dx = W^T g dequantises or widens W anew."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, layer: Any) -> torch.Tensor:
-        """Return the layer's output."""
-        ctx.layer, ctx.dtype = layer, x.dtype
-        return torch.nn.functional.linear(x, dense_weight(layer, x.dtype), layer.bias)
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        layer: Any,
+        product: Callable[..., torch.Tensor] = torch.nn.functional.linear,
+    ) -> torch.Tensor:
+        """Return the layer's output. product: of x [n, in], W [out, in] and optionally the bias, [n, out]."""
+        ctx.layer, ctx.product, ctx.dtype = layer, product, x.dtype
+        weight = dense_weight(layer, x.dtype)
+        y = product(x.reshape(-1, x.shape[-1]), weight, layer.bias)
+        return y.view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         """Return the gradient of x."""
         g = gradients[0]
-        return (g @ dense_weight(ctx.layer, g.dtype)).to(ctx.dtype), None
+        weight = dense_weight(ctx.layer, g.dtype).t()
+        dx = ctx.product(g.reshape(-1, g.shape[-1]), weight)
+        return dx.view(*g.shape[:-1], weight.shape[0]).to(ctx.dtype), None, None
 
 
 def has_dense_weight(layer: Any) -> bool:
@@ -112,8 +122,8 @@ def is_quantized(layer: Any) -> bool:
 
 
 def dense_weight(layer: Any, dtype: torch.dtype) -> torch.Tensor:
-    """Return the weight [out, in] that a linear layer computes with: dequantised to `dtype` where it is
-    stored in fewer bits, else the stored one itself."""
+    """Return the weight [out, in] that a linear layer computes with, in `dtype`: dequantised where it is
+    stored in fewer bits, else the stored one itself if it is of that width."""
     if hasattr(layer, "dense_weight"):
         return layer.dense_weight(dtype)
     kind = _stored_as(layer)
@@ -122,7 +132,7 @@ def dense_weight(layer: Any, dtype: torch.dtype) -> torch.Tensor:
         return layer.weight.data.to(dtype) * (scale / 127).to(dtype).unsqueeze(1)
     if kind == "Params4bit":
         return _dequantize_4bit(layer.weight, dtype)
-    return layer.weight
+    return layer.weight.to(dtype)
 
 
 def _stored_as(layer: Any) -> str | None:

@@ -44,7 +44,7 @@ def check_engine(
     # With shared weights another process would wait for the second half.
     parts = [gradients(batch)] if is_sharded(model) else halving(batch, gradients)
     half = half_precision(model)
-    widths = {p.dtype for p in model.parameters() if p.is_floating_point()}  # without quantised ones
+    widths = {p.dtype for p in model.parameters()} & _TOLERANCE.keys()
     tolerance = _HALF_TOLERANCE if half else max(_TOLERANCE[dtype] for dtype in widths)
     errors = []
     for example, found in (pair for part in parts for pair in part):

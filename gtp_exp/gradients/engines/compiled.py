@@ -8,18 +8,15 @@ from collections.abc import Iterator
 
 import torch
 
+from gtp_exp.model.forwards import forwards_replaced
+
 
 @contextlib.contextmanager
 def compiled_norms(model: torch.nn.Module) -> Iterator[None]:
     """Run every norm layer of the model compiled inside. The kernels stay for the next time."""
     norms = [m for m in model.modules() if type(m).__name__.endswith("Norm") and "forward" not in vars(m)]
-    try:
-        for norm in norms:
-            norm.forward = types.MethodType(_compiled_forward(type(norm)), norm)
+    with forwards_replaced({norm: types.MethodType(_compiled_forward(type(norm)), norm) for norm in norms}):
         yield
-    finally:
-        for norm in norms:
-            vars(norm).pop("forward", None)
 
 
 _KERNELS: dict[type, types.FunctionType] = {}

@@ -30,7 +30,8 @@ import torch
 
 from gtp_exp.gradients.engines.adapters import LoraLinear
 from gtp_exp.gradients.engines.base import Consume, NotPerExample
-from gtp_exp.model.quantized import dense_weight, has_dense_weight
+from gtp_exp.model.forwards import forwards_replaced
+from gtp_exp.model.quantized import FrozenLinear, dense_weight, has_dense_weight
 from gtp_exp.model.rectangle import Rectangle
 
 
@@ -79,26 +80,6 @@ class _PackedPass:
     rectangle: Rectangle | None
     consume: Consume
     kernel: LinearKernel
-
-
-class _FrozenFunction(torch.autograd.Function):
-    """Computes y = W x + bias, keeping nothing: the weight needs no gradient, so x is not needed again."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, layer: torch.nn.Linear, kernel: LinearKernel) -> torch.Tensor:
-        """Return the layer's output."""
-        ctx.layer, ctx.kernel = layer, kernel
-        weight = dense_weight(layer, x.dtype)
-        y = kernel.apply(x.reshape(-1, x.shape[-1]), weight, layer.bias)
-        return y.view(*x.shape[:-1], weight.shape[0])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        """Return the gradient of x."""
-        g = gradients[0]
-        weight = dense_weight(ctx.layer, g.dtype).t()
-        dx = ctx.kernel.apply(g.reshape(-1, g.shape[-1]), weight)
-        return dx.view(*g.shape[:-1], weight.shape[0]), None, None
 
 
 class _LoraFunction(torch.autograd.Function):
@@ -204,16 +185,11 @@ def packed_linears(
         trained = (layer.a.weight, layer.b.weight, layer.magnitude)
         return _LoraFunction.apply(x, *trained, layer, run)  # pyright: ignore[reportReturnType]
 
-    replaced: dict[torch.nn.Module, Callable[..., torch.Tensor]] = {}
+    forwards: dict[torch.nn.Module, Callable[..., torch.Tensor]] = {}
     for module in model.modules():
         if has_dense_weight(module) and not module.weight.requires_grad:  # pyright: ignore
-            replaced[module] = lambda x, module=module: _FrozenFunction.apply(x, module, kernel)
+            forwards[module] = lambda x, module=module: FrozenLinear.apply(x, module, kernel.apply)
     for layer in layers:
-        replaced[layer.module] = lambda x, *args, layer=layer, **kwargs: lora(layer, x)
-    try:
-        for module, forward in replaced.items():
-            module.forward = forward
+        forwards[layer.module] = lambda x, *args, layer=layer, **kwargs: lora(layer, x)
+    with forwards_replaced(forwards):
         yield
-    finally:
-        for module in replaced:
-            module.__dict__.pop("forward", None)  # an instance attribute; the class has the original
