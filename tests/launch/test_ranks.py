@@ -115,6 +115,8 @@ def test_a_limit_ends_every_rank_which_has_time_to_save(folder, monkeypatch, pro
 
     threading.Thread(target=beat).start()
     ended = run(folder, processes, accelerate=accelerate, stall_limit_minutes=0.05)
+    still_run = [path for path in folder.glob("pid*") if Path(f"/proc/{path.read_text()}").exists()]
+    assert not still_run  # the job ends after its ranks, which have had their time
     assert ended.status == 124 and "0.05 minutes without progress" in str(ended)
     assert (folder / "ready").exists() and nothing_is_left(folder)
     assert (folder / "saved").exists() == (rank_0 == SAVES)
