@@ -432,7 +432,7 @@ def test_stores_of_different_sketches_do_not_go_together(tmp_path):
         (["-m", "seed=0,1"], "run takes one job"),
         (["experiment=demo"], "is a multirun"),
         (["--help"], "an option of the command line"),
-        (["sed=1"], "Could not override 'sed'"),
+        (["sed=1"], "sed is unknown; did you mean seed"),
         (["selector=nope"], "Could not find 'selector/nope'"),
         (["selector=../gtp"], "without '..'"),
         (["launch.threads=0"], "launch.threads=0 must be at least 1"),

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from gtp_exp.api.further_tests import compose_tests
+from gtp_exp.api.overrides import name_unknown_keys
 from gtp_exp.config import build, check_finite
 from gtp_exp.errors import UserError, check_installed, first_line
 from gtp_exp.launch.faults import check_room, storage_fault
@@ -27,6 +28,7 @@ from gtp_exp.records.renamed import with_present_names
 
 # `${home:${outputs}}` is `outputs` with ~ for the home folder, for the folders that Hydra makes.
 OmegaConf.register_new_resolver("home", os.path.expanduser, replace=True)
+name_unknown_keys()
 
 # Hydra's plugins, which bring these options along: without one Hydra would say that there is no such option.
 PLUGINS = {
