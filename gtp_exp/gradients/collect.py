@@ -148,6 +148,7 @@ class _CollectionJob:
 
     def choose_engine(self) -> dict[str, Any]:
         """Return the part of the plan that the machine decides, found on the first shard."""
+        log.info("comparing the gradient engine with autograd, row by row, before it is used")
         load_trainable(self.model, self.checkpoints[0])
         choice = choose_engine(
             self.model,

@@ -35,7 +35,7 @@ def check_engine(
     In half precision the best of them counts: a wrong engine errs on every example, rounding on some.
     An example whose own gradient is not finite tells nothing of the engine.
     """
-    compared = [batch[i] for i in torch.linspace(0, len(batch) - 1, min(at_most, len(batch))).long().tolist()]
+    compared = spread(batch, at_most)
     names = {e.id for e in compared}
 
     def gradients(part: Sequence[TokenizedExample]) -> list[tuple[TokenizedExample, dict[str, torch.Tensor]]]:
@@ -62,6 +62,11 @@ def check_engine(
             f"({tolerance:.0e} is allowed)"
         )
     return None
+
+
+def spread(batch: Sequence[TokenizedExample], at_most: int) -> list[TokenizedExample]:
+    """Return some examples of a batch, the first and the last and as many between them as are wanted."""
+    return [batch[i] for i in torch.linspace(0, len(batch) - 1, min(at_most, len(batch))).long().tolist()]
 
 
 def not_finite(ids: Sequence[str]) -> UserError:

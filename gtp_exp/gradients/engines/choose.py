@@ -14,7 +14,7 @@ from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.engines.adapters import Adapters, find_adapters, has_adapters, refuse
 from gtp_exp.gradients.engines.base import AutogradEngine, GradientEngine
-from gtp_exp.gradients.engines.check import check_engine
+from gtp_exp.gradients.engines.check import check_engine, spread
 from gtp_exp.gradients.engines.hooks import HooksEngine, hooks_obstacle
 from gtp_exp.gradients.engines.linear import LinearKernel, fastest_kernel
 from gtp_exp.gradients.engines.memory import choose_token_budget
@@ -25,7 +25,9 @@ from gtp_exp.model.parameters import half_precision, in_float32
 from gtp_exp.model.sharding import is_sharded
 
 _CHECKED = 8  # examples of the first batch that are compared
-_CHECKED_IN_HALF = 3  # again in half precision, where only gross errors can show
+# Of a model in half precision, a few in float32, which is slow on a machine that computes in less, and again
+# a few as they are computed, where only gross errors can show.
+_CHECKED_WIDENED, _CHECKED_IN_HALF = 4, 3
 
 
 class Engine(Enum):
@@ -132,11 +134,12 @@ def _check_in_float32(
     reduction: Reduction,
 ) -> str | None:
     """Return why the engine must not be used, or None, where rounding cannot hide an error: on the same
-    weights, widened for the time being."""
+    weights, widened for the time being. The rows that are compared are the whole batch here."""
     try:
         with in_float32(model):
             engine = make_engine(kind, model, parameters, reduction=reduction, kernel=LinearKernel.DEFAULT)
-            return check_engine(engine, model, parameters, batch, reduction, at_most=_CHECKED)
+            rows = spread(batch, _CHECKED_WIDENED)
+            return check_engine(engine, model, parameters, rows, reduction, at_most=len(rows))
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
