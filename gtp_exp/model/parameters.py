@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import functools
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 
-from gtp_exp.model.forwards import forwards_replaced
 from gtp_exp.model.lora import base_model
 from gtp_exp.model.quantized import FrozenLinear, dequantized_in_float32
 
@@ -41,47 +38,64 @@ def left_as_found(model: torch.nn.Module, parameters: Mapping[str, torch.nn.Para
 def half_precision(model: torch.nn.Module) -> bool:
     """Say whether the model computes in float16 or bfloat16: what it has beside frozen linear layers, which
     may be held in less than they compute in, says so."""
-    narrow = {id(layer.weight) for layer in _frozen_linears(model)}
-    return any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters() if id(p) not in narrow)
+    frozen = {id(weight) for weight in _frozen_linears(model).values()}
+    return any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters() if id(p) not in frozen)
 
 
 @contextlib.contextmanager
 def in_float32(model: torch.nn.Module) -> Iterator[None]:
     """Compute in float32 with the same weights inside; put the half-precision tensors back afterwards.
 
-    Frozen linear layers, most of a model, keep theirs: each is widened, or dequantised, while it computes.
+    Frozen linear layers, most of a model, keep theirs: each is widened, or dequantised, when it is read.
     All others are widened for the time inside.
     """
     narrow = _frozen_linears(model)
-    kept = {id(layer.weight) for layer in narrow}
+    kept = {id(weight) for weight in narrow.values()}
     tensors = [t for t in itertools.chain(model.parameters(), model.buffers()) if t.is_floating_point()]
     originals = {tensor: tensor.data for tensor in tensors if id(tensor) not in kept}
-    forwards: dict[torch.nn.Module, Any] = {
-        layer: functools.partial(_frozen_linear, layer=layer) for layer in narrow
-    }
     try:
         for tensor, original in originals.items():
             tensor.data = original.float()
-        with dequantized_in_float32(model), forwards_replaced(forwards):
+        for layer in narrow:
+            layer.__class__ = _Widened
+        with dequantized_in_float32(model):
             yield
     finally:
+        for layer in narrow:
+            layer.__class__ = torch.nn.Linear
         for tensor, original in originals.items():
             tensor.data = original
 
 
-def _frozen_linears(model: torch.nn.Module) -> list[torch.nn.Linear]:
-    """Return the plain linear layers whose weight is not trained and of no other layer, but for the head."""
+class _Widened(torch.nn.Linear):
+    """Computes in float32 with a frozen weight that is held in less, and shows it so to who reads it."""
+
+    @property
+    def weight(self) -> torch.Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Return the weight in float32, a copy that nothing keeps."""
+        return self.dense_weight(torch.float32)
+
+    def dense_weight(self, dtype: torch.dtype) -> torch.Tensor:
+        """Return the weight [out, in] in a precision."""
+        return self._parameters["weight"].to(dtype)  # pyright: ignore[reportOptionalMemberAccess]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the layer's output."""
+        return FrozenLinear.apply(x, self)  # pyright: ignore[reportReturnType]
+
+
+def _frozen_linears(model: torch.nn.Module) -> dict[torch.nn.Linear, torch.Tensor]:
+    """Return the plain linear layers that are not trained, without the head, and what is held of each weight
+    that no other layer has."""
     owners = collections.Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
     head = base_model(model).get_output_embeddings()
-    return [
-        module
+    held = {
+        module: module._parameters["weight"]
         for module in model.modules()
-        if type(module) is torch.nn.Linear
-        and module is not head
-        and not module.weight.requires_grad
-        and owners[id(module.weight)] == 1
-    ]
-
-
-def _frozen_linear(x: torch.Tensor, *, layer: torch.nn.Linear) -> torch.Tensor:
-    return FrozenLinear.apply(x, layer)  # pyright: ignore[reportReturnType]
+        if isinstance(module, torch.nn.Linear) and type(module) in (torch.nn.Linear, _Widened)
+    }
+    return {
+        layer: weight
+        for layer, weight in held.items()
+        if weight is not None and not weight.requires_grad and owners[id(weight)] == 1 and layer is not head
+    }

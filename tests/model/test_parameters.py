@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from small_models import FAMILIES, make_examples, packed, small
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from gtp_exp.gradients.engines.base import gradients_of
 from gtp_exp.model.loss import Reduction, reference_gradients
 from gtp_exp.model.parameters import in_float32, trainable_parameters
 
 
-def in_half(family: str, **options: object):
+def in_half(family: str, **options: Any):
     return small(family, **options).bfloat16()
 
 
@@ -40,6 +42,22 @@ def test_losses_and_gradients_are_those_of_a_model_held_in_float32(family, optio
         assert torch.equal(again[name], found[name])  # the engine has put back what it replaced
 
 
+def test_a_model_that_reads_weights_by_itself_reads_them_in_float32(monkeypatch):
+    """Some cast their input to a layer's precision, or multiply by its weight without calling it."""
+
+    def forward(self, x):
+        x = x.to(self.up_proj.base_layer.weight.dtype)
+        up = torch.nn.functional.linear(x, self.up_proj.base_layer.weight, self.up_proj.base_layer.bias)
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * up)
+
+    monkeypatch.setattr(LlamaMLP, "forward", forward)
+    model, tokens = in_half("llama"), torch.arange(3, 15).unsqueeze(0)
+    with torch.no_grad():
+        expected = widened_twin(model)(input_ids=tokens).logits
+        with in_float32(model):
+            assert torch.equal(model(input_ids=tokens).logits, expected)
+
+
 def test_frozen_linear_layers_are_not_held_twice():
     """Only what is small, tied or trained is widened."""
     model = in_half("llama")
@@ -56,4 +74,4 @@ def test_an_error_inside_leaves_the_model_as_it_was():
     with pytest.raises(KeyboardInterrupt), in_float32(model):
         raise KeyboardInterrupt
     assert {name: (p.data_ptr(), p.dtype) for name, p in model.named_parameters()} == before
-    assert not any("forward" in vars(module) for module in model.modules())
+    assert {type(m) for m in model.modules() if isinstance(m, torch.nn.Linear)} == {torch.nn.Linear}
