@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import FAMILIES, make_examples, packed, small
+from small_models import FAMILIES, VOCABULARY, base, make_examples, packed, small
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from gtp_exp.gradients.engines.base import gradients_of
@@ -52,6 +52,15 @@ def test_a_model_that_reads_weights_by_itself_reads_them_in_float32(monkeypatch)
 
     monkeypatch.setattr(LlamaMLP, "forward", forward)
     model, tokens = in_half("llama"), torch.arange(3, 15).unsqueeze(0)
+    with torch.no_grad():
+        expected = widened_twin(model)(input_ids=tokens).logits
+        with in_float32(model):
+            assert torch.equal(model(input_ids=tokens).logits, expected)
+
+
+def test_a_layer_that_shares_its_weight_with_the_embeddings_is_widened_with_them():
+    model, tokens = base("llama", intermediate_size=VOCABULARY).bfloat16(), torch.arange(3, 15).unsqueeze(0)
+    model.model.layers[0].mlp.up_proj.weight = model.get_input_embeddings().weight
     with torch.no_grad():
         expected = widened_twin(model)(input_ids=tokens).logits
         with in_float32(model):
