@@ -90,13 +90,17 @@ def facts(row: Row) -> ChoiceFacts:
 
 
 def labels_covered(row: Row) -> str:
-    """Return how many of the target's labels are among the chosen rows, a mean over the row's seeds, such as
-    `12 of 16`; empty where the pool carries no labels."""
+    """Return how many of the target's labels are among the chosen rows, and how evenly: means over the row's
+    seeds, such as `12 of 16, entropy 3.1 of 4.0 bits`; empty where the pool carries no labels."""
     counted = [s for run in row.runs if (s := run.record.selection) and s.target_labels]
     if not counted:
         return ""
     chosen, wanted = fmean(s.labels_chosen for s in counted), fmean(s.target_labels for s in counted)
-    return f"{_rounded(chosen)} of {_rounded(wanted)}"
+    told = f"{_rounded(chosen)} of {_rounded(wanted)}"
+    bits = [s.labels_entropy for s in counted if s.labels_entropy is not None]
+    if len(bits) < len(counted):  # an earlier version's record lacks it
+        return told
+    return f"{told}, entropy {fmean(bits):.1f} of {math.log2(wanted):.1f} bits"
 
 
 def _rounded(value: float) -> str:

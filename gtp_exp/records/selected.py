@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,9 @@ def summarise_selection(
     pool_labels = [pool.hidden.get(example.id, {}) for example in pool.examples]
     labels = sorted({label for row in pool_labels for label in row})
     wanted = target_labels(pool_labels, target)
+    taught = Counter(
+        str(r.hidden.get(ANSWER_LABEL)) for r in chosen if str(r.hidden.get(ANSWER_LABEL)) in wanted
+    )
     grouped = {label for label in labels if _is_class(label, pool_labels, pool)}
     return SelectionSummary(
         n_selected=len(chosen),
@@ -103,8 +107,15 @@ def summarise_selection(
         n_cut=sum(tokenized[i].cut for i in selection.indices.tolist()),
         near_duplicates=sum(near_duplicates([" ".join(m["content"] for m in r.messages) for r in chosen])),
         target_labels=len(wanted),
-        labels_chosen=len(wanted & {str(r.hidden.get(ANSWER_LABEL)) for r in chosen}),
+        labels_chosen=len(taught),
+        labels_entropy=entropy(taught.values()) if wanted else None,
     )
+
+
+def entropy(counts: Iterable[int]) -> float:
+    """Return the entropy in bits of what was counted so often: log2 n where n things came equally often."""
+    counts = list(counts)
+    return sum(n / sum(counts) * math.log2(sum(counts) / n) for n in counts)
 
 
 def target_labels(pool_labels: Sequence[Mapping[str, Any]], target: Sequence[Example]) -> set[str]:

@@ -95,6 +95,14 @@ def test_the_labels_that_a_choice_covers_stand_in_the_closing_table_and_on_the_p
         assert "12.5 of 14" in (tmp_path / "out" / file).read_text(), file
 
 
+def test_how_evenly_labels_are_chosen_stands_beside_how_many(tmp_path):
+    for seed, bits in ((0, 3.0), (1, 3.2)):
+        run = with_labels(choice("gtp", seed, 0.6, tuned=True), 12, 16)
+        save(replace(run, selection=replace(run.selection, labels_entropy=bits)), tmp_path / "runs")
+    board(tmp_path / "runs", tmp_path)
+    assert "12 of 16, entropy 3.1 of 4.0 bits" in (tmp_path / "out" / "leaderboard.md").read_text()
+
+
 def test_without_labels_there_is_no_column_for_them(tmp_path, capsys):
     save(choice("gtp", 0, 0.6, tuned=True), tmp_path / "runs")
     board(tmp_path / "runs", tmp_path)

@@ -180,6 +180,21 @@ def test_the_labels_of_the_target_among_the_chosen_rows_are_counted(answers, cho
     assert (told.labels_chosen, told.target_labels) == (chosen, wanted)
 
 
+@pytest.mark.parametrize(("counts", "bits"), [([], 0), ([5], 0), ([2, 2], 1), ([1] * 8, 3), ([2, 1, 1], 1.5)])
+def test_labels_in_equal_shares_have_the_most_entropy(counts, bits):
+    assert selected.entropy(counts) == pytest.approx(bits)
+
+
 def test_a_pool_without_labels_covers_none():
     told = selected.summarise_selection(rows(), POOL, TOKENIZED, CHOSEN)
-    assert (told.labels_chosen, told.target_labels) == (0, 0)
+    assert (told.labels_chosen, told.target_labels, told.labels_entropy) == (0, 0, None)
+
+
+def test_the_entropy_is_that_of_the_targets_labels_alone():
+    pool = Pool(
+        POOL.examples, {f"row-{i}": {"label": label} for i, label in enumerate(["red", "blue", "grey", None])}
+    )
+    everything = Selection(torch.arange(4), torch.ones(4), torch.ones(4))
+    rows = selected.selected_rows(pool.examples, everything, pool.hidden)
+    target = [conversation(i, "Which?", answer) for i, answer in enumerate(["red", "blue"])]
+    assert selected.summarise_selection(rows, pool, TOKENIZED, everything, target).labels_entropy == 1
