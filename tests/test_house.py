@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ PACKAGES = {
 MOST_LOOSE_MODULES = 14
 MOST_LINES = 80
 MOST_PARAMETERS = 8
+LARGEST_FILE = 100_000  # bytes
 
 Graph = Mapping[str, set[str]]
 
@@ -199,6 +201,14 @@ def broken_links() -> Iterable[str]:
                 yield f"{page.relative_to(ROOT)}: {link}"
 
 
+def large_files() -> Iterable[str]:
+    """Nothing under version control is large: what was added by mistake stays in the history for good."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    for name in filter(None, listed.stdout.split("\0")):  # none where the source came without git
+        if (ROOT / name).is_file() and (size := (ROOT / name).stat().st_size) > LARGEST_FILE:
+            yield f"{name}: {size:,} bytes"
+
+
 RULES = [
     circles_between_files,
     circles_between_files_with_functions,
@@ -210,6 +220,7 @@ RULES = [
     long_parameter_lists,
     public_names_without_a_docstring,
     broken_links,
+    large_files,
 ]
 
 
