@@ -269,6 +269,12 @@ def shard_features(
         for direction in features:
             features[direction][index] = torch.cat([f[direction] for f, _ in results]).cpu()
             norms[direction][index] = torch.cat([n[direction] for _, n in results]).cpu()
+        # A matrix product may read what stands behind a row, times zero: values that are not finite spoil it.
+        doubtful = [i for i in index if not all(torch.isfinite(norm[i]) for norm in norms.values())]
+        for i in doubtful if together.size == 1 and len(doubtful) < len(index) else ():
+            alone, norm = run([examples[i]]).finish()
+            for direction in features:
+                features[direction][i], norms[direction][i] = alone[direction][0], norm[direction][0]
         done(batch)
     if len(own) < -(-len(batches) // together.size):  # the others wait for this process's weights once more
         engine.run([min(examples, key=lambda e: e.n_tokens)], lambda name, gradients: None)

@@ -14,6 +14,7 @@ from gtp_exp.gradients.checkpoints import load_moments, load_trainable
 from gtp_exp.gradients.collect import collect
 from gtp_exp.gradients.directions import Direction, apply_direction
 from gtp_exp.gradients.engines.choose import Engine
+from gtp_exp.gradients.engines.packed import PackedEngine
 from gtp_exp.gradients.settings import GradientConfig
 from gtp_exp.gradients.sketch import Sketch, SketchKind, make_projection
 from gtp_exp.gradients.store import StorageType
@@ -216,3 +217,34 @@ def test_progress_shows_both_rates(model, trajectory, examples, tmp_path, capfd)
     collect(model, examples, trajectory, tmp_path, SETTINGS, label="pool")
     shown = capfd.readouterr().err
     assert "pool: 100%" in shown and "examples/s" in shown and "tok/s" in shown
+
+
+def test_a_neighbour_that_a_row_without_a_finite_gradient_has_spoiled_is_computed_anew(tmp_path, monkeypatch):
+    """On some machines a matrix product multiplies what stands behind a row by zero, which is NaN for NaN."""
+    own, spoilt = PackedEngine.run, []
+
+    def spoiling(engine, batch, consume):
+        next_to_it = [
+            (i or len(batch)) - 1 for i, e in enumerate(batch) if e.id == "poisoned" and len(batch) > 1
+        ]
+        spoilt.extend(batch[i].id for i in next_to_it)
+        own(
+            engine,
+            batch,
+            lambda name, g: consume(name, g.index_fill(0, torch.tensor(next_to_it).long(), torch.nan)),
+        )
+
+    model, rows = small("llama"), make_examples(7)
+    trajectory = make_trajectory(model, tmp_path, segments=1)
+    with torch.no_grad():
+        base_model(model).get_input_embeddings().weight[2] = float("nan")
+    settings = replace(SETTINGS, directions=[Direction.SGD], token_budget=1000, engine=Engine.PACKED)
+    plain = collect(model, rows, trajectory, tmp_path / "plain", settings)
+    rows[3] = replace(rows[3], id="poisoned", input_ids=(2, *rows[3].input_ids[1:]))
+    monkeypatch.setattr(PackedEngine, "run", spoiling)
+    found = collect(model, rows, trajectory, tmp_path / "spoilt", settings)
+    assert len(spoilt) == 2 and found.quarantined.tolist() == [3]  # by the check of the engine, and after it
+    others = torch.tensor([i for i in range(len(rows)) if i != 3])
+    torch.testing.assert_close(
+        found.features(0, "sgd").rows(others), plain.features(0, "sgd").rows(others), rtol=1e-4, atol=1e-6
+    )
