@@ -6,7 +6,7 @@ import importlib.metadata
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import compress, groupby
 from pathlib import Path
 from typing import Any
 
@@ -270,11 +270,12 @@ def shard_features(
             features[direction][index] = torch.cat([f[direction] for f, _ in results]).cpu()
             norms[direction][index] = torch.cat([n[direction] for _, n in results]).cpu()
         # A matrix product may read what stands behind a row, times zero: values that are not finite spoil it.
-        doubtful = [i for i in index if not all(torch.isfinite(norm[i]) for norm in norms.values())]
-        for i in doubtful if together.size == 1 and len(doubtful) < len(index) else ():
-            alone, norm = run([examples[i]]).finish()
-            for direction in features:
-                features[direction][i], norms[direction][i] = alone[direction][0], norm[direction][0]
+        finite = torch.stack([norm[index] for norm in norms.values()]).isfinite().all(dim=0)
+        if together.size == 1 and finite.any():
+            for i in compress(index, (~finite).tolist()):
+                alone, norm = run([examples[i]]).finish()
+                for direction in features:
+                    features[direction][i], norms[direction][i] = alone[direction][0], norm[direction][0]
         done(batch)
     if len(own) < -(-len(batches) // together.size):  # the others wait for this process's weights once more
         engine.run([min(examples, key=lambda e: e.n_tokens)], lambda name, gradients: None)

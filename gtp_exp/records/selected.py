@@ -89,9 +89,7 @@ def summarise_selection(
     pool_labels = [pool.hidden.get(example.id, {}) for example in pool.examples]
     labels = sorted({label for row in pool_labels for label in row})
     wanted = target_labels(pool_labels, target)
-    taught = Counter(
-        str(r.hidden.get(ANSWER_LABEL)) for r in chosen if str(r.hidden.get(ANSWER_LABEL)) in wanted
-    )
+    taught = Counter(label for r in chosen if (label := str(r.hidden.get(ANSWER_LABEL))) in wanted)
     grouped = {label for label in labels if _is_class(label, pool_labels, pool)}
     return SelectionSummary(
         n_selected=len(chosen),
@@ -115,7 +113,8 @@ def summarise_selection(
 def entropy(counts: Iterable[int]) -> float:
     """Return the entropy in bits of what was counted so often: log2 n where n things came equally often."""
     counts = list(counts)
-    return sum(n / sum(counts) * math.log2(sum(counts) / n) for n in counts)
+    total = sum(counts)
+    return sum(n / total * math.log2(total / n) for n in counts)
 
 
 def target_labels(pool_labels: Sequence[Mapping[str, Any]], target: Sequence[Example]) -> set[str]:

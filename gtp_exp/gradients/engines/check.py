@@ -42,16 +42,17 @@ def check_engine(
         return [(e, g) for e, g in gradients_of(engine, part) if e.id in names]
 
     # With shared weights another process would wait for the second half.
-    parts = [gradients(batch)] if is_sharded(model) else halving(batch, gradients)
+    sharded = is_sharded(model)
+    parts = [gradients(batch)] if sharded else halving(batch, gradients)
     half = half_precision(model)
     widths = {p.dtype for p in model.parameters()} & _TOLERANCE.keys()
     tolerance = _HALF_TOLERANCE if half else max(_TOLERANCE[dtype] for dtype in widths)
     errors = []
     for example, found in (pair for part in parts for pair in part):
         expected = reference_gradients(model, parameters, example, reduction)
-        if not all(torch.isfinite(g).all() for g in expected.values()):
+        if not _is_finite(expected):
             continue
-        if not is_sharded(model) and not all(torch.isfinite(g).all() for g in found.values()):
+        if not sharded and not _is_finite(found):
             ((_, found),) = gradients_of(engine, [example])  # which a row behind it may have spoiled
         error = relative_error(found, expected, order=2 if half else float("inf"))
         errors.append((error if error == error else float("inf"), example.id))  # NaN has no order
@@ -69,6 +70,10 @@ def check_engine(
 def spread(batch: Sequence[TokenizedExample], at_most: int) -> list[TokenizedExample]:
     """Return some examples of a batch, the first and the last and as many between them as are wanted."""
     return [batch[i] for i in torch.linspace(0, len(batch) - 1, min(at_most, len(batch))).long().tolist()]
+
+
+def _is_finite(gradients: Mapping[str, torch.Tensor]) -> bool:
+    return all(bool(torch.isfinite(g).all()) for g in gradients.values())
 
 
 def not_finite(ids: Sequence[str]) -> UserError:
