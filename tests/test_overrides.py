@@ -37,3 +37,14 @@ def test_other_overrides_are_applied_in_their_order():
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         config = compose("config", ["+selector.note=1", "selector.note=2", "~train.epochs", "seed=3"])
     assert (config.selector.note, config.seed) == (2, 3) and "epochs" not in config.train
+
+
+def test_a_value_is_replaced_that_cannot_be_looked_up_yet():
+    """The folder of several jobs is named by the experiment, which Hydra fills in later."""
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        config = compose(
+            "config",
+            ["experiment=headline", "hydra.sweep.dir=here"],
+            return_hydra_config=True,
+        )
+    assert config.hydra.sweep.dir == "here"

@@ -36,15 +36,18 @@ def unknown_key(override: Override, config: DictConfig) -> str | None:
     """Return what is wrong with the key of an override that changes a value, or None if it is there."""
     if override.is_add() or override.is_force_add() or override.is_delete():
         return None
-    parent, node = "", config
+    parent, node = (
+        "",
+        OmegaConf.to_container(config, resolve=False),
+    )  # an interpolation is a value like others
     for name in override.key_or_group.split("."):
-        if not isinstance(node, DictConfig) or name not in node:
+        if not isinstance(node, dict) or name not in node:
             break
-        parent, node = f"{parent}{name}.", OmegaConf.select(node, name)
+        parent, node = f"{parent}{name}.", node[name]
     else:
         return None
     owner = parent.rstrip(".") or "the job"
-    if not isinstance(node, DictConfig):
+    if not isinstance(node, dict):
         return f"{parent}{name} is unknown; {owner} is {node!r}"
     known = [str(key) for key in node if key != "hydra"]
     near = difflib.get_close_matches(name, known, n=1)
