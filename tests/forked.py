@@ -1,8 +1,9 @@
 """Command lines of ours, forked from a process that has imported everything: it spares the start-up.
 
 A forked process has the environment, folder, arguments, output and exit status of a fresh one, and so have
-the workers that it starts. It is for tests of what a command does and tells. How processes start, what they
-import, who hears a signal and who ends with whom is tested with fresh ones.
+the workers that it starts, torch's launcher and the ranks of this. It is for tests of what a command does and
+tells. How processes start, what they import, who hears a signal and who ends with whom is tested with fresh
+ones.
 """
 
 from __future__ import annotations
@@ -15,20 +16,24 @@ import logging
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
+
+from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
 from gtp_exp.worker import PRELOADED
 
 ROOT = Path(__file__).resolve().parents[1]
-_FORKED = ("gtp_exp", "gtp_exp.worker", "gtp_exp.estimate")
-_COMMANDS = ("gtp_exp.__main__", "gtp_exp.worker", "gtp_exp.estimate.__main__")
+_FORKED = ("gtp_exp", "gtp_exp.worker", "gtp_exp.estimate", "gtp_exp.launch.ranks")
+_COMMANDS = ("gtp_exp.__main__", "gtp_exp.worker", "gtp_exp.estimate.__main__", "gtp_exp.launch.ranks")
 # What a worker sets before its imports, and what the server is started with.
 _QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
@@ -123,7 +128,7 @@ def _begin(
         stream.flush()  # what was printed by an import
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     _Forking.installed = installed
-    subprocess.Popen = _Forking  # type: ignore[misc]
+    subprocess.Popen = subprocess_handler.Popen = _Forking  # type: ignore[misc]
     _become(arguments, folder, environment, installed)
 
 
@@ -143,6 +148,8 @@ def _become(
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     logging.root.handlers.clear()  # those of the command that starts this worker
     logging.root.setLevel(logging.WARNING)
+    logging.disable(logging.NOTSET)
+    multiprocessing.set_start_method(None, force=True)  # which the server has set to its own
     for name in (arguments[0], f"{arguments[0]}.__main__"):
         if name in _COMMANDS:
             del sys.modules[name]  # runpy warns of what it is to run and finds imported
@@ -158,7 +165,7 @@ class _Forking(subprocess.Popen):
     def _execute_child(self, *values: Any) -> None:
         fresh = super()._execute_child  # type: ignore[misc]
         given = inspect.signature(fresh).bind(*values).arguments
-        python, flag, *arguments = [*given["args"], "", ""]
+        python, flag, *arguments = [*(one for one in given["args"] if one != "-u"), "", ""]
         if python != sys.executable or flag != "-m" or arguments[0] not in _FORKED:
             return fresh(*values)
         for stream in (sys.stdout, sys.stderr):
@@ -178,6 +185,12 @@ class _Forking(subprocess.Popen):
 
     def _become_child(self, arguments: list[str], given: Mapping[str, Any]) -> None:
         """Do what lies between fork and exec, and go on as the command."""
+        if given["start_new_session"]:
+            os.setsid()
+        for signum in signal.valid_signals():
+            if callable(signal.getsignal(signum)):
+                fresh = signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL
+                signal.signal(signum, fresh)
         if given["preexec_fn"] is not None:
             given["preexec_fn"]()
         for number, name in enumerate(("p2cread", "c2pwrite", "errwrite")):
@@ -187,6 +200,8 @@ class _Forking(subprocess.Popen):
             if number > 2 and number not in given["pass_fds"]:
                 with contextlib.suppress(OSError):
                     os.close(number)
+        tracker = resource_tracker._resource_tracker  # whose file would be closed a second time
+        tracker._fd = tracker._pid = None  # type: ignore[attr-defined]
         environment = os.environ if given["env"] is None else given["env"]
         _become(arguments, given["cwd"] or os.getcwd(), dict(environment), self.installed)
         sys.stdout.flush()

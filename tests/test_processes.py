@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import forked
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -38,8 +39,7 @@ def start(folder, processes, *overrides):
 
 
 def run(folder, processes, *overrides):
-    line = start(folder, processes, *overrides)
-    return subprocess.run(line, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
+    return forked.run(start(folder, processes, *overrides), folder, ENVIRONMENT)
 
 
 def results(folder):

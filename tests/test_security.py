@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 from test_command_line import ENVIRONMENT, command
 
@@ -61,7 +62,7 @@ def left(tmp_path_factory):
     folder = tmp_path_factory.mktemp("planted")
     environment = {**ENVIRONMENT, **PLANTED, "WANDB_MODE": "offline"}
     job = command("selector=gtp", "budget=10pct", "tracking=wandb")
-    done = subprocess.run(job, cwd=folder, env=environment, capture_output=True, text=True)
+    done = forked.run(job, folder, environment)
     assert done.returncode == 0, done.stderr
     main = "from gtp_exp.leaderboard import main; main()"
     board = [sys.executable, "-c", main, "outputs/runs", "--out", "outputs/leaderboard"]

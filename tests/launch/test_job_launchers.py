@@ -7,6 +7,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import forked
 import pytest
 from test_command_line import ENVIRONMENT, command
 
@@ -76,14 +77,8 @@ def test_a_mistake_is_told_in_one_line_through_accelerate_too(tmp_path, kind, pr
         f"compute_environment: LOCAL_MACHINE\ndistributed_type: '{kind}'\nnum_machines: 1\n"
     )
     launched = ["launch.config_file=accelerate.yaml", f"launch.num_processes={processes}"]
-    done = subprocess.run(
-        command("selector=random", "budget=rows", "budget.amount=999", *launched),
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    line = command("selector=random", "budget=rows", "budget.amount=999", *launched)
+    done = forked.run(line, tmp_path, ENVIRONMENT, timeout=300)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "budget.amount=999 rows is more than the 40 candidates" in done.stderr.strip().splitlines()[-1]
 
