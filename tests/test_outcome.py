@@ -76,6 +76,13 @@ def test_rows_without_labels_have_no_line_of_labels_and_those_of_the_target_are_
     ]
 
 
+def test_copies_by_hidden_labels_are_told_where_there_are_any():
+    for repeats, told in ((None, ""), (0, ""), (1, ", 1 copy of another chosen row by hidden labels")):
+        record = replace(RECORD, selection=replace(CHOSEN, repeats=repeats))
+        line = "chose 3 of 6,000 rows: 1,234 tokens, 1 exact copy, 0 near copies" + told
+        assert closing(record, RUN).splitlines()[1] == line
+
+
 def test_of_many_tests_the_mean_is_told():
     metrics = {name: BETTER for name in "abc"} | {"d": {**BETTER, "acc": 0.9}}
     told = replace(RECORD, metrics=metrics, untuned=dict.fromkeys("abcd", ACC))

@@ -44,6 +44,8 @@ def closing(record: RunRecord, directory: Path) -> str:
     chose = f"chose {selection.n_selected:,} of {pool.candidates:,} rows: {selection.n_tokens:,} tokens, "
     chose += f"{_count(selection.exact_duplicates, 'exact copy', 'exact copies')}, "
     chose += _count(selection.near_duplicates, "near copy", "near copies")
+    if selection.repeats:
+        chose += f", {_count(selection.repeats, 'copy', 'copies')} of another chosen row by hidden labels"
     if selection.target_labels:
         chose += f", {selection.labels_chosen} of {selection.target_labels} labels of the target"
     if selection.n_cut:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from gtp_exp.leaderboard.diagnostics import label_shares
-from gtp_exp.leaderboard.metrics import CHOICE, COPIES, CORRUPTED, LABELS, NEAR_COPIES, ON_TARGET
+from gtp_exp.leaderboard.metrics import CHOICE, COPIES, CORRUPTED, LABELS, NEAR_COPIES, ON_TARGET, REPEATS
 from gtp_exp.leaderboard.records import Run
 
 
@@ -24,6 +24,7 @@ def with_choice_judged(run: Run) -> Run:
         CORRUPTED: shares.get("corrupted"),
         COPIES: selection.exact_duplicates / selection.n_selected,
         NEAR_COPIES: selection.near_duplicates / selection.n_selected,
+        REPEATS: None if selection.repeats is None else selection.repeats / selection.n_selected,
     }
     metrics: dict[str, float | str] = {name: value for name, value in judged.items() if value is not None}
     metrics["headline"] = next(iter(metrics))

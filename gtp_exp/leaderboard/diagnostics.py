@@ -31,6 +31,7 @@ class ChoiceFacts:
     numbers: Mapping[str, float]  # scalar diagnostics of the selector itself
     texts: Mapping[str, str]  # its words and short lists, of the first seed: they have no mean
     labels: str = ""  # how many of the target's labels are among the chosen rows, "12 of 16"
+    repeats: float | None = None  # chosen rows less their originals; None where no label tells of copies
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def facts(row: Row) -> ChoiceFacts:
         {k: float(v) for k, v in s.diagnostics.items() if isinstance(v, (int, float)) and _finite(v)}
         for s in selections
     ]
+    counted = [selection.repeats for selection in selections if selection.repeats is not None]
     return ChoiceFacts(
         n_selected=fmean(s.n_selected for s in selections),
         n_tokens=fmean(s.n_tokens for s in selections),
@@ -86,6 +88,7 @@ def facts(row: Row) -> ChoiceFacts:
         numbers=_mean_by_key(numbers),
         texts={k: text for k, v in selections[0].diagnostics.items() if (text := _short(v))},
         labels=labels_covered(row),
+        repeats=fmean(counted) if counted else None,
     )
 
 

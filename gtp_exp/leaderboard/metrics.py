@@ -16,6 +16,7 @@ VALIDATED = "validation"  # what stands for a task where rows held back from the
 # Where hidden labels judge: what stands for a task, and its metrics, shares of the chosen rows.
 CHOICE = "choice"
 ON_TARGET, CORRUPTED, COPIES, NEAR_COPIES = "on_target", "corrupted", "exact_copies", "near_copies"
+REPEATS = "repeats"  # copies of another chosen row by hidden labels, in other words or the same
 LABELS = "labels_covered"  # of those that the pool has to teach for the target
 
 _LOWER_IS_BETTER = {
@@ -23,7 +24,7 @@ _LOWER_IS_BETTER = {
     *("content", "form"),  # the parts of a choice's loss
     *("error", "errors", "wer", "cer", "ter", "mse", "rmse", "mae"),
 }
-_FAULTS = (CORRUPTED, COPIES, NEAR_COPIES)
+_FAULTS = (CORRUPTED, COPIES, NEAR_COPIES, REPEATS)
 _WRITTEN = ("exact_match", "em", "rouge_l", "sentence_chrf")  # of answers that the model writes
 _SHARES = ("acc", "accuracy", "win_rate", *_WRITTEN, ON_TARGET, LABELS, *_FAULTS)
 

@@ -97,6 +97,7 @@ class SelectionSummary:
     target_labels: int = 0  # different labels that the pool has to teach for the target; 0: it tells of none
     labels_chosen: int = 0  # how many of these are among the chosen rows
     labels_entropy: float | None = None  # bits, of their shares among the chosen rows that have one of them
+    repeats: int | None = None  # chosen rows less the originals that hidden labels call them copies of
 
     def __post_init__(self) -> None:
         for name in ("indices_ids", "weights"):

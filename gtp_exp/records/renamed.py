@@ -19,7 +19,13 @@ CLASSES = {
 }
 # Fields that came later, with what they would have held in every record before.
 ADDED_TO_RECORD = {"validation": None, "answers": None, "tests": {}, "training": None, "tracked_at": None}
-ADDED_TO_SELECTION = {"n_cut": 0, "target_labels": 0, "labels_chosen": 0, "labels_entropy": None}
+ADDED_TO_SELECTION = {
+    "n_cut": 0,
+    "target_labels": 0,
+    "labels_chosen": 0,
+    "labels_entropy": None,
+    "repeats": None,
+}
 ADDED_TO_ROW = {"tools": ""}
 PACKAGES = {"baselines.": "gtp_baselines.", "benchmarks.": "gtp_benchmarks."}
 

@@ -18,6 +18,8 @@ from gtp_exp.records.record import SelectedRow, SelectionSummary, write_selected
 from gtp_exp.selection.base import Selection
 
 LENGTH = "length in tokens"  # the one label that every pool has
+# Hidden labels that name the row of which a row is a copy, in other words or the same.
+COPY_LABELS = ("copy_of", "duplicate_of")
 ANSWER_LABEL = "label"  # the hidden label that says which of a task's few answers a row teaches
 MANY_VALUES = 50  # a label with more values is reported as present or absent
 
@@ -107,7 +109,14 @@ def summarise_selection(
         target_labels=len(wanted),
         labels_chosen=len(taught),
         labels_entropy=entropy(taught.values()) if wanted else None,
+        repeats=_repeats(chosen) if set(COPY_LABELS) & set(labels) else None,
     )
+
+
+def _repeats(chosen: Sequence[SelectedRow]) -> int:
+    """Return the number of chosen rows less that of their originals: what is no copy is its own."""
+    originals = {next((r.hidden[name] for name in COPY_LABELS if r.hidden.get(name)), r.id) for r in chosen}
+    return len(chosen) - len(originals)
 
 
 def entropy(counts: Iterable[int]) -> float:

@@ -103,11 +103,25 @@ def test_how_evenly_labels_are_chosen_stands_beside_how_many(tmp_path):
     assert "12 of 16, entropy 3.1 of 4.0 bits" in (tmp_path / "out" / "leaderboard.md").read_text()
 
 
+def test_copies_by_hidden_labels_have_a_column_and_a_metric(tmp_path):
+    for seed, repeats in ((0, 4), (1, 5)):
+        run = choice("gtp", seed, 0.6, tuned=True)
+        run = replace(run, selection=replace(run.selection, repeats=repeats))
+        save(run, tmp_path / "runs")
+        save(choice("random", seed, 0.1, tuned=True), tmp_path / "runs")  # of an earlier version
+    board(tmp_path / "runs", tmp_path)
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert page.count(">Copies by label</th>") == 1 and "<td>4.5</td>" in page
+    assert with_choice_judged(Run("a", tmp_path, run)).record.metrics[CHOICE]["repeats"] == 5 / 3
+    assert metric_named("repeats").percent and not metric_named("repeats").higher_is_better
+
+
 def test_without_labels_there_is_no_column_for_them(tmp_path, capsys):
     save(choice("gtp", 0, 0.6, tuned=True), tmp_path / "runs")
     board(tmp_path / "runs", tmp_path)
     assert "labels covered" not in capsys.readouterr().out
-    assert "Labels covered" not in (tmp_path / "out" / "index.html").read_text()
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "Labels covered" not in page and "Copies by label" not in page
 
 
 def test_the_share_of_labels_judges_a_choice(tmp_path):

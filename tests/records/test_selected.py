@@ -107,6 +107,25 @@ def test_a_label_that_names_other_rows_is_present_or_absent(n):
     assert summary.pool_mix["kind"]["k0"] == (0.25 if n == 1 else 0.5)
 
 
+@pytest.mark.parametrize(
+    ("copies", "repeats"),
+    [
+        ({0: "row-1"}, 1),  # row 1 is chosen, too
+        ({0: "row-3", 1: "row-3"}, 1),  # the original is not chosen
+        ({0: "row-3", 1: "row-3", 2: "row-3"}, 2),
+        ({0: "row-3"}, 0),
+        ({3: "row-0"}, 0),  # the copy is not chosen
+    ],
+)
+@pytest.mark.parametrize("label", selected.COPY_LABELS)
+def test_copies_of_what_is_chosen_are_counted_by_hidden_labels(label, copies, repeats):
+    hidden = {f"row-{i}": {label: copies.get(i)} for i in range(4)}
+    first_three = Selection(torch.arange(3), torch.ones(3), torch.ones(3))
+    pool = Pool(POOL.examples, hidden)
+    chosen = selected.selected_rows(pool.examples, first_three, hidden)
+    assert selected.summarise_selection(chosen, pool, TOKENIZED, first_three).repeats == repeats
+
+
 def test_every_length_falls_into_the_class_that_its_name_says():
     for n in [1, 2, 31, 32, 33, 63, 64, 127, 128, 1023, 1024, 2047, 2048, 100_000]:
         (name,) = selected._lengths([n])
@@ -188,6 +207,7 @@ def test_labels_in_equal_shares_have_the_most_entropy(counts, bits):
 def test_a_pool_without_labels_covers_none():
     told = selected.summarise_selection(rows(), POOL, TOKENIZED, CHOSEN)
     assert (told.labels_chosen, told.target_labels, told.labels_entropy) == (0, 0, None)
+    assert told.repeats is None
 
 
 def test_the_entropy_is_that_of_the_targets_labels_alone():

@@ -47,6 +47,7 @@ class BlockView:
     overlap: ChoiceOverlap
     residuals: tuple[LinePlot, ...]
     labels: bool  # whether any row tells how many of the target's labels are chosen
+    repeats: bool  # whether any row tells how many copies of other chosen rows are chosen
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,7 @@ def _block(board: Board, block: BoardBlock, style: Mapping[str, Style], baseline
         overlap=diagnostics.overlap(block),
         residuals=tuple(plot for plot in residuals if plot),
         labels=any(fact.labels for _, fact in facts),
+        repeats=any(fact.repeats is not None for _, fact in facts),
     )
 
 
