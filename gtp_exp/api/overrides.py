@@ -36,10 +36,8 @@ def unknown_key(override: Override, config: DictConfig) -> str | None:
     """Return what is wrong with the key of an override that changes a value, or None if it is there."""
     if override.is_add() or override.is_force_add() or override.is_delete():
         return None
-    parent, node = (
-        "",
-        OmegaConf.to_container(config, resolve=False),
-    )  # an interpolation is a value like others
+    # As written: what interpolations name need not be there yet.
+    parent, node = "", OmegaConf.to_container(config, resolve=False)
     for name in override.key_or_group.split("."):
         if not isinstance(node, dict) or name not in node:
             break
