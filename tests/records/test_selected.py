@@ -117,7 +117,7 @@ def test_a_label_that_names_other_rows_is_present_or_absent(n):
         ({3: "row-0"}, 0),  # the copy is not chosen
     ],
 )
-@pytest.mark.parametrize("label", selected.COPY_LABELS)
+@pytest.mark.parametrize("label", ["copy_of", "duplicate_of"])
 def test_copies_of_what_is_chosen_are_counted_by_hidden_labels(label, copies, repeats):
     hidden = {f"row-{i}": {label: copies.get(i)} for i in range(4)}
     first_three = Selection(torch.arange(3), torch.ones(3), torch.ones(3))
