@@ -76,7 +76,9 @@ def _run(config: DictConfig, directory: Path) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return run_job(resolved, launch, more_follow=HydraConfig.get().mode is RunMode.MULTIRUN)
+    hydra_config = HydraConfig.get()
+    alone = "submitit" in hydra_config.launcher._target_  # which starts a command line for every job
+    return run_job(resolved, launch, more_follow=hydra_config.mode is RunMode.MULTIRUN and not alone)
 
 
 def value_for_sweeper(record: RunRecord) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process per core runs tests
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes run tests
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -33,6 +33,12 @@ SLOW = (
     *("export/test_product.py", "export/test_merge.py", "export/test_trainers.py"),
 )
 MODELS = {"tiny", "tiny_config"}  # fixtures that bring a model
+
+
+def pytest_xdist_auto_num_workers():
+    """Return one process more than there are cores: a test that waits for other processes leaves one idle."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores + 1
 
 
 def pytest_collection_modifyitems(items):

