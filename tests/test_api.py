@@ -33,6 +33,7 @@ from gtp_exp.gradients.settings import GradientConfig
 from gtp_exp.gradients.sketch import Sketch, SketchKind
 from gtp_exp.gradients.store import GradientStore, StoreWriter
 from gtp_exp.gradients.store_command import main as store_command
+from gtp_exp.launch import fork_server
 from gtp_exp.records.record import RunRecord, State
 from gtp_exp.selection.atoms.sketches import Normalise
 from gtp_exp.selection.base import Budget, Need, Selection, Selector, Unit, unit_weights
@@ -461,6 +462,19 @@ def test_a_failed_job_raises_the_workers_own_words_and_leaves_hydra_as_it_was(tm
     (tmp_path / "outputs" / "runs" / "torn" / "results.json").write_text("{")
     rows = gtp_exp.results(["outputs/runs"])
     assert [row["state"] for row in rows] == ["failed", "unreadable"] and rows[0].keys() == rows[1].keys()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a server forks on Linux only")
+def test_the_jobs_of_one_process_are_forked_by_one_that_has_imported_everything(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.chdir(tmp_path)
+    job, servers = [*TOY, "selector=random", "budget=rows", "until=selection"], []
+    for amount in (3, 4):
+        record = run([*job, f"budget.amount={amount}"], config_dir=ROOT / "tests" / "conf")
+        assert record.selection.n_selected == amount
+        assert fork_server._current is not None and fork_server._current.job.returncode == 0
+        servers.append(fork_server._current.process.pid)
+    assert servers[0] == servers[1]
 
 
 # A model of the caller's own

@@ -6,11 +6,16 @@ import json
 import re
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import forked
 import pytest
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 from test_command_line import ENVIRONMENT, command
 
+import gtp_exp.__main__
 from gtp_exp.errors import UserError
 from gtp_exp.launch.launcher import Launch
 
@@ -73,6 +78,27 @@ def test_optuna_is_told_the_validation_loss_and_which_trials_failed(tmp_path):
     (complete,) = (one for one in found if one["state"] == "complete")
     assert f"best_value: {complete['validation']['tuned']['nats_per_token']}" in report.read_text()
     assert "train.learning_rate: 0.001" in report.read_text()
+
+
+@pytest.mark.parametrize(
+    ("launcher", "mode", "expected"),
+    [
+        ("hydra._internal.core_plugins.basic_launcher.BasicLauncher", RunMode.RUN, False),
+        ("hydra._internal.core_plugins.basic_launcher.BasicLauncher", RunMode.MULTIRUN, True),
+        ("hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher", RunMode.MULTIRUN, True),
+        ("hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher", RunMode.MULTIRUN, False),
+    ],
+)
+def test_only_a_command_line_that_runs_several_jobs_starts_a_process_to_fork_them(
+    tmp_path, monkeypatch, launcher, mode, expected
+):
+    given = {}
+    hydra = SimpleNamespace(mode=mode, launcher=SimpleNamespace(_target_=launcher))
+    monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
+    monkeypatch.setattr(gtp_exp.__main__, "prepare_job", lambda config, directory: (Launch(), directory))
+    monkeypatch.setattr(gtp_exp.__main__, "run_job", lambda *_, **options: given.update(options) or 0)
+    assert gtp_exp.__main__._run(OmegaConf.create(), tmp_path) == 0
+    assert given == {"more_follow": expected}
 
 
 @pytest.mark.parametrize(("kind", "processes"), [("NO", 1), ("MULTI_GPU", 2)])
