@@ -35,8 +35,11 @@ SLOW = (
 MODELS = {"tiny", "tiny_config"}  # fixtures that bring a model
 
 
-def pytest_xdist_auto_num_workers():
-    """Return one process more than there are cores: a test that waits for other processes leaves one idle."""
+def pytest_xdist_auto_num_workers(config):
+    """Return one process more than there are cores for the slow tests, which wait for others' processes now
+    and then and would leave a core idle; None, for xdist's own number, without them."""
+    if config.option.markexpr or "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return cores + 1
 
