@@ -2,8 +2,8 @@
 
 A forked process has the environment, folder, arguments, output and exit status of a fresh one, and so have
 the workers that it starts, torch's launcher and the ranks of this. It is for tests of what a command does and
-tells. How processes start, what they import, who hears a signal and who ends with whom is tested with fresh
-ones.
+tells, and of what is left of several processes when one is killed. How processes start, what they import and
+who hears a signal is tested with fresh ones, and so is who ends with whom in each pair of them.
 """
 
 from __future__ import annotations

@@ -26,15 +26,8 @@ LAUNCHERS = {
 }
 
 
-def multirun(folder: Path, *overrides: str) -> tuple[subprocess.CompletedProcess[str], list[dict]]:
-    """How it ended, and the jobs' results in their order."""
-    done = subprocess.run(
-        command("-m", *overrides), cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
-    )
-    return done, results(folder)
-
-
 def results(folder: Path) -> list[dict]:
+    """Return the results of a multirun's jobs, in their order."""
     paths = sorted(folder.glob("outputs/runs/*/*/results.json"))
     return [json.loads(path.read_text()) for path in paths]
 
@@ -44,7 +37,9 @@ def test_jobs_at_the_same_time_share_stages_and_a_failing_one_stops_no_other(tmp
     pytest.importorskip(f"hydra_plugins.hydra_{name}_launcher")
     launcher, amounts = LAUNCHERS[name]
     jobs = ["selector=less", "budget=rows", f"budget.amount={','.join(amounts)}", "until=selection"]
-    done, found = multirun(tmp_path, *launcher, *jobs)
+    line = command("-m", *launcher, *jobs)
+    done = subprocess.run(line, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    found = results(tmp_path)
     fails = "999" in amounts
     assert done.returncode == fails and "Traceback" not in done.stderr
     too_many = "0_less_rows_toy_seed0: budget.amount=999 rows is more than the 40 candidates"
