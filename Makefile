@@ -37,20 +37,16 @@ benchmark: setup
 	$(BIN)/gtp-exp-leaderboard outputs/runs/skills_small_tuned --out outputs/leaderboard/tuned
 	$(BIN)/gtp-exp-leaderboard outputs/runs/skills_small_tuned outputs/runs/skills_small_choices --choices --out outputs/leaderboard/choices
 
-# pyright keeps one core busy for a minute, so the tests begin beside it.
-BOTH := $(MAKE) --no-print-directory --jobs=2
-
-test: setup
-	$(BOTH) lint pytest
+test: lint pytest
 
 # While you work: everything but the slow tests, in two minutes on two cores.
-check: setup
-	$(BOTH) lint pytest MARKED='-m "not slow"'
+check: MARKED = -m "not slow"
+check: lint pytest
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
 pytest: setup
 	$(BIN)/python -m pytest $(MARKED)

@@ -262,7 +262,7 @@ class GradientStores:
     def keys(self) -> list[str | None]:
         """Return the keys of the gradients of pool and target, and of the end of turn where it is apart."""
         apart = [] if self.end_of_turn is None else [self.end_of_turn]
-        return [store and store.key for store in (self.pool, self.target, *apart)]
+        return [None if store is None else store.key for store in (self.pool, self.target, *apart)]
 
 
 def rows_with_gradients(inputs: Inputs, selector: Selector) -> list[tuple[str, PreparedRows]]:
@@ -311,7 +311,7 @@ def select(
             target=None if inputs.target is None else inputs.target.examples,
             budget=budget,
             seed=seed,
-            pool_gradients=gradients.pool and read_store(gradients.pool),
+            pool_gradients=None if gradients.pool is None else read_store(gradients.pool),
             target_gradients=target_gradients(sources, selector),
             model=loaded,
             candidate_tokens=inputs.candidates_to_select.tokenized,
@@ -360,7 +360,7 @@ def target_gradients(sources: SelectionSources, selector: Selector) -> GradientF
         return store
     return WeighedEndOfTurn(
         content=store,
-        end=stores.end_of_turn and read_store(stores.end_of_turn),
+        end=None if stores.end_of_turn is None else read_store(stores.end_of_turn),
         shares=shares(target.tokenized, sources.reduction),
         weight=selector.target_end_of_turn,
     )

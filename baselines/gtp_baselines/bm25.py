@@ -15,7 +15,7 @@ import importlib.metadata
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Optional
+from typing import TYPE_CHECKING, Any, ClassVar, Optional
 
 import numpy as np
 import scipy.sparse
@@ -92,7 +92,7 @@ class BM25(Selector):
             return np.zeros((len(groups.names), len(documents)), dtype=np.float32)
         index = bm25s.BM25(k1=self.k1, b=self.b, method="lucene", backend="numpy")
         index.index(corpus, show_progress=True)
-        columns = index.scores  # by word, the documents that hold it and what it scores in them
+        columns: Any = index.scores  # by word, the documents that hold it and what it scores in them
         assert columns is not None
         n_words = len(columns["indptr"]) - 1
         table = scipy.sparse.csc_matrix(

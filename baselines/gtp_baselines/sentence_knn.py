@@ -82,7 +82,7 @@ class SentenceKNN(Selector):
     def _loading(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ConnectionError, ValueError) as error:
+        except (OSError, ValueError) as error:
             raise UserError(
                 f"selector.encoder={self.encoder} is neither here nor reachable ({first_line(error)}); "
                 "give a local folder, or go online without HF_HUB_OFFLINE"

@@ -107,9 +107,10 @@ def _made_folder(config: DictConfig) -> Path:
     """Make the run's folder, which Hydra makes on the command line, and return it."""
     try:
         directory = Path(config.hydra.run.dir)
-        directory.mkdir(parents=True, exist_ok=True)
     except OmegaConfBaseException as error:
         raise UserError(first_line(error)) from error
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(storage_fault(error, directory) or str(error)) from error
     return directory

@@ -116,7 +116,7 @@ def _checked_selector(selector: Selector | None) -> Selector:
         if asked is not None and asked not in DIRECTIONS:
             raise UserError(f"selector.{key}={asked} is not one of {', '.join(DIRECTIONS)}")
     if is_dataclass(selector):  # options of any selector that are given by their words, or of a wrong type
-        return replace(selector, **checked_fields(selector, "selector"))
+        return replace(selector, **checked_fields(selector, "selector"))  # type: ignore[type-var]
     return selector
 
 

@@ -203,7 +203,7 @@ def read_rows(path: Path, name: str | None = None) -> Iterator[tuple[Place, Mapp
     except OSError as error:
         reason = error.strerror or without_folders(first_line(error))
         raise UserError(f"{name} cannot be read: {reason}") from error
-    except (EOFError, *_damages()) as error:
+    except (EOFError, *_damages()) as error:  # type: ignore[misc]  # not known before it runs
         raise UserError(f"{name} is cut short or damaged: {first_line(error)}; get it again") from error
 
 

@@ -140,7 +140,7 @@ def walk(job: Experiment, data: Data, tests: dict[tuple[str | None, int], list[F
     if settings.held_back is not None:
         return
     for stage, tested in ((EVALUATION, tuned), (UNTUNED, None)):
-        key = tested and tested.key, id(data)
+        key = None if tested is None else tested.key, id(data)
         if key not in tests:
             model = stages.EvaluatedModel(data.tuned, tested)
             tests[key] = [

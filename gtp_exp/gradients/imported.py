@@ -78,7 +78,7 @@ def imported_arrays(
         "storage": str(storage).removeprefix("torch."),
         "shard_rows": SHARD_ROWS,
     }
-    rows = {"ids": names, "n_completion_tokens": [0] * n}
+    rows: dict[str, Any] = {"ids": names, "n_completion_tokens": [0] * n}
     if subtasks is not None:
         rows["subtasks"] = checked_subtasks(subtasks, n)
     return ImportedArrays(tuple(matrices), plan, rows, direction)

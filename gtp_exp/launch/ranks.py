@@ -113,7 +113,8 @@ class _Logs(LogsSpecs):
         """Return the files of each local rank, which are named after its rank in the whole job."""
         ranks = {local: int(environment["RANK"]) for local, environment in envs.items()}
         files = {local: str(self.folder / follower_log(rank)) for local, rank in ranks.items() if rank}
-        out = {local: os.devnull if local in files else "" for local in ranks}  # until the worker joins them
+        # Until the worker joins them.
+        out: dict[int, str] = {local: os.devnull if local in files else "" for local in ranks}
         err = {local: files.get(local, "") for local in ranks}
         return LogsDest(out, err, error_files=dict.fromkeys(ranks, os.devnull))
 

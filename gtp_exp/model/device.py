@@ -65,7 +65,7 @@ def be_deterministic(device: torch.device) -> None:
     if device.type == "cuda":  # with `warn_only`, attention would not
         torch.use_deterministic_algorithms(True)
         # Slow, and only for finding mistakes.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def cpu_has_bf16() -> bool:

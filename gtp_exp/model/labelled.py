@@ -85,7 +85,7 @@ def _nll(
     if not len(tokens) or (trained and torch.is_grad_enabled() and len(tokens) * n_logits <= _KEPT):
         return token_nll(head(hidden), tokens)
     if torch.is_grad_enabled() and hidden.requires_grad and not trained:
-        return _FrozenHead.apply(hidden, tokens, head, size)  # pyright: ignore[reportReturnType]
+        return _FrozenHead.apply(hidden, tokens, head, size)
 
     def piece(h: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return token_nll(head(h), t)

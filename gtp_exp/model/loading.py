@@ -196,11 +196,11 @@ def prepare(config: ModelConfig, cache_root: Path, device: torch.device, *, make
         kwargs = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
         kwargs |= {} if make else {"local_files_only": True}
         architecture = AutoConfig.from_pretrained(location, **kwargs)
-        tokenizer = AutoTokenizer.from_pretrained(location, **kwargs)
+        tokenizer: Any = AutoTokenizer.from_pretrained(location, **kwargs)
         code = (
             own_code(location, architecture, tokenizer, config.revision) if config.trust_remote_code else ""
         )
-    except (OSError, ConnectionError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise ModelNotHere(_unreachable(config, error)) from error
     context = getattr(architecture, "max_position_embeddings", config.max_length)
     if config.max_length > context:

@@ -79,7 +79,7 @@ def _flash_inputs(bounds: Sequence[tuple[int, int]], device: torch.device) -> di
 def _implementation(model: Any, name: str) -> Iterator[None]:
     configs = {}
     for module in model.modules():
-        config = getattr(module, "config", None)
+        config: Any = getattr(module, "config", None)
         if hasattr(config, "_attn_implementation"):
             configs[id(config)] = config
     before = {key: config._attn_implementation for key, config in configs.items()}
@@ -124,11 +124,11 @@ def _attend(
     half = query.dtype in (torch.float16, torch.bfloat16) and query.device.type == "cpu"
     if own == "sdpa" and half and longest <= _WRITTEN_OUT_UP_TO and _is_plain(module, kwargs):
         scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-        return _WrittenOut.apply(query, key, value, bounds, scaling, window, active.frugal), None  # pyright: ignore
+        return _WrittenOut.apply(query, key, value, bounds, scaling, window, active.frugal), None
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    function: Any = ALL_ATTENTION_FUNCTIONS.get_interface(own, eager)  # pyright: ignore[reportArgumentType]
+    eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    function: Any = ALL_ATTENTION_FUNCTIONS.get_interface(own, eager)
 
     def attended(*parts: torch.Tensor) -> torch.Tensor:
         n = parts[0].shape[2]
@@ -152,7 +152,7 @@ def _is_plain(module: torch.nn.Module, kwargs: dict[str, Any]) -> bool:
     """Say whether it is a softmax of scaled products and nothing else (no bias, sink, cap or dropout)."""
     known = {"scaling", "sliding_window", "dropout", "position_ids", "use_cache"}
     extra = [name for name, value in kwargs.items() if name not in known and value is not None]
-    return not extra and not kwargs.get("dropout") and getattr(module, "is_causal", True)
+    return not extra and not kwargs.get("dropout") and bool(getattr(module, "is_causal", True))
 
 
 @lru_cache(maxsize=64)

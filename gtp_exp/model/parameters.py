@@ -71,17 +71,19 @@ class _Widened(torch.nn.Linear):
     """Computes in float32 with a frozen weight that is held in less, and shows it so to who reads it."""
 
     @property
-    def weight(self) -> torch.Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def weight(self) -> torch.Tensor:  # type: ignore[override]
         """Return the weight in float32, a copy that nothing keeps."""
         return self.dense_weight(torch.float32)
 
     def dense_weight(self, dtype: torch.dtype) -> torch.Tensor:
         """Return the weight [out, in] in a precision."""
-        return self._parameters["weight"].to(dtype)  # pyright: ignore[reportOptionalMemberAccess]
+        held = self._parameters["weight"]
+        assert held is not None
+        return held.to(dtype)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Return the layer's output."""
-        return FrozenLinear.apply(x, self)  # pyright: ignore[reportReturnType]
+        return FrozenLinear.apply(input, self)
 
 
 def _frozen_linears(model: torch.nn.Module) -> dict[torch.nn.Linear, torch.Tensor]:

@@ -58,8 +58,8 @@ def compute_dense(model: torch.nn.Module) -> None:
     Its pass in eight bits rounds activations; its pass in four bits, on a CPU, repacks the weights for
     bfloat16 the first time that no gradient is asked for, and differentiates no more.
     """
-    layer: Any
-    for layer in model.modules():
+    for module in model.modules():
+        layer: Any = module
         kind = _stored_as(layer)
         if kind == "Int8Params":
             layer.__class__ = _dense_int8()
@@ -69,14 +69,14 @@ def compute_dense(model: torch.nn.Module) -> None:
 
 @functools.cache
 def _dense_int8() -> type[torch.nn.Module]:
-    from bitsandbytes.nn import Linear8bitLt  # pyright: ignore[reportMissingImports]
+    from bitsandbytes.nn import Linear8bitLt
 
     class DenseInt8(Linear8bitLt):
         """Computes y = W x with the weight that eight bits stand for; activations are not rounded."""
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             """Return the layer's output."""
-            return FrozenLinear.apply(x, self)  # pyright: ignore[reportReturnType]
+            return FrozenLinear.apply(x, self)
 
     return DenseInt8
 
@@ -142,7 +142,7 @@ def _stored_as(layer: Any) -> str | None:
 
 
 def _dequantize_4bit(weight: Any, dtype: torch.dtype) -> torch.Tensor:
-    from bitsandbytes.functional import dequantize_4bit  # pyright: ignore[reportMissingImports]
+    from bitsandbytes.functional import dequantize_4bit
 
     state = weight.quant_state
     if getattr(state, "packing_format_for_cpu", False):

@@ -26,13 +26,13 @@ class Rectangle:
     def spread(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return tokens [T, ...] as [b, longest, ...]. Differentiable."""
         if tokens.requires_grad:
-            return _Moved.apply(tokens, self._spread, self._gather)  # pyright: ignore[reportReturnType]
+            return _Moved.apply(tokens, self._spread, self._gather)
         return self._spread(tokens)
 
     def gather(self, full: torch.Tensor) -> torch.Tensor:
         """Return the tokens [T, ...] of a rectangle [b, longest, ...]. Differentiable."""
         if full.requires_grad:
-            return _Moved.apply(full, self._gather, self._spread)  # pyright: ignore[reportReturnType]
+            return _Moved.apply(full, self._gather, self._spread)
         return self._gather(full)
 
     def _spread(self, tokens: torch.Tensor) -> torch.Tensor:

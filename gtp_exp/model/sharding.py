@@ -84,7 +84,7 @@ def dividing(processes: Processes, model: torch.nn.Module) -> Processes:
 
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
     """Return what this process holds of a tensor: all of it, unless the weights are shared."""
-    return tensor.to_local() if _is_part(tensor) else tensor  # pyright: ignore[reportAttributeAccessIssue]
+    return tensor.to_local() if _is_part(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def _is_part(tensor: torch.Tensor) -> bool:

@@ -86,7 +86,8 @@ class GTP(Selector):
     checkpoints: Optional[list[int]] = None  # along the trajectory from 0, -1 the last; null takes all
     direction: str = "sgd"  # of the candidates' gradients: sgd, adam or less
     target_direction: str = "sgd"
-    target_end_of_turn: Weight = 1.0  # beside the content of target rows: 0 leaves it out, or "balanced"
+    # beside the content of target rows: 0 leaves it out, or "balanced"
+    target_end_of_turn: Weight = 1.0  # type: ignore[override]  # frozen
     normalise: Normalise = Normalise.ATOM
     checkpoint_weights: CheckpointWeights = CheckpointWeights.LEARNING_RATE
     subspace: Subspace = Subspace.NONE

@@ -166,7 +166,7 @@ def fill_budget(
         )
     columns = rounds[0].weights.shape[1] if rounds else 1
     weights = torch.cat(
-        [r.weights * (len(r.support) / count) for r in rounds]
+        [r.weights * (len(r.support) / count) for r in rounds]  # pyrefly: ignore[division-by-zero]
         + [torch.zeros(len(picked), columns, dtype=torch.float64)]
     )
     return Filled(indices, weights, count, tuple(rounds), classes, tuple(shortfalls))

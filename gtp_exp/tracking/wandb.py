@@ -190,9 +190,9 @@ def _has_key() -> bool:
     """Return whether W&B could log in."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    try:
-        import netrc
+    import netrc
 
+    try:
         return any("wandb" in host for host in netrc.netrc().hosts)
-    except (OSError, ValueError, ImportError, netrc.NetrcParseError):
+    except (OSError, ValueError, netrc.NetrcParseError):
         return False

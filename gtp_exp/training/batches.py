@@ -73,8 +73,8 @@ class TermsDataset(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, i: int) -> tuple[TokenizedExample, tuple[float, float]]:
-        return self.no_row if i == NO_ROW else self.rows[i]
+    def __getitem__(self, index: int) -> tuple[TokenizedExample, tuple[float, float]]:
+        return self.no_row if index == NO_ROW else self.rows[index]
 
 
 @dataclass(frozen=True)

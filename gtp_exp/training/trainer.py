@@ -66,7 +66,8 @@ class Progress(TrainerCallback):
     segment."""
 
     def __init__(self, label: str, hooks: Hooks) -> None:
-        self.label, self.hooks, self.bar = label, hooks, None
+        self.label, self.hooks = label, hooks
+        self.bar: tqdm | None = None
         self.rates: list[float] = []
 
     def on_train_begin(self, args, state, control, **_):
@@ -75,9 +76,9 @@ class Progress(TrainerCallback):
             self._tell(row)
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.label, unit="step")
 
-    def on_pre_optimizer_step(self, args, state, control, *, optimizer, **_):
+    def on_pre_optimizer_step(self, args, state, control, **given):
         """Note the learning rate of the step."""
-        self.rates.append(optimizer.param_groups[0]["lr"])
+        self.rates.append(given["optimizer"].param_groups[0]["lr"])
 
     def on_log(self, args, state, control, logs=None, **_):
         """Show the loss beside the bar, and tell the step."""
@@ -94,9 +95,10 @@ class Progress(TrainerCallback):
         if self.bar is not None:
             self.bar.update()
 
-    def on_epoch_end(self, args, state, control, *, model, optimizer, **_):
+    def on_epoch_end(self, args, state, control, **given):
         """Call the hook, and begin the next segment."""
         if self.hooks.on_epoch_end is not None:
+            model, optimizer = given["model"], given["optimizer"]
             plain = getattr(optimizer, "optimizer", optimizer)  # under Accelerate's wrapper
             self.hooks.on_epoch_end(model, plain, state.global_step, sum(self.rates) / len(self.rates))
             self.rates = []

@@ -9,7 +9,6 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
-from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
@@ -28,7 +27,7 @@ class OptunaSweeper(Sweeper):
         """Take what Hydra gives before the sweep."""
         self.folder = Path(config.hydra.sweep.dir)
         self.parser = OverridesParser.create(config_loader=hydra_context.config_loader)
-        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
+        self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
@@ -48,4 +47,5 @@ class OptunaSweeper(Sweeper):
         from hydra_plugins.gtp_optuna import _search
 
         texts = [*(f"{key}={value}" for key, value in settings.params.items()), *arguments]
+        assert self.launcher is not None  # set up by Hydra before
         return _search.Search(settings, self.parser.parse_overrides(texts), self.folder).run(self.launcher)

@@ -51,7 +51,7 @@ def test_scores_are_those_of_prompt_and_answer_in_one_sequence(family, batch_siz
 class WithAllLogits(LlamaForCausalLM):
     """As models are that cannot be asked for their logits at some positions only."""
 
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(
         self, input_ids, attention_mask=None, position_ids=None, past_key_values=None, use_cache=None
     ):
         return super().forward(input_ids, attention_mask, position_ids, past_key_values, use_cache=use_cache)

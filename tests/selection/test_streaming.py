@@ -46,7 +46,7 @@ def limited(stores):
         "PYTHONPATH": os.pathsep.join(sys.path),
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",  # each thread's stack counts
-        "MALLOC_MMAP_THRESHOLD_": "131072",  # or glibc raises it and keeps freed memory, 10 to 20 MB by chance
+        "MALLOC_MMAP_THRESHOLD_": "131072",  # or glibc raises it and keeps freed memory, by chance 20 MB
     }
     running = {}
     for size, (store, _) in stores.items():

@@ -84,7 +84,7 @@ def requests(tests: Sequence[EvalTask], model: Model) -> list[Request]:
         for doc in test.docs or ()
         for choice in doc["choices"]
     ]
-    asked = []
+    asked: list[Request] = []
     for row in encode(examples, model.tokenizer):
         assert not isinstance(row, str), row
         first, stop = row.answers[0]

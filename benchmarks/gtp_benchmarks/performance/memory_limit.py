@@ -29,7 +29,7 @@ class MappedStore(GradientStore):
         return store
 
     @functools.cache  # noqa: B019  as long as the process
-    def features(self, checkpoint: int, direction: str) -> ShardedRows:
+    def features(self, checkpoint: int, direction: str) -> ShardedRows:  # type: ignore[override]
         rows = super().features(checkpoint, direction)
         for _ in rows.chunks(rows.shape[0]):
             pass

@@ -80,7 +80,7 @@ def _pursuit(solver: Solver) -> Find:
 def _sklearn_omp(atoms: torch.Tensor, target: torch.Tensor, size: int) -> set[int]:
     from sklearn.linear_model import orthogonal_mp
 
-    weights = orthogonal_mp(atoms.double().T.numpy(), target.numpy(), n_nonzero_coefs=size)
+    weights: Any = orthogonal_mp(atoms.double().T.numpy(), target.numpy(), n_nonzero_coefs=size)
     return set(np.flatnonzero(weights).tolist())
 
 
@@ -143,11 +143,11 @@ def truths(n: int, m: int, sizes: Sequence[int], seeds: int) -> list[Truth]:
 
 def picture(rows: Sequence[Recall], path: Path) -> None:
     """Draw the recall over M / m as an SVG file."""
-    import matplotlib  # pyright: ignore[reportMissingImports]
+    import matplotlib
 
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "gtp-exp"  # the same numbers give the same file
-    from matplotlib import pyplot  # pyright: ignore[reportMissingImports]
+    from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, len(NOISES), figsize=(10, 4), sharey=True)
     for panel, noise in zip(panels, NOISES, strict=True):

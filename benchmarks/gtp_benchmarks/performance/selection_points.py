@@ -95,7 +95,7 @@ def measure_in_process(
     store = GradientStore.open(folder)
     asked = replace(posed(store, point), processes=processes)
     gtp = selector(**{**STREAMED, **settings})
-    trials: list[tuple[float, float, Stopwatch]] = []
+    trials: list[tuple[float, float, Stopwatch, Selection]] = []
     release_free_memory()
     with PeakMemory() as memory:
         for _ in range(repeats):
@@ -106,8 +106,8 @@ def measure_in_process(
                 correlate_own=BlockAtoms, rows=BlockAtoms, build_atoms=gtp_module, refit=gtp_module
             ) as watch:
                 selection = gtp.select(asked)
-            trials.append((time.process_time() - cpu, time.perf_counter() - wall, watch))
-    cpu, wall, watch = min(trials, key=lambda trial: trial[0])
+            trials.append((time.process_time() - cpu, time.perf_counter() - wall, watch, selection))
+    cpu, wall, watch, selection = min(trials, key=lambda trial: trial[0])
     residual, clean = judged(store, point, selection)
     return MeasuredSelection(
         point=point,

@@ -89,7 +89,7 @@ class Study:
 
     def targets(self) -> dict[str, GradientFeatures]:
         """Return the gradients of the target rows that are finite, by the weight of the end of turn."""
-        found = {}
+        found: dict[str, GradientFeatures] = {}
         for name, weight in WEIGHTS.items():
             features = target_gradients(self.sources(name), TopK(target_end_of_turn=weight))
             assert features is not None

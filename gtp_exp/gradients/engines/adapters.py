@@ -126,7 +126,8 @@ def _lora_obstacle(module: Any) -> str | None:
 
 def check_differentiable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """Return the trainable parameters. Raise UserError for a model without any, and for learned prompts."""
-    for name, config in getattr(model, "peft_config", {}).items():
+    adapters: Any = getattr(model, "peft_config", {})
+    for name, config in adapters.items():
         if config.is_prompt_learning:
             raise UserError(
                 f"adapter {name} is {config.peft_type}: learned prompts change the input, and are not "

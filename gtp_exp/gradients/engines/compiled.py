@@ -24,5 +24,5 @@ _KERNELS: dict[type, types.FunctionType] = {}
 
 def _compiled_forward(kind: type[torch.nn.Module]) -> types.FunctionType:
     if kind not in _KERNELS:
-        _KERNELS[kind] = torch.compile(kind.forward, dynamic=True)  # pyright: ignore[reportArgumentType]
+        _KERNELS[kind] = torch.compile(kind.forward, dynamic=True)
     return _KERNELS[kind]

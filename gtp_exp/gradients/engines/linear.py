@@ -183,11 +183,11 @@ def packed_linears(
             raise NotPerExample(f"{layer.name} was called twice in one pass")
         seen.add(layer.name)
         trained = (layer.a.weight, layer.b.weight, layer.magnitude)
-        return _LoraFunction.apply(x, *trained, layer, run)  # pyright: ignore[reportReturnType]
+        return _LoraFunction.apply(x, *trained, layer, run)
 
     forwards: dict[torch.nn.Module, Callable[..., torch.Tensor]] = {}
     for module in model.modules():
-        if has_dense_weight(module) and not module.weight.requires_grad:  # pyright: ignore
+        if has_dense_weight(module) and not module.weight.requires_grad:
             forwards[module] = lambda x, module=module: FrozenLinear.apply(x, module, kernel.apply)
     for layer in layers:
         forwards[layer.module] = lambda x, *args, layer=layer, **kwargs: lora(layer, x)

@@ -48,7 +48,8 @@ def principal_rows(rows: torch.Tensor, dim: int, seed: int) -> Basis:
         _, singular, vectors = torch.linalg.svd(exact, full_matrices=False)
     else:
         generator = torch.Generator().manual_seed(seed)
-        sketch = rows @ torch.randn(d, dim + OVERSAMPLING, generator=generator)
+        basis = torch.randn(d, dim + OVERSAMPLING, generator=generator)
+        sketch = rows @ basis
         for _ in range(POWER_ITERATIONS):
             basis = torch.linalg.qr(rows.T @ torch.linalg.qr(sketch).Q).Q  # [d, dim + p]
             sketch = rows @ basis
