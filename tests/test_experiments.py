@@ -20,7 +20,6 @@ from gtp_exp.leaderboard.comparability import flatten
 CONF = Path(__file__).resolve().parents[1] / "conf"
 NAMES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 ABLATIONS = [name for name in NAMES if name.startswith("ablation_") and name != "ablation_reference"]
-TINY = option("model", "tiny")
 
 _composed: dict[str, list] = {}
 
@@ -37,8 +36,8 @@ def configs(name):
 
 
 def with_tiny(name):
-    models = ("model", "selection_model")
-    return [{**c, **{key: TINY for key in models if key in c}} for c in configs(name)]
+    models, tiny = ("model", "selection_model"), option("model", "tiny")
+    return [{**c, **{key: tiny for key in models if key in c}} for c in configs(name)]
 
 
 def values(name, key):
@@ -61,11 +60,8 @@ def test_every_job_builds_and_a_dry_run_tells_its_size(name):
 
 def test_a_model_on_the_command_line_replaces_the_presets():
     found = compose_jobs(["experiment=demo", "model=tiny"], str(CONF))
-    changed = {
-        **TINY,
-        "system_prompt": "",
-        "lora": {**TINY["lora"], "last_layers": 15},
-    }
+    tiny = option("model", "tiny")
+    changed = {**tiny, "system_prompt": "", "lora": {**tiny["lora"], "last_layers": 15}}
     assert [job["config"]["model"] for job in found] == [changed] * 3
     assert [job["config"] | {"model": None} for job in found] == [
         config | {"model": None} for config in configs("demo")

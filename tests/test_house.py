@@ -7,6 +7,7 @@ import re
 import subprocess
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,12 @@ def module_files() -> dict[str, Path]:
 
 
 FILES = module_files()
-TREES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
+
+
+@cache
+def syntax_tree(module: str) -> ast.Module:
+    """Return the parsed source of a module, which every process that collects the tests can do without."""
+    return ast.parse(FILES[module].read_text())
 
 
 def is_for_type_checkers(node: ast.AST) -> bool:
@@ -60,7 +66,7 @@ def imported_names(module: str, *, in_functions: bool) -> set[str]:
     """Return the dotted names of the modules, ours or not, that one module imports."""
     names: set[str] = set()
     package = module if FILES[module].name == "__init__.py" else module.rpartition(".")[0]
-    for statement in import_statements(TREES[module], in_functions=in_functions):
+    for statement in import_statements(syntax_tree(module), in_functions=in_functions):
         if isinstance(statement, ast.Import):
             names.update(alias.name for alias in statement.names)
             continue
@@ -120,8 +126,8 @@ def circles(graph: Graph) -> list[str]:
 
 def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
     """Yield every function of the three packages with the place to look for it."""
-    for module, tree in TREES.items():
-        for node in ast.walk(tree):
+    for module in FILES:
+        for node in ast.walk(syntax_tree(module)):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 yield f"{FILES[module].relative_to(ROOT)}:{node.lineno} {node.name}", node
 
@@ -186,8 +192,8 @@ def long_parameter_lists() -> Iterable[str]:
 
 def public_names_without_a_docstring() -> Iterable[str]:
     """What others may call says what it is for."""
-    for module, tree in TREES.items():
-        for node in tree.body:
+    for module in FILES:
+        for node in syntax_tree(module).body:
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
                 if not node.name.startswith("_") and not ast.get_docstring(node):
                     yield f"{FILES[module].relative_to(ROOT)}:{node.lineno} {node.name}"

@@ -26,6 +26,7 @@ BENCHMARKS = {
     "gsm8k_date_lm": ("gsm8k_cot", 1, 8, "exact_match"),
     "bbh_date_lm": ("bbh_cot_fewshot", 27, 3, "exact_match"),
 }
+IDS = tuple(f"row-{i}" for i in range(10_000))
 GTP = Submission("gtp", "GTP", None, "https://example.org", None)
 
 
@@ -38,10 +39,9 @@ def one(benchmark, seed=0, selector="gtp", score=0.5):
         selector, seed, benchmark=benchmark, budget="10k_rows", config={"benchmark": node, "model": model}
     )
     assert made.selection
-    ids = tuple(f"row-{i}" for i in range(10_000))
     return replace(
         made,
-        selection=replace(made.selection, n_selected=10_000, indices_ids=ids, weights=(1.0,) * 10_000),
+        selection=replace(made.selection, n_selected=10_000, indices_ids=IDS, weights=(1.0,) * 10_000),
         pool=PoolSummary(rows=200_010, candidates=199_990, excluded={}, cut=0, content="c0"),
         metrics={f"{names}_{i}": {metric: score, "headline": metric} for i in range(tasks)},
         rows={f"{names}_{i}": RowCounts(used=100, left_out={}, cut=0, content="c1") for i in range(tasks)},
