@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
 import os
 from pathlib import Path
@@ -65,6 +66,21 @@ def _what_is_imported_stays():
     """Collections, of which benchmarks and Accelerate ask for many, pass over what earlier modules left."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="module")
+def _tests_before():
+    """Count the tests of a module."""
+    return itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def _what_the_first_test_imports_stays(_tests_before):
+    """Every training begins with a collection: half a second, with all that the first one has imported."""
+    yield
+    if next(_tests_before) == 0:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)
