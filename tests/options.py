@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from omegaconf.errors import InterpolationKeyError
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 WHOLE = ("experiment", "debug", "hparams_search")  # groups that change the whole composition
@@ -33,11 +34,20 @@ def names(group: str) -> list[str]:
 
 def option(group: str, name: str, *overrides: str) -> dict[str, Any]:
     """Return a fresh copy of the group's node."""
-    return copy.deepcopy(_composed(group, name, *overrides))
+    return copy.deepcopy(_node(group, name, *overrides))
 
 
 @cache
-def _composed(group: str, name: str, *overrides: str) -> Any:
+def _node(group: str, name: str, *overrides: str) -> Any:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        node = compose("config", [f"{group}={name}", *overrides])[group]
-        return OmegaConf.to_container(node, resolve=True)
+        try:  # alone, in a tenth of the time, if it asks for nothing of other groups
+            return OmegaConf.to_container(compose(f"{group}/{name}", list(overrides))[group], resolve=True)
+        except InterpolationKeyError:
+            pass
+    return whole(f"{group}={name}", *overrides)[group]
+
+
+def whole(*overrides: str) -> Any:
+    """Return the whole configuration, which Hydra needs a tenth of a second for."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return OmegaConf.to_container(compose("config", list(overrides)), resolve=True)

@@ -6,9 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
-from options import REQUIRED, WHOLE, names, option
+from options import REQUIRED, WHOLE, names, option, whole
 
 from gtp_exp.config import build as build_node
 from gtp_exp.errors import UserError
@@ -20,8 +18,7 @@ OPTIONS = [(group, name) for group in GROUPS for name in names(group)]
 
 
 def build(*overrides):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
+    config = whole(*overrides)
     return config, assemble(config)
 
 
@@ -31,15 +28,17 @@ def test_the_groups_are_those_of_the_design():
     )
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_every_option_composes_into_checked_objects(group, option):
-    override = f"+debug={option}" if group == "debug" else f"{group}={option}"
-    config, experiment = build(override, *REQUIRED.get((group, option), []))
+@pytest.mark.parametrize(("group", "name"), OPTIONS)
+def test_every_option_composes_into_checked_objects(group, name):
+    override = f"+debug={name}" if group == "debug" else f"{group}={name}"
+    given = REQUIRED.get((group, name), [])
+    config, experiment = build(override, *given)
     if group not in WHOLE:
         built = getattr(experiment, group)
         assert type(built).__name__ == config[group]["_target_"].rpartition(".")[2]
         fields = {f.name for f in dataclasses.fields(built)}
         assert set(config[group]) == {"_target_", *fields}
+        assert config[group] == option(group, name, *given)
 
 
 @pytest.mark.parametrize(("group", "option"), sorted(REQUIRED))
