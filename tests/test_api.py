@@ -436,6 +436,8 @@ def test_stores_of_different_sketches_do_not_go_together(tmp_path):
         (["sed=1"], "sed is unknown; did you mean seed"),
         (["selector=nope"], "Could not find 'selector/nope'"),
         (["selector=../gtp"], "without '..'"),
+        (["budget=12"], "12 is no option of budget; give budget=5pct .* budget=rows budget.amount=12"),
+        (["model=[0.5]"], "0.5 is no option of model; give the name of one"),
         (["launch.threads=0"], "launch.threads=0 must be at least 1"),
         ("seed=1", "must be a list of texts"),
     ],

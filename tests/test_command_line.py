@@ -243,7 +243,8 @@ def test_a_runs_resolved_configuration_is_run_again_from_the_cache(tmp_path):
     (run,) = (tmp_path / "outputs" / "runs").iterdir()
     chose, labels, rows, cost, hint = first.stdout.splitlines()
     assert chose.startswith("chose 2 of 40 rows: ") and "skill" in labels and cost.startswith("cost: ")
-    assert rows == f"rows: outputs/runs/{run.name}/selected"
+    folder = f"outputs/runs/{run.name}/selected"
+    assert rows == f"rows: {folder}.jsonl, and {folder} for load_dataset"
     assert hint.startswith(f"next: gtp-exp-export outputs/runs/{run.name} --format trl --out FOLDER")
     saved = (run / "resolved.yaml").read_text()  # one that was written under an earlier name
     (run / "resolved.yaml").write_text(saved.replace("gtp_exp.model.loading.Model", "gtp_exp.models.Model"))

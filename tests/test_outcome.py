@@ -60,7 +60,7 @@ def test_the_end_of_a_job_tells_its_worth_its_choice_its_place_its_cost_and_what
         "sums: acc 50.0%, untuned 25.0%",
         "chose 3 of 6,000 rows: 1,234 tokens, 1 exact copy, 0 near copies",
         "of these, and of the pool: skill sum 67% (10%), greeting 33% (90%); same x 100% (100%)",
-        "rows: outputs/runs/a/selected",
+        "rows: outputs/runs/a/selected.jsonl, and outputs/runs/a/selected for load_dataset",
         "model: outputs/runs/a/model",
         "cost: 10.0 s (finetune 5.0, warmup 4.0, selection 1.0); 4.0 s of it were in the cache",
         "next: gtp-exp-leaderboard outputs/runs  # or gtp-exp-export outputs/runs/a --merge OUT",
@@ -72,7 +72,7 @@ def test_rows_without_labels_have_no_line_of_labels_and_those_of_the_target_are_
     assert closing(told, RUN).splitlines()[1:3] == [
         "chose 3 of 6,000 rows: 1,234 tokens, 1 exact copy, 0 near copies, 4 of 10 labels of the target, "
         "2 cut to model.max_length",
-        "rows: outputs/runs/a/selected",
+        "rows: outputs/runs/a/selected.jsonl, and outputs/runs/a/selected for load_dataset",
     ]
 
 
@@ -99,7 +99,7 @@ def test_a_job_that_ends_earlier_tells_what_it_has_and_how_to_go_on():
     selected = replace(RECORD, metrics={}, untuned={}, stages={"selection": STAGES["selection"]})
     assert closing(selected, RUN).splitlines() == [
         "chose 3 of 6,000 rows: 1,234 tokens, 1 exact copy, 0 near copies",
-        "rows: outputs/runs/a/selected",
+        "rows: outputs/runs/a/selected.jsonl, and outputs/runs/a/selected for load_dataset",
         "cost: 1.0 s (selection 1.0)",
         "next: gtp-exp-export outputs/runs/a --format trl --out FOLDER  # or axolotl, llama_factory, openai",
     ]

@@ -50,7 +50,8 @@ def closing(record: RunRecord, directory: Path) -> str:
         chose += f", {selection.labels_chosen} of {selection.target_labels} labels of the target"
     if selection.n_cut:
         chose += f", {selection.n_cut:,} cut to model.max_length"
-    lines = [*_worth(record), chose, *_labels(selection), f"rows: {run / 'selected'}"]
+    rows = f"rows: {run / SELECTED_NAME}, and {run / 'selected'} for load_dataset"
+    lines = [*_worth(record), chose, *_labels(selection), rows]
     if "finetune" in record.stages:
         lines.append(f"model: {run / 'model'}")
     return "\n".join([*lines, _cost(record), _next(record, run)])

@@ -6,24 +6,29 @@ Hydra advises to append such a key to the configuration, which no part of it wou
 from __future__ import annotations
 
 import difflib
+import functools
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 
+FEW = 3  # options that are named
 _apply = ConfigLoaderImpl._apply_overrides_to_config
 
 
-def name_unknown_keys() -> None:
-    """Make Hydra's compositions in this process tell unknown keys in our words."""
-    ConfigLoaderImpl._apply_overrides_to_config = staticmethod(_apply_named)  # type: ignore[method-assign]
+def name_unknown_keys(conf: Path) -> None:
+    """Make Hydra's compositions in this process tell unknown keys in our words. conf: the groups' folder."""
+    apply = functools.partial(_apply_named, conf)
+    ConfigLoaderImpl._apply_overrides_to_config = staticmethod(apply)
 
 
-def _apply_named(overrides: Sequence[Override], config: DictConfig) -> None:
+def _apply_named(conf: Path, overrides: Sequence[Override], config: DictConfig) -> None:
     for override in overrides:
-        message = unknown_key(override, config)  # before Hydra has changed anything
+        message = unknown_key(override, config, conf)  # before Hydra has changed anything
         try:
             _apply([override], config)
         except (ConfigCompositionException, TypeError):
@@ -32,8 +37,11 @@ def _apply_named(overrides: Sequence[Override], config: DictConfig) -> None:
             raise ConfigCompositionException(message) from None
 
 
-def unknown_key(override: Override, config: DictConfig) -> str | None:
-    """Return what is wrong with the key of an override that changes a value, or None if it is there."""
+def unknown_key(override: Override, config: DictConfig, conf: Path) -> str | None:
+    """Return what is wrong with the key of an override that changes a value, or None if it is there.
+
+    conf: the folder of the groups, whose other options may have the key.
+    """
     if override.is_add() or override.is_force_add() or override.is_delete():
         return None
     # As written: what interpolations name need not be there yet.
@@ -47,7 +55,15 @@ def unknown_key(override: Override, config: DictConfig) -> str | None:
     owner = parent.rstrip(".") or "the job"
     if not isinstance(node, dict):
         return f"{parent}{name} is unknown; {owner} is {node!r}"
-    known = [str(key) for key in node if key != "hydra"]
-    near = difflib.get_close_matches(name, known, n=1)
+    known = [str(key) for key in node if key != "hydra" and not str(key).startswith("_")]
+    near, owners = difflib.get_close_matches(name, known, n=1), options_with(conf / owner, name)
     meant = f"did you mean {parent}{near[0]}? " if near else ""
+    if owners:
+        meant = f"it is a key of {', '.join(f'{owner}={option}' for option in owners[:FEW])}; "
     return f"{parent}{name} is unknown; {meant}{owner} has {', '.join(known) or 'no keys'}"
+
+
+def options_with(group: Path, key: str) -> list[str]:
+    """Return which options in a group's folder, if it is one, have a key of their own."""
+    line = re.compile(rf"^{re.escape(key)}:", re.MULTILINE)
+    return sorted(path.stem for path in group.glob("*.yaml") if line.search(path.read_text(encoding="utf-8")))

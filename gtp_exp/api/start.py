@@ -28,7 +28,6 @@ from gtp_exp.records.renamed import with_present_names
 
 # `${home:${outputs}}` is `outputs` with ~ for the home folder, for the folders that Hydra makes.
 OmegaConf.register_new_resolver("home", os.path.expanduser, replace=True)
-name_unknown_keys()
 
 # Hydra's plugins, which bring these options along: without one Hydra would say that there is no such option.
 PLUGINS = {
@@ -37,6 +36,7 @@ PLUGINS = {
     "hydra/sweeper=optuna": ("optuna", "optuna"),
     "hparams_search=optuna": ("optuna", "optuna"),
 }
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
 
 def conf_dir() -> str:
@@ -44,6 +44,9 @@ def conf_dir() -> str:
     package = Path(__file__).resolve().parents[1]
     packaged = package / "conf"
     return str(packaged if packaged.is_dir() else package.parent / "conf")
+
+
+name_unknown_keys(Path(conf_dir()))
 
 
 def check_not_in_a_worker() -> None:
@@ -62,14 +65,21 @@ def check_arguments(arguments: Sequence[str]) -> None:
 
 
 def _check_options(arguments: Sequence[str]) -> None:
-    """Refuse an option that leads out of its group: it is part of the name of a run's folder; and one whose
-    plugin is missing."""
+    """Refuse an option that leads out of its group: it is part of the name of a run's folder; a number in the
+    place of an option; and an option whose plugin is missing."""
     groups = {path.name for path in Path(conf_dir()).iterdir() if path.is_dir()}
     for text in arguments:
         key, _, value = text.partition("=")
         group = key.lstrip("+").partition("@")[0]
-        if group in groups and ".." in re.split(r"[/,\[\]\s]", value):
+        chosen = re.split(r"[/,\[\]\s]", value) if group in groups else []
+        if ".." in chosen:
             raise UserError(f"{text}: an option of {group} is the name of a file in its folder, without '..'")
+        if numbers := [option for option in chosen if NUMBER.fullmatch(option)]:
+            meant = "the name of one of its options (--help lists them)"
+            if group == "budget":
+                amount = numbers[0] if float(numbers[0]) >= 1 else "100"
+                meant = f"budget=5pct for a share, budget=rows budget.amount={amount} for a number of rows"
+            raise UserError(f"{text}: {numbers[0]} is no option of {group}; give {meant}")
         for chosen, (module, extra) in PLUGINS.items():
             if text.startswith(chosen):
                 check_installed(text, module, extra)

@@ -191,6 +191,8 @@ def _work(
         )
     elif stage == SELECTION:
         passes = int(Need.MODEL in job.selector.needs)
+        # Nothing is trained after it where until=selection; a budget above the pool is told all the same.
+        chosen(job.budget, n, data.tuned_tokens, everything=everything, assumed=known is not None)
     elif stage == FINETUNE:
         n = job.selector.offers(n) if job.budget.whole else n
         n, tokens = chosen(job.budget, n, data.tuned_tokens, everything=everything, assumed=known is not None)

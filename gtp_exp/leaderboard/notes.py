@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from gtp_exp.leaderboard.board import BoardBlock
 from gtp_exp.leaderboard.comparability import TRAJECTORY_SEED, Table
-from gtp_exp.leaderboard.metrics import CHOICE, Metric
+from gtp_exp.leaderboard.metrics import CHOICE, COPIES, Metric
 from gtp_exp.leaderboard.trajectories import fixed_trajectories
 
 
@@ -17,10 +17,17 @@ def notes_on(
     notes: list[str] = []
     if not metrics:
         notes.append("These runs were not evaluated: only the selections can be compared.")
-    if any(CHOICE in run.record.metrics for run in table.runs):
+    judged = [run.record.metrics[CHOICE] for run in table.runs if CHOICE in run.record.metrics]
+    if any(values["headline"] != COPIES for values in judged):
         notes.append(
             "No model was tested: the choices are judged by labels of the rows that no selector has seen. "
             "A row on target need not be the better one to train on."
+        )
+    elif judged:
+        notes.append(
+            "No model was tested and the rows have no labels: copies among the chosen rows say little of "
+            "what a choice is worth. until=validation trains a model and measures it, and so does a job "
+            "without until."
         )
     if metrics and baseline not in {row.selector for row in table.rows}:
         notes.append(f"No run of the baseline {baseline}: nothing is compared to it.")

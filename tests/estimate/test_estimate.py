@@ -345,6 +345,12 @@ def test_a_wrong_job_is_named():
         plan(jobs)
 
 
+def test_a_budget_above_the_pool_is_told_though_nothing_is_trained():
+    jobs = configs(compose("selector=random", "budget=rows", "budget.amount=42", "until=selection"))
+    with pytest.raises(UserError, match=r"budget\.amount=42 rows is more than the 4\d candidates"):
+        plan(jobs)
+
+
 def test_the_axes_of_a_grid_are_named():
     jobs = compose("-m", "selector=gtp,random", "seed=0,1,2", "train.epochs=1,2")
     assert axes(configs(jobs), [job["names"] for job in jobs]) == "2 selectors x 2 train.epochs x 3 seeds"

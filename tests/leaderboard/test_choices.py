@@ -61,6 +61,17 @@ def test_runs_that_were_not_tuned_are_ranked_by_what_they_chose(tmp_path, capsys
     assert "on target" in (tmp_path / "out" / "index.html").read_text()
 
 
+def test_choices_among_rows_without_labels_are_not_said_to_be_judged_by_labels(tmp_path, capsys):
+    for seed in range(2):
+        save(replace(record("gtp", seed), metrics={}, untuned={}), tmp_path / "runs")
+    board(tmp_path / "runs", tmp_path)
+    printed = capsys.readouterr().out
+    assert "Ranked by copies among the chosen rows" in printed and "until=validation" in printed
+    page = (tmp_path / "out" / "index.html").read_text()
+    for text in (printed, page):
+        assert "hidden labels say" not in text and "judged by labels" not in text
+
+
 def test_tuned_runs_are_judged_by_labels_on_request_only(tmp_path):
     for seed in range(2):
         save(choice("gtp", seed, 0.6, tuned=True), tmp_path / "runs")

@@ -94,7 +94,7 @@ def render_page(
         choosers=sorted({(c.selector, c.budget) for card in examples.cards for c in card.choices}),
         style=style,
         baseline=baseline,
-        by_labels=any(CHOICE in board.tasks for board in boards),
+        by_choice=any(CHOICE in board.tasks for board in boards),
         alpha=ALPHA,
         confidence=f"{CONFIDENCE:.0%}",
         draws=DRAWS,
