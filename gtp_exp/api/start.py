@@ -36,7 +36,8 @@ PLUGINS = {
     "hydra/sweeper=optuna": ("optuna", "optuna"),
     "hparams_search=optuna": ("optuna", "optuna"),
 }
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+# What Hydra's grammar reads as something other than a name, which it refuses by a traceback.
+NO_NAME = re.compile(r"[+-]?(\d[\d_]*\.?\d*(e[+-]?\d+)?|\.\d+|inf|nan)|null|true|false", re.IGNORECASE)
 
 
 def conf_dir() -> str:
@@ -65,21 +66,21 @@ def check_arguments(arguments: Sequence[str]) -> None:
 
 
 def _check_options(arguments: Sequence[str]) -> None:
-    """Refuse an option that leads out of its group: it is part of the name of a run's folder; a number in the
-    place of an option; and an option whose plugin is missing."""
+    """Refuse an option that leads out of its group: it is part of the name of a run's folder; a number, or
+    the like, in the place of an option; and an option whose plugin is missing."""
     groups = {path.name for path in Path(conf_dir()).iterdir() if path.is_dir()}
     for text in arguments:
         key, _, value = text.partition("=")
         group = key.lstrip("+").partition("@")[0]
-        chosen = re.split(r"[/,\[\]\s]", value) if group in groups else []
-        if ".." in chosen:
+        options = re.split(r"[/,\[\]\s]", value) if group in groups or "/" in group else []
+        if ".." in options:
             raise UserError(f"{text}: an option of {group} is the name of a file in its folder, without '..'")
-        if numbers := [option for option in chosen if NUMBER.fullmatch(option)]:
+        if wrong := next((option for option in options if NO_NAME.fullmatch(option)), None):
             meant = "the name of one of its options (--help lists them)"
             if group == "budget":
-                amount = numbers[0] if float(numbers[0]) >= 1 else "100"
-                meant = f"budget=5pct for a share, budget=rows budget.amount={amount} for a number of rows"
-            raise UserError(f"{text}: {numbers[0]} is no option of {group}; give {meant}")
+                rows = wrong if wrong.isdecimal() else "100"
+                meant = f"budget=5pct for a share, budget=rows budget.amount={rows} for a number of rows"
+            raise UserError(f"{text}: {wrong} is no option of {group}; give {meant}")
         for chosen, (module, extra) in PLUGINS.items():
             if text.startswith(chosen):
                 check_installed(text, module, extra)
