@@ -38,7 +38,8 @@ def decode(kind: Any, value: Any, where: str, whole: bool = False) -> Any:
         _expect(isinstance(value, Mapping), where, "an object", value)
         return {key: decode(args[1], item, f"{where}.{key}", whole) for key, item in value.items()}
     if origin in (list, tuple):
-        _expect(isinstance(value, (list, tuple)), where, "a list", value)
+        wanted = f"a list, as in [{value}]" if isinstance(value, str) and len(value) < 40 else "a list"
+        _expect(isinstance(value, (list, tuple)), where, wanted, value)
         return origin(decode(args[0], item, f"{where}[{i}]", whole) for i, item in enumerate(value))
     if _is_object_of(kind, value):
         return value

@@ -155,7 +155,7 @@ def assemble(config: Mapping[str, Any], build: Callable[[Any, str], Any] = build
     tests = {name: build(node, f"tests.{name}") for name, node in (config.get("tests") or {}).items()}
     outside = {k: v for k, v in config.items() if k not in (*groups, "tests")}
     target = f"{Settings.__module__}.{Settings.__qualname__}"
-    return Experiment(**parts, settings=build({"_target_": target, **outside}, "config"), tests=tests)
+    return Experiment(**parts, settings=build({"_target_": target, **outside}, ""), tests=tests)
 
 
 def check_inputs(config: Mapping[str, Any]) -> None:

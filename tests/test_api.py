@@ -237,7 +237,10 @@ def test_rows_in_a_stores_quarantine_are_passed_over(tmp_path):
         (lambda: CoSaMP(prune_stages="4"), "selector.solver.prune_stages should be int"),
         (lambda: CRAIG(part_rows="9"), "selector.part_rows should be int"),
         (lambda: Sketch(kind="nune"), "sketch.kind should be one of"),
-        (lambda: GradientConfig(directions="sgd"), "gradients.directions should be a list, not 'sgd'"),
+        (
+            lambda: GradientConfig(directions="sgd"),
+            r"gradients.directions should be a list, as in \[sgd\], not 'sgd'",
+        ),
         (lambda: Budget("row", 5), "budget.unit should be one of"),
         (lambda: TrainConfig(epochs="3"), "train.epochs should be int, not '3'"),
         (lambda: TrainConfig(loss="example"), r"train.loss should be one of \['example_mean', 'token_mean'"),

@@ -47,6 +47,11 @@ def test_an_option_that_lacks_what_only_a_person_knows_says_so(group, option):
         build(f"{group}={option}")
 
 
+def test_a_key_outside_the_groups_is_named_as_it_is_given():
+    with pytest.raises(UserError, match="^until should be one of"):
+        build("until=select")
+
+
 @pytest.mark.parametrize(
     ("option", "share"), [("0.5pct", 0.005), ("1pct", 0.01), ("5pct", 0.05), ("10pct", 0.1), ("100pct", 1.0)]
 )
