@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -34,7 +35,12 @@ def test_both_kinds_of_steps_find_the_same(tmp_path, source, capsys):
     assert exact and all(figure["value"] <= figure["bar"] for figure in exact)
     assert any("uneven rows" in what for what in figures)
     assert any("like rows" in what for what in figures) == (source == "built in")
-    assert "times the tokens when padded" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "times the tokens when padded" in printed
+    (told,) = re.findall(r"uneven rows, fp32, seconds of one step, padded and packed: (.*)", printed)
+    parts = [tuple(map(float, pair)) for pair in re.findall(r"([0-9.]+) and ([0-9.]+)", told)]
+    for side in (0, 1):  # every operator belongs to one part
+        assert sum(part[side] for part in parts[:-1]) == pytest.approx(parts[-1][side], abs=0.04)
 
 
 def test_impossible_numbers_are_refused():

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 from transformers import TrainingArguments
 
@@ -54,6 +55,18 @@ JOINED = (1, 1, 1, 1, 2, 2, 4, 16)  # how many conversations of the built-in poo
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 KINDS = ("packed", "padded")
 LOSS_BAR, GRADIENT_BAR = 1e-5, 1e-4  # in float32
+# What torch's operators, by the beginnings of their names, are part of.
+PARTS = {
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::mkldnn", "mkldnn::"),
+    "attention": ("aten::_scaled_dot_product",),
+    "products and sums element by element": (
+        *("aten::mul", "aten::add", "aten::sum", "aten::div", "aten::neg", "aten::pow"),
+        *("aten::silu", "aten::rsqrt", "aten::mean"),
+    ),
+    "copies and fills": ("aten::copy_", "aten::fill_", "aten::zero_", "aten::cat"),
+    "loss": ("aten::_log_softmax", "aten::nll_loss", "aten::log_softmax"),
+}
+REST = "the rest"
 
 
 class Steps:
@@ -123,6 +136,21 @@ class StepComparison:
         )
         self.figures += _differences(title, first_steps["packed"], first_steps["padded"], precision)
         self.notes.append(f"{name} rows: {_about(rows)}")
+        before, after = (seconds_by_part(lambda one=steps[kind]: one(rows[:BATCH])) for kind in KINDS[::-1])
+        parts = [f"{part} {before[part]:.2f} and {after[part]:.2f}" for part in before]
+        told = f"in all {sum(before.values()):.2f} and {sum(after.values()):.2f}"
+        self.notes.append(f"{title}, seconds of one step, padded and packed: {', '.join(parts)}; {told}")
+
+
+def seconds_by_part(step: Callable[[], object]) -> dict[str, float]:
+    """Return where the time of a step goes by torch's profiler: seconds by `PARTS`, and the rest."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        step()
+    seconds = dict.fromkeys((*PARTS, REST), 0.0)
+    for operator in profiled.key_averages():
+        parts = (part for part, names in PARTS.items() if operator.key.startswith(names))
+        seconds[next(parts, REST)] += operator.self_cpu_time_total / 1e6
+    return seconds
 
 
 def _draw_second_matrix(model: Any) -> None:
