@@ -21,6 +21,10 @@ from gtp_exp.api.start import conf_dir
         ),
         ("selector.solver.nme=3", "^selector.solver.nme is unknown; selector.solver has [a-z]"),
         ("benchmark.target=a", "^benchmark.target is unknown; it is a key of benchmark=jsonl; benchmark has"),
+        (
+            "selector.solver.exchanges=1",
+            "is unknown; it is a key of selector/solver=greedy; selector.solver has",
+        ),
         ("benchmark.tests=a", "^benchmark.tests is unknown; did you mean benchmark.test_rows[?]"),
         (
             "benchmark.names=[a]",

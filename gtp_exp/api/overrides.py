@@ -56,10 +56,10 @@ def unknown_key(override: Override, config: DictConfig, conf: Path) -> str | Non
     if not isinstance(node, dict):
         return f"{parent}{name} is unknown; {owner} is {node!r}"
     known = [str(key) for key in node if key != "hydra" and not str(key).startswith("_")]
-    near, owners = difflib.get_close_matches(name, known, n=1), options_with(conf / owner, name)
+    near, group = difflib.get_close_matches(name, known, n=1), owner.replace(".", "/")
     meant = f"did you mean {parent}{near[0]}? " if near else ""
-    if owners:
-        meant = f"it is a key of {', '.join(f'{owner}={option}' for option in owners[:FEW])}; "
+    if options := options_with(conf / group, name):
+        meant = f"it is a key of {', '.join(f'{group}={option}' for option in options[:FEW])}; "
     return f"{parent}{name} is unknown; {meant}{owner} has {', '.join(known) or 'no keys'}"
 
 
