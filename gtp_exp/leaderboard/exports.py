@@ -18,6 +18,7 @@ from gtp_exp.leaderboard.records import Loaded, shortfall
 from gtp_exp.leaderboard.verdict import sentences
 
 VERSION = 1  # of leaderboard.json
+FEW_LEFT = 3  # runs outside the tables that the terminal names
 COLUMNS = (
     *("benchmark", "selector", "budget", "metric", "mean_over", "higher_is_better", "n_seeds", "seeds"),
     *("mean", "sd"),
@@ -89,10 +90,14 @@ def plain(boards: Sequence[Board], loaded: Loaded, baseline: str) -> str:
         out += [f"Note: {note}" for note in board.notes]
         out += [f"Not ranked: {run.name}, {reason}" for run, reason in board.unranked]
         out.append("")
+    left = []
     for run in loaded.incomplete:
         error = f": {shortfall(run.record)}" if shortfall(run.record) else ""
-        out.append(f"Not in the tables: {run.name}, {run.record.state.value}{error}")
-    out += [f"Not in the tables: {item.name}, {item.reason}" for item in loaded.unreadable]
+        left.append(f"{run.name}, {run.record.state.value}{error}")
+    left += [f"{item.name}, {item.reason}" for item in loaded.unreadable]
+    out += [f"Not in the tables: {told}" for told in left[:FEW_LEFT]]
+    if len(left) > FEW_LEFT:
+        out.append(f"Not in the tables: {len(left) - FEW_LEFT} more; leaderboard.md and the page name them")
     # A control character in an error or a name must not steer the reader's terminal.
     return "\n".join("".join(c for c in line if c.isprintable()) for line in out).rstrip()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -12,6 +13,7 @@ from leaderboard_runs import record, save
 
 from gtp_exp.leaderboard.command import main
 from gtp_exp.leaderboard.latex import latex
+from gtp_exp.records.record import State
 
 
 @pytest.fixture
@@ -127,3 +129,14 @@ def test_the_best_is_bold_in_latex_and_nothing_else_is(tmp_path):
     rows = rows_of((written(tmp_path, "--latex") / "leaderboard.tex").read_text())
     bold = [(name, place) for name, cells in rows.items() for place, c in enumerate(cells) if "textbf" in c]
     assert bold == [("gtp", 3)]
+
+
+@pytest.mark.parametrize("failed", [3, 5])
+def test_the_terminal_names_a_few_of_the_runs_outside_the_tables(runs, capsys, failed):
+    for seed in range(failed):
+        save(replace(record("craig", seed), state=State.FAILED, error=f"reason {seed}"), runs / "runs")
+    out = written(runs)
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Not in the tables")]
+    assert len(told) == min(failed, 4) and "reason 0" in told[0]
+    assert told[3:] == ["Not in the tables: 2 more; leaderboard.md and the page name them"][: failed - 3]
+    assert all(f"reason {seed}" in (out / "leaderboard.md").read_text() for seed in range(failed))
