@@ -216,7 +216,7 @@ def test_weights_reach_training_when_asked(outputs, monkeypatch, tmp_path):
         ("train.epochs=many", "train.epochs"),
         ("~budget.amount", "budget.amount"),  # other classes have a default
         ("+train.lrr=1", "train.lrr"),
-        ("seed=x", "config.seed"),
+        ("seed=x", "^seed should be int"),
         ("model.max_length=4", "model.max_length"),
         ("gradients.sketch.kind=fft", "gradients.sketch.kind"),
         ("gradients.warmup.epochs=0", "epochs"),
