@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from options import option
 
 from gtp_exp.config import build
 from gtp_exp.data.examples import Example
@@ -18,16 +15,10 @@ from gtp_exp.gradients.features import MemoryFeatures
 from gtp_exp.selection.base import Budget, SelectionProblem, Unit
 from gtp_exp.selection.gtp import GTP
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 
-
-@functools.cache
 def shipped(selector: str = "gtp") -> dict[str, Any]:
     """Return the config node of a selector, with what its defaults list adds."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        node = OmegaConf.to_container(compose(f"selector/{selector}").selector, resolve=True)
-    assert isinstance(node, dict)
-    return {str(key): value for key, value in node.items()}
+    return option("selector", selector)
 
 
 def gtp(**settings: Any) -> GTP:

@@ -5,6 +5,7 @@ For runs that chose and did not train (`until=selection`). No selector has read 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from gtp_exp.leaderboard.diagnostics import label_shares
@@ -29,3 +30,9 @@ def with_choice_judged(run: Run) -> Run:
     metrics: dict[str, float | str] = {name: value for name, value in judged.items() if value is not None}
     metrics["headline"] = next(iter(metrics))
     return replace(run, record=replace(run.record, metrics={CHOICE: metrics}))
+
+
+def judged_by_labels(runs: Iterable[Run]) -> bool | None:
+    """Return whether labels of the rows judge the choices, not copies alone; None where nothing does."""
+    headlines = {run.record.metrics[CHOICE]["headline"] for run in runs if CHOICE in run.record.metrics}
+    return headlines != {COPIES} if headlines else None

@@ -54,9 +54,7 @@ def markdown(boards: Sequence[Board], loaded: Loaded, baseline: str) -> str:
         out += [f"* Note: {_md(note)}" for note in board.notes]
         out += [f"* Not ranked: {_md(run.name)}, {_md(reason)}" for run, reason in board.unranked]
         out.append("")
-    left = [(run.name, f"{run.record.state.value}: {shortfall(run.record)}") for run in loaded.incomplete]
-    left += [(item.name, item.reason) for item in loaded.unreadable]
-    if left:
+    if left := _outside(loaded):
         out += ["## Not in the tables", "", *(f"* {_md(name)}: {_md(why)}" for name, why in left), ""]
     out.append(
         "Brackets hold 95% intervals over seeds and test rows (rows resampled, seeds by Student's t), over "
@@ -90,16 +88,19 @@ def plain(boards: Sequence[Board], loaded: Loaded, baseline: str) -> str:
         out += [f"Note: {note}" for note in board.notes]
         out += [f"Not ranked: {run.name}, {reason}" for run, reason in board.unranked]
         out.append("")
-    left = []
-    for run in loaded.incomplete:
-        error = f": {shortfall(run.record)}" if shortfall(run.record) else ""
-        left.append(f"{run.name}, {run.record.state.value}{error}")
-    left += [f"{item.name}, {item.reason}" for item in loaded.unreadable]
-    out += [f"Not in the tables: {told}" for told in left[:FEW_LEFT]]
+    left = _outside(loaded)
+    out += [f"Not in the tables: {name}, {why}" for name, why in left[:FEW_LEFT]]
     if len(left) > FEW_LEFT:
         out.append(f"Not in the tables: {len(left) - FEW_LEFT} more; leaderboard.md and the page name them")
     # A control character in an error or a name must not steer the reader's terminal.
     return "\n".join("".join(c for c in line if c.isprintable()) for line in out).rstrip()
+
+
+def _outside(loaded: Loaded) -> list[tuple[str, str]]:
+    """Return the name of each run that is in no table, and why."""
+    told = [(run.name, run.record.state.value, shortfall(run.record)) for run in loaded.incomplete]
+    left = [(name, f"{state}: {why}" if why else state) for name, state, why in told]
+    return left + [(item.name, item.reason) for item in loaded.unreadable]
 
 
 def csv_table(boards: Sequence[Board]) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gtp_exp.leaderboard.board import BoardBlock
+from gtp_exp.leaderboard.choices import judged_by_labels
 from gtp_exp.leaderboard.comparability import TRAJECTORY_SEED, Table
-from gtp_exp.leaderboard.metrics import CHOICE, COPIES, Metric
+from gtp_exp.leaderboard.metrics import Metric
 from gtp_exp.leaderboard.trajectories import fixed_trajectories
 
 
@@ -17,13 +18,13 @@ def notes_on(
     notes: list[str] = []
     if not metrics:
         notes.append("These runs were not evaluated: only the selections can be compared.")
-    judged = [run.record.metrics[CHOICE] for run in table.runs if CHOICE in run.record.metrics]
-    if any(values["headline"] != COPIES for values in judged):
+    by_labels = judged_by_labels(table.runs)
+    if by_labels:
         notes.append(
             "No model was tested: the choices are judged by labels of the rows that no selector has seen. "
             "A row on target need not be the better one to train on."
         )
-    elif judged:
+    elif by_labels is False:
         notes.append(
             "No model was tested and the rows have no labels: copies among the chosen rows say little of "
             "what a choice is worth. until=validation trains a model and measures it, and so does a job "

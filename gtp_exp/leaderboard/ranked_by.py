@@ -11,17 +11,9 @@ from collections.abc import Sequence
 from itertools import combinations
 
 from gtp_exp.data.benchmark import Answers
+from gtp_exp.leaderboard.choices import judged_by_labels
 from gtp_exp.leaderboard.comparability import Row
-from gtp_exp.leaderboard.metrics import (
-    CHOICE,
-    CONTENT,
-    COPIES,
-    HEADLINE,
-    LOSS,
-    VALIDATED,
-    Metric,
-    metric_named,
-)
+from gtp_exp.leaderboard.metrics import CONTENT, HEADLINE, LOSS, VALIDATED, Metric, metric_named
 from gtp_exp.leaderboard.numbers import Tested
 from gtp_exp.leaderboard.statistics import ALPHA, holm
 
@@ -30,10 +22,10 @@ def ranked_by(tested: Tested, rows: Sequence[Row]) -> tuple[str, str]:
     """Return the name of the metric that ranks (HEADLINE for the tasks' own), and why in one sentence."""
     metrics = [values for run in tested.runs for values in run.record.metrics.values()]
     answers = {run.record.answers for run in tested.runs}
-    judged = [run.record.metrics[CHOICE] for run in tested.runs if CHOICE in run.record.metrics]
-    if any(values["headline"] != COPIES for values in judged):
+    by_labels = judged_by_labels(tested.runs)
+    if by_labels:
         return HEADLINE, "Ranked by what hidden labels say of the choice, for no model was tested."
-    if judged:
+    if by_labels is False:
         return HEADLINE, "Ranked by copies among the chosen rows: no model was tested, no row has labels."
     if any(VALIDATED in run.record.metrics for run in tested.runs):
         return LOSS, "Ranked by the loss of rows that were held back from the selector; no test row was read."

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from options import CONF, whole
 from problems import shipped
 
 from gtp_exp.config import build
@@ -16,15 +13,11 @@ from gtp_exp.selection.solvers.elastic_net import ElasticNet
 from gtp_exp.selection.solvers.greedy import Greedy
 from gtp_exp.selection.solvers.omp import OMP, BlockOMP
 
-CONF = Path(__file__).resolve().parents[3] / "conf"
 SOLVERS = {solver.name: solver for solver in (CoSaMP(), OMP(), BlockOMP(), ElasticNet(), Greedy())}
 
 
 def composed(*overrides):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        node = OmegaConf.to_container(compose("config", list(overrides)).selector, resolve=True)
-    assert isinstance(node, dict)
-    return build(node, "selector")
+    return build(whole(*overrides)["selector"], "selector")
 
 
 def test_every_option_is_listed():
