@@ -14,7 +14,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes run tests
 
 import pytest  # noqa: E402
-import torch  # noqa: E402
 
 from gtp_exp.data.examples import Example, Message  # noqa: E402
 
@@ -104,6 +103,8 @@ def tiny_config():
 @pytest.fixture(scope="session")
 def tiny(tiny_config, tmp_path_factory):
     """The tiny model of conf/model/tiny.yaml, prepared (weights are loaded by each user)."""
+    import torch  # here, as the process that only hands out the tests reads this file, too
+
     from gtp_exp.model.loading import prepare
 
     return prepare(tiny_config, tmp_path_factory.mktemp("cache"), torch.device("cpu"))

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
@@ -33,12 +34,12 @@ def test_the_commands_of_the_stores_page_run_as_they_stand(tmp_path):
     (commands,) = blocks("stores.md", "bash")
     path = os.pathsep.join(map(str, (ROOT, ROOT / "baselines", ROOT / "benchmarks")))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    lines = [[sys.executable, "-c", code]]
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     for command in commands.splitlines():
         name, *words = command.split()
-        lines.append([sys.executable, "-m", MODULES[name], *words])
-    for line in lines:
-        done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        done = forked.run([sys.executable, "-m", MODULES[name], *words], tmp_path, environment)
         assert done.returncode == 0, done.stderr
     (record,) = tmp_path.glob("outputs/runs/*/results.json")
     value = json.loads(record.read_text())

@@ -106,7 +106,10 @@ def _lm_eval(
         # lm-eval wants absolute data paths, which must not end up in a cache that others may copy.
         with tempfile.TemporaryDirectory() as scratch:
             if _render(task, Path(scratch)):
-                manager = TaskManager(include_path=scratch, include_defaults=task.docs is None)
+                manager = TaskManager(include_path=scratch, include_defaults=False)
+                if task.docs is None:  # it may be made of bundled tasks
+                    known = bundled_tasks().task_index
+                    manager.task_index.update((n, known[n]) for n in known.keys() - manager.task_index.keys())
             else:
                 manager = bundled_tasks()
             while True:

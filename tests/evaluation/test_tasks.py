@@ -264,6 +264,14 @@ def test_a_bundled_task_offline_says_how_to_get_its_data(tiny, tmp_path):
         evaluate(bundled, tiny.load(), held_out=(), batch_size=4, directory=tmp_path)
 
 
+def test_a_group_of_ones_own_may_be_made_of_bundled_tasks(tiny, tmp_path):
+    """Which lm-eval has found if it looks for the data of one of them."""
+    config = {"group": "mine", "task": ["arc_easy"], "metadata": {"version": 1.0}}
+    with pytest.raises(UserError, match=r"mine.*dataset_path"):
+        mine = EvalTask("mine", "acc,none", config, None)
+        evaluate(mine, tiny.load(), held_out=(), batch_size=4, directory=tmp_path)
+
+
 def test_a_task_whose_answers_do_not_fit_the_model_is_refused(tiny, tmp_path):
     with pytest.raises(UserError, match="'even': no test answer fits model.max_length=256"):
         evaluate(task(metric="nats_per_token"), tiny.load(), held_out=(), batch_size=4, directory=tmp_path)
