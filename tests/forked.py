@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import importlib
 import inspect
 import logging
@@ -117,9 +116,9 @@ def _call(function: Callable[..., None], arguments: Sequence[Any], environment: 
 def _server() -> Any:
     """Start the process that forks, once for this one. It ends with this process."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*_COMMANDS, *PRELOADED])
+    context.set_forkserver_preload([*_COMMANDS, *PRELOADED, "frozen"])
     before = dict(os.environ)
-    paths = [ROOT, ROOT / "baselines", ROOT / "benchmarks"]
+    paths = [ROOT, ROOT / "baselines", ROOT / "benchmarks", ROOT / "tests"]
     os.environ.update(_QUIET, PYTHONPATH=os.pathsep.join(map(str, paths)), OMP_NUM_THREADS="1")
     try:
         multiprocessing.forkserver.ensure_running()  # type: ignore[attr-defined]
@@ -146,7 +145,6 @@ def _begin(
     namespace_of: int | None,
 ) -> None:
     """Be the command, in the process that has just been forked."""
-    gc.freeze()  # a collection would copy every page
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for number, (stream, file) in enumerate(zip((sys.stdout, sys.stderr), files, strict=True), 1):
         os.dup2(nowhere, number)
