@@ -44,6 +44,15 @@ def pytest_xdist_auto_num_workers(config):
     return cores + 1
 
 
+def pytest_collection():
+    """Until all tests are imported a collection of garbage would find nothing, for an eighth of that time."""
+    gc.disable()
+
+
+def pytest_collection_finish():
+    gc.enable()
+
+
 def pytest_collection_modifyitems(items):
     """Mark the slow tests, for `-m "not slow"`, and bring them to the front."""
     if missing := [name for name in SLOW if not (HERE / name).exists()]:
