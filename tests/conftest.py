@@ -69,11 +69,16 @@ def _place(path: Path) -> int:
     return next((i for i, name in enumerate(SLOW) if (HERE / name) in (path, *path.parents)), len(SLOW))
 
 
+def _freeze():
+    """Have later collections pass over what is there now."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _what_is_imported_stays():
     """Collections, of which benchmarks and Accelerate ask for many, pass over what earlier modules left."""
-    gc.collect()
-    gc.freeze()
+    _freeze()
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +92,7 @@ def _what_the_first_test_imports_stays(_tests_before):
     """Every training begins with a collection: half a second, with all that the first one has imported."""
     yield
     if next(_tests_before) == 0:
-        gc.collect()
-        gc.freeze()
+        _freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)
