@@ -149,7 +149,8 @@ def paired(
         t = float(d.mean()) / (float(d.std(ddof=1)) / math.sqrt(n))
         interval, p = t_interval(d), float(2 * stats.t.sf(abs(t), n - 1))
     else:
-        drawn = two_way_draws(d, by_rows)
+        side = -1.0 if d.mean() > 0 else 1.0  # b minus a is to be the mirror image of a minus b, draw by draw
+        drawn = side * two_way_draws(side * d, side * by_rows)
         interval, p = two_way_interval(drawn), _two_sided(drawn)
     return Paired(n=n, difference=float(d.mean()), interval=interval, p=p, win_rate=win_rate)
 

@@ -94,6 +94,22 @@ def test_a_difference_is_paired_over_rows_and_seeds():
     assert alone == paired(a, b, higher_is_better=True)
 
 
+def test_a_difference_is_the_mirror_image_of_the_difference_the_other_way_round():
+    """Or a selector is worse than the first, and yet not told from it, where p is near 0.05."""
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        scored = rng.normal(size=(3, 1)) + rng.normal(size=(3, 40))
+        mine, theirs = dict(enumerate(scored.mean(axis=1))), dict.fromkeys(range(3), 0.0)
+        drawn = dict(enumerate(draws(scored))), dict.fromkeys(range(3), np.zeros(DRAWS))
+        one = paired(mine, theirs, drawn, higher_is_better=True)
+        other = paired(theirs, mine, drawn[::-1], higher_is_better=True)
+        assert one and other and one.interval and other.interval
+        assert one.p == other.p and one.difference == -other.difference
+        assert (one.interval.low, one.interval.high) == pytest.approx(
+            (-other.interval.high, -other.interval.low), abs=1e-12
+        )
+
+
 def test_the_p_value_agrees_with_the_interval_and_keeps_its_level_under_no_difference():
     rng, called = np.random.default_rng(4), 0
     for _ in range(200):
