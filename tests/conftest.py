@@ -44,13 +44,14 @@ def pytest_xdist_auto_num_workers(config):
     return cores + 1
 
 
+@pytest.hookimpl(wrapper=True)
 def pytest_collection():
     """Until all tests are imported a collection of garbage would find nothing, for an eighth of that time."""
     gc.disable()
-
-
-def pytest_collection_finish():
-    gc.enable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items):

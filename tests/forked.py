@@ -186,7 +186,9 @@ def _become(
     multiprocessing.set_start_method(None, force=True)  # which the server has set to its own
     for name in (arguments[0], f"{arguments[0]}.__main__"):
         if name in _COMMANDS:
-            del sys.modules[name]  # runpy warns of what it is to run and finds imported
+            # runpy warns of what it is to run and finds imported. Where a benchmark has started the server,
+            # nothing of it is.
+            sys.modules.pop(name, None)
     sys.argv = list(arguments)
     runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
 

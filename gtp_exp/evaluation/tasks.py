@@ -108,8 +108,8 @@ def _lm_eval(
             if _render(task, Path(scratch)):
                 manager = TaskManager(include_path=scratch, include_defaults=False)
                 if task.docs is None:  # it may be made of bundled tasks
-                    known = bundled_tasks().task_index
-                    manager.task_index.update((n, known[n]) for n in known.keys() - manager.task_index.keys())
+                    for name, entry in bundled_tasks().task_index.items():
+                        manager.task_index.setdefault(name, entry)
             else:
                 manager = bundled_tasks()
             while True:

@@ -222,19 +222,22 @@ def test_a_measured_stage_costs_what_it_took(computed):
         assert sum(prices) == pytest.approx(sum(run.record.stages[stage].seconds for stage in stages)), stages
 
 
+UNCHANGED = ["selector=less", "budget=10pct"]
+
+
 @pytest.fixture(scope="module")
 def unchanged():
     """The job that each change of one setting is held against."""
-    return configs(compose("selector=less", "budget=10pct"))
+    return configs(compose(*UNCHANGED))
 
 
 @pytest.mark.parametrize(("override", "expected"), CHANGES)
 def test_a_change_adds_what_depends_on_it_and_nothing_else(override, expected, unchanged, computed, tmp_path):
     """Whether the model is on this machine or a placeholder stands for it."""
-    jobs = [*unchanged, *configs(compose("selector=less", "budget=10pct", override))]
+    jobs = [*unchanged, *configs(compose(*UNCHANGED, override))]
     for outputs in (computed[2], tmp_path):
         planned = plan([{**job, "outputs": str(outputs)} for job in jobs])
-        assert {stage for stage in ALL if len(planned.of(stage)) == 2} == expected
+        assert {stage for stage in ALL if len(planned.of(stage)) == 2} == expected, outputs
 
 
 def test_in_domain_has_no_target_store_and_rows_held_out_leave_the_pool(computed):

@@ -267,8 +267,8 @@ def test_a_bundled_task_offline_says_how_to_get_its_data(tiny, tmp_path):
 def test_a_group_of_ones_own_may_be_made_of_bundled_tasks(tiny, tmp_path):
     """Which lm-eval has found if it looks for the data of one of them."""
     config = {"group": "mine", "task": ["arc_easy"], "metadata": {"version": 1.0}}
+    mine = EvalTask("mine", "acc,none", config, None)
     with pytest.raises(UserError, match=r"mine.*dataset_path"):
-        mine = EvalTask("mine", "acc,none", config, None)
         evaluate(mine, tiny.load(), held_out=(), batch_size=4, directory=tmp_path)
 
 

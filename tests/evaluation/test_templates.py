@@ -119,7 +119,7 @@ def learn_by_heart(tokenizer: Any, rows: Sequence[TokenizedExample] | None = Non
     )
     model = LlamaForCausalLM(config)
     batch = pad_collate(rows or encode(ROWS, tokenizer), 0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-3, betas=(0.8, 0.95))  # half of the steps
+    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-3, betas=(0.8, 0.95))  # in half the steps
     for _ in range(400):
         loss = model(**batch).loss
         optimizer.zero_grad()
