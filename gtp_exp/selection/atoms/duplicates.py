@@ -14,7 +14,7 @@ import torch
 
 from gtp_exp.gradients.features import Rows
 
-HASH_BLOCK = 256  # rows hashed at a time: their int64 copy stays in the cache
+HASH_BLOCK = 64  # rows hashed at a time: their int64 copy stays in the cache
 COMPARE_BLOCK = 1024
 
 
@@ -46,7 +46,7 @@ def row_hash(rows: torch.Tensor, seed: int) -> torch.Tensor:
         for wider in (torch.int32, torch.int64):
             words = words.view(wider) if words.shape[1] % 2 == 0 else words
         if words.dtype == torch.int64:
-            words = words ^ (words >> 32)
+            words = (words >> 32).bitwise_xor_(words)
         if multipliers is None:
             multipliers = torch.randint(-(2**62), 2**62, words.shape[1:], generator=generator) * 2 + 1
         hashes[start : start + len(block)] = (words * multipliers).sum(1)

@@ -73,7 +73,7 @@ class GramCache:
             self._gram[:needed, used:needed] = block
             self._gram[used:needed, :needed] = block.T
         slots = torch.tensor([self._slot[key] for key in keys])
-        return self._gram[slots][:, slots]
+        return submatrix(self._gram, slots)
 
     def keep(self, ids: torch.Tensor) -> None:
         """Forget all rows but these: a row new to the cache is multiplied with every row in it."""
@@ -81,7 +81,7 @@ class GramCache:
         slots = torch.tensor([self._slot[key] for key in known], dtype=torch.long)
         if len(known) < len(self._slot):
             self._rows[: len(known)] = self._rows[slots]
-            self._gram[: len(known), : len(known)] = self._gram[slots[:, None], slots]
+            self._gram[: len(known), : len(known)] = submatrix(self._gram, slots)
             self._slot = {key: k for k, key in enumerate(known)}
 
     def _grow(self, used: int, needed: int, like: torch.Tensor) -> None:
@@ -108,7 +108,8 @@ class Columns:
 
     def select(self, keep: torch.Tensor) -> Columns:
         """Return the columns at the positions int64, or where bool [n] is true."""
-        cosines = None if self.cosines is None else self.cosines[keep][:, keep]
+        keep = keep.nonzero().flatten() if keep.dtype == torch.bool else keep
+        cosines = None if self.cosines is None else submatrix(self.cosines, keep)
         return Columns(self.unit[keep], self.norms[keep], self.ids[keep], self.cache, cosines)
 
     def join(self, other: Columns) -> Columns:
@@ -134,11 +135,16 @@ class Columns:
         return replace(self, cosines=cosines)
 
 
+def submatrix(matrix: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """Return the rows and the columns of a matrix [n, n] at the positions int64 [k]: [k, k]."""
+    return matrix.index_select(0, keep).index_select(1, keep)
+
+
 def columns_of(rows: torch.Tensor, ids: torch.Tensor, cache: GramCache) -> Columns:
     """Scale rows [n, m] of any floating type to unit norm; `cache` knows them by ids int64 [n]."""
-    unit = rows.double()
+    unit = rows.to(torch.float64, copy=True)
     norms = torch.linalg.vector_norm(unit, dim=1)
-    return Columns(unit / norms.clamp(min=1e-300)[:, None], norms, ids, cache)
+    return Columns(unit.div_(norms.clamp(min=1e-300)[:, None]), norms, ids, cache)
 
 
 def kkt_residual(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gtp_exp.selection.solvers.nnls import APART, Columns, largest_half, projected_gradient
+from gtp_exp.selection.solvers.nnls import APART, Columns, largest_half, projected_gradient, submatrix
 
 LEAST_RIDGE = 1e-4  # of a unit column: what keeps a float32 factorisation of dependent columns apart
 
@@ -28,7 +28,8 @@ class RoughFit:
 
     def select(self, keep: torch.Tensor) -> RoughFit:
         """Return the columns at the positions int64, with the weights that they have."""
-        return RoughFit(self.cosines[keep][:, keep], self.pull[keep], self.rho[keep], self.u[keep], self.dim)
+        cosines = submatrix(self.cosines, keep)
+        return RoughFit(cosines, self.pull[keep], self.rho[keep], self.u[keep], self.dim)
 
     def guessed(self) -> RoughFit:
         """Return the fit whose support a few steps of projected gradient find, from the present weights."""
@@ -55,7 +56,7 @@ class RoughFit:
     def _feasible(self, passive: torch.Tensor, pull: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Solve on the passive set, drop everything that is not positive, and repeat until all of it is."""
         while True:
-            gram = self.cosines[passive][:, passive]
+            gram = submatrix(self.cosines, passive)
             gram.diagonal().add_(self.rho[passive])
             factor, failed = torch.linalg.cholesky_ex(gram)
             if int(failed):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gtp_exp.gradients.features import TensorRows
+from gtp_exp.selection.atoms import matrix
 from gtp_exp.selection.atoms.matrix import Block, BlockAtoms, dot, tensor_atoms
 
 
@@ -56,6 +57,27 @@ def test_a_half_width_store_is_accumulated_in_float32(n, dtype):
     columns = torch.randn(512, 1, generator=generator)
     exact = rows.double() @ columns.double()
     assert torch.allclose(dot(rows, columns).double(), exact, atol=2e-4)
+
+
+@pytest.mark.parametrize("mkl", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_product_depends_neither_on_its_chunk_nor_on_the_threads(mkl, dtype, monkeypatch):
+    if mkl and not matrix._mkl_is_quick():
+        pytest.skip("this machine's torch.mv is not MKL's on an Intel processor")
+    monkeypatch.setattr(matrix, "_mkl_is_quick", lambda: mkl)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(2051, 65, generator=generator).to(dtype)
+    column = torch.randn(65, 1, generator=generator)
+    whole, threads = dot(rows, column), torch.get_num_threads()
+    for size in (1, 2, 3, 6, 513, 1025):
+        assert torch.equal(torch.cat([dot(chunk, column) for chunk in rows.split(size)]), whole)
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            assert torch.equal(dot(rows, column), whole)
+            assert torch.equal(dot(rows[1:], column), whole[1:])
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_a_tensor_is_taken_as_it_is():
