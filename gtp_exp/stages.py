@@ -60,7 +60,7 @@ VERSIONS = {
     "pass": 2,
     "selection": 2,
     "finetune": 6,
-    "evaluation": 7,
+    "evaluation": 8,
     "validation": 1,
 }
 # Another release of these may give other numbers too.

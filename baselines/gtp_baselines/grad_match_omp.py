@@ -25,6 +25,7 @@ import torch
 
 from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError
+from gtp_exp.selection.apart import Apart
 from gtp_exp.selection.atoms.sketches import AtomSettings, Normalise, build_atoms
 from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector
 from gtp_exp.selection.rounds import fill_budget
@@ -44,6 +45,7 @@ class GradMatchOMP(Selector):
     memory_gib: float = 4.0  # sketches that take no more than this as float32 are held in memory
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
+    version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         check_fields(self, "selector")
@@ -84,8 +86,8 @@ class GradMatchOMP(Selector):
             lambda available, size, capacity: OMP().pursue(
                 PursuitProblem(atoms, b, size, lam, available=available, cost=cost, capacity=capacity)
             ),
-            correlation=scores,
-            copies=data.copies,
+            correlation=scores[:, None],
+            apart=Apart(data.copies, atoms, None),
             rows=rows,
             tokens=int(problem.budget.amount) if rows is None else 0,
             cost=cost,

@@ -59,6 +59,7 @@ class TAROT(Selector):
     target_end_of_turn: Weight = 1.0
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
+    version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         check_fields(self, "selector")
@@ -91,10 +92,18 @@ class TAROT(Selector):
         wanted = problem.budget.rows(pool.n)
         cost = problem.n_tokens if wanted is None else torch.ones(pool.n, dtype=torch.long)
         limit = int(problem.budget.amount) if wanted is None else wanted
-        layers = new_rows_of_layers(cosines, tie_order(problem.candidates, problem.seed), cost, limit)
+        ties = tie_order(problem.candidates, problem.seed)
+        layers = new_rows_of_layers(cosines, ties, cost, limit)
         if cut := int(cost[torch.cat(layers)].sum()) > limit:
             layers[-1] = layers[-1][potentials_of(layers[-1]).argsort(descending=True, stable=True)]
-        chosen = problem.budget.take(torch.cat(layers), problem.n_tokens)
+        order = torch.cat(layers)
+        if wanted is None:  # a row behind the last layer may fit where those of the layer do not
+            left = torch.ones(pool.n, dtype=torch.bool)
+            left[order] = False
+            others = ties[left[ties]]
+            nearest = cosines[:, others].max(0).values
+            order = torch.cat([order, others[nearest.argsort(descending=True, stable=True)]])
+        chosen = problem.budget.take(order, problem.n_tokens)
         diagnostics = {
             "checkpoint": t,
             "targets": len(targets),

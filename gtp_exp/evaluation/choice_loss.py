@@ -22,8 +22,8 @@ import torch
 def choice_loss(samples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return "content" and "form" with their standard errors over rows; {} where rows have no right choice.
 
-    samples: lm-eval's, one per row; `filtered_resps` holds (log-likelihood, greedy or not) of each choice and
-    `target` the right one's position.
+    samples: lm-eval's, one per row; `filtered_resps` holds (log-likelihood, greedy or not) of each choice,
+    `arguments` the prompt and the text of each, and `target` the right one's position.
     """
     metrics = {}
     for name, values in choice_parts(samples).items():
@@ -52,5 +52,13 @@ def _parts(row: Mapping[str, Any]) -> tuple[float, float] | None:
     likelihoods = torch.tensor([float(value) for value, _ in choices], dtype=torch.float64)
     if not 0 <= right < len(choices) or not torch.isfinite(likelihoods).all():
         return None
-    any_choice = float(likelihoods.logsumexp(0))
+    any_choice = float(likelihoods[_distinct(row)].logsumexp(0))
     return any_choice - float(likelihoods[right]), -any_choice
+
+
+def _distinct(row: Mapping[str, Any]) -> list[int]:
+    """Return the positions of a row's choices, each text once: one that is listed twice is one answer."""
+    asked = row.get("arguments", ())
+    if len(asked) != len(row["filtered_resps"]):
+        return list(range(len(row["filtered_resps"])))
+    return list({tuple(map(str, request)): i for i, request in reversed(list(enumerate(asked)))}.values())

@@ -27,8 +27,11 @@ def register() -> None:
 
 
 def rouge_l(references: Sequence[str], predictions: Sequence[str], **_: Any) -> float:
-    """Return the ROUGE-L of one written answer."""
-    return float(_scorer().score(references[0], predictions[0])["rougeL"].fmeasure)
+    """Return the ROUGE-L of one written answer; of answers without a word, whether they are the same."""
+    reference, prediction = references[0], predictions[0]
+    if not Words().tokenize(reference):
+        return float(words(comparable(reference)) == words(comparable(prediction)))
+    return float(_scorer().score(reference, prediction)["rougeL"].fmeasure)
 
 
 def sentence_chrf(references: Sequence[str], predictions: Sequence[str], **_: Any) -> float:

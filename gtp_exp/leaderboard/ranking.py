@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from statistics import fmean, median
 
 import numpy as np
@@ -62,7 +63,7 @@ def ranked_block(
 
     close: tuple[str, ...] = ()
     if first and len(ranked) > 1:
-        close = _close_to_leader(ranked, of_first, first, corrected[ranked[0]], references[ranked[0]])
+        close = _close_to_leader(ranked, of_first, first, corrected, references)
     best = len(ranked) > 1 and not close
 
     lines = tuple(
@@ -93,21 +94,33 @@ def _close_to_leader(
     ranked: Sequence[Row],
     numbers: Mapping[Row, Numbers],
     metric: Metric,
-    p_to_baseline: float | None,
-    baseline: Row | None,
+    corrected: Mapping[Row, float | None],
+    references: Mapping[Row, Row | None],
 ) -> tuple[str, ...]:
     """The labels of the rows that the first cannot be told from: `best` needs each of these tests, corrected.
 
-    p_to_baseline: of the first row, corrected over the selectors. baseline: the row that this p is about.
+    The data say which row is first, so its tests are corrected over all pairs of rows. Where the first is the
+    baseline, which was named before, they are corrected over the selectors, as those of the baseline are.
+
+    corrected: the p of each row's difference to its baseline, which is the row in `references`.
     """
     leader, *others = ranked
-    tests = [numbers[leader].minus(numbers[row], metric) for row in others]
-    adjusted = holm([test.p if test else None for test in tests])
+    tests = {row: numbers[leader].minus(numbers[row], metric) for row in others}
+    p = {row: corrected[row] for row in others}
+    if any(references[row] is not leader for row in others):
+        pairs = {(leader, row): test for row, test in tests.items()}
+        pairs |= {(a, b): numbers[a].minus(numbers[b], metric) for a, b in combinations(others, 2)}
+        over_pairs = dict(
+            zip(pairs, holm([test.p if test else None for test in pairs.values()]), strict=True)
+        )
+        p |= {row: over_pairs[leader, row] for row in others if references[row] is not leader}
     # Against the baseline both corrections hold: a row is never best and yet not told from the baseline.
+    of_baseline = corrected[leader]
     return tuple(
         row.label
-        for row, test, p in zip(others, tests, adjusted, strict=True)
-        if not _better(test, p, metric) or (row is baseline and not _better(test, p_to_baseline, metric))
+        for row, test in tests.items()
+        if not _better(test, p[row], metric)
+        or (row is references[leader] and not _better(test, of_baseline, metric))
     )
 
 

@@ -23,6 +23,7 @@ from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.end_of_turn import Weight
 from gtp_exp.selection.alike import alike_rows
+from gtp_exp.selection.apart import Apart
 from gtp_exp.selection.atoms.metric import Metric, MetricSettings
 from gtp_exp.selection.atoms.sketches import (
     GIB,
@@ -114,7 +115,7 @@ class GTP(Selector):
     metric_dim: int = 512  # leading directions that are scaled one by one, at most
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     distributed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -161,7 +162,8 @@ class GTP(Selector):
         data = self.pursuit_data(problem)  # A and the target rows
         target, names = self.target(problem, data)  # B
         correlation = data.atoms.correlate_own(target.float())
-        scores = data.atoms.processes.all_reduce(correlation).mean(1)
+        of_all = data.atoms.processes.all_reduce(correlation)  # of every process's rows
+        scores = of_all.mean(1)
         scale = float(data.atom_norms[data.atom_norms > 0].square().mean())  # of the ridge
 
         # How much to regularise, and where one round stops.
@@ -185,8 +187,8 @@ class GTP(Selector):
             lambda available, size, capacity: self.solver.pursue(
                 replace(whole, available=available, size=size, capacity=capacity)
             ),
-            correlation=scores,
-            copies=data.copies,
+            correlation=of_all,
+            apart=Apart(data.copies, data.atoms, self.near_copy_cosine),
             rows=rows,
             tokens=int(problem.budget.amount) if rows is None else 0,
             cost=cost,

@@ -4,7 +4,8 @@ Non-negative least squares supports at most m columns, and a pursuit ends when n
 left, so one pursuit often chooses fewer rows than the budget. The rule, ours:
 
 1. Pursue in rounds of at most `round_rows`. Every round restarts from the whole target, without the rows that
-   are already chosen, their exact copies and the near copies that were suppressed.
+   are already chosen, their exact copies and the near copies that were suppressed. What a round finds that is
+   a near copy of a row which an earlier one has chosen is suppressed, too.
 2. When a round finds nothing, or after `max_rounds`, fill by correlation with the target, largest first:
    distinct rows, then near copies, then exact copies, each group in order.
 
@@ -16,14 +17,14 @@ times the number of rounds, which asks the same of weights that share the work w
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from tqdm import tqdm
 
 from gtp_exp.errors import NothingToChoose
-from gtp_exp.selection.atoms.duplicates import Copies
+from gtp_exp.selection.apart import BLOCK, Apart
 from gtp_exp.selection.atoms.matrix import Atoms
 from gtp_exp.selection.solvers.nnls import GramCache, columns_of
 from gtp_exp.selection.solvers.pruning import fit_columns
@@ -113,7 +114,7 @@ def fill_budget(
     solve: Solve,
     *,
     correlation: torch.Tensor,
-    copies: Copies,
+    apart: Apart,
     rows: int | None,
     tokens: int,
     cost: torch.Tensor | None,
@@ -122,11 +123,12 @@ def fill_budget(
 ) -> Filled:
     """Choose exactly `rows` rows, or, with cost int64 [N] (tokens per row), until none fits into `tokens`.
 
-    correlation float32 [N] with the target orders the fill.
+    The mean of the correlations float32 [N, S] with the target's columns orders the fill. apart: tells copies
+    of rows.
     """
-    n = len(correlation)
+    n, columns = correlation.shape
     total = n if rows is None else rows
-    available = copies.multiplicity > 0
+    available = apart.exact.multiplicity > 0
     near = torch.zeros(n, dtype=torch.bool)
     chosen = torch.zeros(n, dtype=torch.bool)
     rounds, shortfalls = [], []
@@ -138,9 +140,13 @@ def fill_budget(
         if not fits.any():
             break
         pursuit = solve(available=fits, size=min(round_rows, total - count), capacity=left)
+        found = len(pursuit.support)
+        pursuit = _without(pursuit, apart.repeats(pursuit.support, chosen.nonzero().flatten()))
         near[pursuit.near_copies] = True
         available[pursuit.near_copies] = False
-        if not len(pursuit.support):
+        if found and not len(pursuit.support):
+            continue  # all that it found repeats chosen rows, and the next round will not see it
+        if not found:
             shortfalls.append(
                 f"round {len(rounds) + 1} found no row with a positive correlation to the target"
             )
@@ -157,14 +163,13 @@ def fill_budget(
     if count < total and len(rounds) == max_rounds:
         shortfalls.append(f"{max_rounds} rounds chose {count} rows; the rest is filled by correlation")
 
-    picked, classes = _fill(correlation, chosen, near, copies, total - count, cost, left)
+    picked, classes = _fill(correlation.mean(1), chosen, near, apart, total - count, cost, left)
     indices = torch.cat([r.support for r in rounds] + [picked])
     if not len(indices):
         assert cost is not None
         raise NothingToChoose(
             f"budget.amount={tokens} tokens is below the shortest candidate ({int(cost.min())} tokens)"
         )
-    columns = rounds[0].weights.shape[1] if rounds else 1
     weights = torch.cat(
         [r.weights * (len(r.support) / count) for r in rounds]  # pyrefly: ignore[division-by-zero]
         + [torch.zeros(len(picked), columns, dtype=torch.float64)]
@@ -172,31 +177,59 @@ def fill_budget(
     return Filled(indices, weights, count, tuple(rounds), classes, tuple(shortfalls))
 
 
+def _without(pursuit: Pursuit, repeats: torch.Tensor) -> Pursuit:
+    """Return a pursuit without rows bool [k] of its support, which are near copies."""
+    if not repeats.any():
+        return pursuit
+    return replace(
+        pursuit,
+        support=pursuit.support[~repeats],
+        weights=pursuit.weights[~repeats],
+        contributions=pursuit.contributions[~repeats],
+        near_copies=torch.cat([pursuit.near_copies, pursuit.support[repeats]]),
+    )
+
+
 def _fill(
     correlation: torch.Tensor,
     chosen: torch.Tensor,
     near: torch.Tensor,
-    copies: Copies,
+    apart: Apart,
     wanted: int,
     cost: torch.Tensor | None,
     left: int,
 ) -> tuple[torch.Tensor, dict[str, int]]:
-    """Return the rows int64 [k] that fill what the rounds left, and how many of each class they are."""
-    copy = copies.multiplicity == 0
-    groups = {"distinct": ~near & ~copy, "near_copies": near & ~copy, "exact_copies": copy}
-    value = correlation.double() if cost is None else correlation.double() / cost.clamp(min=1)
-    picked: list[int] = []
-    counts = dict.fromkeys(groups, 0)
-    for name, group in groups.items():
-        index = (group & ~chosen).nonzero().flatten()
-        order = index[value[index].sort(descending=True, stable=True).indices].tolist()
-        for i in order:
+    """Return the rows int64 [k] that fill what the rounds left, and how many of each class they are.
+
+    Where rows cost, their correlation per token orders them; one below zero is no better for being spread.
+    Rows that repeat chosen ones are added to `near`.
+    """
+    value = correlation.double()
+    if cost is not None:
+        value = torch.where(value > 0, value / cost.clamp(min=1), value)
+    taken, picked = chosen.clone(), list[int]()
+    counts = dict.fromkeys(("distinct", "near_copies", "exact_copies"), 0)
+    copy = apart.exact.multiplicity == 0
+    for name in counts:
+        group = {"distinct": ~near & ~copy, "near_copies": near & ~copy, "exact_copies": copy}[name]
+        index = (group & ~taken).nonzero().flatten()
+        order = index[value[index].sort(descending=True, stable=True).indices]
+        watched = apart if name == "distinct" else replace(apart, cosine=None)
+        for block in order.split(BLOCK):
             if len(picked) == wanted:
                 break
-            if cost is not None:
-                if int(cost[i]) > left:
+            repeats, among = watched.repeats(block, taken.nonzero().flatten()), watched.among(block)
+            for k, i in enumerate(block.tolist()):
+                if len(picked) == wanted:
+                    break
+                if cost is not None and int(cost[i]) > left:
                     continue
-                left -= int(cost[i])
-            picked.append(i)
-            counts[name] += 1
+                if repeats[k] or (among[k, :k] & taken[block[:k]]).any():
+                    near[i] = True
+                    continue
+                if cost is not None:
+                    left -= int(cost[i])
+                taken[i] = True
+                picked.append(i)
+                counts[name] += 1
     return torch.tensor(picked, dtype=torch.long), counts

@@ -112,6 +112,15 @@ def test_a_budget_in_tokens_takes_layers_by_their_tokens():
     assert 0 < selection.diagnostics["rows_of_whole_layers"] < len(expected)
 
 
+@pytest.mark.parametrize("tokens", range(20, 400, 20))
+def test_a_budget_in_tokens_is_used_while_any_row_fits(tokens):
+    given = replace(problem(), budget=Budget(Unit.TOKENS, tokens))
+    chosen = TAROT().select(given).indices
+    left = torch.ones(len(given.n_tokens), dtype=torch.bool)
+    left[chosen] = False
+    assert not left.any() or int(given.n_tokens[chosen].sum() + given.n_tokens[left].min()) > tokens
+
+
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [

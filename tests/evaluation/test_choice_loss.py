@@ -33,6 +33,12 @@ def test_a_choice_without_any_share_is_finite():
     assert choice_loss([sample])["content"] == pytest.approx(1999)
 
 
+@pytest.mark.parametrize("right", [0, 1])
+def test_a_choice_that_is_listed_twice_is_one_answer(right):
+    twice = row([0.4, 0.4, 0.1], right) | {"arguments": [("Q:", " yes"), ("Q:", " yes"), ("Q:", " no")]}
+    assert choice_loss([twice]) == pytest.approx(choice_loss([row([0.4, 0.1], 0)]))
+
+
 @pytest.mark.parametrize(
     "other",
     [

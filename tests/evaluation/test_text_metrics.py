@@ -27,7 +27,9 @@ METRICS = {TextMetric.ROUGE_L: rouge_l, TextMetric.CHRF: sentence_chrf}
         ("北京欢迎你", "北京", 4 / 7),  # precision 1, recall 2/5
         ("Привет, мир!", "привет мир", 1.0),
         ("yes", "", 0.0),
-        ("...", "...", 0.0),  # no words
+        ("...", " ... ", 1.0),  # without words it is the same text or another
+        ("+", "-", 0.0),
+        ("😀", "😀 yes", 0.0),
     ],
 )
 def test_rouge_l_by_hand(right, written, value):

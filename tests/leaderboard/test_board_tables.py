@@ -501,6 +501,26 @@ def test_a_row_that_cannot_be_told_from_the_baseline_is_not_the_best():
     )
 
 
+@pytest.mark.parametrize("baseline", ["first", "other"])
+def test_a_first_row_that_the_data_named_is_told_apart_over_all_pairs(baseline):
+    """The largest of ten that are alike is often far from the smallest; a baseline is named before."""
+    noise = random.Random(0)
+    runs = [record("first", s, loss=1.0 + 0.05 * noise.gauss(0, 1)) for s in range(5)]
+    for name, mean in {"other": 1.02, "b": 1.03, "c": 1.04, "d": 1.05, "last": 1.1}.items():
+        runs += [record(name, s, loss=mean + 0.05 * noise.gauss(0, 1)) for s in range(5)]
+    block = board(runs, baseline=baseline).blocks[0]
+    assert block.lines[0].row.label == "first"
+    assert ("last" in block.close) is (baseline == "other")
+
+
+def test_equal_selectors_are_seldom_told_apart():
+    told = 0
+    for seed in range(60):
+        found = board(sweep({f"s{i}": 2.0 for i in range(8)}, 5, spread=0.1, rng=random.Random(seed)))
+        told += len(found.blocks[0].close) < 7
+    assert told <= 4  # at most 5% of 60 are expected
+
+
 def test_noise_is_called_nothing():
     """Twelve selectors drawn from one distribution: uncorrected, one in twenty would look better."""
     called = 0

@@ -150,12 +150,47 @@ def test_all_rows_equal(solver):
 
 def test_no_row_points_towards_the_target():
     posed = problem([-torch.rand(30, 4) - 0.1], [torch.ones(5, 4)], rows=7)
-    selection = gtp(**FIXED).select(posed)
+    selection = gtp(near_copy_cosine=None, **FIXED).select(posed)
     check(selection, posed)
     assert selection.diagnostics["rows_by_fill"] == 7 and selection.diagnostics["shortfalls"]
     assert (selection.weights == 1).all()
     best = selection.scores.sort(descending=True).indices[:7]
     assert set(selection.indices.tolist()) == set(best.tolist())
+
+
+@pytest.mark.parametrize("columns", ["mean", "subtasks", "rows"])
+@pytest.mark.parametrize("rows", [1, 7])
+def test_no_row_points_towards_any_of_the_target_columns(columns, rows):
+    posed = problem([-torch.rand(30, 4) - 0.1], [torch.ones(6, 4)], rows=rows, subtasks=list("aabbcc"))
+    selection = gtp(target_columns=columns, **FIXED).select(posed)
+    check(selection, posed)
+    assert selection.diagnostics["rows_by_fill"] == rows and (selection.weights == 1).all()
+
+
+def test_in_tokens_the_fill_begins_with_what_points_away_the_least():
+    """Spread over its tokens, what is below zero would be nearer to zero for a long row than for a short."""
+    pool = torch.tensor([[1.0, 0, 0], [-0.05, 1, 0], [-0.9, 0, 0.4]])
+    posed = problem([pool], [torch.tensor([[1.0, 0, 0]] * 3)], tokens=60)
+    posed = replace(posed, n_tokens=torch.tensor([10, 2, 50]))
+    selection = gtp(**FIXED).select(posed)
+    check(selection, posed)
+    assert selection.indices.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("budget", [{"rows": 120}, {"rows": 200}, {"tokens": 2000}], ids=str)
+def test_no_round_and_no_fill_chooses_near_copies_of_what_is_chosen(solver, budget):
+    generator = torch.Generator().manual_seed(0)
+    base = torch.nn.functional.normalize(torch.randn(200, 32, generator=generator), dim=1)
+    again = torch.nn.functional.normalize(base + 0.02 * torch.randn(200, 32, generator=generator), dim=1)
+    target = base[:60].mean(0) + 0.05 * torch.randn(20, 32, generator=generator)
+    posed = problem([torch.cat([base, again])], [target], **budget)
+    selection = gtp(solver=SOLVERS[solver], **FIXED).select(posed)
+    check(selection, posed)
+    assert float((base * again).sum(1).min()) > 0.98 > float((base @ base.T - torch.eye(200)).max())
+    rows = torch.cat([base, again])[selection.indices]
+    assert int((torch.tril(rows @ rows.T, -1) > 0.98).sum()) == selection.diagnostics["fill"]["near_copies"]
+    assert selection.diagnostics["fill"]["near_copies"] == 0 or len(selection.indices) > 200
 
 
 def test_some_rows_have_no_gradient():
