@@ -319,7 +319,12 @@ def spoiled(value, row=7):
         (POOL.astype(str), TARGET, {}, "dense array of real numbers"),
         (torch.from_numpy(POOL).to_sparse(), TARGET, {}, "dense array"),
         (np.ma.masked_less(POOL, 0), TARGET, {}, "masked"),
+        (spoiled(1e30), TARGET, {}, "example 'row-7' is too large for float32"),
+        (POOL, TARGET * 1e25, {}, "example 'target-0' is too large for float32"),
         (POOL, TARGET * 0, {}, "the target gradient is zero"),
+        (POOL, TARGET * 0, {"selector": TopK()}, "the target gradient is zero"),
+        (POOL * 0, TARGET, {"selector": TopK()}, "every candidate's gradient is zero"),
+        (POOL, TARGET, {"budget": 10**400}, "chooses nothing"),
         (
             POOL,
             TARGET,

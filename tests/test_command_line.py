@@ -96,6 +96,23 @@ def test_a_refused_job_leaves_no_earlier_result_in_a_fixed_folder(tmp_path):
     assert not (folder / "results.json").exists() and not (folder / "selected.jsonl").exists()
 
 
+@pytest.mark.parametrize("name", ["model/weights.bin", "selected/x.csv", "selected.jsonl"])
+def test_a_folder_with_files_of_others_is_refused_before_they_are_replaced(tmp_path, name):
+    precious = tmp_path / "project" / name
+    precious.parent.mkdir(parents=True)
+    precious.write_text("mine")
+    done = call(tmp_path, "selector=random", "until=selection", "hydra.run.dir=project")
+    assert done.returncode == 2 and "was left there by no run" in done.stderr
+    assert precious.read_text() == "mine"
+
+
+@pytest.mark.parametrize("text", ["benchmark.target=dé.jsonl", "dataset.files=[a b (1).jsonl]", "seed=[1"])
+def test_what_hydra_cannot_read_is_said_with_how_to_quote_it(tmp_path, text):
+    done = call(tmp_path, "selector=random", text)
+    assert done.returncode == 2 and f"{text} cannot be read; " in done.stderr and "quotes" in done.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
 def test_in_a_multirun_one_failing_job_stops_no_other(tmp_path):
     done = call(tmp_path, "-m", "selector=random", "budget=rows", "budget.amount=999,4")
     assert done.returncode == 1 and "1 job(s) failed" in done.stderr and "Traceback" not in done.stderr

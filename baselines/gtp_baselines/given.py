@@ -147,7 +147,7 @@ def _weights(weights: Mapping[int, float | None], chosen: Sequence[int], file: s
     import torch
 
     of_chosen = [1.0 if (weight := weights[i]) is None else weight for i in chosen]
-    mean = math.fsum(of_chosen) / len(of_chosen)
+    mean = math.fsum(weight / len(of_chosen) for weight in of_chosen)
     if mean == 0:
         raise UserError(
             f"the weights of the {len(chosen)} chosen rows of {file} are all 0; give one a weight above 0, "

@@ -58,6 +58,10 @@ def collect(
     Raises UserError for rows that cannot be read or have no completion token, and for a model that has
     nothing to train. A row whose gradient is not finite is quarantined: `gtp_exp.select` passes it over.
     """
+    if isinstance(checkpoints, (str, os.PathLike)):
+        raise UserError(f"checkpoints={str(checkpoints)!r} is one path; give a list of folders")
+    if settings is not None and not isinstance(settings, GradientConfig):
+        raise UserError(f"settings is a {type(settings).__name__}; give a gtp_exp GradientConfig, or None")
     if settings is None:
         settings = GradientConfig(directions=[Direction.SGD])
     if checkpoints is None and set(settings.directions) != {Direction.SGD}:
@@ -93,9 +97,8 @@ def _collect(
 
 def _examples(rows: Sequence[Mapping[str, Any] | Example]) -> tuple[Example, ...]:
     """Read the rows as a data set's are read; raise UserError where one would be left out."""
-    if isinstance(rows, (str, bytes, Mapping)) or not all(
-        isinstance(row, (Mapping, Example)) for row in rows
-    ):
+    rows = rows if isinstance(rows, (str, bytes, Mapping)) else list(rows)
+    if not isinstance(rows, list) or not all(isinstance(row, (Mapping, Example)) for row in rows):
         raise UserError("rows must be a list of dicts with `messages`, or with `prompt` and `completion`")
     if not rows:
         raise UserError("there is no example to collect a gradient of; rows is empty")

@@ -131,7 +131,10 @@ def _checked_budget(given: Any, n: int) -> Budget:
         raise UserError(
             f"budget={given!r} is not a number; give a number of rows (500) or a share of the pool (0.05)"
         )
-    budget = float(given)
+    try:
+        budget = float(given)
+    except OverflowError:
+        budget = float("inf")
     if not 0 < budget < float("inf"):
         raise UserError(
             f"budget={given} chooses nothing; give a number of rows (500) or a share of the pool (0.05)"

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -23,9 +25,19 @@ from gtp_exp.errors import UserError, check_installed, first_line
 from gtp_exp.launch.faults import check_room, storage_fault
 from gtp_exp.launch.launcher import JobExit, Launch, run_worker
 from gtp_exp.launch.secrets import check_no_secrets
-from gtp_exp.records.record import RECORD_NAME, SELECTED_NAME, Names, State, read_record, write_record
+from gtp_exp.records.record import (
+    MADE_FROM,
+    MODEL_FOLDER,
+    RECORD_NAME,
+    SELECTED_NAME,
+    Names,
+    State,
+    read_record,
+    write_record,
+)
 from gtp_exp.records.renamed import with_present_names
 
+RESOLVED_NAME = "resolved.yaml"
 # `${home:${outputs}}` is `outputs` with ~ for the home folder, for the folders that Hydra makes.
 OmegaConf.register_new_resolver("home", os.path.expanduser, replace=True)
 
@@ -61,8 +73,26 @@ def check_arguments(arguments: Sequence[str]) -> None:
     plugins that are not installed."""
     # Before Hydra makes the run's folder, and writes the overrides of a multirun into it.
     check_no_secrets({f"argument {i}": text for i, text in enumerate(arguments, 1)})
+    _check_grammar(arguments)
     _check_options(arguments)
     _check_outputs(arguments)
+
+
+def _check_grammar(arguments: Sequence[str]) -> None:
+    """Refuse an override that Hydra cannot read, such as a file name with other letters than English ones."""
+    parser = OverridesParser.create()
+    for text in arguments:
+        if text.startswith("-") or "=" not in text:
+            continue
+        try:
+            parser.parse_override(text)
+        except HydraException:
+            key, _, value = text.partition("=")
+            raise UserError(
+                f"{text} cannot be read; a text with blanks, brackets, signs or letters beyond a to z wants "
+                "quotes of its own within those of the shell (in a list every text does): "
+                f"\"{key}='{value}'\""
+            ) from None
 
 
 def _check_options(arguments: Sequence[str]) -> None:
@@ -104,8 +134,10 @@ def _check_outputs(arguments: Sequence[str]) -> None:
 def prepare_job(config: DictConfig, directory: Path) -> tuple[Launch, Path]:
     """Write resolved.yaml into the job's folder; return how the job is launched, and that file.
 
-    Raises UserError for a configuration that cannot be resolved or built, and for a folder that is full.
+    Raises UserError for a configuration that cannot be resolved or built, for a folder that is full, and for
+    one with files of others that the job would replace.
     """
+    _check_folder(directory)
     try:
         for name in (RECORD_NAME, SELECTED_NAME):  # a fixed folder may hold an earlier job's
             (directory / name).unlink(missing_ok=True)
@@ -117,6 +149,19 @@ def prepare_job(config: DictConfig, directory: Path) -> tuple[Launch, Path]:
         raise UserError(first_line(error)) from error
     except OSError as error:
         raise UserError(storage_fault(error, directory) or str(error)) from error
+
+
+def _check_folder(directory: Path) -> None:
+    """Refuse a run's folder where a job would replace files that no job has left there."""
+    model = directory / MODEL_FOLDER
+    of_others = [model] if model.exists() and not (model / MADE_FROM).exists() else []
+    if not any((directory / name).exists() for name in (RESOLVED_NAME, RECORD_NAME)):
+        of_others += [path for path in (directory / "selected", directory / SELECTED_NAME) if path.exists()]
+    if of_others:
+        raise UserError(
+            f"'{of_others[0]}' was left there by no run, and a run would replace it; "
+            "give the run a folder of its own, or none: hydra.run.dir=DIR"
+        )
 
 
 def _save_resolved(config: DictConfig, directory: Path) -> Path:
@@ -140,7 +185,7 @@ def _save_resolved(config: DictConfig, directory: Path) -> Path:
             "names": choices,
             "overrides": _command(hydra_config),
         }
-    path = directory / "resolved.yaml"
+    path = directory / RESOLVED_NAME
     OmegaConf.save(config, path, resolve=True)
     return path
 

@@ -71,7 +71,7 @@ def reasoning_of(item: Mapping[str, Any]) -> str:
         if value := item.get(name):
             if not isinstance(value, str):
                 raise LeftOut(f"'{name}' that is no text")
-            return value
+            return _whole(value, name)
     return ""
 
 
@@ -118,17 +118,30 @@ def tools_of(value: Any) -> str:
         return ""
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise LeftOut("'tools' that is no list")
-    return json.dumps([_without_null(tool) for tool in value], ensure_ascii=False)
+    if not all(isinstance(tool, Mapping) for tool in value):
+        raise LeftOut("'tools' that holds something other than objects")
+    return _whole(json.dumps([_without_null(tool) for tool in value], ensure_ascii=False), "tools")
 
 
 def history_of(value: Any) -> list[tuple[str, str]]:
     """Return earlier questions and answers. Raises LeftOut where they are no pairs of texts."""
-    pairs = []
-    for pair in listed(value) or []:
+    pairs, value = [], listed(value) or []
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise LeftOut("'history' that is no list")
+    for pair in value:
         if not (isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(p, str) for p in pair)):
             raise LeftOut("'history' that holds no pairs of texts")
-        pairs.append((pair[0], pair[1]))
+        pairs.append((_whole(pair[0], "history"), _whole(pair[1], "history")))
     return pairs
+
+
+def _whole(text: str, name: str) -> str:
+    """Return a text as it is. Raises LeftOut for half of a surrogate pair, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise LeftOut(f"'{name}' that holds half a surrogate pair") from None
+    return text
 
 
 def _without_null(value: Any) -> Any:

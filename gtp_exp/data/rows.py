@@ -132,6 +132,10 @@ def check_rows(rows: int | None, key: str) -> None:
 def _id(row: Mapping[str, Any], place: Place, layout: RowLayout) -> str:
     """Return the id of a row: its own, or one made of the file and the row number."""
     if layout.id_column is None:
+        if layout.ids is not Ids.NUMBER and row.get("id") is not None:
+            raise UserError(
+                f"{place} has an 'id', which the file's first row has not; give each row an id, or none"
+            )
         return f"{layout.stem}-{place.number:06d}"
     if layout.id_column not in row:
         raise UserError(

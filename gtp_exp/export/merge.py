@@ -13,12 +13,12 @@ from typing import Any
 
 from gtp_exp.errors import UserError
 from gtp_exp.export.card import Kind, model_card
-from gtp_exp.export.product import ADAPTER_CONFIG, CARD, MADE_FROM, MODEL_FOLDER, is_whole
+from gtp_exp.export.product import ADAPTER_CONFIG, CARD, is_whole
 from gtp_exp.export.runs import model_config, no_model, read_run
 from gtp_exp.files import PART, read_json, write_whole
 from gtp_exp.model.loading import Model, ModelConfig, prepare
 from gtp_exp.model.quantized import Quantization, with_dense_weights
-from gtp_exp.records.record import RunRecord
+from gtp_exp.records.record import MADE_FROM, MODEL_FOLDER, RunRecord
 
 
 def merge(run: Path, out: Path, *, trust_remote_code: bool = False) -> Path:

@@ -16,13 +16,11 @@ from gtp_exp.export.card import Kind, model_card
 from gtp_exp.files import PART, read_json, read_sealed, write_json, write_sealed, write_whole
 from gtp_exp.model.loading import Model
 from gtp_exp.model.stopping import generation_settings
-from gtp_exp.records.record import RunRecord
+from gtp_exp.records.record import MADE_FROM, MODEL_FOLDER, RunRecord
 
-MODEL_FOLDER = "model"
 ADAPTER_CONFIG = "adapter_config.json"
 GENERATION_CONFIG = "generation_config.json"
 CARD = "README.md"
-MADE_FROM = "made_from.json"
 _VERSION = 1  # raise it when the folder's layout changes: folders of earlier jobs are then written again
 
 
@@ -52,7 +50,8 @@ def write_product(run: Path, model: Model, tuned: Path, key: str, record: RunRec
 
 def remove_product(run: Path) -> None:
     """Remove the tuned model that an earlier job left in a run's folder."""
-    shutil.rmtree(run / MODEL_FOLDER, ignore_errors=True)
+    if (run / MODEL_FOLDER / MADE_FROM).exists():
+        shutil.rmtree(run / MODEL_FOLDER, ignore_errors=True)
 
 
 def is_whole(folder: Path, key: str) -> bool:

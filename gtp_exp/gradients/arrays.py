@@ -130,16 +130,24 @@ def as_matrix(value: Any, name: str) -> ArrayRows:
 
 
 def check_finite_rows(matrices: Sequence[ArrayRows], ids: Sequence[str], name: str) -> None:
-    """Raise UserError that names the first row with NaN, infinity or a number too large for float32."""
+    """Raise UserError that names the first row with NaN, infinity or numbers whose squares are too large for
+    float32, and for rows that are all zero.
+    """
+    zero = True
     for t, matrix in enumerate(matrices):
         for start, chunk in matrix.chunks(CHUNK):
-            finite = torch.isfinite(chunk).all(1)
+            zero = zero and not chunk.any()
+            finite = torch.isfinite(torch.linalg.vector_norm(chunk.float(), dim=1))
             if not finite.all():
                 row = start + int((~finite).nonzero()[0])
+                what = "too large for float32" if torch.isfinite(chunk[row - start]).all() else "not finite"
                 raise UserError(
-                    f"the gradient of example '{ids[row]}' is not finite (row {row} of the {name}, "
+                    f"the gradient of example '{ids[row]}' is {what} (row {row} of the {name}, "
                     f"checkpoint {t}); remove the row"
                 )
+    if zero:
+        whose = "every candidate's" if name == "pool" else f"the {name}"
+        raise UserError(f"{whose} gradient is zero, so it chooses nothing; check how they were computed")
 
 
 def checked_rates(rates: Any, checkpoints: int) -> tuple[float, ...]:

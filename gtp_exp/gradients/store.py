@@ -200,6 +200,8 @@ class StoreWriter:
         process, and recorded, so that whoever goes on computes the same bytes.
         """
         self.directory, self._ids = directory, rows["ids"]
+        if directory.exists() and not directory.is_dir():
+            raise UserError(f"'{directory}' is a file, and a store is a folder; give another path")
         directory.mkdir(parents=True, exist_ok=True)
         settings, rows = json.loads(json.dumps([settings, rows]))  # as the files give them: lists for tuples
         with FileLock(str(directory / "plan.lock")):

@@ -69,13 +69,14 @@ def build_boards(arguments: argparse.Namespace) -> str:
     text = exports.markdown(boards, loaded, arguments.baseline)
     html = render_page(boards, grouped, loaded, chosen, baseline=arguments.baseline, now=now)
     document = exports.json_document(boards, loaded, metric=arguments.metric, baseline=arguments.baseline)
+    curve = pictures(boards, arguments.baseline) if arguments.picture else {}
     files = {
         "leaderboard.md": text,
         "leaderboard.csv": exports.csv_table(boards),
         "leaderboard.json": document,
         "index.html": html,
         **({"leaderboard.tex": latex(boards, arguments.baseline)} if arguments.latex else {}),
-        **(pictures(boards, arguments.baseline) if arguments.picture else {}),
+        **curve,
     }
     if arguments.space is not None:
         page = {name: files[name] for name in ("index.html", "leaderboard.json")}
@@ -87,6 +88,8 @@ def build_boards(arguments: argparse.Namespace) -> str:
     except OSError as error:
         raise UserError(f"cannot write to --out {arguments.out}: {error.strerror}") from error
     told = ["", f"Page: {(arguments.out / 'index.html').resolve().as_uri()}"]
+    if arguments.picture and not curve:
+        told.append("No picture: a curve needs a selector that has chosen two numbers of rows or more.")
     if arguments.wandb:
         from gtp_exp.leaderboard.tracked import report  # brings wandb
 

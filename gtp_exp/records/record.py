@@ -25,6 +25,8 @@ T = TypeVar("T")
 VERSION = 3
 RECORD_NAME = "results.json"
 SELECTED_NAME = "selected.jsonl"
+MODEL_FOLDER = "model"  # of the tuned model
+MADE_FROM = "made_from.json"  # there: the stage that it came from
 OPTIONAL = ("validation", "tracked_at")  # fields that a record without them does not name
 
 

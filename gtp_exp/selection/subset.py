@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
 from gtp_exp.data.examples import TokenizedExample
+from gtp_exp.errors import UserError
 from gtp_exp.gradients.features import GradientFeatures
 from gtp_exp.gradients.picked import picked
 from gtp_exp.selection.base import Budget, Selection, SelectionProblem, Selector, Unit, choose_rows
+
+log = logging.getLogger(__name__)
 
 
 def some_candidates(
@@ -43,6 +47,7 @@ def select_outside_quarantine(
     if not len(pool) and not len(target):
         return choose_rows(selector, problem)
     kept = others(len(problem.candidates), pool)
+    _check_some_left(problem, len(pool), len(target))
     sound = problem
     if len(pool) and problem.pool_gradients is not None:
         sound = some_candidates(problem, kept, picked(problem.pool_gradients, kept))
@@ -61,6 +66,23 @@ def select_outside_quarantine(
     ids += [] if problem.target is None else [problem.target[i].id for i in target.tolist()]
     diagnostics = {**chosen.diagnostics, "quarantined": len(ids), "quarantined_ids": ids}
     return Selection(kept[chosen.indices], chosen.weights, scores, diagnostics)
+
+
+def _check_some_left(problem: SelectionProblem, pool: int, target: int) -> None:
+    """Raise UserError where so many rows without a finite gradient leave no row of the pool or the target;
+    warn where they leave fewer than the budget asks for."""
+    n, wanted = len(problem.candidates), problem.budget.rows(len(problem.candidates))
+    for name, gone, all_of in (("pool", pool, n), ("target", target, len(problem.target or ()))):
+        if gone and gone == all_of:
+            raise UserError(f"none of the {all_of} rows of the {name} has a finite gradient")
+    if wanted is not None and not problem.budget.whole and n - pool < wanted:
+        log.warning(
+            "%d of %d rows of the pool have no finite gradient: %d are chosen, and the budget is %d",
+            pool,
+            n,
+            n - pool,
+            wanted,
+        )
 
 
 def _picked_tokens(rows: Sequence[TokenizedExample], index: torch.Tensor) -> Sequence[TokenizedExample]:

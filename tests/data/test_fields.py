@@ -10,6 +10,7 @@ import pytest
 from forms import write_lines
 
 from gtp_exp.data.examples import Message, Pool
+from gtp_exp.data.fields import LeftOut, history_of, reasoning_of, tools_of
 from gtp_exp.data.hashing import content_hash
 from gtp_exp.data.sources.jsonl import Jsonl
 from gtp_exp.errors import UserError
@@ -105,6 +106,34 @@ def test_what_only_other_rows_tools_have_is_no_part_of_a_tool(load):
     weather = {"name": "weather", "parameters": {"city": {"type": "string", "enum": None}}, "strict": None}
     (example,) = load({"messages": [USER, GOOD], "tools": [weather]}).examples
     assert json.loads(example.tools) == [{"name": "weather", "parameters": {"city": {"type": "string"}}}]
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"history": 5}, "'history' that is no list"),
+        ({"history": {"a": "b"}}, "'history' that is no list"),
+        ({"history": "before"}, "'history' that is no list"),
+        ({"tools": ["weather", 3, None]}, "'tools' that holds something other than objects"),
+    ],
+)
+def test_a_field_of_another_kind_leaves_the_row_out(load, given, reason):
+    row = {"instruction": "And 3?", "output": "5"}
+    pool = load(row, row | given)
+    assert pool.skipped == {reason: 1} and len(pool.examples) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "read", "value"),
+    [
+        ("history", history_of, [["a\ud800", "b"]]),
+        ("tools", tools_of, [{"name": "a\ud800"}]),
+        ("reasoning", reasoning_of, {"reasoning": "a\ud800"}),
+    ],
+)
+def test_half_a_surrogate_pair_leaves_the_row_out(name, read, value):
+    with pytest.raises(LeftOut, match=f"'{name}' that holds half a surrogate pair"):
+        read(value)
 
 
 @pytest.mark.parametrize(

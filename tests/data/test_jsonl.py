@@ -294,6 +294,16 @@ def test_ids_that_repeat_within_a_file_can_be_passed_over(tmp_path):
     assert load(file, ids=Ids.NUMBER, id="no_such_column").examples == pool.examples
 
 
+def test_an_id_that_the_first_row_has_not_is_refused_where_it_would_be_passed_over(tmp_path):
+    without = {key: value for key, value in chat("x", "Hi", "Hello").items() if key != "id"}
+    file = write_lines(tmp_path / "a.jsonl", without, chat("x", "And?", "Nothing"))
+    message = refused(file)
+    assert f"{file}:2 has an 'id', which the file's first row has not" in message
+    assert [example.id for example in load(file, ids=Ids.NUMBER).examples] == ["a-000001", "a-000002"]
+    nulls = write_lines(tmp_path / "b.jsonl", without, {**without, "id": None})
+    assert len(load(nulls).examples) == 2
+
+
 def test_a_number_and_its_text_are_the_same_id(tmp_path):
     file = write_lines(tmp_path / "a.jsonl", {**GOOD, "id": 1}, {**GOOD, "id": "1"})
     assert "id '1' occurs twice" in refused(file)

@@ -115,9 +115,10 @@ def test_a_picture_draws_each_selector_over_its_budgets_in_both_palettes(tmp_pat
     assert shapes["light"][1] != shapes["dark"][1]
 
 
-def test_a_picture_of_one_budget_is_refused(runs, capsys):
-    assert main([str(runs / "runs"), "--out", str(runs / "out"), "--picture"]) == 2
-    assert "no selector was run at two budgets" in capsys.readouterr().err
+def test_runs_of_one_budget_have_no_picture_and_all_else(runs, capsys):
+    assert main([str(runs / "runs"), "--out", str(runs / "out"), "--picture"]) == 0
+    assert "No picture: " in capsys.readouterr().out
+    assert (runs / "out" / "index.html").exists() and not list((runs / "out").glob("*.svg"))
 
 
 def test_the_best_is_bold_in_latex_and_nothing_else_is(tmp_path):

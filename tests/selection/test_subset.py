@@ -8,6 +8,7 @@ import pytest
 import torch
 from problems import gtp, problem
 
+from gtp_exp.errors import UserError
 from gtp_exp.gradients.features import MemoryFeatures
 from gtp_exp.gradients.picked import picked
 from gtp_exp.selection.base import Budget, Unit
@@ -65,6 +66,23 @@ def test_a_share_of_the_pool_stays_that_of_the_whole_pool(asked):
     assert len(select_outside_quarantine(gtp(), whole, BAD, NONE).indices) == 20
     every = replace(asked, budget=Budget(Unit.FRACTION, 1.0))
     assert len(select_outside_quarantine(gtp(), every, BAD, NONE).indices) == 37
+
+
+def test_where_nothing_is_left_it_is_said_of_what(asked):
+    with pytest.raises(UserError, match="none of the 40 rows of the pool has a finite gradient"):
+        select_outside_quarantine(gtp(), asked, torch.arange(40), NONE)
+    with pytest.raises(UserError, match="none of the 9 rows of the target has a finite gradient"):
+        select_outside_quarantine(gtp(), asked, NONE, torch.arange(9))
+
+
+def test_fewer_rows_than_the_budget_are_warned_of(asked, caplog):
+    assert len(select_outside_quarantine(gtp(), asked, torch.arange(35), NONE).indices) == 5
+    assert (
+        "35 of 40 rows of the pool have no finite gradient: 5 are chosen, and the budget is 8" in caplog.text
+    )
+    caplog.clear()
+    select_outside_quarantine(gtp(), asked, BAD, NONE)
+    assert not caplog.text
 
 
 def test_picked_rows_are_read_as_any_others(asked):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from gtp_exp.errors import UserError
 from gtp_exp.leaderboard.board import Board
 from gtp_exp.leaderboard.page.charts import LinePlot, budget_plot, spaced, styles
 from gtp_exp.leaderboard.page.templates import HERE, templates
@@ -17,7 +16,7 @@ LEFT, RIGHT, TOP, BOTTOM = 64, 590, 44, 328  # of the plot, in pixels
 def pictures(boards: Sequence[Board], baseline: str) -> dict[str, str]:
     """Return `curve-light.svg` and `curve-dark.svg`: the first metric of the first table that has a curve.
 
-    Raises UserError where no selector was run at two budgets or more.
+    {} where no table has one.
     """
     style = styles(boards, baseline)
     for board in boards:
@@ -25,7 +24,7 @@ def pictures(boards: Sequence[Board], baseline: str) -> dict[str, str]:
         if plot is not None:
             inks = palettes((HERE / "page.css").read_text(encoding="utf-8"))
             return {f"curve-{name}.svg": draw(plot, board.table.label, ink) for name, ink in inks.items()}
-    raise UserError("--picture draws a curve over budgets, and no selector was run at two budgets or more")
+    return {}
 
 
 def draw(plot: LinePlot, heading: str, ink: Mapping[str, str]) -> str:
