@@ -529,10 +529,18 @@ def test_rows_without_a_completion_are_refused_by_what_they_lack(tiny):
         ([{"text": "a"}], "fit no known form"),
         ([{"prompt": "a", "completion": ""}], "without a completion"),
         ([ROWS[0], ROWS[0]], "id 'sum-0' occurs twice"),
+        ((ROWS[0] for _ in range(2)), "id 'sum-0' occurs twice"),
         ([{"prompt": "a" * 300, "completion": "b"}], "raise max_length=256"),
     ]:
         with pytest.raises(gtp_exp.UserError, match=words):
             gtp_exp.collect(model, tiny.tokenizer, rows, max_length=256)
+    for options, words in [
+        ({"path": __file__}, "is a file, and a store is a folder"),
+        ({"checkpoints": "checkpoint-0"}, "checkpoints='checkpoint-0' is one path"),
+        ({"settings": {"directions": ["sgd"]}}, "settings is a dict"),
+    ]:
+        with pytest.raises(gtp_exp.UserError, match=words):
+            gtp_exp.collect(model, tiny.tokenizer, ROWS, **options)
     with pytest.raises(gtp_exp.UserError, match="read the moments of a warm-up"):
         gtp_exp.collect(model, tiny.tokenizer, ROWS, settings=GradientConfig())
     with pytest.raises(gtp_exp.UserError, match="no trainable parameter"):

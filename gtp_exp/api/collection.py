@@ -61,7 +61,9 @@ def collect(
     if isinstance(checkpoints, (str, os.PathLike)):
         raise UserError(f"checkpoints={str(checkpoints)!r} is one path; give a list of folders")
     if settings is not None and not isinstance(settings, GradientConfig):
-        raise UserError(f"settings is a {type(settings).__name__}; give a gtp_exp GradientConfig, or None")
+        raise UserError(
+            f"settings is a {type(settings).__name__}; give a GradientConfig of gtp_exp.gradients.settings"
+        )
     if settings is None:
         settings = GradientConfig(directions=[Direction.SGD])
     if checkpoints is None and set(settings.directions) != {Direction.SGD}:

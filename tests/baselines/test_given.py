@@ -80,6 +80,9 @@ def test_weights_are_scaled_to_mean_1_over_what_is_chosen(tmp_path, name, column
     assert choose_rows(given, problem()).weights.tolist() == [2.0, 1.0, 0.0, 1.0]
     two = choose_rows(given, problem(Budget(Unit.ROWS, 2)))
     assert two.weights.tolist() == pytest.approx([4 / 3, 2 / 3])
+    huge = [{"id": id, column: 1e308 * weight} for id, weight in zip(IDS, [1, 1, 0, 1], strict=True)]
+    given = Given(file=write(tmp_path / f"huge-{name}", huge))
+    assert choose_rows(given, problem()).weights.tolist() == pytest.approx([4 / 3, 4 / 3, 0.0, 4 / 3])
 
 
 def test_what_a_run_writes_is_a_list(tmp_path):
