@@ -96,13 +96,10 @@ class TAROT(Selector):
         layers = new_rows_of_layers(cosines, ties, cost, limit)
         if cut := int(cost[torch.cat(layers)].sum()) > limit:
             layers[-1] = layers[-1][potentials_of(layers[-1]).argsort(descending=True, stable=True)]
-        order = torch.cat(layers)
+        order, nearest = torch.cat(layers), cosines.max(0).values
         if wanted is None:  # a row behind the last layer may fit where those of the layer do not
-            left = torch.ones(pool.n, dtype=torch.bool)
-            left[order] = False
-            others = ties[left[ties]]
-            nearest = cosines[:, others].max(0).values
-            order = torch.cat([order, others[nearest.argsort(descending=True, stable=True)]])
+            others = ties[~torch.isin(ties, order)]
+            order = torch.cat([order, others[nearest[others].argsort(descending=True, stable=True)]])
         chosen = problem.budget.take(order, problem.n_tokens)
         diagnostics = {
             "checkpoint": t,
@@ -110,7 +107,7 @@ class TAROT(Selector):
             "whole_layers": len(layers) - cut,
             "rows_of_whole_layers": sum(len(layer) for layer in layers[: len(layers) - cut]),
         }
-        return Selection(chosen, unit_weights(len(chosen)), cosines.max(0).values, diagnostics)
+        return Selection(chosen, unit_weights(len(chosen)), nearest, diagnostics)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gtp_exp.data.values import half_pair
+
 ROLES = ("system", "user", "assistant", "tool")
 # Other names of these. The call of a function is a turn of the assistant, what the function returns is not.
 ROLE_NAMES = {
@@ -136,11 +138,9 @@ def history_of(value: Any) -> list[tuple[str, str]]:
 
 
 def _whole(text: str, name: str) -> str:
-    """Return a text as it is. Raises LeftOut for half of a surrogate pair, which no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise LeftOut(f"'{name}' that holds half a surrogate pair") from None
+    """Return a text as it is. Raises LeftOut for one with half of a surrogate pair."""
+    if half_pair(text) is not None:
+        raise LeftOut(f"'{name}' that holds half a surrogate pair")
     return text
 
 

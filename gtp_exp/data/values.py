@@ -28,16 +28,22 @@ def as_text(value: Any, name: str, place: Place) -> str:
     """Return the value if it is a text that a tokenizer takes. Raises UserError for anything else."""
     if not isinstance(value, str):
         raise UserError(f"{place}: '{name}' must be text, found {kind_of(value)}")
-    if not value.isascii():
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError as error:
-            # JSON can escape half of a surrogate pair; no tokenizer takes such a text.
-            raise UserError(
-                f"{place}: '{name}' holds half a surrogate pair at character {error.start}; "
-                "write the whole character or remove it"
-            ) from error
+    if (half := half_pair(value)) is not None:
+        raise UserError(
+            f"{place}: '{name}' holds half a surrogate pair at character {half}; "
+            "write the whole character or remove it"
+        )
     return value
+
+
+def half_pair(text: str) -> int | None:
+    """Return where a text holds half of a surrogate pair, which JSON can escape and no tokenizer takes."""
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            return error.start
+    return None
 
 
 def kind_of(value: Any) -> str:

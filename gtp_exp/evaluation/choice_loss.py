@@ -61,4 +61,7 @@ def _distinct(row: Mapping[str, Any]) -> list[int]:
     asked = row.get("arguments", ())
     if len(asked) != len(row["filtered_resps"]):
         return list(range(len(row["filtered_resps"])))
-    return list({tuple(map(str, request)): i for i, request in reversed(list(enumerate(asked)))}.values())
+    first: dict[str, int] = {}
+    for i, request in enumerate(asked):
+        first.setdefault(str(request), i)
+    return list(first.values())

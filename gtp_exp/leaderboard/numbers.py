@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from gtp_exp.leaderboard.comparability import Row
 from gtp_exp.leaderboard.metrics import Metric, mean_over_tasks
 from gtp_exp.leaderboard.records import Run
 from gtp_exp.leaderboard.row_draws import draws_by_run
-from gtp_exp.leaderboard.statistics import Paired, Summary, paired, summarise
+from gtp_exp.leaderboard.statistics import Paired, Summary, holm, paired, summarise
 from gtp_exp.records.row_results import TaskRows, read_row_results
 
 
@@ -36,6 +37,12 @@ class Numbers:
 
 
 NO_NUMBERS = Numbers({}, {})
+
+
+def p_of_pairs(numbers: Mapping[Row, Numbers], metric: Metric) -> dict[tuple[Row, Row], float | None]:
+    """Return the p of the difference between each two rows, in their order, Holm-corrected over all pairs."""
+    tests = {(a, b): numbers[a].minus(numbers[b], metric) for a, b in combinations(numbers, 2)}
+    return dict(zip(tests, holm([test.p if test else None for test in tests.values()]), strict=True))
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,13 @@ should fall.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
 
 from gtp_exp.data.benchmark import Answers
 from gtp_exp.leaderboard.choices import judged_by_labels
 from gtp_exp.leaderboard.comparability import Row
 from gtp_exp.leaderboard.metrics import CONTENT, HEADLINE, LOSS, VALIDATED, Metric, metric_named
-from gtp_exp.leaderboard.numbers import Tested
-from gtp_exp.leaderboard.statistics import ALPHA, holm
+from gtp_exp.leaderboard.numbers import Tested, p_of_pairs
+from gtp_exp.leaderboard.statistics import ALPHA
 
 
 def ranked_by(tested: Tested, rows: Sequence[Row]) -> tuple[str, str]:
@@ -59,9 +58,7 @@ def told_apart(tested: Tested, rows: Sequence[Row], metric: Metric) -> list[str]
     numbers = tested.numbers(rows, metric)
     told = []
     for budget in dict.fromkeys(row.budget for row in rows):
-        at_budget = [numbers[row] for row in rows if row.budget == budget]
-        tests = [a.minus(b, metric) for a, b in combinations(at_budget, 2)]
-        corrected = holm([test.p if test else None for test in tests])
-        if any(p is not None and p < ALPHA for p in corrected):
+        at_budget = {row: numbers[row] for row in rows if row.budget == budget}
+        if any(p is not None and p < ALPHA for p in p_of_pairs(at_budget, metric).values()):
             told.append(budget)
     return told

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from statistics import fmean, median
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from gtp_exp.leaderboard.board import BoardBlock, BoardLine
 from gtp_exp.leaderboard.comparability import Row
 from gtp_exp.leaderboard.metrics import Metric
-from gtp_exp.leaderboard.numbers import NO_NUMBERS, Numbers
+from gtp_exp.leaderboard.numbers import NO_NUMBERS, Numbers, p_of_pairs
 from gtp_exp.leaderboard.records import Run
 from gtp_exp.leaderboard.statistics import (
     ALPHA,
@@ -108,12 +107,8 @@ def _close_to_leader(
     tests = {row: numbers[leader].minus(numbers[row], metric) for row in others}
     p = {row: corrected[row] for row in others}
     if any(references[row] is not leader for row in others):
-        pairs = {(leader, row): test for row, test in tests.items()}
-        pairs |= {(a, b): numbers[a].minus(numbers[b], metric) for a, b in combinations(others, 2)}
-        over_pairs = dict(
-            zip(pairs, holm([test.p if test else None for test in pairs.values()]), strict=True)
-        )
-        p |= {row: over_pairs[leader, row] for row in others if references[row] is not leader}
+        of_pairs = p_of_pairs({row: numbers[row] for row in ranked}, metric)
+        p |= {row: of_pairs[leader, row] for row in others if references[row] is not leader}
     # Against the baseline both corrections hold: a row is never best and yet not told from the baseline.
     of_baseline = corrected[leader]
     return tuple(

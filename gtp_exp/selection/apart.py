@@ -33,8 +33,7 @@ class Apart:
 
     def among(self, index: torch.Tensor) -> torch.Tensor:
         """Tell which of at most `BLOCK` rows int64 [k] are near copies of which, bool [k, k]."""
-        if self.cosine is None:
-            return torch.zeros(len(index), len(index), dtype=torch.bool)
+        assert self.cosine is not None
         rows = self._unit(index)
         return rows @ rows.T > self.cosine
 

@@ -17,6 +17,7 @@ times the number of rounds, which asks the same of weights that share the work w
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -211,25 +212,34 @@ def _fill(
     counts = dict.fromkeys(("distinct", "near_copies", "exact_copies"), 0)
     copy = apart.exact.multiplicity == 0
     for name in counts:
+        if len(picked) == wanted:
+            break
         group = {"distinct": ~near & ~copy, "near_copies": near & ~copy, "exact_copies": copy}[name]
         index = (group & ~taken).nonzero().flatten()
         order = index[value[index].sort(descending=True, stable=True).indices]
-        watched = apart if name == "distinct" else replace(apart, cosine=None)
-        for block in order.split(BLOCK):
+        for i in _distinct(order, taken, near, apart) if name == "distinct" else order.tolist():
             if len(picked) == wanted:
                 break
-            repeats, among = watched.repeats(block, taken.nonzero().flatten()), watched.among(block)
-            for k, i in enumerate(block.tolist()):
-                if len(picked) == wanted:
-                    break
-                if cost is not None and int(cost[i]) > left:
+            if cost is not None:
+                if int(cost[i]) > left:
                     continue
-                if repeats[k] or (among[k, :k] & taken[block[:k]]).any():
-                    near[i] = True
-                    continue
-                if cost is not None:
-                    left -= int(cost[i])
-                taken[i] = True
-                picked.append(i)
-                counts[name] += 1
+                left -= int(cost[i])
+            taken[i] = True
+            picked.append(i)
+            counts[name] += 1
     return torch.tensor(picked, dtype=torch.long), counts
+
+
+def _distinct(order: torch.Tensor, taken: torch.Tensor, near: torch.Tensor, apart: Apart) -> Iterator[int]:
+    """Yield the rows that repeat none of those which are taken by then, and mark the others as near."""
+    if apart.cosine is None:
+        yield from order.tolist()
+        return
+    for block in order.split(BLOCK):
+        repeats, before = apart.repeats(block, taken.nonzero().flatten()), apart.among(block).tril(-1)
+        suspects = before.any(1)
+        for k, i in enumerate(block.tolist()):
+            if repeats[k] or (suspects[k] and (before[k] & taken[block]).any()):
+                near[i] = True
+            else:
+                yield i
