@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser, run_and_report
@@ -96,10 +97,16 @@ def _estimate(arguments: list[str]) -> int:
     from gtp_exp.estimate.jobs import compose_jobs
 
     print("composing the jobs; nothing will be started", file=sys.stderr)
-    try:
-        jobs = run_and_report(lambda: compose_jobs(arguments, conf_dir()))  # Hydra's own way to tell an error
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+
+    def composed() -> list[dict[str, Any]] | UserError:
+        try:
+            return compose_jobs(arguments, conf_dir())
+        except UserError as error:  # which the next line would tell by a traceback
+            return error
+
+    jobs = run_and_report(composed)  # Hydra's own way to tell an error of its own
+    if isinstance(jobs, UserError):
+        print(f"error: {jobs}", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "jobs.json"

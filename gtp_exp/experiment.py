@@ -45,6 +45,7 @@ from gtp_exp.stages import (
     check_quarantine,
     collect_gradients,
     mirror_history,
+    read_beside_rows,
     read_saved_seconds,
     read_selection,
     read_training_length,
@@ -238,6 +239,8 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
         runner.add_seconds("selection", read_saved_seconds(selected))  # as if it had been computed alone
         selection = read_selection(selected)
         summary = report_selection(journal, directory, inputs, selection) if processes.main else None
+        if summary is not None:
+            summary = replace(summary, read_beside_rows=read_beside_rows(selector, inputs))
         overlap.count("selected", [inputs.candidates.examples[i] for i in selection.indices.tolist()])
 
         if settings.until is not Until.SELECTION:

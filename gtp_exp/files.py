@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +49,8 @@ class SealedFolder:
 
     def begin(self, *, resume: bool) -> Path:
         """Return `part`, there to be filled; with `resume`, with the whole files that an earlier run left."""
-        if not resume:
-            shutil.rmtree(self.part, ignore_errors=True)
+        if not resume or self.part.is_symlink() or not self.part.is_dir():
+            remove(self.part)
         self.part.mkdir(exist_ok=True)
         # Files that were being written when a run was stopped; nobody goes on with those.
         for file in (self.part / MANIFEST, *self.part.rglob("*" + PART)):
@@ -63,14 +64,57 @@ class SealedFolder:
 
     def manifest(self) -> dict[str, Any] | None:
         """Return the manifest of the whole folder, or None. Delete a damaged folder, with a warning."""
-        if not self.path.exists():
+        if not os.path.lexists(self.path):
             return None
         manifest, damage = checked_manifest(self.path)
         if not damage:
             return manifest
         log.warning("%s: damaged cache entry (%s); making it again", self.path, damage)
-        shutil.rmtree(self.path)
+        remove(self.path)
         return None
+
+
+def remove(path: Path) -> None:
+    """Remove a folder, a file or a link, where there is one; what a link leads to stays."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def folder_aside(path: Path) -> Iterator[Path]:
+    """Give a new folder to fill, of a name that nobody has; afterwards move it to `path`, which is not there
+    yet, or remove it on errors.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PART}")
+    partial.mkdir()
+    try:
+        yield partial
+        os.replace(partial, path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def find_files(folder: Path, name: str) -> list[Path]:
+    """Return the files of a name in a folder and below it, in order; linked folders are followed."""
+    return sorted(here / name for here, _, files in _walk(folder) if name in files)
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Yield every folder from a folder down, linked ones too, each once, with its folders and files; folders
+    that are taken out of the list are not walked through.
+    """
+    seen = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        here = Path(parent)
+        if here.resolve() in seen:
+            folders.clear()
+            continue
+        seen.add(here.resolve())
+        yield here, folders, files
 
 
 def seal_folder(folder: Path, about: Mapping[str, Any] | None = None) -> None:
@@ -159,13 +203,8 @@ def folder_digest(folder: Path, matters: Callable[[Path], bool]) -> str:
 
     matters: whether a file or folder, given by its path below `folder`, is part of the content.
     """
-    digest, seen = hashlib.sha256(), set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        here = Path(parent)
-        if here.resolve() in seen:
-            folders.clear()
-            continue
-        seen.add(here.resolve())
+    digest = hashlib.sha256()
+    for here, folders, files in _walk(folder):
         below = here.relative_to(folder)
         folders[:] = sorted(name for name in folders if matters(below / name))
         for name in sorted(files):

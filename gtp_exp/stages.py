@@ -11,7 +11,7 @@ import functools
 import importlib.metadata
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from gtp_exp.gradients.given import GivenGradients
 from gtp_exp.gradients.matching import GivenStore
 from gtp_exp.gradients.settings import GradientConfig
 from gtp_exp.gradients.store import GradientStore
+from gtp_exp.gradients.weight import Balance
 from gtp_exp.inputs import Inputs, PreparedRows, PreparedTask
 from gtp_exp.model.loading import LoadedModel, Model
 from gtp_exp.model.loss import Reduction
@@ -103,16 +104,20 @@ class StageRunner:
         cost = cost or stage
         reads = {**reads, "libraries": LIBRARIES}
         result = self.cache.stage(stage, VERSIONS[stage], reads, produce, label=cost, together=together)
-        before = self.costs.get(cost, StageCost("", 0.0, True))
-        keys = f"{before.key} {result.key}".strip()
-        self.costs[cost] = StageCost(keys, before.seconds + result.seconds, before.cached and result.cached)
+        before = self.costs.get(cost, StageCost("", 0.0, True, 0.0))
+        self.costs[cost] = StageCost(
+            key=f"{before.key} {result.key}".strip(),
+            seconds=before.seconds + result.seconds,
+            cached=before.cached and result.cached,
+            spent=before.spent_here + (0.0 if result.cached else result.seconds),
+        )
         told = {"stage": cost, "key": result.key, "seconds": result.seconds, "cached": result.cached}
         self.journal.event("stage", told)  # gtp-exp-cache reads there what a job uses before its end
         return result
 
     def note(self, cost: str, key: str) -> None:
         """Name something that was there, and cost nothing, among what the job was made from."""
-        self.costs[cost] = StageCost(key, 0.0, cached=True)
+        self.costs[cost] = StageCost(key, 0.0, cached=True, spent=0.0)
 
     def add_seconds(self, cost: str, seconds: float) -> None:
         """Count further seconds as part of a stage's cost."""
@@ -298,7 +303,7 @@ def select(
 ) -> StageResult:
     """Choose rows among the candidates within the budget."""
     chooser, inputs, gradients = sources.chooser, sources.inputs, sources.gradients
-    scores = {name: inputs.scores.get(name, ()) for name in selector.score_columns()}
+    scores = _scores(selector, inputs)
 
     def produce(directory: Path) -> None:
         passes = KeptPasses(runner.cache.root, chooser.identity, directory)
@@ -340,14 +345,24 @@ def select(
         "target": None if inputs.target is None else inputs.target.key,
         "gradients": gradients.keys(),
     }
-    if more := selector.reads():
+    if more := read_beside_rows(selector, inputs):
         reads["more"] = more
-    if scores:
-        reads["scores"] = digest(scores)
     if sources.tuned is not chooser:
         reads["tokens counted for"] = sources.tuned.identity
         reads["pool as it chooses"] = inputs.candidates_to_select.key
     return runner.run_stage("selection", reads, produce, together=selector.distributed)
+
+
+def read_beside_rows(selector: Selector, inputs: Inputs) -> dict[str, Any]:
+    """Return what a choice depends on besides its settings, the rows and their gradients: JSON values by
+    name, none for most selectors."""
+    scores = _scores(selector, inputs)
+    return {**selector.reads(), **({"scores": digest(scores)} if scores else {})}
+
+
+def _scores(selector: Selector, inputs: Inputs) -> dict[str, Sequence[float]]:
+    """Return the columns of `dataset.scores` that a selector reads."""
+    return {name: inputs.scores.get(name, ()) for name in selector.score_columns()}
 
 
 def target_gradients(sources: SelectionSources, selector: Selector) -> GradientFeatures | None:
@@ -356,13 +371,13 @@ def target_gradients(sources: SelectionSources, selector: Selector) -> GradientF
     if stores.target is None or target is None:
         return None
     store = read_store(stores.target)
-    if selector.target_end_of_turn == 1 or isinstance(stores.target, GivenStore):
+    weight = selector.target_end_of_turn
+    if weight == 1 or isinstance(stores.target, GivenStore):
         return store
     return WeighedEndOfTurn(
         content=store,
         end=None if stores.end_of_turn is None else read_store(stores.end_of_turn),
-        shares=shares(target.tokenized, sources.reduction),
-        weight=selector.target_end_of_turn,
+        shares=None if isinstance(weight, Balance) else shares(target.tokenized, sources.reduction, weight),
     )
 
 

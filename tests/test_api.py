@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -461,6 +462,18 @@ def test_a_job_that_cannot_be_composed_is_refused(tmp_path, monkeypatch, overrid
     assert not list(tmp_path.rglob("results.json"))
 
 
+def test_several_threads_may_start_jobs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def refused(seed):
+        with pytest.raises(gtp_exp.UserError, match="launch.threads=0 must be at least 1"):
+            run([f"seed={seed}", "launch.threads=0"])
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(refused, range(8)))
+    assert not GlobalHydra.instance().is_initialized() and not HydraConfig.initialized()
+
+
 def test_a_failed_job_raises_the_workers_own_words_and_leaves_hydra_as_it_was(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.chdir(tmp_path)
@@ -519,6 +532,12 @@ def test_collected_gradients_are_those_of_the_model_as_it_is(tiny, lora, tmp_pat
     flat = torch.cat([expected[name].flatten() for name in parameters])
     found = store.features(0, "sgd").rows(torch.tensor([2]))[0].float()
     assert torch.linalg.vector_norm(found - flat) < 2e-3 * torch.linalg.vector_norm(flat)
+
+
+def test_no_gradients_are_collected_in_inference_mode(tiny):
+    model = tiny.load_trainable(seed=0).model
+    with torch.inference_mode(), pytest.raises(gtp_exp.UserError, match="call collect outside of it"):
+        gtp_exp.collect(model, tiny.tokenizer, ROWS)
 
 
 def test_rows_without_a_completion_are_refused_by_what_they_lack(tiny):

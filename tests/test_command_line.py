@@ -86,14 +86,17 @@ def test_a_wrong_override_is_named_without_a_traceback(tmp_path, overrides, name
     assert "Traceback" not in done.stderr
 
 
-def test_a_refused_job_leaves_no_earlier_result_in_a_fixed_folder(tmp_path):
+@pytest.mark.parametrize(
+    ("wrong", "named"), [("launch.threads=0", "launch.threads"), ("tests=[no]", "tests")]
+)
+def test_a_refused_job_leaves_the_earlier_result_of_a_fixed_folder(tmp_path, wrong, named):
     folder = tmp_path / "outputs" / "runs" / "fixed"
     folder.mkdir(parents=True)
     for name in ("results.json", "selected.jsonl"):
-        (folder / name).write_text("{}")
-    done = call(tmp_path, "selector=random", "hydra.run.dir=outputs/runs/fixed", "launch.threads=0")
-    assert done.returncode == 2 and "launch.threads" in done.stderr
-    assert not (folder / "results.json").exists() and not (folder / "selected.jsonl").exists()
+        (folder / name).write_text("earlier")
+    done = call(tmp_path, "selector=random", "hydra.run.dir=outputs/runs/fixed", wrong)
+    assert done.returncode == 2 and named in done.stderr and "Traceback" not in done.stderr
+    assert {path.read_text() for path in folder.iterdir()} == {"earlier"}
 
 
 @pytest.mark.parametrize("name", ["model/weights.bin", "selected/x.csv", "selected.jsonl"])
@@ -271,7 +274,7 @@ def test_a_runs_resolved_configuration_is_run_again_from_the_cache(tmp_path):
     (second,) = set((tmp_path / "outputs" / "runs").iterdir()) - {run}
     old, new = (json.loads((folder / "results.json").read_text()) for folder in (run, second))
     assert new["names"] == old["names"] and new["seed"] == 3
-    assert new["stages"]["selection"] == {**old["stages"]["selection"], "cached": True}
+    assert new["stages"]["selection"] == {**old["stages"]["selection"], "cached": True, "spent": 0.0}
     assert new["selection"]["indices_ids"] == old["selection"]["indices_ids"]
 
 

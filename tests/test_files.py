@@ -52,6 +52,28 @@ def test_a_damaged_folder_is_named_and_deleted(tmp_path, caplog):
     assert "folder" in caplog.text and "sub/value.txt does not match its checksum" in caplog.text
 
 
+@pytest.mark.parametrize("kind", ["damaged", "gone", "a file"])
+def test_what_stands_in_the_place_of_a_folder_gives_way(tmp_path, caplog, kind):
+    """A link to a folder that was moved to another disk, or a stray file; the moved folder stays."""
+    folder, moved = SealedFolder(tmp_path / "folder"), SealedFolder(tmp_path / "moved")
+    if kind == "a file":
+        folder.path.write_text("stray")
+        folder.part.write_text("stray")
+    else:
+        fill(moved.begin(resume=False))
+        moved.finish()
+        fill(moved.path, "43")
+        if kind == "gone":
+            moved.path.rename(tmp_path / "elsewhere")
+        folder.path.symlink_to(moved.path)
+        folder.part.symlink_to(tmp_path / "nowhere")
+    assert folder.manifest() is None and "making it again" in caplog.text
+    fill(folder.begin(resume=True))
+    folder.finish()
+    assert folder.manifest() is not None
+    assert moved.path.exists() == (kind == "damaged")
+
+
 def test_a_folder_that_is_sealed_again_is_checked_against_its_new_content(tmp_path):
     """A fine-tune that passed over a damaged checkpoint saves another one of the same step in its place."""
     fill(tmp_path)

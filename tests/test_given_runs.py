@@ -59,6 +59,7 @@ def listed(folder, outputs):
 
 def test_a_list_is_trained_and_tested_without_gradients_or_target(listed):
     assert listed.selection.indices_ids == ("r7", "r3", "r9")
+    assert set(listed.selection.read_beside_rows) == {"list"}
     assert computed(listed) == CHOICE | {"evaluation of the untuned model"}
     assert listed.metrics["toy_sums"]["nats_per_token"] != listed.untuned["toy_sums"]["nats_per_token"]
 
@@ -102,6 +103,7 @@ def test_a_score_is_part_of_the_key_of_the_choice_that_reads_it_alone(listed, fo
     try:
         other = run(outputs, *pool(folder, "a"), *asked)
         assert other.selection.indices_ids == ("r0", "r19") and computed(other) == {"selection"}
+        assert best.selection.read_beside_rows["scores"] != other.selection.read_beside_rows["scores"]
         assert computed(run(outputs, *pool(folder), *by_list(folder))) == set()
     finally:
         (folder / "pool.jsonl").write_text(text)

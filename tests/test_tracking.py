@@ -128,6 +128,16 @@ def test_online_without_a_key_goes_offline_without_asking(isolated, caplog):
     assert list((isolated / "run" / "wandb").glob("offline-run-*"))
 
 
+def test_a_server_that_does_not_answer_is_told_and_the_run_is_tracked_offline(isolated, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+    session(WandbTracking("p", None, WandbMode.ONLINE, 1.0).tracker(), isolated / "run")
+    assert "W&B: online did not start" in caplog.text and "offline did not start" not in caplog.text
+    files = list((isolated / "run" / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert any(b"finetune/loss" in file.read_bytes() for file in files)
+    assert not any(b"0123456789" * 4 in p.read_bytes() for p in (isolated / "run").rglob("*") if p.is_file())
+
+
 @pytest.mark.parametrize(
     ("message", "told"), [("server on fire", "server on fire"), ("", "RuntimeError"), ("\n", "RuntimeError")]
 )

@@ -46,6 +46,7 @@ class TopK(Selector):
     metric_dim: int = 512  # leading directions that are scaled one by one, at most
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
+    version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         check_fields(self, "selector")

@@ -58,6 +58,8 @@ def collect(
     Raises UserError for rows that cannot be read or have no completion token, and for a model that has
     nothing to train. A row whose gradient is not finite is quarantined: `gtp_exp.select` passes it over.
     """
+    if torch.is_inference_mode_enabled():
+        raise UserError("gradients cannot be taken in torch.inference_mode(); call collect outside of it")
     if isinstance(checkpoints, (str, os.PathLike)):
         raise UserError(f"checkpoints={str(checkpoints)!r} is one path; give a list of folders")
     if settings is not None and not isinstance(settings, GradientConfig):

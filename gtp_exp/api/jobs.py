@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -29,6 +30,7 @@ from gtp_exp.launch.faults import storage_fault
 from gtp_exp.launch.launcher import TIMED_OUT
 from gtp_exp.records.record import RECORD_NAME, RunRecord, read_record
 
+_COMPOSING = threading.Lock()  # Hydra keeps what it composes in variables of the process
 INTERRUPTED = 130  # a worker's exit status after Ctrl-C
 
 
@@ -45,7 +47,7 @@ def run(overrides: Sequence[str], config_dir: str | os.PathLike[str] | None = No
     that is interrupted. A multirun is refused: call this once for each job, or use `gtp-exp -m`.
     """
     overrides = _checked(overrides)
-    with _hydra_of_our_own():
+    with _COMPOSING, _hydra_of_our_own():
         config = _compose(overrides, config_dir)
         directory = _made_folder(config)
         launch, resolved = prepare_job(_without_hydra(config), directory)

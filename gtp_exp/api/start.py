@@ -135,16 +135,19 @@ def prepare_job(config: DictConfig, directory: Path) -> tuple[Launch, Path]:
     """Write resolved.yaml into the job's folder; return how the job is launched, and that file.
 
     Raises UserError for a configuration that cannot be resolved or built, for a folder that is full, and for
-    one with files of others that the job would replace.
+    one with files of others that the job would replace. An earlier job's record then stays in the folder.
     """
     _check_folder(directory)
     try:
-        for name in (RECORD_NAME, SELECTED_NAME):  # a fixed folder may hold an earlier job's
-            (directory / name).unlink(missing_ok=True)
         if "job" in config:  # an earlier run's resolved.yaml
             config = DictConfig(with_present_names(OmegaConf.to_container(config, resolve=True)))
         launch: Any = OmegaConf.to_container(config.launch, resolve=True)
-        return build(launch, "launch"), _save_resolved(config, directory)
+        launch = build(launch, "launch")
+        described = _described(config, directory)
+        for name in (RECORD_NAME, SELECTED_NAME):  # a fixed folder may hold an earlier job's
+            (directory / name).unlink(missing_ok=True)
+        OmegaConf.save(described, directory / RESOLVED_NAME, resolve=True)
+        return launch, directory / RESOLVED_NAME
     except OmegaConfBaseException as error:
         raise UserError(first_line(error)) from error
     except OSError as error:
@@ -164,8 +167,8 @@ def _check_folder(directory: Path) -> None:
         )
 
 
-def _save_resolved(config: DictConfig, directory: Path) -> Path:
-    """Write the whole job as plain YAML, with the chosen option of every group and the overrides."""
+def _described(config: DictConfig, directory: Path) -> DictConfig:
+    """Return the whole job with the chosen option of every group and the overrides, once it is checked."""
     hydra_config = HydraConfig.get()
     choices = {k: v for k, v in hydra_config.runtime.choices.items() if not str(k).startswith("hydra/")}
     if "job" in config:  # an earlier run's resolved.yaml is run again: its options are those of then
@@ -185,9 +188,7 @@ def _save_resolved(config: DictConfig, directory: Path) -> Path:
             "names": choices,
             "overrides": _command(hydra_config),
         }
-    path = directory / RESOLVED_NAME
-    OmegaConf.save(config, path, resolve=True)
-    return path
+    return config
 
 
 def _command(hydra_config: Any) -> list[str]:

@@ -33,7 +33,7 @@ def measured_rates(parts: Parts, jobs: Sequence[Job]) -> dict[str, Rate]:
         if not any(job.get("model") == other["model"] for other in jobs):
             continue
         with contextlib.suppress(KeyError, TypeError, UserError):  # an older form of the configuration
-            planned = plan([job], parts)
+            planned = plan([job], parts, share_passes=False)
             for stage, cost in run.record.stages.items():
                 works = planned.of(stage)
                 units = sum(work.units or 0.0 for work in works)

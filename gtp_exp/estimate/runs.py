@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from gtp_exp.errors import UserError
+from gtp_exp.files import find_files
 from gtp_exp.records.record import RECORD_NAME, PoolSummary, RunRecord, SelectionSummary, State, read_record
 
 Job = Mapping[str, Any]  # resolved config: a node per group, and the keys outside any group
@@ -36,7 +37,7 @@ class Earlier:
 def earlier_runs(folder: Path) -> list[Earlier]:
     """Return the complete runs below a folder; a record that cannot be read is no measurement."""
     complete = []
-    for path in sorted(folder.rglob(RECORD_NAME)) if folder.is_dir() else []:
+    for path in find_files(folder, RECORD_NAME):
         with contextlib.suppress(UserError):
             record = read_record(path)
             if record.state is State.COMPLETE and record.pool and record.selection:
@@ -53,6 +54,6 @@ def overhead(runs: Iterable[Earlier], jobs: Sequence[Job]) -> float | None:
     for record in (run.record for run in runs):
         if fingerprint(record.config.get("model"), record.config.get("dataset")) in alike and record.finished:
             began, ended = (datetime.fromisoformat(t) for t in (record.started, record.finished))
-            own = sum(cost.seconds for cost in record.stages.values() if not cost.cached)
+            own = sum(cost.spent_here for cost in record.stages.values())
             spent.append(max(0.0, (ended - began).total_seconds() - own))
     return fmean(spent) if spent else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +58,13 @@ class Work:
     tokens: float | None = None  # over all passes
     at_most: bool = False  # whether `tokens` is only a bound
     nbytes: int = 0  # of a gradient store
+    shared: bool = False  # a selection whose passes of the model are made for another one
 
     @property
     def units(self) -> float | None:
         """Return what the stage's time is proportional to."""
+        if self.shared:
+            return 0.0
         return self.rows if self.stage in (SELECTION, *MEASURES) else self.tokens
 
 
@@ -78,9 +81,14 @@ class Plan:
         return [work for work in self.works.values() if work.stage == stage]
 
 
-def plan(jobs: Sequence[Job], parts: Parts | None = None) -> Plan:
-    """Go through the stages of every job. Raises UserError for a job that is wrong."""
+def plan(jobs: Sequence[Job], parts: Parts | None = None, share_passes: bool = True) -> Plan:
+    """Go through the stages of every job. Raises UserError for a job that is wrong.
+
+    share_passes: passes of the model over the pool cost the first job or run of a selector alone; without it
+    every selection is planned as records count it, which say what each would cost by itself.
+    """
     parts, planned = parts or Parts(), Plan()
+    passed = {passes_of(run.record.config) for run in parts.runs} if share_passes else set[str]()
     tests: dict[tuple[str | None, int], list[Found]] = {}
     for i, job in enumerate(jobs):
         experiment = parts.experiment(job)
@@ -90,9 +98,18 @@ def plan(jobs: Sequence[Job], parts: Parts | None = None) -> Plan:
             key = f"{stage} {result.key}"
             planned.users.setdefault(stage, set()).add(i)
             if key not in planned.works:
-                rates = rate_names(stage, job)
-                planned.works[key] = _work(stage, result.cached, rates, experiment, data, task)
+                work = _work(stage, result.cached, rate_names(stage, job), experiment, data, task)
+                if stage == SELECTION and work.passes and share_passes:
+                    if passes_of(job) in passed:
+                        work = replace(work, passes=0, tokens=None, shared=True)
+                    passed.add(passes_of(job))
+                planned.works[key] = work
     return planned
+
+
+def passes_of(job: Job) -> str:
+    """Return what tells apart the passes of the model that selections make over the pool."""
+    return fingerprint(*(job.get(part) for part in ("model", "selection_model", "dataset", "selector")))
 
 
 def _rows_with_gradients(inputs: Inputs, selector: Selector) -> list[tuple[str, PreparedRows]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,9 +12,9 @@ from typing import Any
 
 from gtp_exp.errors import UserError
 from gtp_exp.export.card import Kind, model_card
-from gtp_exp.export.product import ADAPTER_CONFIG, CARD, is_whole
+from gtp_exp.export.product import ADAPTER_CONFIG, CARD, is_undamaged, is_whole
 from gtp_exp.export.runs import model_config, no_model, read_run
-from gtp_exp.files import PART, read_json, write_whole
+from gtp_exp.files import folder_aside, read_json, write_whole
 from gtp_exp.model.loading import Model, ModelConfig, prepare
 from gtp_exp.model.quantized import Quantization, with_dense_weights
 from gtp_exp.records.record import MADE_FROM, MODEL_FOLDER, RunRecord
@@ -41,11 +40,10 @@ def merge(run: Path, out: Path, *, trust_remote_code: bool = False) -> Path:
             f"{config.name_or_path} brings code of its own, which would run on this machine; if you trust "
             "it, add --trust-remote-code"
         )
-    part = out.with_name(out.name + PART)
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        adapted = (folder / ADAPTER_CONFIG).is_file()
+    adapted = config.lora is not None
+    if adapted != (folder / ADAPTER_CONFIG).is_file() or not is_undamaged(folder):
+        raise no_model(run, record)
+    with folder_aside(out) as part:
         if adapted:
             _write_merged(run, record, config, part)
         left_out = {ADAPTER_CONFIG, MADE_FROM, CARD}
@@ -54,10 +52,6 @@ def merge(run: Path, out: Path, *, trust_remote_code: bool = False) -> Path:
                 shutil.copyfile(file, part / file.name)
         kind = Kind.MERGED if adapted else Kind.WEIGHTS
         write_whole(part / CARD, [model_card(record, config, kind)])
-        os.replace(part, out)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
     return out
 
 

@@ -9,11 +9,21 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from gtp_exp.export.card import Kind, model_card
-from gtp_exp.files import PART, read_json, read_sealed, write_json, write_sealed, write_whole
+from gtp_exp.files import (
+    MANIFEST,
+    PART,
+    first_damage,
+    read_json,
+    read_sealed,
+    write_json,
+    write_sealed,
+    write_whole,
+)
 from gtp_exp.model.loading import Model
 from gtp_exp.model.stopping import generation_settings
 from gtp_exp.records.record import MADE_FROM, MODEL_FOLDER, RunRecord
@@ -42,7 +52,8 @@ def write_product(run: Path, model: Model, tuned: Path, key: str, record: RunRec
         place(file, part / file.name)
     _describe(part, model, tuned, record)
     sizes = {file.name: file.stat().st_size for file in sorted(part.glob("*.safetensors"))}
-    write_sealed(part / MADE_FROM, {"version": _VERSION, "finetune": key, "weights": sizes})
+    sealed = {"version": _VERSION, "finetune": key, "weights": sizes, "sha256": _recorded(tuned, sizes)}
+    write_sealed(part / MADE_FROM, sealed)
     shutil.rmtree(folder, ignore_errors=True)  # of another job in this folder
     os.replace(part, folder)
     return folder
@@ -61,6 +72,19 @@ def is_whole(folder: Path, key: str) -> bool:
         return False
     sizes = {file.name: file.stat().st_size for file in folder.glob("*.safetensors")}
     return sizes == about["weights"]
+
+
+def is_undamaged(folder: Path) -> bool:
+    """Say whether the weights in a folder are those that were written there; True where nothing tells."""
+    about = read_sealed(folder / MADE_FROM) or {}
+    return not first_damage(folder, about.get("sha256") or {})
+
+
+def _recorded(tuned: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return the checksums of the weights as the cache entry of the training has them, by file."""
+    files = (read_sealed(tuned.parent / MANIFEST) or {}).get("files", {})
+    inside = {name: f"{tuned.name}/{name}" for name in names}
+    return {name: files[path] for name, path in inside.items() if path in files}
 
 
 def place(file: Path, to: Path) -> None:

@@ -38,7 +38,13 @@ def chosen_rows(run: Path) -> list[SelectedRow]:
     record, file = read_run(run), run / SELECTED_NAME
     if not file.is_file():
         raise UserError(f"RUN={run} has no {SELECTED_NAME}: it is {record.state.value}; {_remedy(record)}")
-    return list(read_selected(file))
+    rows = list(read_selected(file))
+    if record.selection and tuple(row.id for row in rows) != record.selection.indices_ids:
+        raise UserError(
+            f"{file} holds {len(rows):,} rows that are not the {record.selection.n_selected:,} which the run "
+            "has chosen, as its results.json tells; run the same command again, from the cache"
+        )
+    return rows
 
 
 def model_config(record: RunRecord) -> ModelConfig:

@@ -2,12 +2,14 @@
 
 A target row carries loss on its answer and on the token that ends the turn. Every row of any pool teaches
 that token, and where answers are short it makes up most of a row's gradient. So the two can be collected
-apart. Of n tokens with loss, k end a turn; with c the mean gradient of the others and e that of the k,
+apart. Of n tokens with loss, k end a turn; with c the mean gradient of the others and e that of the k, the
+gradient of the mean loss in which an end of turn counts `weight` times as much as another token is
 
-    x = (n - k)/n c + weight k/n e
+    x = ((n - k) c + weight k e) / (n - k + weight k)
 
-is the row's own gradient for weight 1, and that of its content for weight 0. BALANCED scales both sides at
-every checkpoint so that they have equal shares in the target's mean, whatever the length of the answers:
+It is the row's own gradient for weight 1, and c, as of a row that has no end of turn, for weight 0. (Of a sum
+of losses it is the same without the denominator.) BALANCED scales both sides at every checkpoint so that they
+have equal shares in the target's mean, whatever the length of the answers:
 
     x = 1/2 c' / |mean c'| + 1/2 e' / |mean e'|,    c' = c / |c|,  e' = e / |e|
 
@@ -24,7 +26,7 @@ import torch
 from gtp_exp.data.examples import END, IGNORE, TokenizedExample
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.features import GradientFeatures, Rows, TensorRows
-from gtp_exp.gradients.weight import Balance, Weight
+from gtp_exp.gradients.weight import Weight
 from gtp_exp.model.loss import Reduction
 
 LINEAR = "sgd"  # the one direction in which the gradients of parts add up
@@ -81,14 +83,15 @@ def _masked(rows: Sequence[TokenizedExample], keep_end: bool) -> tuple[Tokenized
     return tuple(masked)
 
 
-def shares(rows: Sequence[TokenizedExample], reduction: Reduction) -> torch.Tensor:
-    """Return the factors of content and end of turn with which the gradient of a row is their sum: float32
-    [n, 2]."""
+def shares(rows: Sequence[TokenizedExample], reduction: Reduction, weight: float) -> torch.Tensor:
+    """Return the factors of content and end of turn in the gradient of a row, in which the latter has a
+    weight: float32 [n, 2]."""
     if reduction is Reduction.SUM:
-        return torch.ones(len(rows), 2)
+        return torch.tensor([1.0, weight]).repeat(len(rows), 1)
     ends = torch.tensor([float(sum(part == END for part in row.parts)) for row in rows])
     total = torch.tensor([float(row.n_completion_tokens) for row in rows])
-    return torch.stack([total - ends, ends], dim=1) / total[:, None]
+    weighed = torch.stack([total - ends, weight * ends], dim=1)
+    return weighed / weighed.sum(1, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,7 @@ class WeighedEndOfTurn:
 
     content: GradientFeatures
     end: GradientFeatures | None  # None for weight 0
-    shares: torch.Tensor  # float32 [n, 2], see `shares`
-    weight: Weight
+    shares: torch.Tensor | None  # float32 [n, 2], see `shares`; None: balanced
 
     @property
     def n(self) -> int:
@@ -123,12 +125,12 @@ class WeighedEndOfTurn:
     def features(self, checkpoint: int, direction: str) -> Rows:
         """Return the rows at a checkpoint, float32 [n, dim]."""
         content = _matrix(self.content.features(checkpoint, direction))
-        if self.end is None:
-            return TensorRows(content * self.shares[:, :1])
-        end = _matrix(self.end.features(checkpoint, direction))
-        if isinstance(self.weight, Balance):
+        end = None if self.end is None else _matrix(self.end.features(checkpoint, direction))
+        if self.shares is None:
+            assert end is not None
             return TensorRows((_of_unit_mean(content) + _of_unit_mean(end)) / 2)
-        return TensorRows(content * self.shares[:, :1] + self.weight * end * self.shares[:, 1:])
+        content = content * self.shares[:, :1]
+        return TensorRows(content if end is None else content + end * self.shares[:, 1:])
 
 
 def _matrix(rows: Rows) -> torch.Tensor:

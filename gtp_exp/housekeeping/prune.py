@@ -18,7 +18,7 @@ JUST_NOW_S = 60.0  # a job that has found an entry tells so in its event log, bu
 
 @dataclass(frozen=True)
 class Wanted:
-    """Says which entries may go, of those that no run uses."""
+    """Says which entries may go: of those that are whole, none that a run uses."""
 
     stages: Sequence[str] = ()  # empty: all
     older_than_s: float = 0.0  # not used for so long
@@ -41,7 +41,7 @@ def unused(entries: Sequence[Entry], uses: Uses, wanted: Wanted, now: float) -> 
         if (not wanted.stages or entry.stage in wanted.stages)
         and now - entry.last_used >= wanted.older_than_s
         and (entry.form is not Form.UNFINISHED or wanted.unfinished)
-        and (entry.form is Form.HALF_REMOVED or not uses.of(entry, entries))
+        and (entry.form is not Form.WHOLE or not uses.of(entry, entries))
     ]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gtp_exp.errors import UserError
+from gtp_exp.files import find_files
 from gtp_exp.housekeeping.entries import Entry
 from gtp_exp.records.record import RECORD_NAME, RunRecord, State, read_newer_record
 
@@ -53,7 +54,7 @@ def find_uses(folders: Sequence[Path]) -> Uses:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"--runs {folder} is no folder; give folders of runs, such as outputs/runs")
-        for file in sorted(folder.rglob(RECORD_NAME)):
+        for file in find_files(folder, RECORD_NAME):
             name = file.parent.relative_to(folder).as_posix()
             try:
                 record, _ = read_newer_record(file)

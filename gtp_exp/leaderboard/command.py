@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -83,6 +83,8 @@ def build_boards(arguments: argparse.Namespace) -> str:
         write_space(arguments.space, arguments.space_title, page)
     try:
         arguments.out.mkdir(parents=True, exist_ok=True)
+        if not (arguments.out / "leaderboard.json").exists():
+            _check_free(arguments.out, files)
         for name, content in files.items():
             write_whole(arguments.out / name, [content])  # an open page never reloads half a file
     except OSError as error:
@@ -95,6 +97,12 @@ def build_boards(arguments: argparse.Namespace) -> str:
 
         told.append(report(boards, html, arguments.out))
     return "\n".join([exports.plain(boards, loaded, arguments.baseline), *told])
+
+
+def _check_free(folder: Path, names: Iterable[str]) -> None:
+    """Refuse a folder that holds no leaderboard, and files that one would replace."""
+    if taken := [name for name in names if (folder / name).exists()]:
+        raise UserError(f"--out {folder} holds {taken[0]}, which is no leaderboard's; give another folder")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ differing keys are named.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -290,7 +291,8 @@ def _found(group: str, identity: Mapping[str, Any] | None) -> dict[str, str]:
 
 
 def _edited(runs: Sequence[Run], settings: Mapping[Run, Mapping[str, str]]) -> dict[Run, dict[str, str]]:
-    """By run: hashes of the rows that are not the same in all runs of the same data settings."""
+    """By run: hashes of what was read and is not the same in all runs of the same settings: rows, and what
+    a choice was made from beside them."""
     contents = {
         run: {
             **({"pool": run.record.pool.content} if run.record.pool else {}),
@@ -298,17 +300,39 @@ def _edited(runs: Sequence[Run], settings: Mapping[Run, Mapping[str, str]]) -> d
         }
         for run in runs
     }
+    edited = _told_apart("content of ", contents, settings, DECIDE_DATA)
+    chosen_from = {
+        run: {name: _digest(value) for name, value in run.record.selection.read_beside_rows.items()}
+        for run in runs
+        if run.record.selection and run.record.selection.read_beside_rows  # older records do not tell
+    }
+    beside = _told_apart("selector.found.", chosen_from, settings, (*DECIDE_DATA, "selector"))
+    return {run: edited[run] | beside.get(run, {}) for run in runs}
+
+
+def _told_apart(
+    word: str,
+    contents: Mapping[Run, Mapping[str, str]],
+    settings: Mapping[Run, Mapping[str, str]],
+    groups: Sequence[str],
+) -> dict[Run, dict[str, str]]:
+    """By run: those of its hashes, by a word before their name, that are not the same in all runs of the same
+    settings in some groups."""
     alike: dict[str, list[Run]] = {}
-    for run in runs:
-        said = {key: value for key, value in settings[run].items() if is_under(key, DECIDE_DATA)}
+    for run in contents:
+        said = {key: value for key, value in settings[run].items() if is_under(key, groups)}
         alike.setdefault(json.dumps(said, sort_keys=True), []).append(run)
-    edited: dict[Run, dict[str, str]] = {}
+    apart: dict[Run, dict[str, str]] = {}
     for members in alike.values():
         names = {name for run in members for name in contents[run]}
         several = [n for n in names if len({contents[run].get(n, ABSENT) for run in members}) > 1]
         for run in members:
-            edited[run] = {f"content of {n}": contents[run].get(n, ABSENT)[:12] for n in several}
-    return edited
+            apart[run] = {f"{word}{n}": contents[run].get(n, ABSENT)[:12] for n in several}
+    return apart
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _one_to_one(runs: Sequence[Run], key: str, settings: Mapping[Run, Mapping[str, str]]) -> bool:

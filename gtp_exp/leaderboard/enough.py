@@ -18,7 +18,7 @@ def enough(
     references: Mapping[str, Numbers],
     metric: Metric,
 ) -> list[str]:
-    """Say for each run on all rows which choices come within MARGIN of it, as sentences.
+    """Say for each row of runs on all rows which choices come within MARGIN of it, as sentences.
 
     A choice does where the 95% interval of its difference at equal seeds lies above -MARGIN. Of every
     selector the smallest budget that does is told, or the largest that was tried. Only shares have a margin.

@@ -45,6 +45,12 @@ def notes_on(
     if len(commits) > 1:
         shown = ", ".join(sorted(commit[:10] for commit in commits))
         notes.append(f"The runs come from {len(commits)} commits of the code ({shown}).")
+    devices = {str(run.record.model["device"]) for run in table.runs if "device" in run.record.model}
+    if len(devices) > 1:
+        notes.append(
+            f"The runs computed on different devices ({', '.join(sorted(devices))}), whose rounding differs: "
+            "equal seeds need not share a trajectory."
+        )
     versions: dict[str, set[str]] = {}
     for run in table.runs:
         for package, version in run.record.packages.items():
@@ -55,9 +61,9 @@ def notes_on(
         notes.append(f"The runs used different package versions: {shown}.")
     if metrics and (fixed := fixed_trajectories(table.rows)):
         notes.append(
-            f"The seeds share one warm-up trajectory ({TRAJECTORY_SEED}={', '.join(fixed)}): intervals and "
-            "p-values hold for that trajectory only, and a selector that draws nothing itself chooses the "
-            f"same rows at every seed. Run with {TRAJECTORY_SEED}=${{seed}} to vary it with the seed."
+            f"The seeds share one warm-up trajectory ({', '.join(fixed)}): intervals and p-values hold for "
+            "that trajectory only, and a selector that draws nothing itself chooses the same rows at every "
+            f"seed. Run with {TRAJECTORY_SEED}=${{seed}}, or a store for each seed, to vary it with the seed."
         )
     for block in blocks if metrics else ():
         seeds = {tuple(sorted(line.values.get(metrics[0].name, {}))) for line in block.lines}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gtp_exp.errors import UserError
+from gtp_exp.files import find_files
 from gtp_exp.records.address import public_address
 from gtp_exp.records.record import RECORD_NAME, RunRecord, State, read_newer_record
 
@@ -76,7 +77,7 @@ def load(paths: Sequence[Path]) -> Loaded:
     for path in paths:
         if not path.exists():
             raise UserError(f"{path} does not exist; give folders of runs, such as outputs/runs/<sweep>")
-        record_files = [path] if path.is_file() else sorted(path.rglob(RECORD_NAME))
+        record_files = [path] if path.is_file() else find_files(path, RECORD_NAME)
         for file in record_files:
             files.setdefault(file.resolve(), _shown(file.resolve().parent))
     if not files:

@@ -30,7 +30,7 @@ from gtp_exp.leaderboard.numbers import NO_NUMBERS, Numbers, Tested, rows_of_run
 from gtp_exp.leaderboard.ranked_by import ranked_by
 from gtp_exp.leaderboard.ranking import ranked_block
 from gtp_exp.leaderboard.records import Run
-from gtp_exp.leaderboard.references import reference_label
+from gtp_exp.leaderboard.references import reference_label, takes_all
 
 
 def check_metric(runs: Sequence[Run], name: str) -> None:
@@ -78,7 +78,9 @@ def score(table: Table, *, metric: str | None, baseline: str, mean: Mean | None 
     if metrics:
         of_all = tested.numbers(table.references, metrics[0])
         references = {reference_label(row.label, row.runs): own for row, own in of_all.items()}
-        of_choices = {row: own.get(metrics[0].name, NO_NUMBERS) for row, own in numbers.items()}
+        of_rows = {row: own.get(metrics[0].name, NO_NUMBERS) for row, own in numbers.items()}
+        of_choices = {row: own for row, own in of_rows.items() if not all(map(takes_all, row.runs))}
+        references |= {row.label: own for row, own in of_rows.items() if row not in of_choices}
         notes += enough(blocks, of_choices, references, metrics[0])
     if uncounted:
         notes.append(

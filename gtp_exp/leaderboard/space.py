@@ -28,16 +28,23 @@ def write_space(folder: Path, title: str, files: Mapping[str, str]) -> None:
 
     files: the leaderboard's files by name. Raises UserError for a folder that holds anything else.
     """
-    wanted = {"README.md": CARD.format(title=json.dumps(title)), **files}
+    wanted = {"README.md": CARD.format(title=json.dumps(title, ensure_ascii=False)), **files}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        others = sorted({path.name for path in folder.iterdir()} - {*wanted, ".git", ".gitattributes"})
+        ours = wanted if _is_space(folder) else ()
+        others = sorted({path.name for path in folder.iterdir()} - {*ours, ".git", ".gitattributes"})
         if others:
             raise UserError(
-                f"--space {folder} holds {', '.join(others[:3])}, which is no part of a Space; "
+                f"--space {folder} holds {', '.join(others[:3])}, which is no part of a static Space; "
                 "give a new or empty folder"
             )
         for name, content in wanted.items():
             write_whole(folder / name, [content])
     except OSError as error:
         raise UserError(f"cannot write to --space {folder}: {error.strerror}") from error
+
+
+def _is_space(folder: Path) -> bool:
+    """Say whether the README of a folder calls it a static Space."""
+    readme = folder / "README.md"
+    return readme.is_file() and "\nsdk: static\n" in readme.read_text(encoding="utf-8", errors="replace")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from gtp_exp.leaderboard.board import BoardBlock, BoardLine
-from gtp_exp.leaderboard.comparability import TRAJECTORY_SEED
 from gtp_exp.leaderboard.metrics import Metric
 from gtp_exp.leaderboard.statistics import ALPHA
 from gtp_exp.leaderboard.trajectories import fixed_trajectories
@@ -36,7 +35,7 @@ def sentences(block: BoardBlock, metric: Metric, baseline: str) -> tuple[str, ..
         said.append(f"{leader.row.label} cannot be told from {_listed(block.close)} with these seeds.")
     said.extend(_against_baseline(ranked, metric, baseline))
     if fixed := fixed_trajectories(line.row for line in ranked):
-        said.append(f"All this holds for one warm-up trajectory ({TRAJECTORY_SEED}={', '.join(fixed)}).")
+        said.append(f"All this holds for one warm-up trajectory ({', '.join(fixed)}).")
     return tuple(said)
 
 

@@ -18,7 +18,13 @@ from gtp_exp.data.benchmark import Answers
 from gtp_exp.decode import decode
 from gtp_exp.errors import UserError
 from gtp_exp.files import write_whole
-from gtp_exp.records.renamed import ADDED_TO_RECORD, ADDED_TO_ROW, ADDED_TO_SELECTION, with_present_names
+from gtp_exp.records.renamed import (
+    ADDED_TO_RECORD,
+    ADDED_TO_ROW,
+    ADDED_TO_SELECTION,
+    ADDED_TO_STAGE,
+    with_present_names,
+)
 
 T = TypeVar("T")
 
@@ -59,6 +65,14 @@ class StageCost:
     key: str
     seconds: float  # what computing it cost, also when this run found it in the cache
     cached: bool
+    spent: float | None = None  # seconds that this run itself spent on it; None in records that do not tell
+
+    @property
+    def spent_here(self) -> float:
+        """The seconds that this run itself spent on it, as far as the record tells."""
+        if self.spent is not None:
+            return self.spent
+        return 0.0 if self.cached else self.seconds
 
 
 @dataclass(frozen=True)
@@ -100,6 +114,8 @@ class SelectionSummary:
     labels_chosen: int = 0  # how many of these are among the chosen rows
     labels_entropy: float | None = None  # bits, of their shares among the chosen rows that have one of them
     repeats: int | None = None  # chosen rows less the originals that hidden labels call them copies of
+    # What the choice depended on besides settings, rows and gradients: a list, scores, a library's release.
+    read_beside_rows: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("indices_ids", "weights"):
@@ -204,6 +220,10 @@ class RunRecord:
             data = {**data, "config": with_present_names(data["config"])}
         if isinstance(data.get("selection"), dict):
             data = {**data, "selection": {**ADDED_TO_SELECTION, **data["selection"]}}
+        if isinstance(data.get("stages"), dict):
+            costs = data["stages"].items()
+            stages = {name: {**ADDED_TO_STAGE, **c} if isinstance(c, dict) else c for name, c in costs}
+            data = {**data, "stages": stages}
         return decode(RunRecord, {**ADDED_TO_RECORD, **data}, "", whole=True)
 
 

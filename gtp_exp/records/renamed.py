@@ -25,7 +25,9 @@ ADDED_TO_SELECTION = {
     "labels_chosen": 0,
     "labels_entropy": None,
     "repeats": None,
+    "read_beside_rows": {},
 }
+ADDED_TO_STAGE = {"spent": None}
 ADDED_TO_ROW = {"tools": ""}
 PACKAGES = {"baselines.": "gtp_baselines.", "benchmarks.": "gtp_benchmarks."}
 

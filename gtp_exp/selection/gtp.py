@@ -55,6 +55,9 @@ from gtp_exp.selection.solvers.pursuit import Pursuit, PursuitProblem, Solver
 
 log = logging.getLogger(__name__)
 
+REFIT_BYTES = 12  # of a number of a chosen row in the last fit: as float32 and as float64
+REFIT_MOST = 4 * GIB  # fixed, not `memory_gib`: how much memory a machine has must not change the weights
+
 SOLVERS = {solver.name: solver for solver in (CoSaMP, OMP, BlockOMP, ElasticNet, Greedy)}  # by their words
 
 
@@ -115,7 +118,7 @@ class GTP(Selector):
     metric_dim: int = 512  # leading directions that are scaled one by one, at most
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     distributed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -195,8 +198,15 @@ class GTP(Selector):
             round_rows=round_rows,
             max_rounds=1 if at_once else self.max_rounds,
         )
-        fits = len(filled.indices) * data.atoms.shape[1] * 12 <= max(1.0, self.memory_gib) * GIB
-        final = refit(data.atoms, target, filled, ridge * scale) if fits and not at_once else None
+        final = None
+        if not at_once and (held := len(filled.indices) * data.atoms.shape[1] * REFIT_BYTES) <= REFIT_MOST:
+            final = refit(data.atoms, target, filled, ridge * scale)
+        elif not at_once and problem.processes.main:
+            log.warning(
+                "GTP: the weights are the rounds' average, as a last fit of all %s rows would hold %.0f GiB",
+                f"{len(filled.indices):,}",
+                held / GIB,
+            )
         weights = self._weights(data, filled, filled.weights if final is None else final.weights)
 
         diagnostics: dict[str, Any] = {

@@ -128,7 +128,18 @@ def start_run(settings: WandbTracking, folder: Path, **about: Any) -> Any:
             return _init(settings, folder, attempt, about)
         except Exception as error:  # tracking never fails a run
             log.warning("W&B: %s did not start (%s)", attempt, first_line(error))
+            _forget_runs()
     return None
+
+
+def _forget_runs() -> None:
+    """End the library's service, which would hold the id of a run that did not start against the next."""
+    try:
+        import wandb
+
+        wandb.teardown()
+    except Exception as error:  # tracking never fails a run
+        log.debug("W&B: %s", error)
 
 
 def _init(settings: WandbTracking, directory: Path, mode: Any, about: Mapping[str, Any]) -> Any:

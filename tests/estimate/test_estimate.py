@@ -190,11 +190,29 @@ def test_the_time_around_the_stages_is_what_they_leave_of_the_run(computed):
     jobs, _, outputs = computed
     (run,) = [r for r in earlier_runs(outputs / "runs") if r.record.names.selector == "less"]
     own = sum(cost.seconds for cost in run.record.stages.values() if not cost.cached)
+    assert own == pytest.approx(sum(cost.spent for cost in run.record.stages.values())) and own > 0
+    stages = run.record.stages
+    # A pass of the model that another selection made counts as a cost, but took none of this run's time.
+    stages = {**stages, "selection": replace(stages["selection"], seconds=stages["selection"].seconds + 500)}
+    run = replace(run, record=replace(run.record, stages=stages))
     times = {"started": "2026-01-01T00:00:00+00:00", "finished": "2026-01-01T00:10:00+00:00"}
     timed = replace(run, record=replace(run.record, **times))
     assert overhead([timed], configs(jobs)) == pytest.approx(600 - own)
     assert overhead([], configs(jobs)) is None
     assert overhead([timed], configs(compose("dataset.rows=39"))) is None
+
+
+def test_a_pass_of_the_model_is_counted_for_one_of_the_selections_that_share_it(computed, tmp_path):
+    jobs, _, outputs = computed
+    grid = compose("-m", "selector=embedding_knn,random", "budget=5pct,10pct,20pct", f"outputs={tmp_path}")
+    selections = plan(configs(grid)).of("selection")
+    assert sorted(work.passes for work in selections) == [0, 0, 0, 0, 0, 1]
+    assert [work.units for work in selections if work.shared] == [0.0, 0.0]
+    # An earlier run has made it, so that only choosing is left.
+    more = compose("selector=embedding_knn", "budget=5pct", f"outputs={outputs}")
+    (new,) = plan(configs(more), Parts(earlier_runs(outputs / "runs"))).of("selection")
+    assert not new.cached and new.shared
+    assert plan(configs(more)).of("selection")[0].passes == 1
 
 
 def test_an_entry_without_its_manifest_is_not_done_and_stays_as_it_is(computed, tmp_path):
@@ -418,7 +436,11 @@ def test_the_command_prints_it_and_starts_nothing(tmp_path):
 
 @pytest.mark.parametrize(
     ("overrides", "code", "named"),
-    [(["selector=gpt"], 1, "selector/gpt"), (["budget.amount=7"], 2, "budget.amount=7")],
+    [
+        (["selector=gpt"], 1, "selector/gpt"),
+        (["budget.amount=7"], 2, "budget.amount=7"),
+        (["tests=[nosuch]"], 2, "there is no benchmark nosuch"),
+    ],
 )
 def test_the_command_names_what_is_wrong(tmp_path, overrides, code, named):
     done = forked.run(command("--estimate", *overrides), tmp_path, ENVIRONMENT)

@@ -26,7 +26,7 @@ from gtp_exp.errors import UserError
 from gtp_exp.export.command import main
 from gtp_exp.export.formats import FORMATS, for_axolotl, for_llama_factory, for_openai, for_trl
 from gtp_exp.export.rows import export_rows
-from gtp_exp.records.record import State
+from gtp_exp.records.record import SelectionSummary, State
 
 
 def plain(turns):
@@ -200,16 +200,22 @@ def test_no_format_is_told_the_hidden_labels(name, tmp_path, capsys):
         (["{failed}", "--merge", "{new}"], "it is failed; run the same command again"),
         (["{running}", "--merge", "{new}"], "it is running; wait for its end"),
         (["{broken}", "--format", "trl", "--out", "{new}"], "selected.jsonl, line 1"),
+        (
+            ["{cut}", "--format", "trl", "--out", "{new}"],
+            "selected.jsonl holds 1 rows that are not the 2 which the run has chosen",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_told_in_one_line(arguments, told, tmp_path, capsys):
     runs = tmp_path / "runs"
-    places = {name: runs / name for name in ("run", "failed", "running", "chosen", "broken")}
+    places = {name: runs / name for name in ("run", "failed", "running", "chosen", "broken", "cut")}
     write_run(places["run"], [row("a", PLAIN)])
     write_run(places["failed"], [], State.FAILED)
     write_run(places["running"], [], State.RUNNING)
     write_run(places["broken"], [row("a", PLAIN)])
     (places["broken"] / "selected.jsonl").write_text('{"rank": 1\n')
+    chosen = SelectionSummary(2, 9, ("a", "b"), (1.0, 1.0), {}, {}, {}, 0, 0)
+    write_run(places["cut"], [row("a", PLAIN)], selection=chosen)
     write_run(places["chosen"], [])
     found = json.loads((places["chosen"] / "results.json").read_text())
     found["config"] = {"until": "selection"}

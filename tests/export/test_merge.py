@@ -81,6 +81,21 @@ def test_a_model_of_which_every_weight_was_trained_is_copied(tmp_path):
     AutoModelForCausalLM.from_pretrained(out)
 
 
+@pytest.mark.parametrize("damage", ["no adapter", "a byte"])
+def test_a_damaged_adapter_is_not_merged(tmp_path, capsys, damage):
+    folder = finished(tmp_path / "outputs") / "model"
+    if damage == "no adapter":
+        (folder / "adapter_config.json").unlink()
+    else:
+        weights = bytearray((folder / "adapter_model.safetensors").read_bytes())
+        weights[-1] ^= 1
+        (folder / "adapter_model.safetensors").unlink()  # a link to that of the cache
+        (folder / "adapter_model.safetensors").write_bytes(weights)
+    assert main([str(folder.parent), "--merge", str(tmp_path / "out")]) == 2
+    assert "its folder has changed; run it again, from the cache" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.fixture
 def local(tmp_path, tiny):
     """A run on a base model in a folder of the user's."""
@@ -98,7 +113,7 @@ def test_a_base_that_has_changed_or_gone_is_told_and_nothing_is_left(tmp_path, l
     shutil.rmtree(tmp_path / "base")
     assert main([str(local), "--merge", str(tmp_path / "out")]) == 2
     assert "is neither here nor reachable" in capsys.readouterr().err
-    assert not list(tmp_path.glob("out*/config.json")) and not (tmp_path / "out.part").exists()
+    assert not list(tmp_path.glob("*out*/config.json")) and not list(tmp_path.glob("*.part"))
 
 
 def test_a_local_base_is_merged_and_the_card_names_its_folder_alone(tmp_path, local):

@@ -47,12 +47,14 @@ def stores(request, rows, tmp_path_factory):
         name: collect(model, part, trajectory, tmp_path_factory.mktemp(name), settings)
         for name, part in parts.items()
     }
-    return made | {"shares": shares(rows, request.param)}
+    return made | {"rows": rows, "reduction": request.param}
 
 
 def weighed(stores, weight):
     end = None if weight == 0 else stores["end"]
-    return WeighedEndOfTurn(stores["content"], end, stores["shares"], weight)
+    balanced = isinstance(weight, Balance)
+    factors = None if balanced else shares(stores["rows"], stores["reduction"], weight)
+    return WeighedEndOfTurn(stores["content"], end, factors)
 
 
 def matrix(features, checkpoint, direction="sgd"):
@@ -66,18 +68,21 @@ def test_the_parts_of_a_row_add_up_to_its_gradient(stores):
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.25, 2.0])
-def test_a_weight_scales_the_end_of_turn_alone(stores, weight):
-    whole, content = matrix(stores["whole"], 0), matrix(weighed(stores, 0.0), 0)
-    expected = content + weight * (whole - content)
+def test_an_end_of_turn_counts_as_so_many_other_tokens(stores, weight):
+    content, end = matrix(stores["content"], 0), matrix(stores["end"], 0)
+    if stores["reduction"] is Reduction.SUM:
+        expected = content + weight * end
+    else:
+        n = torch.tensor([row.n_completion_tokens - 1.0 for row in stores["rows"]])[:, None]
+        expected = (n * content + weight * end) / (n + weight)
     assert torch.allclose(matrix(weighed(stores, weight), 0), expected, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(content, whole, rtol=1e-2)
+    assert not torch.allclose(expected, matrix(stores["whole"], 0), rtol=1e-2)
 
 
-def test_without_the_end_of_turn_every_direction_can_be_had(stores):
+def test_without_the_end_of_turn_a_row_is_as_if_it_had_none_in_every_direction(stores):
     content = weighed(stores, 0.0)
     assert content.directions == ("sgd", "adam", "less")
-    given = matrix(stores["content"], 1, "less") * stores["shares"][:, :1]
-    assert torch.equal(matrix(content, 1, "less"), given)
+    assert torch.equal(matrix(content, 1, "less"), matrix(stores["content"], 1, "less"))
     assert weighed(stores, 0.5).directions == ("sgd",)
 
 

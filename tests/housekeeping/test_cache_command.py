@@ -16,6 +16,7 @@ from gtp_exp.housekeeping.command import main
 from gtp_exp.housekeeping.entries import STAGES, Form, list_entries
 from gtp_exp.housekeeping.prune import remove
 from gtp_exp.housekeeping.uses import find_uses
+from gtp_exp.leaderboard.records import load
 from gtp_exp.records.record import State, read_record, write_record
 from gtp_exp.stages import VERSIONS
 
@@ -161,6 +162,24 @@ def test_unfinished_work_stays_unless_it_is_asked_for(outputs, capsys):
     assert part.is_dir()
     call(capsys, "prune", "--outputs", outputs, "--unfinished", "--yes")
     assert not part.exists()
+
+
+def test_unfinished_work_of_a_finished_run_goes_too(outputs, capsys):
+    """As a killed remake of a damaged entry leaves it."""
+    entry = next(e for e in list_entries(outputs / "cache") if e.stage == "finetune")
+    entry.path.rename(entry.path.with_name(entry.key + ".part"))
+    make_old(outputs)
+    call(capsys, "prune", "--outputs", outputs, "--unfinished", "--yes")
+    assert not list((outputs / "cache").rglob("*.part"))
+
+
+def test_a_run_behind_a_link_uses_what_it_has_computed(outputs, capsys):
+    before = call(capsys, "prune", "--outputs", outputs)[1]
+    (outputs / "runs" / "kept").rename(outputs / "disk")
+    (outputs / "runs" / "linked").symlink_to(outputs / "disk")
+    (outputs / "disk" / "again").symlink_to(outputs / "runs")  # a circle
+    assert call(capsys, "prune", "--outputs", outputs)[1] == before
+    assert len(load([outputs / "runs"]).runs) == 1
 
 
 def test_what_an_interrupted_removal_has_left_goes_with_the_next(outputs, capsys):

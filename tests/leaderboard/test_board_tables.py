@@ -70,6 +70,21 @@ def test_data_that_was_edited_between_the_runs_splits_the_table(what):
     assert [table.differing for table in found] == [{f"content of {what}": t} for t in ("old", "new")]
 
 
+def read_beside(run, **read):
+    return replace(run, selection=replace(run.selection, read_beside_rows=read))
+
+
+def test_a_list_of_rows_that_was_edited_between_the_runs_makes_another_row():
+    runs = [read_beside(record("given", s), list="old" if s < 2 else "new") for s in range(4)]
+    (table,) = tables(runs)
+    assert sorted([run.record.seed for run in row.runs] for row in table.rows) == [[0, 1], [2, 3]]
+    assert all("[found.list=" in row.label for row in table.rows)
+    same = [read_beside(record("given", s), list="old") for s in range(3)]
+    older = record("given", 3)  # its record does not tell
+    (table,) = tables([*same, older])
+    assert [len(row.runs) for row in table.rows] == [4] and table.rows[0].label == "given"
+
+
 def test_data_that_its_own_seed_decides_may_differ_between_seeds():
     runs = [record(seed=s, config={"dataset": {"rows": 1000, "seed": s}}) for s in range(3)]
     runs = [replace(run, pool=replace(run.pool, content=f"c{run.seed}")) for run in runs]
@@ -662,7 +677,13 @@ def test_different_commits_versions_and_seeds_are_said():
     other = replace(record(seed=1), git_sha="fedcba", packages={"torch": "2.14.0", "lm_eval": "0.4.13"})
     notes = " ".join(board([record(seed=0), other, record("random", 0)]).notes)
     assert "2 commits" in notes and "torch 2.13.0, 2.14.0" in notes and "lm_eval" not in notes
-    assert "different seeds" in notes
+    assert "different seeds" in notes and "different devices" not in notes
+
+
+def test_different_devices_are_said():
+    other = replace(record(seed=1), model={**record().model, "device": "cuda"})
+    (note,) = [note for note in board([record(seed=0), other]).notes if "different devices" in note]
+    assert "(cpu, cuda)" in note
 
 
 def test_a_run_that_only_chose_stands_unranked_beside_the_tuned_ones():

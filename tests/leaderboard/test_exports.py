@@ -72,11 +72,15 @@ def test_it_is_written_where_it_is_asked_for(runs):
 
 def test_a_space_is_a_static_page_with_its_numbers(runs):
     space = runs / "space"
-    out = written(runs, "--space", str(space), "--space-title", 'Mine: "best"')
+    out = written(runs, "--space", str(space), "--space-title", 'Mine: "best" \N{TROPHY}')
     assert sorted(path.name for path in space.iterdir()) == ["README.md", "index.html", "leaderboard.json"]
     _, head, _ = (space / "README.md").read_text().split("---\n", 2)
     card = yaml.safe_load(head)
-    assert card["sdk"] == "static" and card["title"] == 'Mine: "best"' and card["app_file"] == "index.html"
+    assert (
+        card["sdk"] == "static"
+        and card["title"] == 'Mine: "best" \N{TROPHY}'
+        and card["app_file"] == "index.html"
+    )
     for name in ("index.html", "leaderboard.json"):
         assert (space / name).read_bytes() == (out / name).read_bytes()
     assert written(runs, "--space", str(space))  # again, over itself
@@ -89,6 +93,16 @@ def test_a_folder_with_other_files_is_no_space(runs, capsys):
     assert "thesis.tex" in capsys.readouterr().err
     assert (runs / "space" / "thesis.tex").read_text() == "mine"
     assert [path.name for path in (runs / "space").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(("option", "name"), [("--space", "README.md"), ("--out", "index.html")])
+def test_files_of_others_are_not_replaced(runs, capsys, option, name):
+    folder = runs / "mine"
+    folder.mkdir()
+    (folder / name).write_text("mine")
+    assert main([str(runs / "runs"), "--out", str(runs / "out"), option, str(folder)]) == 2
+    assert f"{option} {folder} holds {name}" in capsys.readouterr().err
+    assert (folder / name).read_text() == "mine" and len(list(folder.iterdir())) == 1
 
 
 def test_a_picture_draws_each_selector_over_its_budgets_in_both_palettes(tmp_path):

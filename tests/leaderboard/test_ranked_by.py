@@ -16,6 +16,7 @@ from gtp_exp.leaderboard.comparability import group
 from gtp_exp.leaderboard.records import Run
 from gtp_exp.leaderboard.scoring import score
 from gtp_exp.leaderboard.verdict import sentences
+from gtp_exp.records.record import StageCost
 from gtp_exp.records.row_results import ROW_RESULTS_NAME, write_row_results
 
 
@@ -124,6 +125,18 @@ def test_a_verdict_that_holds_for_one_trajectory_says_so():
     assert "trajectory" not in verdict(varied)
     no_warmup = [replace(run, stages={k: v for k, v in run.stages.items() if k != "warmup"}) for run in fixed]
     assert "trajectory" not in verdict(no_warmup)
+
+
+def test_a_verdict_that_holds_for_one_store_made_elsewhere_says_so():
+    def given(run, key):
+        stages = {"gradients: pool": StageCost(key, 0.0, True), "selection": run.stages["selection"]}
+        config = {**run.config, "gradients": {"pool": "stores/pool", "target": None}}
+        return replace(run, stages=stages, config=config)
+
+    runs = [record(s, seed, loss=x + 0.01 * seed) for s, x in (("gtp", 1), ("random", 2)) for seed in (0, 1)]
+    one_store = [given(run, "a") for run in runs]
+    assert "for one warm-up trajectory (gradients.pool=stores/pool)" in verdict(one_store)
+    assert "trajectory" not in verdict([given(run, str(run.seed)) for run in runs])
 
 
 # Through files

@@ -151,6 +151,20 @@ def test_the_smallest_budget_within_two_points_of_all_rows_is_told():
     assert "gtp at 1pct (" in note and "5pct" not in note
 
 
+def test_all_rows_trained_as_the_choices_are_a_measure_of_enough_too():
+    runs = [
+        record("gtp", seed, budget="5pct", accuracy=accuracy)
+        for seed, accuracy in enumerate((0.81, 0.82, 0.815))
+    ]
+    runs += [full(seed, accuracy=accuracy, config={}) for seed, accuracy in enumerate((0.80, 0.82, 0.81))]
+    (table,) = tables(runs)
+    found = score(table, metric="acc", baseline="random")
+    assert found.references == {} and {line.row.label for line in found.lines} == {"gtp", "full"}
+    (note,) = [note for note in found.notes if "Enough rows" in note]
+    assert "minus full lies above" in note and "gtp at 5pct (+0.5 pt [\u22120.7 pt, +1.7 pt])" in note
+    assert note.count(" at ") == 1  # all rows are no choice
+
+
 def test_one_seed_of_all_rows_shows_nothing_to_be_enough():
     assert not enough_notes({"5pct": [0.81, 0.82, 0.815]}, [0.80])
     losses = board([*CHOICES, full(0), full(1), full(2)])

@@ -40,7 +40,7 @@ def test_the_file_has_the_documented_keys(tmp_path):
     assert set(written["names"]) == {
         *("selector", "budget", "benchmark", "dataset", "model", "gradients", "train")
     }
-    assert set(written["stages"]["warmup"]) == {"key", "seconds", "cached"}
+    assert set(written["stages"]["warmup"]) == {"key", "seconds", "cached", "spent"}
     assert written["metrics"]["sorting"]["headline"] == "acc"
     assert written["selection"]["indices_ids"] == ["row-1", "row-2", "row-3"]
 

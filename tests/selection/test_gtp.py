@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.features import MemoryFeatures, TensorRows
+from gtp_exp.selection import gtp as gtp_module
 from gtp_exp.selection.base import Unit
 from gtp_exp.selection.cross_validation import CrossValidationPoint, RegularisationChoice
 from gtp_exp.selection.gtp import GTP
@@ -266,6 +267,17 @@ def test_the_choice_does_not_depend_on_chunks_memory_or_threads(dtype, settings)
         assert gtp(**settings).select(posed).indices.tolist() == expected.indices.tolist()
     finally:
         torch.set_num_threads(threads)
+
+
+def test_the_last_fit_depends_on_the_size_of_the_choice_and_not_on_memory(monkeypatch, caplog):
+    pool, target = two_checkpoints(500, 32)
+    posed = problem(pool, target, rows=30)
+    fitted = [gtp(**FIXED, memory_gib=memory).select(posed) for memory in (0.0, 4.0)]
+    assert all(selection.diagnostics["refit"] for selection in fitted) and not caplog.text
+    assert torch.allclose(fitted[0].weights, fitted[1].weights)
+    monkeypatch.setattr(gtp_module, "REFIT_MOST", 12 * 30 * 64 - 1)
+    assert gtp(**FIXED, memory_gib=4.0).select(posed).diagnostics["refit"] is None
+    assert "the weights are the rounds' average, as a last fit of all 30 rows" in caplog.text
 
 
 def test_the_order_of_the_pool_does_not_matter():

@@ -21,10 +21,11 @@ from gtp_exp.experiment import (
     reduction_of,
     start_processes,
 )
-from gtp_exp.gradients.end_of_turn import LINEAR, Balance, Weight
+from gtp_exp.gradients.end_of_turn import LINEAR
 from gtp_exp.gradients.features import GradientFeatures
 from gtp_exp.gradients.picked import picked
 from gtp_exp.gradients.settings import GradientConfig
+from gtp_exp.gradients.weight import Balance, Weight
 from gtp_exp.inputs import Inputs, Overlap, PreparedTask, load_inputs
 from gtp_exp.model.loading import Model
 from gtp_exp.selection.base import Selector

@@ -1,8 +1,9 @@
 """Draw subsets of a pool that differ in quality: mixtures of random rows and of rows that something prefers.
 
-Subset k has a preference, one after the other, and a share of its rows that is drawn by it. Shares follow the
-golden ratio's sequence, which fills (0, 1] evenly however early it is cut off; so any first subsets are about
-as mixed as all of them. Every turn begins with a wholly random subset.
+Preferences take turns; every turn begins with a wholly random subset. The share of a subset's rows that its
+preference draws is the same for all preferences of a turn, so that no preference has the purer subsets. From
+turn to turn shares follow the golden ratio's sequence, which fills (0, 1) evenly however early it is cut off;
+so any first turns are about as mixed as all of them.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class Subset:
 def recipes(count: int, preferences: Sequence[str]) -> list[Recipe]:
     """Return the recipes of `count` subsets; those of a smaller count are the first of them."""
     kinds = (RANDOM, *preferences)
-    named = [(number, kinds[number % len(kinds)]) for number in range(count)]
-    return [Recipe(k, kind, 0.0 if kind == RANDOM else 1 - k * GOLDEN % 1) for k, kind in named]
+    turns = [(number, *divmod(number, len(kinds))) for number in range(count)]
+    return [Recipe(k, kinds[i], 0.0 if i == 0 else 1 - (turn + 1) * GOLDEN % 1) for k, turn, i in turns]
 
 
 def rising(scores: torch.Tensor, size: int) -> torch.Tensor:
