@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from gtp_exp.gradients.features import Rows
+from gtp_exp.selection.atoms.threads import in_threads
 
 HASH_BLOCK = 64  # rows hashed at a time: their int64 copy stays in the cache
 COMPARE_BLOCK = 1024
@@ -37,20 +38,28 @@ def row_hash(rows: torch.Tensor, seed: int) -> torch.Tensor:
     Rows are read in words of eight bytes, whose halves are mixed first: a product keeps of a word's high bits
     only as many bits as lie above them.
     """
-    generator = torch.Generator().manual_seed(seed)
     hashes = torch.empty(len(rows), dtype=torch.int64)
-    multipliers = None
-    for start in range(0, len(rows), HASH_BLOCK):
-        block = rows[start : start + HASH_BLOCK] + 0.0  # -0.0 + 0.0 is 0.0
-        words = block.contiguous().view(torch.int16)
-        for wider in (torch.int32, torch.int64):
-            words = words.view(wider) if words.shape[1] % 2 == 0 else words
-        if words.dtype == torch.int64:
-            words = (words >> 32).bitwise_xor_(words)
-        if multipliers is None:
-            multipliers = torch.randint(-(2**62), 2**62, words.shape[1:], generator=generator) * 2 + 1
-        hashes[start : start + len(block)] = (words * multipliers).sum(1)
+    generator = torch.Generator().manual_seed(seed)
+    multipliers = torch.randint(-(2**62), 2**62, _words(rows[:1]).shape[1:], generator=generator) * 2 + 1
+
+    def share(span: range) -> None:
+        for start in range(span.start, span.stop, HASH_BLOCK):
+            stop = min(start + HASH_BLOCK, span.stop)
+            words = _words(rows[start:stop] + 0.0)  # -0.0 + 0.0 is 0.0
+            if words.dtype == torch.int64:
+                words = (words >> 32).bitwise_xor_(words)
+            torch.mv(words.long(), multipliers, out=hashes[start:stop])
+
+    in_threads(share, len(rows), HASH_BLOCK)
     return hashes
+
+
+def _words(rows: torch.Tensor) -> torch.Tensor:
+    """Return the bits of rows [n, d] in words as wide as divide a row, of two to eight bytes."""
+    words = rows.contiguous().view(torch.int16)
+    for wider in (torch.int32, torch.int64):
+        words = words.view(wider) if words.shape[1] % 2 == 0 else words
+    return words
 
 
 def exact_copies(features: Sequence[Rows], hashes: torch.Tensor) -> Copies:

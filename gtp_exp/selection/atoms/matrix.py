@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import functools
 import platform
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -28,6 +26,7 @@ from gtp_exp.selection.atoms import fused
 from gtp_exp.selection.atoms.fused import Kernel
 from gtp_exp.selection.atoms.metric import Whitening
 from gtp_exp.selection.atoms.sharded import in_memory
+from gtp_exp.selection.atoms.threads import in_threads
 
 BLOCK = 1024  # rows converted to float32 at a time: 8 MB at 2,048 columns, which stays in the cache
 WIDEN = 512  # the same for each of several threads
@@ -179,10 +178,8 @@ def dot(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
 def _dot_one(rows: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
     """Return one dot product per row, float32 [c]: it reads at memory bandwidth, and the result of a row
     depends neither on the chunk it is in nor on the number of threads.
-
-    The threads are Python's: a BLAS with a pool of its own would fight for the cores with torch's.
     """
-    out, threads = torch.empty(len(rows)), torch.get_num_threads()
+    out = torch.empty(len(rows))
 
     def share(span: range) -> None:
         products = out[span.start : span.stop]
@@ -194,13 +191,7 @@ def _dot_one(rows: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
             part = rows[span.start + start : min(span.start + start + WIDEN, span.stop)]
             _products(buffer[: len(part)].copy_(part), column, products[start : start + len(part)])
 
-    size = max(WIDEN, -(-len(rows) // threads))
-    spans = [range(len(rows))[start : start + size] for start in range(0, len(rows), size)]
-    if threads == 1:
-        for span in spans:
-            share(span)
-    else:
-        list(_pool(threads).map(share, spans))
+    in_threads(share, len(rows), WIDEN)
     return out
 
 
@@ -227,23 +218,3 @@ def _mkl_is_quick() -> bool:
     cpuinfo = Path("/proc/cpuinfo")
     name = cpuinfo.read_text() if cpuinfo.exists() else platform.processor()
     return torch.backends.mkl.is_available() and "GenuineIntel" in name
-
-
-@functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Return threads whose own torch operations are serial: a team of OpenMP threads for each would spin on
-    the same cores.
-    """
-    pool = ThreadPoolExecutor(threads, "correlate", initializer=_compute_serially)
-    started = threading.Barrier(threads + 1)
-    for _ in range(threads):
-        pool.submit(started.wait)
-    started.wait()
-    torch.set_num_threads(threads)  # what a thread sets for itself is also the default of threads to come
-    return pool
-
-
-def _compute_serially() -> None:
-    """Give this thread's torch operations no other thread to work with."""
-    torch.get_num_threads()  # a thread takes the default when it first asks, which would undo what follows
-    torch.set_num_threads(1)

@@ -21,6 +21,7 @@ from gtp_exp.selection.atoms.matrix import BLOCK, Block, BlockAtoms
 from gtp_exp.selection.atoms.metric import MetricSettings, Whitening
 from gtp_exp.selection.atoms.sharded import SharedRows, Slice, in_memory, share_of
 from gtp_exp.selection.atoms.subspace import Subspace, evenly_spaced, principal_rows
+from gtp_exp.selection.atoms.threads import in_threads
 from gtp_exp.selection.base import SelectionProblem
 
 GIB = 1 << 30
@@ -291,13 +292,9 @@ def _scan(
     copy = held and not (as_stored and rows.dtype == torch.float32 and in_memory(rows))
     for start, chunk in rows.chunks(chunk_rows):
         hashes[start : start + len(chunk)] += row_hash(chunk, checkpoint)
-        for first in range(0, len(chunk), BLOCK):
-            part = chunk[first : first + BLOCK]
-            wide = block.project(part)
-            at = start + first
-            norms[at : at + len(part)] = torch.linalg.vector_norm(wide, dim=1).double()
-            if copy:
-                kept.append(wide.clone() if wide.data_ptr() == part.data_ptr() else wide)
+        seen = _see(block, chunk, norms[start : start + len(chunk)], copy)
+        if seen is not None:
+            kept.append(seen)
     norms = processes.all_reduce(norms)
     if not copy:
         return norms, rows
@@ -305,6 +302,23 @@ def _scan(
     if not isinstance(rows, SharedRows):
         return norms, own
     return norms, SharedRows(own, rows.span, n, processes)
+
+
+def _see(block: Block, chunk: torch.Tensor, norms: torch.Tensor, keep: bool) -> torch.Tensor | None:
+    """Write the norms float64 [c] of rows [c, d] as the block sees them; with `keep` return the rows so seen,
+    float32 [c, dim].
+    """
+    kept = torch.empty(len(chunk), block.dim) if keep else None
+
+    def share(parts: range) -> None:
+        for part in (slice(i * BLOCK, (i + 1) * BLOCK) for i in parts):
+            seen = block.project(chunk[part])
+            norms[part] = torch.linalg.vector_norm(seen, dim=1).double()
+            if kept is not None:
+                kept[part] = seen
+
+    in_threads(share, -(-len(chunk) // BLOCK), 1)
+    return kept
 
 
 def _target_rows(
