@@ -239,13 +239,13 @@ def write_whole(path: Path, chunks: Iterable[str]) -> None:
 def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object together with the checksum of its entries, for `read_sealed`."""
     value = json.loads(json.dumps(value))  # as it will be read: keys are text
-    write_json(path, {**value, _OWN: _digest(value)})
+    write_json(path, {**value, _OWN: json_digest(value)})
 
 
 def read_sealed(path: Path) -> dict[str, Any] | None:
     """Return what `write_sealed` wrote; None when it is absent, or is not what was written."""
     value = read_json(path)
-    if not isinstance(value, dict) or value.pop(_OWN, None) != _digest(value):
+    if not isinstance(value, dict) or value.pop(_OWN, None) != json_digest(value):
         return None
     return value
 
@@ -259,5 +259,6 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def _digest(value: Mapping[str, Any]) -> str:
+def json_digest(value: object) -> str:
+    """Return the SHA-256 (hex) of a JSON value, in which the order of names does not count."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -25,6 +25,7 @@ from gtp_baselines.gradient_rows import chunks_of, pool_and_target
 from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.end_of_turn import Weight
+from gtp_exp.selection.atoms.sketches import taken_checkpoint
 from gtp_exp.selection.atoms.subspace import evenly_spaced, principal_rows
 from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector, unit_weights
 
@@ -51,13 +52,7 @@ class GIST(Selector):
 
     def select(self, problem: SelectionProblem) -> Selection:
         pool, target, target_rows = pool_and_target(problem, self.direction, self.direction, "GIST")
-        checkpoints = len(pool.learning_rates)
-        if not -checkpoints <= self.checkpoint < checkpoints:
-            raise UserError(
-                f"selector.checkpoint={self.checkpoint} is not on the trajectory of {checkpoints} "
-                "checkpoints; -1 is the last"
-            )
-        t = self.checkpoint % checkpoints
+        t = taken_checkpoint(len(pool.learning_rates), self.checkpoint)
         groups = group_target(problem, self.aggregation)
         sums = torch.zeros(len(groups.names), target.dim, dtype=torch.float64)
         for start, chunk in chunks_of(target.features(t, self.direction)):

@@ -34,7 +34,7 @@ from gtp_baselines.less import add_cosines
 from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.end_of_turn import Weight
-from gtp_exp.selection.atoms.sketches import taken_checkpoints
+from gtp_exp.selection.atoms.sketches import taken_checkpoint
 from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector, unit_weights
 
 
@@ -64,7 +64,7 @@ class InfluenceDistillation(Selector):
         pool, target, _ = pool_and_target(
             problem, self.direction, self.target_direction, "influence_distillation"
         )
-        (t,) = taken_checkpoints(len(pool.learning_rates), [self.checkpoint])
+        t = taken_checkpoint(len(pool.learning_rates), self.checkpoint)
         groups = group_target(problem, self.aggregation)
         rows, aims = pool.features(t, self.direction), target.features(t, self.target_direction)
         p = torch.zeros(len(groups.names), pool.n)

@@ -42,7 +42,7 @@ from gtp_exp.decode import check_fields
 from gtp_exp.errors import NothingToChoose, UserError
 from gtp_exp.gradients.end_of_turn import Weight
 from gtp_exp.gradients.features import Rows, TensorRows
-from gtp_exp.selection.atoms.sketches import taken_checkpoints
+from gtp_exp.selection.atoms.sketches import taken_checkpoint
 from gtp_exp.selection.atoms.subspace import evenly_spaced
 from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector, unit_weights
 
@@ -69,7 +69,7 @@ class TAROT(Selector):
 
     def select(self, problem: SelectionProblem) -> Selection:
         pool, target, _ = pool_and_target(problem, self.direction, self.direction, "TAROT")
-        (t,) = taken_checkpoints(len(pool.learning_rates), [self.checkpoint])
+        t = taken_checkpoint(len(pool.learning_rates), self.checkpoint)
         rows, aims = pool.features(t, self.direction), target.features(t, self.direction)
         in_domain = problem.target is None
         whitening = Whitening.of([rows] if in_domain else [rows, aims], self.ridge)

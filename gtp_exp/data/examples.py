@@ -91,4 +91,5 @@ class TokenizedExample:
     @property
     def n_completion_tokens(self) -> int:
         """Return how many label tokens are predicted, hence carry loss (the first token never is)."""
-        return sum(label != IGNORE for label in self.labels[1:])
+        predicted = self.labels[1:]
+        return len(predicted) - predicted.count(IGNORE)

@@ -30,7 +30,7 @@ ROLE_NAMES = {
 }
 REASONING = ("reasoning_content", "reasoning", "thinking")
 TRAIN = ("weight", "train", "training", "loss")
-# Of a message or a row: without them it would be another one.
+# They change what a message or a row says and are not supported, so a row that has one is left out.
 NOT_READ_HERE = (
     "tool_calls",
     "function_call",
@@ -45,7 +45,7 @@ NOT_READ_HERE = (
     "refusal",
     "chat_template_kwargs",
 )
-# Of a row; a column with such a name is more than a label for reports.
+# Columns of a row by which other trainers act; a warning names them, as nothing here reads them.
 OF_TRAINING = ("weight", "sample_weight", "loss_mask", "mask", "train", "chosen", "rejected", "kto_tag")
 
 

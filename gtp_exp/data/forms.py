@@ -58,7 +58,7 @@ class RowLayout:
     id_column: str | None  # None: ids are made of `stem` and the row number
     stem: str
     source: str | None = None  # label of the file in a mixture, kept among the hidden facts
-    ids: Ids | None = None  # None: not of a pool, so that the options of `dataset` say nothing of it
+    ids: Ids | None = None  # None for rows of a benchmark, to which dataset.ids does not apply
     group: str = "dataset"  # whose options describe the file, for messages
 
     @property

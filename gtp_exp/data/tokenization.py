@@ -8,7 +8,6 @@ token.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from bisect import bisect_right
@@ -22,6 +21,7 @@ from tqdm import tqdm
 from gtp_exp.data.examples import IGNORE, Example, TokenizedExample
 from gtp_exp.data.rendering import Rendered, render
 from gtp_exp.errors import UserError
+from gtp_exp.files import json_digest
 
 VERSION = 2  # raise it when the same text gets other ids or labels: it enters `chat_template_hash`
 
@@ -132,7 +132,7 @@ def chat_template_hash(tokenizer: Any) -> str:
     """Return the SHA-256 (hex) of what decides the rendered text and its labels beyond the vocabulary."""
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     parts = [VERSION, tokenizer.get_chat_template(), special]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return json_digest(parts)
 
 
 def tokenize(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from gtp_exp.errors import UserError
-from gtp_exp.files import find_files
+from gtp_exp.files import find_files, json_digest
 from gtp_exp.records.record import RECORD_NAME, PoolSummary, RunRecord, SelectionSummary, State, read_record
 
 Job = Mapping[str, Any]  # resolved config: a node per group, and the keys outside any group
@@ -21,7 +19,7 @@ Job = Mapping[str, Any]  # resolved config: a node per group, and the keys outsi
 
 def fingerprint(*parts: Any) -> str:
     """Return a short hash of JSON values, in order."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return json_digest(parts)[:16]
 
 
 @dataclass(frozen=True)

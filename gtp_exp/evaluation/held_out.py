@@ -76,12 +76,8 @@ def token_loss(
     processes: Processes = ALONE,
 ) -> dict[str, float]:
     """Return the `nats_per_token` of `held_out_loss` with its standard error over rows."""
-    answers = _nats(rows, loaded, batch_size, label, processes)[:, ANSWER]
-    n_tokens = _answer_tokens(rows)
-    return {
-        "nats_per_token": _per_token(answers, n_tokens),
-        "nats_per_token_stderr": _token_error(answers, n_tokens),
-    }
+    loss = held_out_loss(rows, loaded, batch_size=batch_size, label=label, processes=processes).metrics()
+    return {name: loss[name] for name in ("nats_per_token", "nats_per_token_stderr")}
 
 
 def _per_token(nats: torch.Tensor, n_tokens: torch.Tensor) -> float:

@@ -28,7 +28,7 @@ from gtp_exp.gradients.checkpoints import (
     load_moments,
     load_trainable,
 )
-from gtp_exp.gradients.directions import DEFAULT_ADAM, AdamConstants, Direction
+from gtp_exp.gradients.directions import BETAS, EPS, Direction
 from gtp_exp.gradients.engines.adapters import check_differentiable, has_adapters, sizes
 from gtp_exp.gradients.engines.base import GradientEngine
 from gtp_exp.gradients.engines.choose import Engine, choose_engine, make_engine
@@ -54,7 +54,6 @@ def collect(
     settings: GradientConfig,
     *,
     label: str = "",
-    adam: AdamConstants = DEFAULT_ADAM,
     processes: Processes = ALONE,
 ) -> GradientStore:
     """Store x[t, i] = S_t Gamma_t(g[t, i]) for every checkpoint t and example i, and return the store.
@@ -67,9 +66,8 @@ def collect(
     A directory that holds part of the same store is completed, shard by shard, to the same bytes; several
     processes may work on one directory. `settings.token_budget` is the number of tokens in a batch, None to
     choose it from free memory, once for the store; another one given to a resumed run holds for the rest of
-    it and moves rounding only. label: of the progress bar; an empty one shows none. adam: of the optimizer
-    that made the checkpoints. processes: those that work on the directory; only where they share the model's
-    weights do they have to be named.
+    it and moves rounding only. label: of the progress bar; an empty one shows none. processes: those that
+    work on the directory; only where they share the model's weights do they have to be named.
 
     A row whose gradient is not finite is quarantined in the store (zeros, and listed). Raise UserError for
     examples without completion tokens, and for a model the engine cannot differentiate exactly.
@@ -77,7 +75,7 @@ def collect(
     _check_arguments(examples, checkpoints, settings)
     parameters = check_differentiable(model)
     together = processes if is_sharded(model) else ALONE
-    job = _CollectionJob(model, parameters, examples, checkpoints, settings, adam, together)
+    job = _CollectionJob(model, parameters, examples, checkpoints, settings, together)
     with left_as_found(model, parameters):
         writer = job.writer(directory)
         engine = job.make_engine(writer.plan)
@@ -101,7 +99,6 @@ class _CollectionJob:
     examples: Sequence[TokenizedExample]
     checkpoints: Sequence[Checkpoint]
     settings: GradientConfig
-    adam: AdamConstants
     together: Processes  # which share the model's weights, so that none of them can pass alone
 
     def writer(self, directory: Path) -> StoreWriter:
@@ -129,7 +126,7 @@ class _CollectionJob:
             "rows": len(self.examples),
             "rows_sha256": digest(*([e.id, e.input_ids, e.labels] for e in self.examples)),
             "directions": [direction.value for direction in settings.directions],
-            "adam": {"betas": self.adam.betas, "eps": self.adam.eps},
+            "adam": {"betas": BETAS, "eps": EPS},
             "sketch": {"kind": sketch.kind.value, "dim": sketch.dim, "nonzeros": sketch.nonzeros},
             "dim": output_dim(sketch, sizes(self.parameters)),
             "seed": settings.seed,
@@ -230,8 +227,8 @@ class _CollectionJob:
             ),
             moments=moments,
             step=checkpoint.step,
-            betas=self.adam.betas,
-            eps=self.adam.eps,
+            betas=BETAS,
+            eps=EPS,
             shapes={name: parameter.shape for name, parameter in self.parameters.items()},
         )
 

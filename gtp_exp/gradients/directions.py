@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 
 import torch
@@ -17,15 +16,7 @@ class Direction(Enum):
     LESS = "less"
 
 
-@dataclass(frozen=True)
-class AdamConstants:
-    """Holds the constants of the Adam that made the checkpoints; the defaults are torch's."""
-
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-
-
-DEFAULT_ADAM = AdamConstants()
+BETAS, EPS = (0.9, 0.999), 1e-8  # of the Adam that made the checkpoints: torch's defaults
 
 
 def apply_direction(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gtp_exp.errors import UserError
-from gtp_exp.files import read_json
+from gtp_exp.files import json_digest, read_json
 
 FORMAT = 2
 PLAN, ROWS, STORE = "plan.json", "rows.json", "store.json"
@@ -37,7 +35,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 def content_key(about: Mapping[str, Any]) -> str:
     """Return the SHA-256 (hex) of a store's record, which holds the checksum of every file; the same wherever
     the store lies."""
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    return json_digest(about)
 
 
 def check_same_space(pool: Mapping[str, Any], target: Mapping[str, Any]) -> None:

@@ -46,7 +46,7 @@ def store_summary(store: GradientStore) -> str:
         f"rows         {store.n} ({int(store.n_tokens.sum())} completion tokens)",
         f"dimension    {store.dim}, {about['storage']}",
     ]
-    if "sketch" in about:  # else the rows were not computed here, but given
+    if "sketch" in about and not about.get("imported"):  # else the rows were not computed here, but given
         lines[-1] += f", sketch {about['sketch']['kind']}, seed {about['seed']}"
         lines.append(
             f"gradients    {about['reduction']} completion loss, {about['n_parameters']} parameters, "

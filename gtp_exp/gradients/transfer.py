@@ -11,7 +11,7 @@ import torch
 
 from gtp_exp.errors import UserError
 from gtp_exp.files import SealedFolder, write_json
-from gtp_exp.gradients.arrays import checked_ids, checked_rates
+from gtp_exp.gradients.arrays import checked_ids
 from gtp_exp.gradients.foreign import READERS, ForeignMatrix, equal_groups, read_labels
 from gtp_exp.gradients.imported import imported_arrays
 from gtp_exp.gradients.manifest import PLAN, STORE
@@ -47,8 +47,6 @@ def import_store(kind: str, paths: Sequence[Path], out: Path, options: ImportOpt
                 "holds the same rows in the same dimension"
             )
     n = first.rows.shape[0]
-    if options.learning_rates is not None:
-        checked_rates(options.learning_rates, len(matrices))
     source = imported_arrays(
         [matrix.rows for matrix in matrices],
         _ids(options.ids, first),
@@ -75,11 +73,8 @@ def _ids(file: Path | None, first: ForeignMatrix) -> list[str] | None:
     """Return the ids of a file; raise UserError, by file, where they do not fit the rows."""
     if file is None:
         return None
-    ids, n = read_labels(file, "id"), first.rows.shape[0]
-    if len(ids) != n:
-        raise UserError(f"{file} has {len(ids):,} ids, and {first.file} {n:,} rows; give one id for each row")
     try:
-        return list(checked_ids(ids, n))
+        return list(checked_ids(read_labels(file, "id"), first.rows.shape[0]))
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
 

@@ -11,12 +11,12 @@ differing keys are named.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gtp_exp.files import json_digest
 from gtp_exp.leaderboard.metrics import TESTED_ON
 from gtp_exp.leaderboard.records import Run
 from gtp_exp.leaderboard.references import references_of
@@ -302,7 +302,7 @@ def _edited(runs: Sequence[Run], settings: Mapping[Run, Mapping[str, str]]) -> d
     }
     edited = _told_apart("content of ", contents, settings, DECIDE_DATA)
     chosen_from = {
-        run: {name: _digest(value) for name, value in run.record.selection.read_beside_rows.items()}
+        run: {name: json_digest(value) for name, value in run.record.selection.read_beside_rows.items()}
         for run in runs
         if run.record.selection and run.record.selection.read_beside_rows  # older records do not tell
     }
@@ -329,10 +329,6 @@ def _told_apart(
         for run in members:
             apart[run] = {f"{word}{n}": contents[run].get(n, ABSENT)[:12] for n in several}
     return apart
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _one_to_one(runs: Sequence[Run], key: str, settings: Mapping[Run, Mapping[str, str]]) -> bool:

@@ -200,7 +200,7 @@ class Selection:
 class Selector(abc.ABC):
     """Choose rows out of a pool. What a selector does not say of itself holds as here."""
 
-    needs: ClassVar[frozenset[Need]] = frozenset()  # beyond the examples' text; without it it is not there
+    needs: ClassVar[frozenset[Need]] = frozenset()  # what `select` reads beside text; the rest is None
     version: ClassVar[int] = 1  # raise it when the same settings choose differently: it enters the cache key
     distributed: ClassVar[bool] = False  # every process of a job calls `select`, not the main one alone
     ignores_budget: ClassVar[bool] = False  # the same rows at every budget: chosen, trained and tested once
@@ -277,7 +277,8 @@ def _what_is_none(error: Exception, selector: Selector, problem: SelectionProble
             return (
                 f"reads the problem's target, which is None in-domain: there the pool is the target {where}"
             )
-    for name in sorted(undeclared, key=lambda name: name not in line):  # the one that the line names first
+    if undeclared:
+        name = min(undeclared, key=lambda name: name not in line)  # one that the line names, if any
         return (
             f"reads the problem's {name}, which {type(selector).__name__} has not asked for {where}; "
             f"declare it: needs = frozenset({{Need.{name.upper()}}})"

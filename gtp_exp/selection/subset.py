@@ -20,7 +20,10 @@ log = logging.getLogger(__name__)
 def some_candidates(
     problem: SelectionProblem, index: torch.Tensor, gradients: GradientFeatures | None
 ) -> SelectionProblem:
-    """With the budget that all of them had, as far as there are rows. gradients: of these candidates."""
+    """Return the problem of some candidates alone, with the budget of the whole one, at most all of them.
+
+    gradients: of these candidates.
+    """
     rows = problem.budget.rows(len(problem.candidates))
     return replace(
         problem,
@@ -39,10 +42,10 @@ def some_candidates(
 def select_outside_quarantine(
     selector: Selector, problem: SelectionProblem, pool: torch.Tensor, target: torch.Tensor
 ) -> Selection:
-    """What the selector chooses when these rows are not there, in the numbering of all candidates.
+    """Return what the selector chooses without the rows whose gradient is not finite, by the numbers of all
+    candidates. The rows left out get the lowest score, and the diagnostics list their ids.
 
-    pool, target: int64 rows whose gradient is not finite. Their ids become diagnostics, and
-    theirs is the lowest score.
+    pool, target: int64 numbers of these rows.
     """
     if not len(pool) and not len(target):
         return choose_rows(selector, problem)
@@ -90,7 +93,7 @@ def _picked_tokens(rows: Sequence[TokenizedExample], index: torch.Tensor) -> Seq
 
 
 def others(n: int, index: torch.Tensor) -> torch.Tensor:
-    """Of 0 ... n - 1 those that are not in the index, ascending."""
+    """Return the numbers from 0 to n - 1 that an index lacks, ascending."""
     kept = torch.ones(n, dtype=torch.bool)
     kept[index] = False
     return kept.nonzero().flatten()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import time
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 
 from gtp_exp.config import without_folders
 from gtp_exp.errors import first_line
+from gtp_exp.files import json_digest
 from gtp_exp.records.address import public_address
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class RunInfo:
     def content(self) -> str:
         """Return the hash of what the job is, wherever it writes, runs and is followed: 16 hex digits, the
         same when the same job is started again."""
-        return hashlib.sha256(json.dumps(self._job, sort_keys=True).encode()).hexdigest()[:16]
+        return json_digest(self._job)[:16]
 
     @property
     def shared_config(self) -> dict[str, Any]:

@@ -161,9 +161,9 @@ def fit_table(time: Fit, memory: Fit) -> str:
     rates = {
         "scan": ("N m / P", "number"),
         "pass": ("K N m / P", "number"),
-        "fetch": ("K T F", "file"),
-        "row": ("K N", "row and pass"),
-        "solve": ("K r^2 m", "product"),
+        "fetch": ("I T F", "file"),
+        "row": ("I N", "row and iteration"),
+        "solve": ("I r^2 m", "product"),
         "refit": ("M^2 m", "product"),
     }
     lines = ["| term | coefficient |", "|---|---|"]

@@ -32,7 +32,7 @@ class Jsonl(DataSource):
     format: Format = Format.AUTO
     columns: ColumnNames = field(default_factory=ColumnNames)
     rows: Optional[int] = None
-    seed: int = 0  # of that subset
+    seed: int = 0  # of the random subset that `rows` asks for
     ids: Ids = Ids.COLUMN
 
     def __post_init__(self) -> None:

@@ -115,13 +115,23 @@ def taken_checkpoints(length: int, checkpoints: Sequence[int] | None) -> list[in
 
     Raises UserError for a position that the warm-up does not have.
     """
-    asked = range(length) if checkpoints is None else checkpoints
-    if outside := [t for t in asked if not -length <= t < length]:
+    if checkpoints is None:
+        return list(range(length))
+    return sorted({_on_trajectory(t, length, f"checkpoints={list(checkpoints)}: {t}") for t in checkpoints})
+
+
+def taken_checkpoint(length: int, checkpoint: int) -> int:
+    """Return the position from 0 of the one checkpoint asked for; raise UserError as `taken_checkpoints`."""
+    return _on_trajectory(checkpoint, length, f"checkpoint={checkpoint}")
+
+
+def _on_trajectory(checkpoint: int, length: int, given: str) -> int:
+    if not -length <= checkpoint < length:
         raise UserError(
-            f"selector.checkpoints={list(asked)}: {outside[0]} is not on the trajectory of {length} "
-            "checkpoints, counted from 0; -1 is the last"
+            f"selector.{given} is not on the trajectory of {length} checkpoints, which count from 0; "
+            "-1 is the last"
         )
-    return sorted({t % length for t in asked})
+    return checkpoint % length
 
 
 def build_atoms(problem: SelectionProblem, settings: AtomSettings, selector: str) -> PursuitData:

@@ -63,7 +63,7 @@ class CoSaMP:
 
         for _ in range(self.max_iterations):
             # Proxy: the atoms most correlated with the residual, without those that are already in.
-            index, rows = search.strongest(columns, residual, width)
+            index, rows = search.strongest(columns.ids, residual, width)
             if not len(index):
                 break
             merged = search.join(columns, index, rows)
@@ -83,4 +83,4 @@ class CoSaMP:
                 break
 
         contribution = contributions(best.weights, best.columns)
-        return search.finish(best.columns, best.weights, best.residual, best.kkt, contribution)
+        return search.finish(best.columns.ids, best.weights, best.residual, best.kkt, contribution)

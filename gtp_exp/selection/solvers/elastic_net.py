@@ -72,7 +72,7 @@ class ElasticNet:
         weights, residual, l1 = torch.empty(0, dtype=torch.float64), b, 0.0
         for _ in range(self.max_iterations):
             count = problem.size if search.curve else 2 * problem.size
-            index, rows = search.strongest(columns, residual[:, None], count, above=l1 * (1 + 1e-5))
+            index, rows = search.strongest(columns.ids, residual[:, None], count, above=l1 * (1 + 1e-5))
             outside = rows.double() @ residual > l1 * (1 + 1e-6)
             if not outside.any():
                 break
@@ -85,7 +85,7 @@ class ElasticNet:
 
         rough = rough_fit(columns, search.target, problem.ridge, weights[:, None])
         chosen, fitted, left, kkt = prune(columns, rough, problem, self.prune_stages)
-        return search.finish(chosen, fitted, left, kkt, contributions(fitted, chosen))
+        return search.finish(chosen.ids, fitted, left, kkt, contributions(fitted, chosen))
 
 
 def _path_point(

@@ -99,7 +99,9 @@ class _Sum:
         weights = scale / torch.cat(norms) if norms else torch.empty(0, dtype=torch.float64)
         ids = torch.tensor(self.ids, dtype=torch.long)
         residual = (self.search.target[:, 0] - scale * self.sum)[:, None]
-        return self.search.end(ids, weights[:, None], residual, 0.0, torch.full((len(ids),), scale).double())
+        return self.search.finish(
+            ids, weights[:, None], residual, 0.0, torch.full((len(ids),), scale).double()
+        )
 
     def _scale(self) -> float:
         """Return the weight of every unit row at which the sum is closest to the target."""
@@ -125,7 +127,7 @@ class _Sum:
         freed: the tokens that a step wins back before it spends.
         """
         spent = self.spent - freed
-        taken = columns_of(torch.empty(0, len(self.b)), torch.tensor(self.ids, dtype=torch.long), GramCache())
+        taken = torch.tensor(self.ids, dtype=torch.long)
         search, residual = self.search, self.search.target[:, 0]
         if self.whole:
             index = search.eligible(taken, spent).nonzero().flatten()

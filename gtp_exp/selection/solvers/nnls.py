@@ -17,6 +17,7 @@ The ridge enters the true problem: its gradient is A (A^T w - b) + lam w. Solvin
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -24,12 +25,15 @@ import torch
 
 from gtp_exp.selection.solvers.wide import WideSystem
 
+log = logging.getLogger(__name__)
+
 DEPENDENT = 1e-11  # squared pivot of a unit column below which it lies in the span of the passive ones
 APART = 1e-2  # ridge of a unit column above which any columns are well conditioned
 TOLERANCE = 1e-9  # gradient of a unit column, relative to the largest correlation, that counts as zero
 WARM_STEPS = 40  # of projected gradient, before the active set takes over
 PATIENCE = 40  # factorisations after which a small ridge calls for Newton's method on the dual
 NEWTON_STEPS = 200
+MOST_ITERATIONS = 1000  # factorisations, far beyond what was ever needed
 POWER_STEPS = 6  # power iterations for the step length
 FALL = 1 - 1e-12  # an objective must fall by more than rounding to count
 
@@ -44,7 +48,6 @@ class NNLS:
     residual: torch.Tensor  # float64 [m], b - A^T w
     kkt: float  # largest violation of the optimality conditions, relative; see `kkt_residual`
     iterations: int  # Cholesky factorisations
-    converged: bool
 
 
 class GramCache:
@@ -174,14 +177,13 @@ def nnls(
     ridge: float = 0.0,
     l1: float = 0.0,
     start: torch.Tensor | None = None,
-    max_iterations: int = 1000,
 ) -> NNLS:
     """Solve for w [n] given rows [n, m] and target [m] of any floating type; arithmetic is float64.
 
     start [n] >= 0 is a warm start.
     """
     columns = columns_of(rows, torch.arange(len(rows)), GramCache())
-    return nnls_of_columns(columns, target, ridge=ridge, l1=l1, start=start, max_iterations=max_iterations)
+    return nnls_of_columns(columns, target, ridge=ridge, l1=l1, start=start)
 
 
 def nnls_of_columns(
@@ -192,7 +194,6 @@ def nnls_of_columns(
     l1: float = 0.0,
     start: torch.Tensor | None = None,
     guess: bool = True,
-    max_iterations: int = 1000,
 ) -> NNLS:
     """Solve as `nnls` does, on prepared columns, so that a pursuit's many solves share their Gram matrix.
 
@@ -200,10 +201,10 @@ def nnls_of_columns(
     """
     active = _ActiveSet(columns, target.double(), ridge, l1)
     if active.nothing_to_fit():
-        return NNLS(active.zero, active.target.clone(), 0.0, 0, True)
+        return NNLS(active.zero, active.target.clone(), 0.0, 0)
     current = active.feasible(active.first_passive(start, guess))
-    value, block, converged, newton = active.objective(current), len(active.unit), False, False
-    while active.iterations < max_iterations and not converged:
+    value, block, newton = active.objective(current), len(active.unit), False
+    while active.iterations < MOST_ITERATIONS:
         if ridge > 0 and not newton and active.iterations > PATIENCE:
             # Many more columns than m and a small ridge: exchanges of a few columns creep, the dual does not.
             newton = True
@@ -213,10 +214,16 @@ def nnls_of_columns(
                 continue
         better, block = active.descend(current, value, block)
         if better is None or not active.objective(better) < value * FALL:
-            converged = True  # no violation, or no descent left in float64
-        else:
-            current, value = better, active.objective(better)
-    return active.answer(current, converged)
+            return active.answer(current)  # no violation, or no descent left in float64
+        current, value = better, active.objective(better)
+    answer = active.answer(current)
+    log.warning(
+        "a non-negative fit of %d rows ended after %d factorisations, %.1e from optimal; raise the ridge",
+        len(columns.ids),
+        answer.iterations,
+        answer.kkt,
+    )
+    return answer
 
 
 class _ActiveSet:
@@ -331,7 +338,7 @@ class _ActiveSet:
             return _exchange_one(current, violating, self.solve), 1
         return None, block
 
-    def answer(self, current: Solution, converged: bool) -> NNLS:
+    def answer(self, current: Solution) -> NNLS:
         """Return a solution in the units of the columns as given, and how far it is from optimal."""
         passive, u = current
         weights = self.zero.clone()
@@ -342,7 +349,7 @@ class _ActiveSet:
         violation = torch.where(self.live, (-gradient).clamp(min=0), 0.0)
         violation[passive] = gradient[passive].abs()
         kkt = float(violation.max()) / self.largest
-        return NNLS(weights, self.target - fitted, kkt, self.iterations, converged)
+        return NNLS(weights, self.target - fitted, kkt, self.iterations)
 
 
 def largest_half(passive: torch.Tensor, weights: torch.Tensor, m: int) -> torch.Tensor:

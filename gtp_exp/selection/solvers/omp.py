@@ -91,16 +91,16 @@ def pursue_in_blocks(problem: PursuitProblem, block: int) -> Pursuit:
     if len(u):
         gradient = problem.ridge * weights / columns.norms - columns.unit @ residual
         kkt = float(gradient.abs().max() / (columns.unit @ b).max())
-    return search.finish(columns, weights[:, None], residual[:, None], kkt, u)
+    return search.finish(columns.ids, weights[:, None], residual[:, None], kkt, u)
 
 
 def _next_block(search: Search, columns: Columns, residual: torch.Tensor, count: int) -> Columns | None:
-    """Return the atoms that one pass adds, none where there are none; None where all of them are near copies
-    of the support's or of each other.
+    """Return the atoms that one pass adds: no row where nothing is left to add, None where every one nearly
+    repeats a row of the support or of this pass.
     """
     problem = search.problem
     spent = 0 if problem.cost is None else int(problem.cost[columns.ids].sum())
-    index, rows = search.strongest(columns, residual[:, None], count, spent=spent)
+    index, rows = search.strongest(columns.ids, residual[:, None], count, spent=spent)
     if problem.cost is not None and len(index):
         fits = _fitting(problem.cost[index], problem.capacity - spent)
         index, rows = index[fits], rows[fits]

@@ -102,18 +102,21 @@ class Search:
         m = self.problem.atoms.shape[1]
         return columns_of(torch.empty(0, m), torch.empty(0, dtype=torch.long), GramCache())
 
-    def eligible(self, support: Columns, spent: int) -> torch.Tensor:
-        """Return the rows outside the support that may be chosen and fit into the capacity, bool [N]."""
+    def eligible(self, support: torch.Tensor, spent: int) -> torch.Tensor:
+        """Return the rows outside the support int64 [k] that may be chosen and fit into the capacity, bool
+        [N].
+        """
         eligible = self._available.clone()
-        eligible[support.ids] = False
+        eligible[support] = False
         if self.problem.cost is not None:
             eligible &= self.problem.cost <= self.problem.capacity - spent
         return eligible
 
     def strongest(
-        self, support: Columns, residual: torch.Tensor, count: int, *, above: float = 0.0, spent: int = 0
+        self, support: torch.Tensor, residual: torch.Tensor, count: int, *, above: float = 0.0, spent: int = 0
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the rows outside the support that correlate most with the residual [m, S]; see `strongest`.
+        """Return the rows outside the support int64 [k] that correlate most with the residual [m, S]; see
+        `strongest`.
 
         Rows that cost more than the capacity less what is spent are passed over.
         """
@@ -153,24 +156,15 @@ class Search:
 
     def finish(
         self,
-        support: Columns,
-        weights: torch.Tensor,
-        residual: torch.Tensor,
-        kkt: float,
-        contributions: torch.Tensor,
-    ) -> Pursuit:
-        """Return the pursuit that ends with these weights [k, S]; rows without a contribution leave."""
-        return self.end(support.ids, weights, residual, kkt, contributions)
-
-    def end(
-        self,
         ids: torch.Tensor,
         weights: torch.Tensor,
         residual: torch.Tensor,
         kkt: float,
         contributions: torch.Tensor,
     ) -> Pursuit:
-        """Return the same for rows int64 [k] that are not held."""
+        """Return the pursuit that ends with rows int64 [k] and their weights [k, S]; rows without a
+        contribution leave.
+        """
         order = top(contributions, len(contributions))
         none = torch.empty(0, dtype=torch.long)
         return Pursuit(
