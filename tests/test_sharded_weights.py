@@ -133,6 +133,14 @@ def test_deepspeed_is_refused_in_one_line_before_anything_is_started(tmp_path):
     assert not list(tmp_path.glob("cache/*/*"))
 
 
+def test_processes_that_the_file_alone_asks_for_are_not_left_out_without_a_word(tmp_path):
+    file = tmp_path / "fsdp.yaml"
+    file.write_text(f"{FSDP}\nnum_processes: 4\n")
+    with pytest.raises(UserError, match="num_processes: 4, .* is 1; give launch.num_processes=4"):
+        Launch(config_file=str(file))
+    assert Launch(num_processes=4, config_file=str(file)).sharding == Sharding()
+
+
 def test_models_and_selectors_that_need_whole_weights_are_refused(tmp_path):
     file = tmp_path / "fsdp.yaml"
     file.write_text(FSDP)

@@ -48,7 +48,7 @@ class Launch:
     deterministic: bool = True  # on a GPU; a CPU is so in any case
     threads: Optional[int] = None  # of each CPU worker; null leaves the choice to PyTorch
     num_processes: int = 1  # of one job, counted over all machines
-    # Accelerate's configuration, for FSDP, DeepSpeed or several machines; null: data parallel, this machine
+    # Accelerate's configuration, for FSDP2 or several machines; null: data parallel, this machine
     config_file: Optional[str] = None
     time_limit_minutes: Optional[float] = None  # a job that takes longer is stopped
     stall_limit_minutes: Optional[float] = None  # a job without progress for so long is stopped
@@ -67,6 +67,13 @@ class Launch:
                 f"launch.config_file={self.config_file} does not exist; `accelerate config` writes one"
             )
         _ = self.machines, self.sharding  # reads the file
+        written = self._accelerate().get("num_processes") or 1
+        if self.num_processes == 1 and written != 1:
+            raise UserError(
+                f"launch.config_file={self.config_file} has num_processes: {written}, and "
+                f"launch.num_processes, which counts, is 1; give launch.num_processes={written}, or take the "
+                "line out of the file"
+            )
 
     def environment(self) -> dict[str, str]:
         """Return the environment variables that all workers share."""

@@ -13,13 +13,13 @@ from gtp_exp.data.examples import IGNORE
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.collect import collect
 from gtp_exp.gradients.end_of_turn import (
-    Balance,
     WeighedEndOfTurn,
     check_weight,
     content_of,
     end_of,
     shares,
 )
+from gtp_exp.gradients.weight import Balance
 from gtp_exp.model.loss import Reduction
 
 REDUCTIONS = list(Reduction)

@@ -249,7 +249,9 @@ def test_checkpoints_ids_rates_and_subtasks_that_do_not_fit_are_named(tmp_path, 
     assert line.startswith(f"{other} holds 29 rows of 12 values and {one} 30 rows of 12 values")
     ids = tmp_path / "ids.txt"
     ids.write_text("a\nb\n")
-    assert f"{ids} has 2 ids, and {one} 30 rows" in refused(tmp_path, capsys, "numpy", [one], f"--ids={ids}")
+    assert f"{ids}: ids has the length 2, not 30; give one id for each row" in refused(
+        tmp_path, capsys, "numpy", [one], f"--ids={ids}"
+    )
     ids.write_text("a\n" * N)
     assert f"{ids}: id 'a' occurs twice: rows 0 and 1" in refused(
         tmp_path, capsys, "numpy", [one], f"--ids={ids}"
