@@ -240,7 +240,7 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
         selection = read_selection(selected)
         summary = report_selection(journal, directory, inputs, selection) if processes.main else None
         if summary is not None:
-            summary = replace(summary, read_beside_rows=read_beside_rows(selector, inputs))
+            summary = replace(summary, read_beside_rows=read_beside_rows(selected))
         overlap.count("selected", [inputs.candidates.examples[i] for i in selection.indices.tolist()])
 
         if settings.until is not Until.SELECTION:

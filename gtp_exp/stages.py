@@ -11,7 +11,7 @@ import functools
 import importlib.metadata
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.errors import UserError
 from gtp_exp.evaluation.held_out import token_loss
 from gtp_exp.evaluation.tasks import evaluate
-from gtp_exp.files import read_json, write_json
+from gtp_exp.files import MANIFEST, read_json, read_sealed, write_json
 from gtp_exp.gradients.checkpoints import host_parameters, load_checkpoint, save_checkpoint, save_untuned
 from gtp_exp.gradients.collect import VERSION as GRADIENTS_VERSION
 from gtp_exp.gradients.collect import collect
@@ -303,7 +303,7 @@ def select(
 ) -> StageResult:
     """Choose rows among the candidates within the budget."""
     chooser, inputs, gradients = sources.chooser, sources.inputs, sources.gradients
-    scores = _scores(selector, inputs)
+    scores = {name: inputs.scores.get(name, ()) for name in selector.score_columns()}
 
     def produce(directory: Path) -> None:
         passes = KeptPasses(runner.cache.root, chooser.identity, directory)
@@ -345,24 +345,12 @@ def select(
         "target": None if inputs.target is None else inputs.target.key,
         "gradients": gradients.keys(),
     }
-    if more := read_beside_rows(selector, inputs):
+    if more := {**selector.reads(), **({"scores": digest(scores)} if scores else {})}:
         reads["more"] = more
     if sources.tuned is not chooser:
         reads["tokens counted for"] = sources.tuned.identity
         reads["pool as it chooses"] = inputs.candidates_to_select.key
     return runner.run_stage("selection", reads, produce, together=selector.distributed)
-
-
-def read_beside_rows(selector: Selector, inputs: Inputs) -> dict[str, Any]:
-    """Return what a choice depends on besides its settings, the rows and their gradients: JSON values by
-    name, none for most selectors."""
-    scores = _scores(selector, inputs)
-    return {**selector.reads(), **({"scores": digest(scores)} if scores else {})}
-
-
-def _scores(selector: Selector, inputs: Inputs) -> dict[str, Sequence[float]]:
-    """Return the columns of `dataset.scores` that a selector reads."""
-    return {name: inputs.scores.get(name, ()) for name in selector.score_columns()}
 
 
 def target_gradients(sources: SelectionSources, selector: Selector) -> GradientFeatures | None:
@@ -394,6 +382,12 @@ def read_selection(result: StageResult) -> Selection:
     arrays = load_file(result.directory / "selection.safetensors")
     diagnostics = json.loads((result.directory / "diagnostics.json").read_text())
     return Selection(**arrays, diagnostics=diagnostics)
+
+
+def read_beside_rows(selected: StageResult) -> dict[str, Any]:
+    """Return what a choice depended on besides its settings, the rows and their gradients, as its cache entry
+    tells: JSON values by name, none for most selectors."""
+    return (read_sealed(selected.directory / MANIFEST) or {}).get("reads", {}).get("more", {})
 
 
 class KeptPasses:
