@@ -45,6 +45,7 @@ from gtp_exp.stages import (
     check_quarantine,
     collect_gradients,
     mirror_history,
+    proven_engine,
     read_beside_rows,
     read_saved_seconds,
     read_selection,
@@ -308,10 +309,11 @@ def collect_all_gradients(
     settings: GradientConfig,
 ) -> GradientStores:
     """Collect the gradients of pool and target, as `rows_with_gradients` names them; check that they are
-    finite."""
-    stores = []
+    finite. The engine is compared with autograd once, on the first rows that are not in the cache."""
+    stores, proven = [], None
     for split, part in rows:
-        stores.append(collect_gradients(runner, chooser, split, part, trajectory, settings))
+        stores.append(collect_gradients(runner, chooser, split, part, trajectory, settings, proven))
+        proven = proven or proven_engine(stores[-1])
         check_quarantine(split, part, stores[-1], settings)
     return GradientStores(*stores)
 

@@ -31,9 +31,10 @@ from gtp_exp.gradients.checkpoints import host_parameters, load_checkpoint, save
 from gtp_exp.gradients.collect import VERSION as GRADIENTS_VERSION
 from gtp_exp.gradients.collect import collect
 from gtp_exp.gradients.end_of_turn import WeighedEndOfTurn, content_of, end_of, shares
-from gtp_exp.gradients.engines.choose import check_adapters
+from gtp_exp.gradients.engines.choose import Engine, check_adapters
 from gtp_exp.gradients.features import GradientFeatures
 from gtp_exp.gradients.given import GivenGradients
+from gtp_exp.gradients.manifest import read_manifest
 from gtp_exp.gradients.matching import GivenStore
 from gtp_exp.gradients.settings import GradientConfig
 from gtp_exp.gradients.store import GradientStore
@@ -200,8 +201,12 @@ def collect_gradients(
     rows: PreparedRows,
     trajectory: StageResult,
     gradients: GradientConfig,
+    proven: Engine | None = None,
 ) -> StageResult:
-    """Sketch the gradient of every row at every checkpoint of the trajectory. split: "pool" or "target"."""
+    """Sketch the gradient of every row at every checkpoint of the trajectory. split: "pool" or "target".
+
+    proven: an engine that needs no comparison with autograd any more, as `proven_engine` finds it.
+    """
 
     def produce(directory: Path) -> None:
         names = json.loads((trajectory.directory / "trajectory.json").read_text())
@@ -212,11 +217,17 @@ def collect_gradients(
             directory / "store",
             gradients,
             label=f"{split} gradients",
+            proven=proven,
             processes=runner.processes,
         )
 
     reads = {"warmup": trajectory.key, "split": split, "rows": rows.key, "settings": gradients.reads()}
     return runner.run_stage("gradients", reads, produce, cost=f"gradients: {split}")
+
+
+def proven_engine(made: StageResult) -> Engine | None:
+    """Return the engine that this process has just trusted with a store; None for one that was there."""
+    return None if made.cached else Engine(read_manifest(made.directory / "store")["engine"])
 
 
 def check_quarantine(

@@ -88,6 +88,17 @@ def test_a_change_recomputes_what_depends_on_it_and_nothing_else(first, outputs,
     assert computed(run(outputs, "selector=less", override)) == expected
 
 
+def test_the_gradient_engine_is_compared_with_autograd_once_in_a_job(tmp_path, caplog):
+    """Before the first gradients that it computes: of pool and target together, or of a new target alone."""
+    for change, split in ([], "pool"), (["benchmark.target_rows=5"], "target"):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            run(tmp_path, "selector=less", "until=selection", *change)
+        told = [r.getMessage() for r in caplog.records if r.name == "gtp_exp.gradients.collect"]
+        assert [line for line in told if line.startswith("comparing")] == told[:1]
+        assert told[1].startswith(f"{split} gradients")
+
+
 # What each stage's key is made of. A name more, or less, and no earlier entry is found again.
 READS = {
     "warmup": {"model", "pool", "share", "train", "seed"},

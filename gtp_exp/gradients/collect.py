@@ -54,6 +54,7 @@ def collect(
     settings: GradientConfig,
     *,
     label: str = "",
+    proven: Engine | None = None,
     processes: Processes = ALONE,
 ) -> GradientStore:
     """Store x[t, i] = S_t Gamma_t(g[t, i]) for every checkpoint t and example i, and return the store.
@@ -66,8 +67,10 @@ def collect(
     A directory that holds part of the same store is completed, shard by shard, to the same bytes; several
     processes may work on one directory. `settings.token_budget` is the number of tokens in a batch, None to
     choose it from free memory, once for the store; another one given to a resumed run holds for the rest of
-    it and moves rounding only. label: of the progress bar; an empty one shows none. processes: those that
-    work on the directory; only where they share the model's weights do they have to be named.
+    it and moves rounding only. label: of the progress bar; an empty one shows none. proven: the engine
+    of a store that this process has just made with the same model and settings, which need not be compared
+    with autograd again. processes: those that work on the directory; only where they share the model's
+    weights do they have to be named.
 
     A row whose gradient is not finite is quarantined in the store (zeros, and listed). Raise UserError for
     examples without completion tokens, and for a model the engine cannot differentiate exactly.
@@ -75,7 +78,7 @@ def collect(
     _check_arguments(examples, checkpoints, settings)
     parameters = check_differentiable(model)
     together = processes if is_sharded(model) else ALONE
-    job = _CollectionJob(model, parameters, examples, checkpoints, settings, together)
+    job = _CollectionJob(model, parameters, examples, checkpoints, settings, proven, together)
     with left_as_found(model, parameters):
         writer = job.writer(directory)
         engine = job.make_engine(writer.plan)
@@ -99,6 +102,7 @@ class _CollectionJob:
     examples: Sequence[TokenizedExample]
     checkpoints: Sequence[Checkpoint]
     settings: GradientConfig
+    proven: Engine | None
     together: Processes  # which share the model's weights, so that none of them can pass alone
 
     def writer(self, directory: Path) -> StoreWriter:
@@ -145,7 +149,8 @@ class _CollectionJob:
 
     def choose_engine(self) -> dict[str, Any]:
         """Return the part of the plan that the machine decides, found on the first shard."""
-        log.info("comparing the gradient engine with autograd, row by row, before it is used")
+        if self.proven is None:
+            log.info("comparing the gradient engine with autograd, row by row, before it is used")
         load_trainable(self.model, self.checkpoints[0])
         choice = choose_engine(
             self.model,
@@ -154,6 +159,7 @@ class _CollectionJob:
             requested=self.settings.engine,
             reduction=self.settings.reduction,
             token_budget=self.settings.token_budget,
+            proven=self.proven,
             processes=self.together,
         )
         return {

@@ -81,12 +81,15 @@ def choose_engine(
     requested: Engine,
     reduction: Reduction,
     token_budget: int | None,
+    proven: Engine | None = None,
     processes: Processes = ALONE,
 ) -> EngineChoice:
-    """Return the fastest allowed engine that passes the check. examples: those of the first shard.
+    """Return the fastest allowed engine that passes the check. It falls back from packed to padded, and from
+    padded to one by one, with a warning that says why.
 
-    processes: that share the model's weights, and so have to choose together. It falls back from packed to
-    padded, and from padded to one by one, with a warning that says why.
+    examples: those of the first shard. proven: an engine that has passed on other rows of the same model,
+    here and now; neither it nor the faster ones that failed before it are checked again. processes: that
+    share the model's weights, and so have to choose together.
     """
     kinds = [Engine.PACKED, Engine.HOOKS, Engine.AUTOGRAD]
     if requested is Engine.AUTOGRAD or (requested is Engine.AUTO and not has_adapters(model)):
@@ -95,6 +98,8 @@ def choose_engine(
         kinds = [Engine.HOOKS, Engine.AUTOGRAD]
     elif requested is Engine.COMPILED:
         kinds = [Engine.COMPILED, *kinds]
+    if proven in kinds:
+        kinds = kinds[kinds.index(proven) :]
     longest = max(examples, key=lambda e: e.n_tokens)
     kernel = LinearKernel(processes.broadcast(fastest_kernel(model).value))
     for kind in kinds[:-1]:
@@ -106,12 +111,10 @@ def choose_engine(
                 engine = make_engine(kind, model, parameters, reduction=reduction, kernel=kernel)
                 budget = token_budget or choose_token_budget(engine, model, longest)
                 budget = min(processes.all_gather(budget))
-                first = [examples[i] for i in engine.batches([e.n_tokens for e in examples], budget)[0]]
-                checked = _CHECKED
-                if half_precision(model) and not is_sharded(model):
-                    reason = _check_in_float32(kind, model, parameters, first, reduction)
-                    checked = _CHECKED_IN_HALF
-                reason = reason or check_engine(engine, model, parameters, first, reduction, at_most=checked)
+                if kind is not proven:
+                    first = engine.batches([e.n_tokens for e in examples], budget)[0]
+                    batch = [examples[i] for i in first]
+                    reason = _difference(kind, engine, model, parameters, batch, reduction)
             except UserError:
                 raise
             # Whatever an unforeseen model does to the engine, the next one may still be exact.
@@ -124,6 +127,21 @@ def choose_engine(
             f"engine {kind.value} does not fit this model, a slower one is used: {reason}", stacklevel=3
         )
     return EngineChoice(kinds[-1], kernel, token_budget or longest.n_tokens)
+
+
+def _difference(
+    kind: Engine,
+    engine: GradientEngine,
+    model: torch.nn.Module,
+    parameters: Mapping[str, torch.nn.Parameter],
+    batch: Sequence[TokenizedExample],
+    reduction: Reduction,
+) -> str | None:
+    """Return where the engine differs from autograd on some rows of a batch, or None."""
+    if half_precision(model) and not is_sharded(model):
+        reason = _check_in_float32(kind, model, parameters, batch, reduction)
+        return reason or check_engine(engine, model, parameters, batch, reduction, at_most=_CHECKED_IN_HALF)
+    return check_engine(engine, model, parameters, batch, reduction, at_most=_CHECKED)
 
 
 def _check_in_float32(

@@ -22,7 +22,12 @@ from gtp_exp.model.loss import Reduction
 from gtp_exp.model.parameters import trainable_parameters
 
 
-def choose(model, requested: Engine = Engine.AUTO, token_budget: int | None = 64):
+def choose(
+    model,
+    requested: Engine = Engine.AUTO,
+    token_budget: int | None = 64,
+    proven: Engine | None = None,
+):
     return choose_engine(
         model,
         check_differentiable(model),
@@ -30,6 +35,7 @@ def choose(model, requested: Engine = Engine.AUTO, token_budget: int | None = 64
         requested=requested,
         reduction=Reduction.MEAN,
         token_budget=token_budget,
+        proven=proven,
     )
 
 
@@ -209,3 +215,16 @@ def test_an_error_that_half_precision_would_hide_is_found(monkeypatch):
         assert choose(model).engine is Engine.HOOKS
     assert {name: p.data_ptr() for name, p in model.named_parameters()} == before
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+def test_an_engine_that_has_passed_on_other_rows_is_not_compared_again(monkeypatch):
+    contract = linear.contract
+    monkeypatch.setattr(linear, "contract", lambda *parts: 1.1 * contract(*parts))
+    model = small()
+    with pytest.warns(UserWarning, match="packed.*differs"):
+        assert choose(model).engine is Engine.HOOKS
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choose(model, proven=Engine.PACKED).engine is Engine.PACKED
+        assert choose(model, proven=Engine.HOOKS).engine is Engine.HOOKS  # packed is not tried before it
+        assert choose(model, Engine.AUTOGRAD, proven=Engine.PACKED).engine is Engine.AUTOGRAD
