@@ -7,12 +7,13 @@ The order of the rows, their ids and their files do not matter.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import regex
 
 from gtp_exp.data.examples import Example
 from gtp_exp.data.leakage import questions, runs
+from gtp_exp.data.links import linked_groups
 from gtp_exp.data.words import comparable
 
 
@@ -29,27 +30,19 @@ def drawn_groups(examples: Sequence[Example], seed: int) -> list[list[int]]:
     return [groups[digest] for digest in sorted(groups)]
 
 
-def _askers(examples: Sequence[Example]) -> Iterable[list[int]]:
+def _askers(examples: Sequence[Example]) -> list[list[int]]:
     """Return the rows in groups, two in one where one asks the other's question, or both are linked through
     others."""
     asked = [_asked(example) for example in examples]
     known = {question for turns in asked for question in questions(turns)}
     lengths = sorted({len(question) for question in known})
     home: dict[tuple[str, ...], int] = {}  # a question -> a row that asks it
-    parent = list(range(len(examples)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = i = parent[parent[i]]
-        return i
-
-    for row, turns in enumerate(asked):
-        for question in known.intersection(runs(turns, lengths)):
-            parent[root(row)] = root(home.setdefault(question, row))
-    groups: dict[int, list[int]] = {}
-    for row in range(len(examples)):
-        groups.setdefault(root(row), []).append(row)
-    return groups.values()
+    pairs = (
+        (row, home.setdefault(question, row))
+        for row, turns in enumerate(asked)
+        for question in known.intersection(runs(turns, lengths))
+    )
+    return linked_groups(len(examples), pairs)
 
 
 def _asked(example: Example) -> tuple[str, ...]:

@@ -78,9 +78,6 @@ def build_boards(arguments: argparse.Namespace) -> str:
         **({"leaderboard.tex": latex(boards, arguments.baseline)} if arguments.latex else {}),
         **curve,
     }
-    if arguments.space is not None:
-        page = {name: files[name] for name in ("index.html", "leaderboard.json")}
-        write_space(arguments.space, arguments.space_title, page)
     try:
         arguments.out.mkdir(parents=True, exist_ok=True)
         if not (arguments.out / "leaderboard.json").exists():
@@ -89,6 +86,9 @@ def build_boards(arguments: argparse.Namespace) -> str:
             write_whole(arguments.out / name, [content])  # an open page never reloads half a file
     except OSError as error:
         raise UserError(f"cannot write to --out {arguments.out}: {error.strerror}") from error
+    if arguments.space is not None:
+        page = {name: files[name] for name in ("index.html", "leaderboard.json")}
+        write_space(arguments.space, arguments.space_title, page)
     told = ["", f"Page: {(arguments.out / 'index.html').resolve().as_uri()}"]
     if arguments.picture and not curve:
         told.append("No picture: a curve needs a selector that has chosen two numbers of rows or more.")

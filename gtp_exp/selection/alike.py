@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from gtp_exp.data.examples import Example
+from gtp_exp.data.links import linked_groups
 from gtp_exp.data.questions import drawn_groups
 
 CHUNK = 1024  # rows compared with all at a time
@@ -21,28 +22,12 @@ def alike_rows(
 
     Rows without a prompt are compared by their gradients alone; None: by their questions alone.
     """
-    parent = list(range(len(examples)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = i = parent[parent[i]]
-        return i
-
-    def join(i: int, j: int) -> None:
-        parent[max(root(i), root(j))] = min(root(i), root(j))
-
     asking = [i for i, example in enumerate(examples) if example.messages and example.prompt.strip()]
-    for group in drawn_groups([examples[i] for i in asking], seed=0):
-        for j in group[1:]:
-            join(asking[group[0]], asking[j])
+    groups = drawn_groups([examples[i] for i in asking], seed=0)
+    pairs = [(asking[group[0]], asking[j]) for group in groups for j in group[1:]]
     if near_copy_cosine is not None:
         unit = torch.nn.functional.normalize(rows.float(), dim=1)
         for start in range(0, len(unit), CHUNK):
             close = unit[start : start + CHUNK] @ unit.T > near_copy_cosine
-            for i, j in close.nonzero().tolist():
-                if start + i < j:
-                    join(start + i, j)
-    groups: dict[int, list[int]] = {}
-    for i in range(len(examples)):
-        groups.setdefault(root(i), []).append(i)
-    return [groups[i] for i in sorted(groups)]
+            pairs += [(start + i, j) for i, j in close.nonzero().tolist() if start + i < j]
+    return linked_groups(len(examples), pairs)

@@ -18,6 +18,7 @@ from gtp_exp.decode import check_fields
 from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.errors import NothingToChoose, UserError
 from gtp_exp.gradients.weight import Weight
+from gtp_exp.selection.capacity import fitting
 from gtp_exp.selection.misuse import explain, place, source_line
 
 if TYPE_CHECKING:
@@ -96,19 +97,13 @@ class Budget:
         rows = self.rows(len(n_tokens))
         if rows is not None:
             return order[:rows]
-        left, taken = int(self.amount), []
-        shortest = int(n_tokens.min())
-        for i in order.tolist():
-            if left < shortest:
-                break
-            if int(n_tokens[i]) <= left:
-                taken.append(i)
-                left -= int(n_tokens[i])
-        if not taken:
+        fits = fitting(n_tokens[order].tolist(), int(self.amount))
+        if not fits:
             raise NothingToChoose(
-                f"budget.amount={self.amount:g} tokens is below the shortest candidate ({shortest} tokens)"
+                f"budget.amount={self.amount:g} tokens is below the shortest candidate "
+                f"({int(n_tokens.min())} tokens)"
             )
-        return torch.tensor(taken, dtype=torch.long)
+        return order[torch.tensor(fits)]
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,14 @@ def test_files_of_others_are_not_replaced(runs, capsys, option, name):
     assert (folder / name).read_text() == "mine" and len(list(folder.iterdir())) == 1
 
 
+def test_nothing_is_published_where_the_leaderboard_is_refused(runs):
+    taken = runs / "mine"
+    taken.mkdir()
+    (taken / "index.html").write_text("mine")
+    assert main([str(runs / "runs"), "--out", str(taken), "--space", str(runs / "space")]) == 2
+    assert not (runs / "space").exists()
+
+
 def test_a_picture_draws_each_selector_over_its_budgets_in_both_palettes(tmp_path):
     sizes = {"1pct": 10, "10pct": 100}
     for i, (budget, name, seed) in enumerate(

@@ -18,6 +18,7 @@ import torch
 
 from gtp_exp.decode import check_fields
 from gtp_exp.selection.atoms.duplicates import near_copies
+from gtp_exp.selection.capacity import fitting
 from gtp_exp.selection.solvers.nnls import Columns, columns_of, dependent, nnls_of_columns
 from gtp_exp.selection.solvers.pursuit import Pursuit, PursuitProblem, Search, require, require_one_column
 
@@ -102,7 +103,8 @@ def _next_block(search: Search, columns: Columns, residual: torch.Tensor, count:
     spent = 0 if problem.cost is None else int(problem.cost[columns.ids].sum())
     index, rows = search.strongest(columns.ids, residual[:, None], count, spent=spent)
     if problem.cost is not None and len(index):
-        fits = _fitting(problem.cost[index], problem.capacity - spent)
+        prices = problem.cost[index].tolist()
+        fits = torch.tensor(fitting(prices, problem.capacity - spent), dtype=torch.long)
         index, rows = index[fits], rows[fits]
     fresh = columns_of(rows, index, columns.cache)
     if problem.near_copy_cosine is None or not len(index):
@@ -111,16 +113,6 @@ def _next_block(search: Search, columns: Columns, residual: torch.Tensor, count:
     near = _repeats(cosines, len(columns.ids), problem.near_copy_cosine)
     search.suppress(index[near])
     return None if near.all() else fresh.select(~near)
-
-
-def _fitting(prices: torch.Tensor, left: int) -> torch.Tensor:
-    """Return the positions, in order, of the rows that still fit when taken in turn."""
-    fits = []
-    for position, price in enumerate(prices.tolist()):
-        if price <= left:
-            fits.append(position)
-            left -= price
-    return torch.tensor(fits, dtype=torch.long)
 
 
 def _repeats(cosines: torch.Tensor, kept: int, threshold: float) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from gtp_exp.selection.capacity import fitting
 from gtp_exp.selection.solvers.nnls import Columns, nnls_of_columns
 from gtp_exp.selection.solvers.pursuit import PursuitProblem, top
 from gtp_exp.selection.solvers.rough import RoughFit, rough_fit
@@ -19,12 +20,7 @@ def keep_largest(
     if cost is None:
         return top(contribution, size)
     order = top(contribution / cost, len(contribution))
-    kept, left = [], capacity
-    for position, price in zip(order.tolist(), cost[order].tolist(), strict=True):
-        if price <= left and len(kept) < size:
-            kept.append(position)
-            left -= price
-    return torch.tensor(kept, dtype=torch.long)
+    return order[torch.tensor(fitting(cost[order].tolist(), capacity, size), dtype=torch.long)]
 
 
 def fit_to_prune(columns: Columns, target: torch.Tensor, ridge: float, start: torch.Tensor) -> RoughFit:

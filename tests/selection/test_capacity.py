@@ -1,0 +1,27 @@
+"""Rows are taken in turn while they fit."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from gtp_exp.selection.capacity import fitting
+
+
+def test_what_does_not_fit_is_passed_over_and_the_limit_may_be_reached():
+    assert fitting([5, 4, 3, 2], capacity=9) == [0, 1]
+    assert fitting([5, 6, 3, 2, 1], capacity=9) == [0, 2, 4]
+    assert fitting([1, 1, 1], capacity=9, most=2) == [0, 1]
+    assert fitting([1, 1], capacity=9, most=0) == fitting([3], capacity=2) == fitting([], capacity=9) == []
+    assert fitting([0, 7, 0], capacity=0) == [0, 2]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_each_row_is_taken_exactly_if_it_fits_beside_those_before_it(seed):
+    drawn = random.Random(seed)
+    prices, capacity = [drawn.randrange(20) for _ in range(30)], drawn.randrange(200)
+    taken = fitting(prices, capacity)
+    for position, price in enumerate(prices):
+        spent = sum(prices[i] for i in taken if i < position)
+        assert (position in taken) == (spent + price <= capacity)
