@@ -30,6 +30,7 @@ from gtp_exp.data.sources.base import DataSource
 from gtp_exp.errors import UserError, check_installed
 from gtp_exp.gradients.given import NAME as GIVEN_GRADIENTS
 from gtp_exp.launch import heartbeat
+from gtp_exp.launch.busy import Used, advice, used_by_others, used_so_far
 from gtp_exp.launch.faults import storage_fault
 from gtp_exp.launch.fork_server import SERVE, serve
 from gtp_exp.launch.launcher import GRACE_S, not_deterministic
@@ -97,6 +98,7 @@ def _complete(
         if _is_main():
             write_record(record, directory)
             (directory / METRICS_NAME).unlink(missing_ok=True)
+        before = used_so_far()
         gc.disable()  # collections would find nothing among what is imported, for an eighth of that time
         check_inputs(config)
         from gtp_exp.experiment import run
@@ -104,6 +106,7 @@ def _complete(
         experiment = assemble(config)
         gc.freeze()  # nor later
         gc.enable()
+        _tell_of_busy_cores(before)
         return replace(run(experiment, record, directory, job), state=State.COMPLETE), 0
     except UserError as error:
         log.error("%s", error)
@@ -121,6 +124,19 @@ def _complete(
         else:
             log.exception("failed")
         return replace(record, state=State.FAILED, error=f"{type(error).__name__}: {error}"), 1
+
+
+def _tell_of_busy_cores(before: Used) -> None:
+    """Warn where other processes have used the cores since then that this process's threads will need.
+
+    Of several processes that make one job nothing is said: each would take the rest for others.
+    """
+    import torch
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 or torch.cuda.is_available():
+        return
+    if told := advice(used_by_others(before, used_so_far()), torch.get_num_threads()):
+        log.warning("%s", told)
 
 
 def _is_main() -> bool:
