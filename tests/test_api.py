@@ -15,7 +15,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from hydra import initialize_config_dir
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from small_models import make_trajectory
@@ -29,6 +29,8 @@ from gtp_baselines.grad_match_omp import GradMatchOMP
 from gtp_baselines.less import LESS
 from gtp_baselines.top_k import TopK
 from gtp_exp.api.jobs import run
+from gtp_exp.api.search_path import searched_as_well
+from gtp_exp.estimate.jobs import compose_jobs
 from gtp_exp.gradients.directions import Direction
 from gtp_exp.gradients.settings import GradientConfig
 from gtp_exp.gradients.sketch import Sketch, SketchKind
@@ -405,6 +407,25 @@ def test_the_same_arrays_again_write_nothing_and_others_are_refused(tmp_path, mo
         GradientStore.from_arrays(tmp_path, POOL + 1)
     monkeypatch.setattr(StoreWriter, "write", None)
     assert GradientStore.from_arrays(tmp_path, POOL).n == 200
+    with pytest.raises(gtp_exp.UserError, match="other settings .rows_sha256."):
+        GradientStore.from_arrays(tmp_path, POOL, ids=[f"other-{i}" for i in range(200)])
+    with pytest.raises(gtp_exp.UserError, match="other settings .rows_sha256."):
+        GradientStore.from_arrays(tmp_path, POOL, subtasks=["one"] * 200)
+    assert GradientStore.open(tmp_path).verify() == []
+
+
+@pytest.mark.parametrize(
+    "name", ["checkpoint-500/model.safetensors", "checkpoint-00/optimizer.pt", "notes.txt", "checkpoint-x"]
+)
+def test_a_folder_with_files_of_others_becomes_no_store(tmp_path, name):
+    precious = tmp_path / name
+    precious.parent.mkdir(exist_ok=True)
+    precious.write_text("mine")
+    with pytest.raises(
+        gtp_exp.UserError, match=f"holds {name.partition('/')[0]}, which belongs to no gradient store"
+    ):
+        GradientStore.from_arrays(tmp_path, POOL)
+    assert precious.read_text() == "mine"
 
 
 @pytest.mark.parametrize(
@@ -488,6 +509,17 @@ def test_a_failed_job_raises_the_workers_own_words_and_leaves_hydra_as_it_was(tm
     (tmp_path / "outputs" / "runs" / "torn" / "results.json").write_text("{")
     rows = gtp_exp.results(["outputs/runs"])
     assert [row["state"] for row in rows] == ["failed", "unreadable"] and rows[0].keys() == rows[1].keys()
+
+
+@pytest.mark.parametrize("name", ["m\u00f6 in", "a(b), c", "it's"])
+def test_a_folder_of_options_may_have_any_name(tmp_path, name):
+    (tmp_path / name / "selector").mkdir(parents=True)
+    (tmp_path / name / "selector" / "mine.yaml").write_text("defaults: [gtp, _self_]\nridge: 0.7\n")
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("config", [searched_as_well(tmp_path / name), "selector=mine"])
+    assert config.selector.ridge == 0.7
+    (job,) = compose_jobs(["selector=mine", "--config-dir", str(tmp_path / name)], str(ROOT / "conf"))
+    assert job["config"]["selector"]["ridge"] == 0.7
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a server forks on Linux only")

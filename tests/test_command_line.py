@@ -17,8 +17,12 @@ import pytest
 from options import option
 from toy import TOY
 
+from gtp_exp.api.start import RUN_FILES
 from gtp_exp.config import build
 from gtp_exp.launch.launcher import Launch, run_worker
+from gtp_exp.records.record import RECORD_NAME, SELECTED_NAME
+from gtp_exp.records.row_results import ROW_RESULTS_NAME
+from gtp_exp.tracking import METRICS_NAME, tensorboard
 
 ROOT = Path(__file__).resolve().parents[1]
 # This checkout's code, also where another one is installed.
@@ -92,14 +96,21 @@ def test_a_wrong_override_is_named_without_a_traceback(tmp_path, overrides, name
 def test_a_refused_job_leaves_the_earlier_result_of_a_fixed_folder(tmp_path, wrong, named):
     folder = tmp_path / "outputs" / "runs" / "fixed"
     folder.mkdir(parents=True)
-    for name in ("results.json", "selected.jsonl"):
+    for name in ("results.json", "selected.jsonl", "resolved.yaml"):
         (folder / name).write_text("earlier")
     done = call(tmp_path, "selector=random", "hydra.run.dir=outputs/runs/fixed", wrong)
     assert done.returncode == 2 and named in done.stderr and "Traceback" not in done.stderr
     assert {path.read_text() for path in folder.iterdir()} == {"earlier"}
 
 
-@pytest.mark.parametrize("name", ["model/weights.bin", "selected/x.csv", "selected.jsonl"])
+def test_what_a_run_writes_is_what_is_kept_from_being_replaced():
+    assert {RECORD_NAME, SELECTED_NAME, METRICS_NAME, ROW_RESULTS_NAME, tensorboard.FOLDER} <= {*RUN_FILES}
+
+
+OF_OTHERS = ["model/weights.bin", "selected/x.csv", "selected.jsonl", "results.json", "metrics.jsonl"]
+
+
+@pytest.mark.parametrize("name", [*OF_OTHERS, "tensorboard/notes.txt", "worker.log"])
 def test_a_folder_with_files_of_others_is_refused_before_they_are_replaced(tmp_path, name):
     precious = tmp_path / "project" / name
     precious.parent.mkdir(parents=True)

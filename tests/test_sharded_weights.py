@@ -114,6 +114,7 @@ def test_what_is_read_of_the_configuration():
         ({"distributed_type": "MEGATRON_LM"}, "MEGATRON_LM is not supported"),
         ({"distributed_type": "MULTI_GPU", "parallelism_config": {"tp_size": 2}}, "parallelism_config"),
         (settings(fsdp_version=1), "set fsdp_version: 2"),
+        (settings(fsdp_version="two"), "set fsdp_version: 2"),
         ({"distributed_type": "FSDP"}, "set fsdp_version: 2"),
         (settings(fsdp_offload_params=True), "set fsdp_offload_params: false"),
         (settings(fsdp_activation_checkpointing="true"), "set fsdp_activation_checkpointing: false"),

@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from gtp_exp.api.search_path import searched_as_well
 from gtp_exp.api.start import (
     check_arguments,
     check_not_in_a_worker,
@@ -89,7 +90,7 @@ def _compose(overrides: Sequence[str], config_dir: str | os.PathLike[str] | None
         folder = Path(config_dir).expanduser().resolve()
         if not folder.is_dir():
             raise UserError(f"config_dir={config_dir} is not a folder")
-        search = [f"hydra.searchpath=[file://{folder}]"]
+        search = [searched_as_well(folder)]
     try:
         with initialize_config_dir(conf_dir(), job_name="gtp_exp", version_base="1.3"):
             config = compose("config", [*search, *overrides], return_hydra_config=True)

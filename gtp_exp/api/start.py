@@ -22,6 +22,7 @@ from gtp_exp.api.further_tests import compose_tests
 from gtp_exp.api.overrides import name_unknown_keys
 from gtp_exp.config import build, check_finite
 from gtp_exp.errors import UserError, check_installed, first_line
+from gtp_exp.files import read_json
 from gtp_exp.launch.faults import check_room, storage_fault
 from gtp_exp.launch.launcher import JobExit, Launch, run_worker
 from gtp_exp.launch.secrets import check_no_secrets
@@ -38,6 +39,9 @@ from gtp_exp.records.record import (
 from gtp_exp.records.renamed import with_present_names
 
 RESOLVED_NAME = "resolved.yaml"
+# What a job writes into its folder or replaces there, beside its model.
+RUN_FILES = (RECORD_NAME, SELECTED_NAME, "selected", "metrics.jsonl", "row_results.safetensors")
+RUN_FILES += ("tensorboard", "worker.log")
 # `${home:${outputs}}` is `outputs` with ~ for the home folder, for the folders that Hydra makes.
 OmegaConf.register_new_resolver("home", os.path.expanduser, replace=True)
 
@@ -158,13 +162,19 @@ def _check_folder(directory: Path) -> None:
     """Refuse a run's folder where a job would replace files that no job has left there."""
     model = directory / MODEL_FOLDER
     of_others = [model] if model.exists() and not (model / MADE_FROM).exists() else []
-    if not any((directory / name).exists() for name in (RESOLVED_NAME, RECORD_NAME)):
-        of_others += [path for path in (directory / "selected", directory / SELECTED_NAME) if path.exists()]
+    if not (directory / RESOLVED_NAME).exists() and not _is_record(directory / RECORD_NAME):
+        of_others += [directory / name for name in RUN_FILES if (directory / name).exists()]
     if of_others:
         raise UserError(
             f"'{of_others[0]}' was left there by no run, and a run would replace it; "
             "give the run a folder of its own, or none: hydra.run.dir=DIR"
         )
+
+
+def _is_record(file: Path) -> bool:
+    """Return whether this is the record of a run."""
+    record = read_json(file)
+    return isinstance(record, dict) and {"state", "stages"} <= record.keys()
 
 
 def _described(config: DictConfig, directory: Path) -> DictConfig:

@@ -70,7 +70,7 @@ def render(example: Example, tokenizer: Any) -> Rendered | str:
         return NO_PLACE_FOR_REASONING
     try:
         return _Conversation(messages, example.tools, tokenizer).render(prompted)
-    except TemplateError as error:
+    except (TemplateError, TypeError, ValueError, KeyError) as error:  # a filter of a template raises its own
         return f"the chat template refuses it: {error}"
 
 

@@ -36,7 +36,7 @@ def estimate(jobs: list[dict[str, Any]], names: list[dict[str, str]]) -> str:
     from gtp_exp.estimate.table import estimate_table
     from gtp_exp.estimate.walk import plan
 
-    parts = Parts(earlier_runs(Path(jobs[0]["outputs"]) / "runs"))
+    parts = Parts(earlier_runs(Path(jobs[0]["outputs"]).expanduser() / "runs"))
     planned = plan(jobs, parts)
     return estimate_table(jobs, names, planned, measured_rates(parts, jobs), overhead(parts.runs, jobs))
 

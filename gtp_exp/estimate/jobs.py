@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from gtp_exp.api.further_tests import compose_tests
+from gtp_exp.api.search_path import searched_as_well
 from gtp_exp.errors import UserError
 
 Composition = tuple[DictConfig, dict[str, str]]  # a job's own part, and the option of every group
@@ -32,7 +33,7 @@ def compose_jobs(arguments: Sequence[str], conf_dir: str) -> list[dict[str, Any]
     asked = get_args_parser().parse_args(list(arguments))
     overrides = list(asked.overrides)
     if asked.config_dir is not None:
-        overrides.append(f"hydra.searchpath=[file://{Path(asked.config_dir).resolve()}]")
+        overrides.append(searched_as_well(Path(asked.config_dir)))
     with initialize_config_dir(conf_dir, version_base="1.3"):
         loader: Any = GlobalHydra.instance().config_loader()
         name = asked.config_name or "config"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,12 @@ from gtp_exp.gradients.checkpoints import (
     load_trainable,
 )
 from gtp_exp.gradients.directions import BETAS, EPS, Direction
-from gtp_exp.gradients.engines.adapters import check_differentiable, has_adapters, sizes
+from gtp_exp.gradients.engines.adapters import (
+    check_differentiable,
+    find_adapters,
+    has_adapters,
+    sizes,
+)
 from gtp_exp.gradients.engines.base import GradientEngine
 from gtp_exp.gradients.engines.choose import Engine, choose_engine, make_engine
 from gtp_exp.gradients.engines.linear import LinearKernel
@@ -43,6 +49,7 @@ from gtp_exp.model.sharding import is_sharded
 
 log = logging.getLogger(__name__)
 
+_SAMPLED = 64  # values of a frozen weight that tell it from another's, at most
 VERSION = 2  # raised when the same settings give other numbers
 
 
@@ -124,6 +131,7 @@ class _CollectionJob:
                 "peft": importlib.metadata.version("peft"),
             },
             "model_sha256": digest(str(self.model.config), shapes),
+            "frozen": frozen_fingerprint(self.model),
             "precision": sorted({str(p.dtype).removeprefix("torch.") for p in self.model.parameters()}),
             "n_parameters": sum(p.numel() for p in self.parameters.values()),
             "checkpoints": [_checkpoint_identity(checkpoint) for checkpoint in self.checkpoints],
@@ -237,6 +245,22 @@ class _CollectionJob:
             eps=EPS,
             shapes={name: parameter.shape for name, parameter in self.parameters.items()},
         )
+
+
+def frozen_fingerprint(model: torch.nn.Module) -> str:
+    """Return a hash (hex) of what no checkpoint holds and gradients depend on: how much each adapter counts,
+    and some values of every frozen weight. Of weights that processes share the latter are left out.
+    """
+    hasher = hashlib.sha256()
+    if has_adapters(model):
+        hasher.update(repr([(layer.name, layer.scaling) for layer in find_adapters(model).layers]).encode())
+    if not is_sharded(model):
+        for name, weight in model.named_parameters():
+            if not weight.requires_grad and weight.numel():
+                flat = weight.detach().flatten()
+                some = flat[:: -(-len(flat) // _SAMPLED)].cpu().contiguous()
+                hasher.update(name.encode() + some.view(torch.uint8).numpy().tobytes())
+    return hasher.hexdigest()
 
 
 def shard_features(

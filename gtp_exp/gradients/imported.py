@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from gtp_exp.data.hashing import digest
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.arrays import (
     CHUNK,
@@ -63,11 +64,13 @@ def imported_arrays(
     content = _content(matrices)
     kinds = {matrix.dtype for matrix in matrices}
     storage = kinds.pop() if len(kinds) == 1 else torch.float32
+    groups = None if subtasks is None else checked_subtasks(subtasks, n)
     plan = {
         "imported": True,
         "checkpoints": [{"step": t, "learning_rate": rate} for t, rate in enumerate(rates)],
         "rows": n,
         "content_sha256": content,
+        "rows_sha256": digest(names, groups),
         "directions": [direction],
         "sketch": {"kind": "none", "dim": dim, "nonzeros": 1},
         "dim": dim,
@@ -79,8 +82,8 @@ def imported_arrays(
         "shard_rows": SHARD_ROWS,
     }
     rows: dict[str, Any] = {"ids": names, "n_completion_tokens": [0] * n}
-    if subtasks is not None:
-        rows["subtasks"] = checked_subtasks(subtasks, n)
+    if groups is not None:
+        rows["subtasks"] = groups
     return ImportedArrays(tuple(matrices), plan, rows, direction)
 
 

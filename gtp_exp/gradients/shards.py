@@ -6,6 +6,7 @@ A shard is a safetensors file with, for each direction d, `d` [rows, dim] and `n
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -65,6 +66,12 @@ def n_shards(rows: int, shard_rows: int) -> int:
 def shard_name(checkpoint: int, shard: int) -> str:
     """Return the file of a shard, relative to the store's directory."""
     return f"checkpoint-{checkpoint:02d}/shard-{shard:05d}.safetensors"
+
+
+def holds_shards(path: Path) -> bool:
+    """Return whether this is a store's folder of one checkpoint, with nothing but its shards."""
+    named = path.is_dir() and re.fullmatch(r"checkpoint-\d{2,}", path.name)
+    return bool(named) and all(file.name.startswith("shard-") for file in path.iterdir())
 
 
 def read_tensor(file: Path, key: str) -> torch.Tensor:

@@ -32,6 +32,7 @@ from gtp_exp.gradients.manifest import FORMAT, PLAN, ROWS, STORE, content_key, r
 from gtp_exp.gradients.shards import (
     ShardedRows,
     StorageType,
+    holds_shards,
     n_shards,
     read_tensor,
     shard_name,
@@ -220,9 +221,10 @@ class StoreWriter:
         file = self.directory / PLAN
         plan = read_sealed(file)
         if plan is None:
+            self._refuse_files_of_others()
             if file.is_file():
                 log.warning("%s is damaged; every shard of the store is computed again", file)
-            for shards in self.directory.glob("checkpoint-*"):  # of which plan?
+            for shards in [path for path in self.directory.iterdir() if holds_shards(path)]:  # of which plan?
                 shutil.rmtree(shards)
         elif different := sorted(key for key in settings if plan.get(key) != settings[key]):
             raise UserError(
@@ -230,6 +232,16 @@ class StoreWriter:
                 "choose another directory or delete it"
             )
         return plan
+
+    def _refuse_files_of_others(self) -> None:
+        """Raise UserError where the folder, which has no plan, holds what no store has left there."""
+        for path in sorted(self.directory.iterdir()):
+            ours = path.name in (PLAN, ROWS, STORE) or path.suffix in (".lock", ".part")
+            if not ours and not holds_shards(path):
+                raise UserError(
+                    f"{self.directory} holds {path.name}, which belongs to no gradient store; "
+                    "give a new or empty folder"
+                )
 
     @property
     def n_shards(self) -> int:

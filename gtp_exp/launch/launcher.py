@@ -132,7 +132,8 @@ class Launch:
             return {}
         try:
             settings: Any = OmegaConf.to_container(OmegaConf.load(Path(self.config_file).expanduser()))
-            int(settings.get("num_machines") or 1)
+            for name in ("num_machines", "machine_rank"):
+                int(settings.get(name) or 0)
         except Exception as error:  # whatever the YAML library finds wrong with it
             raise UserError(
                 f"launch.config_file={self.config_file} is not a configuration of Accelerate "
@@ -141,12 +142,16 @@ class Launch:
         return settings
 
     def watch(self, directory: Path) -> JobWatch:
-        """Return a watch over the job whose run folder is `directory`, with this job's limits in seconds."""
+        """Return a watch over the job whose run folder is `directory`, with this job's limits in seconds.
+
+        Of several machines the main one alone hears the job's heartbeat, and looks after its progress.
+        """
         time_limit_s, stall_limit_s = (
             None if minutes is None else 60 * minutes
             for minutes in (self.time_limit_minutes, self.stall_limit_minutes)
         )
-        return JobWatch(directory, time_limit_s, stall_limit_s)
+        main_machine = not int(self._accelerate().get("machine_rank") or 0)
+        return JobWatch(directory, time_limit_s, stall_limit_s if main_machine else None)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def read_sharding(settings: Mapping[str, Any], file: str) -> Sharding | None:
             f"{where}: distributed_type={kind} is not supported; use FSDP (fsdp_version: 2) or MULTI_GPU"
         )
     options = dict(settings.get("fsdp_config") or {})
-    if int(options.get("fsdp_version") or 1) != 2:
+    if str(options.get("fsdp_version") or 1) != "2":
         raise UserError(
             f"{where}: fsdp_version={options.get('fsdp_version')} is not supported, for it hides the layers' "
             "own weights from per-row gradients; set fsdp_version: 2"

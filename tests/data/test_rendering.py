@@ -188,3 +188,12 @@ def test_special_tokens_are_found_and_escaped_in_reasoning_and_tools_too():
         (escaped,) = tokenize([example], tokenizer, max_length=300, rules=rules).examples
         assert kept.input_ids.count(tokenizer.eos_token_id) == 3
         assert escaped.input_ids.count(tokenizer.eos_token_id) == 2
+
+
+def test_a_tool_that_the_template_cannot_print_leaves_its_row_out():
+    template = WITH_TOOLS.replace("tools | tojson", "tools[0].function.parameters | tojson")
+    _, found = row(template, ASK, SAY, tools='[{"type": "function", "function": {"name": "now"}}]')
+    assert isinstance(found, str) and found.startswith("the chat template refuses it: ")
+    tools = '[{"type": "function", "function": {"name": "now", "parameters": {}}}]'
+    tokenizer, found = row(template, ASK, SAY, tools=tools)
+    assert isinstance(found, TokenizedExample) and answers(tokenizer, found) == ["Hello"]

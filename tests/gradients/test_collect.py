@@ -140,6 +140,25 @@ def test_shards_batches_and_engine_do_not_enter_the_numbers(
             torch.testing.assert_close(theirs, mine, rtol=1e-3, atol=1e-3 * float(mine.abs().max()))
 
 
+def test_a_store_is_not_taken_for_that_of_another_base_or_of_adapters_that_count_otherwise(tmp_path):
+    """The trained values are the same in all of them."""
+    rows, settings = make_examples(5), replace(SETTINGS, directions=[Direction.SGD])
+    one = small(r=4)
+    (untuned,) = make_trajectory(one, tmp_path / "trajectory")[:1]
+    first = collect(one, rows, [untuned], tmp_path / "store", settings)
+    assert collect(one, rows, [untuned], tmp_path / "store", settings).key == first.key
+    other_base = small(r=4)
+    with torch.no_grad():
+        base_model(other_base).model.layers[0].mlp.up_proj.weight.mul_(1.5)
+    louder = small(r=4)
+    for module in louder.modules():
+        if isinstance(getattr(module, "scaling", None), dict):
+            module.scaling = {name: 4 * value for name, value in module.scaling.items()}
+    for model in (other_base, louder):
+        with pytest.raises(UserError, match="holds gradients with other settings .frozen."):
+            collect(model, rows, [untuned], tmp_path / "store", settings)
+
+
 def test_without_a_sketch_the_rows_are_the_gradients(model, trajectory, examples, tmp_path):
     settings = replace(SETTINGS, sketch=Sketch(SketchKind.NONE, 0, 0), directions=[Direction.SGD])
     found = collect(model, examples[:5], trajectory[1:], tmp_path, settings).features(0, "sgd")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -118,6 +119,16 @@ def test_a_file_that_is_none_of_accelerates_is_refused(tmp_path):
     file.write_text("num_machines: [1\nno: yaml: at all")
     with pytest.raises(UserError, match="accelerate.yaml is not a configuration of Accelerate"):
         launch_with(file)
+
+
+@pytest.mark.parametrize(("rank", "limit"), [(0, 1800.0), (1, None)])
+def test_only_the_main_machine_of_several_looks_after_the_heartbeat_of_its_job(tmp_path, rank, limit):
+    """The others hear none, and would stop a healthy job."""
+    file = tmp_path / "accelerate.yaml"
+    file.write_text(f"num_machines: 2\nmachine_rank: {rank}\nmain_process_port: 29617\n")
+    launch = replace(launch_with(file), stall_limit_minutes=30.0, time_limit_minutes=60.0)
+    watch = launch.watch(tmp_path)
+    assert watch.stall_limit_s == limit and watch.time_limit_s == 3600.0
 
 
 @pytest.mark.parametrize("machines", [1, 2])
