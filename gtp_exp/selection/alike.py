@@ -3,7 +3,8 @@ which one would tell what the other holds out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import torch
 
@@ -24,10 +25,26 @@ def alike_rows(
     """
     asking = [i for i, example in enumerate(examples) if example.messages and example.prompt.strip()]
     groups = drawn_groups([examples[i] for i in asking], seed=0)
-    pairs = [(asking[group[0]], asking[j]) for group in groups for j in group[1:]]
-    if near_copy_cosine is not None:
-        unit = torch.nn.functional.normalize(rows.float(), dim=1)
-        for start in range(0, len(unit), CHUNK):
-            close = unit[start : start + CHUNK] @ unit.T > near_copy_cosine
-            pairs += [(start + i, j) for i, j in close.nonzero().tolist() if start + i < j]
-    return linked_groups(len(examples), pairs)
+    same = ((asking[group[0]], asking[j]) for group in groups for j in group[1:])
+    close = iter(()) if near_copy_cosine is None else _links(rows, near_copy_cosine)
+    return linked_groups(len(examples), chain(same, close))
+
+
+def _links(rows: torch.Tensor, cosine: float) -> Iterator[tuple[int, int]]:
+    """Yield fewer pairs than there are rows, whose groups are those of all pairs of a larger cosine.
+
+    All pairs of rows that are alike would fill the memory; one that joins no two groups is left out.
+    """
+    unit = torch.nn.functional.normalize(rows.float(), dim=1)
+    group = torch.arange(len(unit))
+    for start in range(0, len(unit), CHUNK):
+        close = (unit[start : start + CHUNK] @ unit[start:].T > cosine).triu(1)
+        for k in close.any(1).nonzero().flatten().tolist():
+            i, own = start + k, int(group[start + k])
+            alike = start + close[k].nonzero().flatten()
+            alike = alike[group[alike] != own]
+            while len(alike):
+                joined = group[alike[0]].clone()
+                yield i, int(alike[0])
+                group[group == joined] = own
+                alike = alike[group[alike] != own]

@@ -11,6 +11,8 @@ from problems import gtp, problem
 
 from conftest import conversation
 from gtp_exp.data.examples import Example
+from gtp_exp.data.links import linked_groups
+from gtp_exp.selection import alike
 from gtp_exp.selection.alike import alike_rows
 from gtp_exp.selection.cross_validation import target_folds
 
@@ -68,6 +70,22 @@ def test_rows_without_text_are_told_apart_by_their_gradients_alone():
     rows = torch.eye(4)
     rows[2] = 3 * rows[0]
     assert alike_rows(examples, rows, 0.98) == [[0, 2], [1], [3]]
+
+
+@pytest.mark.parametrize("cosine", [0.5, 0.7, 0.9])
+def test_the_links_that_are_followed_give_the_groups_of_all_close_pairs(cosine, monkeypatch):
+    monkeypatch.setattr(alike, "CHUNK", 16)  # rows are linked across blocks
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randn(150, 6, generator=draw)
+    rows[::40] = 0
+    unit = torch.nn.functional.normalize(rows, dim=1)
+    pairs = [(i, j) for i, j in (unit @ unit.T > cosine).nonzero().tolist() if i < j]
+    assert alike_rows([Example(f"{i}", ()) for i in range(150)], rows, cosine) == linked_groups(150, pairs)
+
+
+def test_rows_that_are_all_alike_need_fewer_links_than_there_are_rows():
+    """All their pairs, as a list, took 1.8 GiB for 4,000 rows."""
+    assert len(list(alike._links(torch.ones(1500, 3), 0.98))) == 1499
 
 
 def test_gtp_keeps_copies_of_target_rows_in_one_fold():
