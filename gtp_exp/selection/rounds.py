@@ -17,7 +17,7 @@ times the number of rounds, which asks the same of weights that share the work w
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -203,8 +203,12 @@ def _fill(
     """Return the rows int64 [k] that fill what the rounds left, and how many of each class they are.
 
     Where rows cost, their correlation per token orders them; one below zero is no better for being spread.
-    Rows that repeat chosen ones are added to `near`.
+    Rows that fit and repeat chosen ones are added to `near`.
     """
+
+    def fitting(index: torch.Tensor) -> torch.Tensor:
+        return index if cost is None else index[cost[index] <= left]  # what does not fit never will
+
     value = correlation.double()
     if cost is not None:
         value = torch.where(value > 0, value / cost.clamp(min=1), value)
@@ -215,9 +219,9 @@ def _fill(
         if len(picked) == wanted:
             break
         group = {"distinct": ~near & ~copy, "near_copies": near & ~copy, "exact_copies": copy}[name]
-        index = (group & ~taken).nonzero().flatten()
+        index = fitting((group & ~taken).nonzero().flatten())
         order = index[value[index].sort(descending=True, stable=True).indices]
-        for i in _distinct(order, taken, near, apart) if name == "distinct" else order.tolist():
+        for i in _distinct(order, taken, near, apart, fitting) if name == "distinct" else order.tolist():
             if len(picked) == wanted:
                 break
             if cost is not None:
@@ -230,12 +234,22 @@ def _fill(
     return torch.tensor(picked, dtype=torch.long), counts
 
 
-def _distinct(order: torch.Tensor, taken: torch.Tensor, near: torch.Tensor, apart: Apart) -> Iterator[int]:
-    """Yield the rows that repeat none of those which are taken by then, and mark the others as near."""
+def _distinct(
+    order: torch.Tensor,
+    taken: torch.Tensor,
+    near: torch.Tensor,
+    apart: Apart,
+    fitting: Callable[[torch.Tensor], torch.Tensor],
+) -> Iterator[int]:
+    """Yield the rows that repeat none of those which are taken by then, and mark the others as near.
+
+    fitting: keeps of some rows those that still fit; no others are read.
+    """
     if apart.cosine is None:
         yield from order.tolist()
         return
-    for block in order.split(BLOCK):
+    while len(order):
+        block, order = order[:BLOCK], order[BLOCK:]
         repeats, before = apart.repeats(block, taken.nonzero().flatten()), apart.among(block).tril(-1)
         suspects = before.any(1)
         for k, i in enumerate(block.tolist()):
@@ -243,3 +257,4 @@ def _distinct(order: torch.Tensor, taken: torch.Tensor, near: torch.Tensor, apar
                 near[i] = True
             else:
                 yield i
+        order = fitting(order)
