@@ -176,7 +176,8 @@ def target_folds(
     are none.
 
     alike: all rows, in lists of those that stay in one fold together; None: each on its own. Needs two rows a
-    fold in all, a list for every fold, and every group in two folds, so that no training mean is empty.
+    fold in all, a list for every fold, and every group in two folds, so that no training mean is empty; and
+    of every fold a mean other than zero, which errors are over.
     """
     names = sorted(set(groups))
     if len(rows) < 2 * count:
@@ -197,8 +198,14 @@ def target_folds(
         outside = group_means(rows, groups, names, (fold_of != k).nonzero().flatten().tolist())
         inside = group_means(rows, groups, names, (fold_of == k).nonzero().flatten().tolist())
         judged = torch.isfinite(inside).all(0)  # a small subtask has no row in some folds
+        if not inside[:, judged].any():
+            return _nothing_to_judge_by("target")
         folds.append(Fold(outside, inside, judged, None))
     return folds
+
+
+def _nothing_to_judge_by(rows: str) -> str:
+    return f"the {rows} rows that a fold holds out have a mean gradient of zero, by which no fit is judged"
 
 
 def _of(name: str) -> str:
@@ -239,6 +246,8 @@ def pool_folds(atoms: Atoms, count: int, seed: int) -> list[Fold] | str:
     fold_of[torch.randperm(n, generator=generator)] = torch.arange(n) % count
     member = torch.nn.functional.one_hot(fold_of, count).float()  # [N, folds]
     sums, sizes = atoms.combine(member), member.sum(0).double()
+    if not sums.any(0).all():
+        return _nothing_to_judge_by("pool")
     judged = torch.ones(1, dtype=torch.bool)
     return [
         Fold(

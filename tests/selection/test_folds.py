@@ -111,3 +111,19 @@ def test_no_ridge_is_chosen_on_rows_that_span_the_subspace(caplog):
     assert "svd" in caplog.text
     in_pca = gtp(subspace="pca", regularisation="cross_validation").select(replace(posed))
     assert in_pca.diagnostics["cross_validation_skipped"] is None
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_fold_of_rows_without_a_gradient_leaves_the_ridge_as_it_is(seed):
+    """No error is over an energy of zero: it ended in an AttributeError."""
+    data = clusters(200, 16, 0, count=10, wanted=3)
+    target = data.target_rows[:8].clone()
+    target[:7] = 0
+    settings = {"regularisation": "cross_validation", "ridge": 0.7}
+    chosen = gtp(**settings).select(problem([data.atoms], [target], rows=20, seed=seed))
+    assert "a mean gradient of zero" in chosen.diagnostics["cross_validation_skipped"]
+    assert chosen.diagnostics["ridge"] == 0.7 and len(chosen.indices) == 20
+    pool = torch.zeros(200, 16)
+    pool[:2] = data.atoms[:2]
+    chosen = gtp(**settings).select(problem([pool], None, rows=20, seed=seed))
+    assert "a mean gradient of zero" in chosen.diagnostics["cross_validation_skipped"]
