@@ -7,7 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from leaderboard_runs import record
+from scipy import stats
 
+from gtp_exp.leaderboard import statistics
+from gtp_exp.leaderboard.metrics import metric_named
+from gtp_exp.leaderboard.numbers import Numbers, p_of_pairs
 from gtp_exp.leaderboard.records import Run
 from gtp_exp.leaderboard.row_draws import TaskValues, draws_by_run, resampled
 from gtp_exp.leaderboard.statistics import DRAWS, SEED, paired, summarise, t_interval
@@ -118,10 +122,46 @@ def test_the_p_value_agrees_with_the_interval_and_keeps_its_level_under_no_diffe
         a, b = dict(enumerate(means[:3])), dict(enumerate(means[3:]))
         found = paired(a, b, (dict(enumerate(drawn[:3])), dict(enumerate(drawn[3:]))), higher_is_better=True)
         assert found is not None and found.interval is not None and found.p is not None
-        if abs(found.p - 0.05) > 0.001:
+        if abs(found.p - 0.05) > 0.01:  # the interval is of draws, of which 250 lie beyond either end
             assert (found.p < 0.05) == (not found.interval.low <= 0 <= found.interval.high)
         called += found.p < 0.05
     assert called / 200 <= 0.10
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 4, 9])
+@pytest.mark.parametrize("step", [0.0, 0.2, 1.0])
+def test_the_p_value_is_what_counting_draws_tells_within_the_error_of_counting(degrees, step):
+    rng, n = np.random.default_rng(degrees), 200_000
+    for mean in (-3.0, -1.5, -0.2, 0.0, 0.7, 2.5):
+        of_rows = mean + rng.gamma(4.0, 0.5, size=n) - 2.0
+        drawn = of_rows + step * rng.standard_t(degrees, size=n)
+        counted = 2 * min((drawn <= 0).mean(), (drawn >= 0).mean())
+        found = statistics._two_sided(of_rows, step, degrees)
+        assert abs(found - counted) <= 5 * (2 * counted / n) ** 0.5 + 10 / n
+
+
+@pytest.mark.parametrize("step", [0.0, 1e-9])
+def test_rows_alone_tell_no_less_than_their_normal_tail_and_no_more_than_a_draw(step):
+    """10,000 draws of rows that are seldom on the other side say nothing of how seldom."""
+    quantiles = stats.norm.ppf((np.arange(DRAWS) + 0.5) / DRAWS)
+    for distance in (4.0, 4.5, 6.0):
+        found = statistics._two_sided(distance + quantiles, step, 3)
+        assert found == pytest.approx(2 * stats.norm.sf(distance), rel=0.05)
+    assert statistics._two_sided(3.7 + quantiles, step, 3) == pytest.approx(2 / DRAWS)
+
+
+@pytest.mark.parametrize("spread", [0.0, 3.0])
+def test_a_clear_leader_of_many_rows_is_told_apart_however_many_pairs_there_are(spread):
+    """378 pairs times 2/10,001, the least that 10,000 draws can count, is above 5%."""
+    rng, numbers = np.random.default_rng(0), {}
+    for k in range(28):
+        right = np.round((60 if k else 108) + spread * rng.normal(size=5))  # of 120, by seed
+        scored = np.array([rng.permutation(120) < count for count in right])
+        numbers[k] = Numbers(dict(enumerate(scored.mean(axis=1))), dict(enumerate(draws(scored))))
+    p = p_of_pairs(numbers, metric_named("acc"))
+    assert len(p) == 378
+    assert max(p[0, k] for k in range(1, 28)) < 0.05
+    assert not any(value < 0.05 for pair, value in p.items() if 0 not in pair)
 
 
 def test_seeds_that_are_equal_on_every_row_give_no_interval():
