@@ -95,13 +95,14 @@ class Budget:
         import torch
 
         rows = self.rows(len(n_tokens))
-        if rows is not None:
+        if rows is not None or not len(order):
             return order[:rows]
-        fits = fitting(n_tokens[order].tolist(), int(self.amount))
+        prices = n_tokens[order].tolist()
+        fits = fitting(prices, int(self.amount))
         if not fits:
             raise NothingToChoose(
-                f"budget.amount={self.amount:g} tokens is below the shortest candidate "
-                f"({int(n_tokens.min())} tokens)"
+                f"budget.amount={self.amount:g} tokens is below the shortest row on offer "
+                f"({min(prices)} tokens)"
             )
         return order[torch.tensor(fits)]
 

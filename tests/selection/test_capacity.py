@@ -5,7 +5,10 @@ from __future__ import annotations
 import random
 
 import pytest
+import torch
 
+from gtp_exp.errors import NothingToChoose
+from gtp_exp.selection.base import Budget, Unit
 from gtp_exp.selection.capacity import fitting
 
 
@@ -25,3 +28,11 @@ def test_each_row_is_taken_exactly_if_it_fits_beside_those_before_it(seed):
     for position, price in enumerate(prices):
         spent = sum(prices[i] for i in taken if i < position)
         assert (position in taken) == (spent + price <= capacity)
+
+
+def test_a_budget_below_every_row_of_an_order_names_the_shortest_of_them():
+    n_tokens, budget = torch.tensor([5, 30, 20, 40]), Budget(Unit.TOKENS, 10)
+    with pytest.raises(NothingToChoose, match=r"amount=10 tokens is below .* \(20 tokens\)"):
+        budget.take(torch.tensor([3, 2, 1]), n_tokens)
+    assert budget.take(torch.tensor([3, 0, 1]), n_tokens).tolist() == [0]
+    assert not len(budget.take(torch.empty(0, dtype=torch.long), n_tokens))
