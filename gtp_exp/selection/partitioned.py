@@ -2,7 +2,7 @@
 
 Each part is a problem of its own with the same target and the same budget, so the parts need no word from
 each other; the last step reads the union of their choices alone, and what a part has passed over is lost. A
-part that nothing can be chosen from adds nothing.
+part that nothing can be chosen from adds nothing, unless the others have fewer rows than the budget asks for.
 GreeDi (Mirzasoleiman et al., arXiv 1411.0541) does the same for submodular selection.
 """
 
@@ -20,7 +20,7 @@ from gtp_exp.gradients.features import MemoryFeatures
 from gtp_exp.gradients.picked import SomeFeatures
 from gtp_exp.selection.atoms.sharded import Slice, share_of
 from gtp_exp.selection.base import Selection, SelectionProblem, Selector
-from gtp_exp.selection.subset import some_candidates
+from gtp_exp.selection.subset import others, some_candidates
 
 
 def select_in_parts(selector: Selector, problem: SelectionProblem, parts: int, direction: str) -> Selection:
@@ -54,6 +54,7 @@ def select_in_parts(selector: Selector, problem: SelectionProblem, parts: int, d
     union = torch.cat([by_part[p][0] for p in range(parts)]).sort().values
     if not len(union):
         raise NothingToChoose(by_part[0][2])
+    union = _enough(union, n, problem.budget.rows(n) or 0)
 
     gathered = tuple(
         {direction: problem.pool_gradients.features(t, direction).rows(union)}
@@ -69,3 +70,9 @@ def select_in_parts(selector: Selector, problem: SelectionProblem, parts: int, d
     }
     scores = torch.cat([by_part[p][1] for p in range(parts)])
     return Selection(union[merged.indices], merged.weights, scores, diagnostics)
+
+
+def _enough(union: torch.Tensor, n: int, rows: int) -> torch.Tensor:
+    """Return the union int64 [k], ascending, with as many of the n candidates that it lacks, in order, as it
+    is short of the rows wanted."""
+    return torch.cat([union, others(n, union)[: max(0, rows - len(union))]]).sort().values

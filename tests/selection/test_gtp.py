@@ -14,7 +14,7 @@ from tqdm import tqdm
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.features import MemoryFeatures, TensorRows
 from gtp_exp.selection import gtp as gtp_module
-from gtp_exp.selection.base import Unit
+from gtp_exp.selection.base import Budget, Unit
 from gtp_exp.selection.cross_validation import CrossValidationPoint, RegularisationChoice
 from gtp_exp.selection.gtp import GTP
 from gtp_exp.selection.solvers.cosamp import CoSaMP
@@ -442,6 +442,20 @@ def test_a_part_that_nothing_can_be_chosen_from_adds_nothing():
     with pytest.raises(UserError, match="40 tokens is below the shortest"):
         posed = problem(*two_checkpoints(), tokens=40)
         gtp(partitions=3, **FIXED).select(replace(posed, n_tokens=torch.full((300,), 50)))
+
+
+@pytest.mark.parametrize("rows", [3, 10, 12, 20])
+def test_rows_of_parts_without_a_gradient_fill_what_the_others_lack(rows):
+    """Of 20 rows 5 have a gradient, all in the first of two parts: the union had 10."""
+    pool, target = two_checkpoints()
+    pool = [torch.cat([matrix[:5], torch.zeros(15, 32)]) for matrix in pool]
+    posed = problem(pool, target, rows=rows)
+    chosen = gtp(partitions=2, **FIXED).select(posed)
+    assert len(chosen.indices.unique()) == rows
+    assert chosen.diagnostics["rows_after_partitions"] == rows
+    assert set(chosen.indices.tolist()) >= set(range(5)) or rows < 5
+    whole = replace(posed, budget=Budget(Unit.ALL, 1))
+    assert len(gtp(partitions=2, **FIXED).select(whole).indices) == 20
 
 
 def test_parts_need_a_target_and_a_row_each():
