@@ -128,6 +128,12 @@ def test_the_p_value_agrees_with_the_interval_and_keeps_its_level_under_no_diffe
     assert called / 200 <= 0.10
 
 
+@pytest.mark.parametrize("degrees", [*range(1, 12), 49])
+def test_students_distribution_equals_scipys(degrees):
+    x = np.concatenate([np.linspace(-60, 60, 997), [-np.inf, -1e300, -1e9, 0.0, 1e9, np.inf]])
+    assert statistics._t_below(x, degrees) == pytest.approx(stats.t.cdf(x, degrees), rel=0, abs=1e-14)
+
+
 @pytest.mark.parametrize("degrees", [1, 2, 4, 9])
 @pytest.mark.parametrize("step", [0.0, 0.2, 1.0])
 def test_the_p_value_is_what_counting_draws_tells_within_the_error_of_counting(degrees, step):
