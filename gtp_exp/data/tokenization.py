@@ -194,19 +194,40 @@ def encode(examples: Sequence[Example], tokenizer: Any) -> list[TokenizedExample
     """Return every example as token ids and labels, of whatever length; or why it carries no loss."""
     outcomes = [render(example, tokenizer) for example in examples]
     rendered = [outcome for outcome in outcomes if isinstance(outcome, Rendered)]
-    encoded = iter(_encode([r.text for r in rendered], tokenizer))
+    encoded = iter(_encode_rendered(rendered, tokenizer))
     stops = frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.get_added_vocab().values())
     rows: list[TokenizedExample | str] = []
     for example, outcome in zip(examples, outcomes, strict=True):
         if isinstance(outcome, str):
             rows.append(outcome)
             continue
-        ids, offsets = next(encoded)
-        starts = [turn.start for turn in outcome.turns]
-        if _straddles(offsets, starts):
-            ids, offsets = _cut_at_prompts(outcome.text, starts, tokenizer, ids, offsets)
-        rows.append(_labelled(example.id, outcome, ids, offsets, stops))
+        rows.append(_labelled(example.id, outcome, *next(encoded), stops))
     return rows
+
+
+def encode_begun(examples: Sequence[Example], tokenizer: Any) -> list[list[int] | str]:
+    """Return the token ids of every example up to where its last answer ends, as of a text that ends there;
+    or why it carries no loss."""
+    outcomes = [render(example, tokenizer) for example in examples]
+    begun = [replace(r, text=r.text[: r.turns[-1].end]) for r in outcomes if isinstance(r, Rendered)]
+    encoded = iter(_encode_rendered(begun, tokenizer))
+    return [outcome if isinstance(outcome, str) else next(encoded)[0] for outcome in outcomes]
+
+
+def _encode_rendered(rendered: Sequence[Rendered], tokenizer: Any) -> list[tuple[list[int], list[Span]]]:
+    """Return ids and character offsets of each text, with a token boundary at the end of every generation
+    prompt where the tokenizer allows it."""
+    encoded = _encode([r.text for r in rendered], tokenizer)
+    for i, (r, (ids, offsets)) in enumerate(zip(rendered, encoded, strict=True)):
+        starts = [turn.start for turn in r.turns]
+        if _straddles(offsets, starts):
+            encoded[i] = _cut_at_prompts(r.text, starts, tokenizer, ids, offsets)
+    return encoded
+
+
+def decode_exactly(ids: Sequence[int], tokenizer: Any) -> str:
+    """Return the text of token ids with its special tokens and blanks."""
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def with_special_tokens(examples: Sequence[Example], tokenizer: Any) -> list[str]:
@@ -299,8 +320,7 @@ def _cut_at_prompts(
     pieces = list(zip(cuts, cuts[1:], strict=False))
     encoded = _encode([text[a:b] for a, b in pieces], tokenizer)
     cut_ids = [i for piece, _ in encoded for i in piece]
-    exact = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
-    if tokenizer.decode(cut_ids, **exact) != tokenizer.decode(ids, **exact):
+    if decode_exactly(cut_ids, tokenizer) != decode_exactly(ids, tokenizer):
         return ids, offsets
     cut_offsets = [
         (a + s, a + e) for (a, _), (_, piece) in zip(pieces, encoded, strict=True) for s, e in piece

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lm_eval.models import huggingface
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from gtp_exp.data.examples import IGNORE, Example, Message, TokenizedExample
-from gtp_exp.data.tokenization import encode
+from gtp_exp.data.tokenization import decode_exactly, encode, encode_begun
 from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.errors import UserError
 from gtp_exp.evaluation.shared_prompts import can_share, score_answers
@@ -18,6 +18,7 @@ from gtp_exp.model.loading import LoadedModel
 from gtp_exp.model.stopping import stop_ids
 
 HFLM: Any = huggingface.HFLM  # a decorator hides the class from type checkers
+T = TypeVar("T")
 Documents = dict[str, list[int]]  # by the name of lm-eval's task: positions among its documents
 
 _PROBE = "A"  # stands for an answer where only what comes before it is wanted
@@ -103,8 +104,11 @@ class ChatModel(HFLM):
         begun = self._begun(dict.fromkeys(prompt for prompt, _ in pairs))
         for pair, row in zip(pairs, rows, strict=True):
             first, stop = row.answers[-1]
-            first = max(first, begun.get(pair[0], 0))
-            self._pairs[pair] = list(row.input_ids[:first]), list(row.input_ids[first:stop])
+            ids = list(row.input_ids[:stop])
+            parts = _parted(ids, begun[pair[0]], self.tokenizer) if pair[0] in begun else None
+            self._pairs[pair] = parts or (ids[:first], ids[first:])
+            if not self._pairs[pair][1]:
+                raise UserError(f"the answer {pair[1]!r} of a test has no token of its own: {pair[0]!r}")
         self._asked = requests
         return super().loglikelihood(requests, disable_tqdm)
 
@@ -127,8 +131,7 @@ class ChatModel(HFLM):
         self._prompts = {text: self.tok_encode(text) for text in prompts if text not in self._chats}
         rows, begun = self._rows([(self._chats[text], _PROBE) for text in chats]), self._begun(chats)
         for text, row in zip(chats, rows, strict=True):
-            first = max(row.answers[-1][0], begun.get(text, 0))
-            self._prompts[text] = list(row.input_ids[:first])
+            self._prompts[text] = begun.get(text) or list(row.input_ids[: row.answers[-1][0]])
         self._asked = requests
         self._check_lengths(
             len(self._prompts[r.args[0]]) + self._tokens_to_write(r.args[1]) for r in requests
@@ -169,26 +172,14 @@ class ChatModel(HFLM):
 
     def _rows(self, chats: Sequence[tuple[Sequence[Mapping[str, str]], str]]) -> list[TokenizedExample]:
         """Return chats with their answers as rows of training. Raises UserError where there is none."""
-        examples = []
-        for history, answer in chats:
-            begun = history[-1]["content"] if history[-1]["role"] == "assistant" else ""
-            turns = history[:-1] if begun else history
-            messages = [Message(turn["role"], turn["content"]) for turn in turns]
-            examples.append(Example("", (*messages, Message("assistant", begun + answer))))
-        rows = []
-        for example, row in zip(examples, encode(examples, self.tokenizer), strict=True):
-            if isinstance(row, str):
-                raise UserError(
-                    f"a test prompt cannot be asked with this model ({row}): {example.prompt[:80]!r}"
-                )
-            rows.append(row)
-        return rows
+        examples = [_example(history, answer) for history, answer in chats]
+        return _possible(encode(examples, self.tokenizer), examples)
 
-    def _begun(self, prompts: Iterable[str]) -> dict[str, int]:
-        """Return how many tokens belong to the prompt where it opens the answer itself, by prompt."""
+    def _begun(self, prompts: Iterable[str]) -> dict[str, list[int]]:
+        """Return the token ids of the prompts that open the answer themselves, by prompt."""
         begun = [text for text in prompts if self._chats[text][-1]["role"] == "assistant"]
-        alone = self._rows([(self._chats[text], "") for text in begun])
-        return {text: row.answers[-1][1] for text, row in zip(begun, alone, strict=True)}
+        examples = [_example(self._chats[text], "") for text in begun]
+        return dict(zip(begun, _possible(encode_begun(examples, self.tokenizer), examples), strict=True))
 
     def _check_lengths(self, lengths: Iterable[int]) -> None:
         """Raise PromptsTooLong, in every process, where a request is longer than the model's context."""
@@ -206,3 +197,38 @@ class ChatModel(HFLM):
                 if (name, doc_id) not in long:
                     fitting[name].append(doc_id)
             raise PromptsTooLong(fitting, len(long))
+
+
+def _example(history: Sequence[Mapping[str, str]], answer: str) -> Example:
+    """Return a chat with its answer, which the chat may have begun."""
+    begun = history[-1]["content"] if history[-1]["role"] == "assistant" else ""
+    turns = history[:-1] if begun else history
+    messages = [Message(turn["role"], turn["content"]) for turn in turns]
+    return Example("", (*messages, Message("assistant", begun + answer)))
+
+
+def _possible(rows: Sequence[T | str], examples: Sequence[Example]) -> list[T]:
+    """Return the rows of test prompts. Raises UserError for one that says why there is none."""
+    found = list[T]()
+    for row, example in zip(rows, examples, strict=True):
+        if isinstance(row, str):
+            raise UserError(f"a test prompt cannot be asked with this model ({row}): {example.prompt[:80]!r}")
+        found.append(row)
+    return found
+
+
+def _parted(ids: list[int], begun: list[int], tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Return the token ids of a prompt and its answer, of which the prompt holds the beginning.
+
+    ids: of both in one text; begun: of the prompt alone. Where a token of the text spans the end of the
+    prompt, the answer is encoded as a text of its own, as what follows the prompt at inference. A tokenizer
+    that would add a blank to it gives the answer that token whole.
+    """
+    n, text, before = len(begun), decode_exactly(ids, tokenizer), decode_exactly(begun, tokenizer)
+    if decode_exactly(ids[:n], tokenizer) == before:
+        return ids[:n], ids[n:]
+    rest = tokenizer(text.removeprefix(before), add_special_tokens=False)["input_ids"]
+    if decode_exactly(begun + rest, tokenizer) == text:
+        return begun, rest
+    shared = next((k for k, (a, b) in enumerate(zip(ids, begun, strict=False)) if a != b), len(ids))
+    return ids[:shared], ids[shared:]

@@ -18,6 +18,7 @@ from gtp_exp.data.batching import pad_collate
 from gtp_exp.data.benchmark import EvalTask
 from gtp_exp.data.examples import Example, Message, TokenizedExample
 from gtp_exp.data.tokenization import encode, ensure_chat_template
+from gtp_exp.errors import UserError
 from gtp_exp.evaluation.tasks import evaluate
 from gtp_exp.model.loading import LoadedModel
 from gtp_exp.model.loss import row_nats
@@ -190,6 +191,56 @@ def test_an_answer_that_the_task_opens_is_completed(taught, tmp_path):
     )
     metrics = evaluate(task, taught, held_out=(), batch_size=3, directory=tmp_path)
     assert metrics["exact_match"] == 1.0, [s["resps"] for s in samples(tmp_path)]
+
+
+def untrained(tokenizer: Any) -> LoadedModel:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=512, **sizes))
+    return LoadedModel(model.eval(), tokenizer, 256, torch.float32)
+
+
+@pytest.mark.parametrize("begun", ["It is: ", "It is:", "It  "])
+def test_a_choice_is_scored_behind_what_the_task_opens_though_a_token_would_span_both(begun, tmp_path):
+    """A blank and the letter after it are one token, and some choices are one letter."""
+    loaded = untrained(make_tokenizer(CHATML, False, "<|im_end|>", True))
+    docs = [{"id": "0", "query": "Which?", "choices": ["A", "B", "red"], "gold": 0}]
+    task = choice_task("letters", docs, metric=ChoiceMetric.ACC, chat=True)
+    delimiter = " " if begun.endswith(":") else ""
+    config = {**task.config, "gen_prefix": begun, "target_delimiter": delimiter}
+    task = replace(task, config=config, held_out=())
+    evaluate(task, loaded, held_out=(), batch_size=3, directory=tmp_path)
+    chat = [{"role": "user", "content": "Which?"}]
+    text = loaded.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) + begun
+    prompt = loaded.tokenizer(text, add_special_tokens=False).input_ids
+    (sample,) = samples(tmp_path)
+    for choice, found in zip(docs[0]["choices"], sample["filtered_resps"], strict=True):
+        answer = loaded.tokenizer(delimiter + choice, add_special_tokens=False).input_ids
+        with torch.no_grad():
+            log_p = loaded.model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+        expected = sum(float(log_p[len(prompt) - 1 + t, token]) for t, token in enumerate(answer))
+        assert float(found[0]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_what_the_task_opens_is_all_that_the_model_sees_of_an_answer(tmp_path, monkeypatch):
+    loaded, seen = untrained(make_tokenizer(CHATML, False, "<|im_end|>", True)), []
+    generate = loaded.model.generate
+    monkeypatch.setattr(
+        loaded.model, "generate", lambda **k: seen.extend(k["input_ids"].tolist()) or generate(**k)
+    )
+    task = generations()
+    task = replace(task, config={**task.config, "gen_prefix": "It is: "}, docs=task.docs and task.docs[:1])
+    evaluate(task, loaded, held_out=(), batch_size=1, directory=tmp_path)
+    assert [loaded.tokenizer.decode(ids).endswith("It is: ") for ids in seen] == [True]
+
+
+def test_an_answer_that_the_template_removes_is_not_scored(tmp_path):
+    loaded = untrained(make_tokenizer(GEMMA, True, "<|endoftext|>", True))
+    docs = [{"id": "0", "query": "Which?", "choices": ["A", " "], "gold": 0}]
+    task = choice_task("letters", docs, metric=ChoiceMetric.ACC, chat=True)
+    task = replace(task, config={**task.config, "gen_prefix": "It is:"}, held_out=())
+    with pytest.raises(UserError, match="' ' of a test has no token of its own"):
+        evaluate(task, loaded, held_out=(), batch_size=3, directory=tmp_path)
 
 
 def test_an_answer_ends_at_the_end_of_turn_and_at_eos_whether_these_are_special_or_not(tmp_path):
