@@ -13,21 +13,34 @@ from tqdm import tqdm
 
 from gtp_exp.data.batching import length_sorted_batches
 from gtp_exp.model.loss import takes_logits_to_keep, token_nll
+from gtp_exp.model.positions import scaled_beyond
 
 Request = tuple[Sequence[int], Sequence[int]]  # token ids of the prompt and of the answer
 Score = tuple[float, bool]  # log-likelihood in nats; whether every token of the answer is the likeliest
 
 
 def can_share(model: Any) -> bool:
-    """Return whether the model keeps all keys and values of a prompt, as plain attention does.
+    """Return whether the model keeps all keys and values of a prompt, as plain attention does, and attends to
+    them by their positions.
 
-    A model with a sliding window or a recurrent state does not.
+    A model with a sliding window or a recurrent state keeps less. Others look at where a key lies in the
+    cache, in which prompts are padded, or scale all positions by the longest row.
     """
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
+    config = model.config.get_text_config()
+    if _looks_at_the_place(config) or scaled_beyond(config) is not None:
+        return False
     cache = DynamicCache(config=model.config)
     return bool(cache.layers) and all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def _looks_at_the_place(config: Any) -> bool:
+    """Say whether attention depends on the place of a key in the cache: GPT-Neo's local windows, and MPT's
+    ALiBi."""
+    local = "local" in (getattr(config, "attention_layers", None) or ())
+    return local or bool(getattr(getattr(config, "attn_config", None), "alibi", False))
 
 
 @torch.no_grad()  # inference_mode would spoil gathered weights for passes outside it

@@ -19,6 +19,7 @@ from gtp_exp.model.labelled import takes_logits_to_keep
 from gtp_exp.model.lora import base_model
 from gtp_exp.model.packed_attention import attention_per_sequence
 from gtp_exp.model.parameters import half_precision, in_float32
+from gtp_exp.model.positions import rope_kinds
 from gtp_exp.model.rectangle import Rectangle
 from gtp_exp.model.sharding import is_sharded
 
@@ -95,9 +96,8 @@ def packing_obstacle(model: torch.nn.Module, rows: Sequence[TokenizedExample]) -
 def _looks_at_length(config: Any) -> bool:
     """Say whether what a model does with a token may depend on how long its row is: a window of attention, or
     positions that are scaled."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    kinds = {part.get("rope_type", "default") for part in (rope, *rope.values()) if isinstance(part, dict)}
-    return bool(getattr(config, "sliding_window", None)) or not kinds <= {"default", "linear", "llama3"}
+    scaled = not rope_kinds(config) <= {"default", "linear", "llama3"}
+    return bool(getattr(config, "sliding_window", None)) or scaled
 
 
 def _cut(row: TokenizedExample, n: int) -> TokenizedExample:

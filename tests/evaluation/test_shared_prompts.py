@@ -8,7 +8,7 @@ import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
 from small_models import base
-from transformers import LlamaForCausalLM
+from transformers import GPTNeoConfig, GPTNeoForCausalLM, LlamaForCausalLM, MptConfig, MptForCausalLM
 
 from gtp_exp.evaluation.shared_prompts import can_share, score_answers
 
@@ -79,6 +79,52 @@ def test_the_likeliest_answer_is_told(tiny):
 
 def test_a_sliding_window_keeps_to_lm_evals_own_way():
     assert not can_share(base("mistral")) and not can_share(base("gemma2"))
+
+
+def with_local_windows():
+    config = GPTNeoConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_layers=2,
+        num_heads=4,
+        attention_types=[[["global", "local"], 1]],
+        window_size=6,
+    )
+    return GPTNeoForCausalLM(config)
+
+
+def with_alibi():
+    return MptForCausalLM(MptConfig(vocab_size=VOCABULARY, d_model=32, n_layers=2, n_heads=4))
+
+
+def with_rope(kind: str, **more):
+    rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0, **more}
+    return base("llama", rope_parameters=rope, max_position_embeddings=16 if kind == "dynamic" else 64)
+
+
+PLACES = {
+    "local windows": with_local_windows,
+    "ALiBi by key": with_alibi,
+    "dynamic": lambda: with_rope("dynamic"),
+    "longrope": lambda: with_rope(
+        "longrope", short_factor=[1.0] * 4, long_factor=[4.0] * 4, original_max_position_embeddings=16
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_attention_that_depends_on_the_place_in_the_cache_is_scored_in_lm_evals_own_way(kind):
+    """Shared, some answers would get other scores than in a sequence of their own."""
+    torch.manual_seed(0)
+    model = PLACES[kind]().eval()
+    for parameter in model.parameters():
+        parameter.data.mul_(4 if kind in ("local windows", "ALiBi by key") else 1)
+    asked = requests(0)
+    alone = [one_by_one(model, request)[0] for request in asked]
+    shared = [nats for nats, _ in score_answers(model, asked, 64)]
+    assert max(abs(a - b) for a, b in zip(alone, shared, strict=True)) > 1e-3
+    assert not can_share(model)
 
 
 def test_a_prompt_is_passed_once(monkeypatch):
