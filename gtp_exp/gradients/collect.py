@@ -37,7 +37,7 @@ from gtp_exp.gradients.engines.adapters import (
     sizes,
 )
 from gtp_exp.gradients.engines.base import GradientEngine
-from gtp_exp.gradients.engines.choose import Engine, choose_engine, make_engine
+from gtp_exp.gradients.engines.choose import Engine, choose_engine, heed_lengths, make_engine
 from gtp_exp.gradients.engines.linear import LinearKernel
 from gtp_exp.gradients.engines.memory import halving
 from gtp_exp.gradients.meter import Meter
@@ -156,15 +156,17 @@ class _CollectionJob:
         }
 
     def choose_engine(self) -> dict[str, Any]:
-        """Return the part of the plan that the machine decides, found on the first shard."""
-        if self.proven is None:
+        """Return the part of the plan that the machine decides, found on the first shard and the lengths of
+        all rows."""
+        requested = heed_lengths(self.settings.engine, self.model, self.examples)
+        if self.proven is None and requested is not Engine.AUTOGRAD:
             log.info("comparing the gradient engine with autograd, row by row, before it is used")
         load_trainable(self.model, self.checkpoints[0])
         choice = choose_engine(
             self.model,
             self.parameters,
             self.examples[: self.settings.shard_rows],
-            requested=self.settings.engine,
+            requested=requested,
             reduction=self.settings.reduction,
             token_budget=self.settings.token_budget,
             proven=self.proven,

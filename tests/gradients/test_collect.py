@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_models import base, make_examples, make_trajectory, small
+from small_models import base, make_examples, make_trajectory, small, with_lora
 
 from gtp_exp.data.examples import IGNORE, TokenizedExample
 from gtp_exp.errors import UserError
@@ -230,6 +230,35 @@ def test_a_row_that_is_not_finite_is_quarantined_and_moves_no_other_row(tmp_path
             )
     assert main([str(tmp_path / "store")]) == 0
     assert "quarantined  1 rows, not finite: poisoned" in capsys.readouterr().out
+
+
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0] * 4,
+    "long_factor": [8.0] * 4,
+    "original_max_position_embeddings": 24,
+}
+
+
+@pytest.mark.parametrize("engine", [Engine.AUTO, Engine.HOOKS])
+@pytest.mark.parametrize("proven", [None, Engine.PACKED])
+@pytest.mark.parametrize("rope", [LONGROPE, {"rope_type": "dynamic", "factor": 4.0}], ids=["long", "dynamic"])
+def test_a_long_row_in_a_later_shard_changes_the_positions_of_no_other(tmp_path, rope, proven, engine):
+    """These kinds of RoPE take their scale from the longest row of a batch."""
+    context = 24 if rope["rope_type"] == "dynamic" else 96
+    parameters = {"rope_theta": 10000.0, **rope}
+    model = with_lora(base("llama", max_position_embeddings=context, rope_parameters=parameters))
+    trajectory, rows = make_trajectory(model, tmp_path, segments=1), make_examples(12)
+    long = max(rows, key=lambda row: row.n_tokens)
+    rows[10] = replace(long, id="long", input_ids=long.input_ids * 3, labels=long.labels * 3)
+    settings = replace(SETTINGS, directions=[Direction.SGD], engine=engine, token_budget=1000)
+    with pytest.warns(UserWarning, match="one by one.* a row has .* tokens, and beyond 24"):
+        store = collect(model, rows, trajectory, tmp_path / "store", settings, proven=proven)
+    assert store.about["engine"] == "autograd"
+    expected, _ = expected_rows(model, trajectory[0], rows, Direction.SGD, SETTINGS.sketch, 0)
+    torch.testing.assert_close(store.features(0, "sgd").rows(torch.arange(12)), expected)
+    short = collect(model, rows[:10], trajectory, tmp_path / "short", settings)
+    assert short.about["engine"] == ("packed" if engine is Engine.AUTO else "hooks")
 
 
 def test_progress_shows_both_rates(model, trajectory, examples, tmp_path, capfd):

@@ -20,8 +20,10 @@ from gtp_exp.gradients.engines.linear import LinearKernel, fastest_kernel
 from gtp_exp.gradients.engines.memory import choose_token_budget
 from gtp_exp.gradients.engines.packed import PackedEngine, packed_obstacle
 from gtp_exp.model.device import out_of_memory
+from gtp_exp.model.lora import base_model
 from gtp_exp.model.loss import Reduction
 from gtp_exp.model.parameters import half_precision, in_float32
+from gtp_exp.model.positions import scaled_beyond
 from gtp_exp.model.sharding import is_sharded
 
 _CHECKED = 8  # examples of the first batch that are compared
@@ -62,6 +64,24 @@ def check_adapters(model: torch.nn.Module, requested: Engine) -> None:
     one_by_one = requested is Engine.AUTOGRAD or (requested is Engine.AUTO and not has_adapters(model))
     if not one_by_one:
         _lora(model, Engine.PACKED if requested is Engine.AUTO else requested)
+
+
+def heed_lengths(requested: Engine, model: torch.nn.Module, examples: Sequence[TokenizedExample]) -> Engine:
+    """Return the engine to ask for, with a warning where none but the one that takes the rows one by one is
+    exact for their lengths.
+
+    examples: all rows, for the first shard need not hold a long one.
+    """
+    limit = scaled_beyond(base_model(model).config.get_text_config())
+    longest = max(example.n_tokens for example in examples)
+    if requested is Engine.AUTOGRAD or limit is None or longest <= limit or not has_adapters(model):
+        return requested
+    warnings.warn(
+        f"rows are taken one by one, which is slower: a row has {longest} tokens, and beyond {limit} the "
+        "model's rope_type scales the positions of a whole batch by its longest row",
+        stacklevel=2,
+    )
+    return Engine.AUTOGRAD
 
 
 @dataclass(frozen=True)
