@@ -36,7 +36,7 @@ class ImportedArrays:
         """Return (features, norms) by direction, float32, of these rows; zeros where the norm is not
         finite."""
         part = self.matrices[checkpoint].rows(torch.arange(span.start, span.stop)).float()
-        norms = torch.linalg.vector_norm(part, dim=1)
+        norms = _norms(part)
         part[~torch.isfinite(norms)] = 0
         return {self.direction: part}, {self.direction: norms}
 
@@ -95,13 +95,19 @@ def checked_subtasks(subtasks: Any, n: int) -> list[str]:
     return names
 
 
+def _norms(rows: torch.Tensor) -> torch.Tensor:
+    """Return the norm of every row in float32, which may overflow where all its numbers are finite."""
+    return torch.linalg.vector_norm(rows, dim=1)
+
+
 def _content(matrices: Sequence[ArrayRows]) -> str:
-    """Return the SHA-256 (hex) of all numbers. Raise UserError where not one row is finite throughout."""
+    """Return the SHA-256 (hex) of all numbers. Raise UserError where the norm of not one row is finite
+    throughout."""
     hasher, finite = hashlib.sha256(), torch.ones(matrices[0].shape[0], dtype=torch.bool)
     for matrix in matrices:
         for start, chunk in matrix.chunks(CHUNK):
             hasher.update(chunk.contiguous().view(torch.uint8).numpy().data)
-            finite[start : start + len(chunk)] &= torch.isfinite(chunk).all(1)
+            finite[start : start + len(chunk)] &= _norms(chunk.float()).isfinite()
     if not finite.any():
         raise UserError(f"none of the {len(finite)} rows is finite; check how the gradients were made")
     return hasher.hexdigest()

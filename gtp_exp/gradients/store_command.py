@@ -67,9 +67,13 @@ def store_summary(store: GradientStore) -> str:
             norms = norms[norms.isfinite()]
             lines.append(
                 f"checkpoint {t} step {checkpoint['step']}, learning rate {checkpoint['learning_rate']:.3g}, "
-                f"{direction}: norm median {norms.median():.4g}, min {norms.min():.4g}, max {norms.max():.4g}"
+                f"{direction}: "
             )
-            if len(norms) and (norms - 1).abs().max() < UNIT_TOLERANCE:
+            if not len(norms):
+                lines[-1] += "no row is finite"
+                continue
+            lines[-1] += f"norm median {norms.median():.4g}, min {norms.min():.4g}, max {norms.max():.4g}"
+            if (norms - 1).abs().max() < UNIT_TOLERANCE:
                 lines[-1] += " (rows of length 1: a dot product of two is their cosine)"
     return "\n".join(lines)
 

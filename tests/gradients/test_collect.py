@@ -232,6 +232,19 @@ def test_a_row_that_is_not_finite_is_quarantined_and_moves_no_other_row(tmp_path
     assert "quarantined  1 rows, not finite: poisoned" in capsys.readouterr().out
 
 
+def test_a_store_without_a_finite_row_is_shown(tmp_path, capsys):
+    model = small("llama")
+    trajectory = make_trajectory(model, tmp_path, segments=1)
+    with torch.no_grad():
+        base_model(model).get_input_embeddings().weight[2] = float("nan")
+    rows = [replace(row, input_ids=(2, *row.input_ids[1:])) for row in make_examples(3)]
+    settings = replace(SETTINGS, engine=Engine.AUTOGRAD)
+    assert len(collect(model, rows, trajectory, tmp_path / "store", settings).quarantined) == 3
+    assert main([str(tmp_path / "store")]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"{direction}: no row is finite" in shown for direction in ("sgd", "adam", "less"))
+
+
 LONGROPE = {
     "rope_type": "longrope",
     "short_factor": [1.0] * 4,

@@ -160,6 +160,13 @@ def test_rows_that_are_not_finite_are_quarantined_as_in_a_collected_store(tmp_pa
         import_store("numpy", paths, tmp_path / "other", NOTHING_SAID)
 
 
+def test_rows_whose_norm_overflows_are_not_finite_either(tmp_path):
+    """They are quarantined, so that an import of nothing else is refused."""
+    paths = write_each(tmp_path / "in", "numpy", [torch.full((2, 3), 1e30)])
+    with pytest.raises(UserError, match="none of the 2 rows is finite"):
+        import_store("numpy", paths, tmp_path / "store", NOTHING_SAID)
+
+
 def test_what_is_exported_is_what_was_stored_and_can_be_imported_again(tmp_path):
     first, second = matrices()
     second[9] = float("nan")
