@@ -62,7 +62,7 @@ VERSIONS = {
     "pass": 2,
     "selection": 2,
     "finetune": 6,
-    "evaluation": 8,
+    "evaluation": 9,
     "validation": 1,
 }
 # Another release of these may give other numbers too.
