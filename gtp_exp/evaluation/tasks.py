@@ -92,30 +92,24 @@ def _lm_eval(
     # What it would tell of code and machine it finds by starting git, pip and others: seconds per task.
     evaluator.get_git_commit_hash = lambda: None
     evaluator.add_env_info = lambda storage: None
-    from lm_eval.tasks import TaskManager
-
     from gtp_exp.evaluation import text_metrics
     from gtp_exp.evaluation.chat_model import ChatModel, PromptsTooLong
 
     text_metrics.register()
 
-    lm = ChatModel(loaded, batch_size, dividing(processes, loaded.model))
+    divided = dividing(processes, loaded.model)
     state = torch.get_rng_state()
     too_long = 0
     try:
         # lm-eval wants absolute data paths, which must not end up in a cache that others may copy.
         with tempfile.TemporaryDirectory() as scratch:
-            if _render(task, Path(scratch)):
-                manager = TaskManager(include_path=scratch, include_defaults=False)
-                if task.docs is None:  # it may be made of bundled tasks
-                    for name, entry in bundled_tasks().task_index.items():
-                        manager.task_index.setdefault(name, entry)
-            else:
-                manager = bundled_tasks()
+            manager = _manager(task, Path(scratch))
             while True:
+                # lm-eval wants a document of every task for each of them.
+                enough = divided.size == 1 or _fewest_documents(task, asked, manager) >= divided.size
                 try:
                     output: Any = evaluator.simple_evaluate(
-                        model=lm,
+                        model=ChatModel(loaded, batch_size, divided if enough else ALONE),
                         tasks=[task.name],
                         task_manager=manager,
                         apply_chat_template=task.chat,
@@ -144,6 +138,28 @@ def _lm_eval(
     tested = {(name, row["doc_id"]) for name, rows in output["samples"].items() for row in rows}
     metrics, rows = _headline(task, output)
     return processes.broadcast((metrics, values_by_row(metrics, rows), tested, too_long))
+
+
+def _manager(task: EvalTask, scratch: Path) -> Any:
+    """Return lm-eval's manager that knows the task. scratch: where to render what it has to read."""
+    from lm_eval.tasks import TaskManager
+
+    if not _render(task, scratch):
+        return bundled_tasks()
+    manager = TaskManager(include_path=str(scratch), include_defaults=False)
+    if task.docs is None:  # it may be made of bundled tasks
+        for name, entry in bundled_tasks().task_index.items():
+            manager.task_index.setdefault(name, entry)
+    return manager
+
+
+def _fewest_documents(task: EvalTask, asked: Documents, manager: Any) -> int:
+    """Return how many documents are asked of the task, or of that one of its tasks that has the fewest."""
+    if asked:
+        return min(map(len, asked.values()))
+    if task.docs is not None:
+        return len(task.docs)
+    return min(len(part.eval_docs) for part in manager.load([task.name])["tasks"].values())
 
 
 def _fitting(task: EvalTask, asked: Documents, fitting: Documents, max_length: int) -> Documents:

@@ -8,6 +8,8 @@ from dataclasses import replace
 from statistics import fmean, stdev
 
 import datasets
+import few_documents
+import forked
 import pytest
 import torch
 from toy import CHOICE
@@ -20,6 +22,7 @@ from gtp_exp.data.tokenization import tokenize
 from gtp_exp.errors import UserError
 from gtp_exp.evaluation.held_out import held_out_loss, token_loss
 from gtp_exp.evaluation.tasks import evaluate
+from gtp_exp.model.loading import prepare
 
 DOCS = tuple({"question": f"Is {i} even?", "choices": ["yes", "no"], "gold": i % 2} for i in range(10))
 HELD_OUT = tuple(conversation(i, f"Is {i} even?", ["yes", "no"][i % 2]) for i in range(10))
@@ -219,6 +222,19 @@ def test_every_row_of_a_group_of_tasks_is_counted_tested_or_left_out(tiny, tmp_p
     both = EvalTask("both", "acc,none", config, None)
     metrics = evaluate(both, tiny.load(), held_out=(), batch_size=4, directory=tmp_path)
     assert (metrics["rows_tested"], metrics["rows_left_out"]) == (4, 2)
+
+
+def test_two_processes_test_a_single_document_both(tiny_config, tmp_path):
+    """Given as such, or left by others that are too long."""
+    loaded, left_out = prepare(tiny_config, tmp_path, torch.device("cpu")).load(), {"left": 2}
+    expected = {
+        name: evaluate(few, loaded, held_out=(), batch_size=4, directory=tmp_path)
+        for name, few in few_documents.tasks().items()
+    }
+    forked.connected(2, few_documents.main, tiny_config, tmp_path)
+    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == [expected] * 2
+    for name, metrics in expected.items():
+        assert (metrics["rows_tested"], metrics["rows_left_out"]) == (1, left_out.get(name, 0))
 
 
 def test_generation_tasks_are_scored_by_exact_match(tiny, tmp_path):
