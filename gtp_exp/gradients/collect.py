@@ -131,7 +131,7 @@ class _CollectionJob:
                 "peft": importlib.metadata.version("peft"),
             },
             "model_sha256": digest(str(self.model.config), shapes),
-            "frozen": frozen_fingerprint(self.model),
+            **({} if is_sharded(self.model) else {"frozen": frozen_fingerprint(self.model)}),
             "precision": sorted({str(p.dtype).removeprefix("torch.") for p in self.model.parameters()}),
             "n_parameters": sum(p.numel() for p in self.parameters.values()),
             "checkpoints": [_checkpoint_identity(checkpoint) for checkpoint in self.checkpoints],
@@ -251,17 +251,16 @@ class _CollectionJob:
 
 def frozen_fingerprint(model: torch.nn.Module) -> str:
     """Return a hash (hex) of what no checkpoint holds and gradients depend on: how much each adapter counts,
-    and some values of every frozen weight. Of weights that processes share the latter are left out.
+    and some values of every frozen weight. Not of weights that processes share, which none of them has whole.
     """
     hasher = hashlib.sha256()
     if has_adapters(model):
         hasher.update(repr([(layer.name, layer.scaling) for layer in find_adapters(model).layers]).encode())
-    if not is_sharded(model):
-        for name, weight in model.named_parameters():
-            if not weight.requires_grad and weight.numel():
-                flat = weight.detach().flatten()
-                some = flat[:: -(-len(flat) // _SAMPLED)].cpu().contiguous()
-                hasher.update(name.encode() + some.view(torch.uint8).numpy().tobytes())
+    for name, weight in model.named_parameters():
+        if not weight.requires_grad and weight.numel():
+            flat = weight.detach().flatten()
+            some = flat[:: -(-len(flat) // _SAMPLED)].cpu().contiguous()
+            hasher.update(name.encode() + some.view(torch.uint8).numpy().tobytes())
     return hasher.hexdigest()
 
 

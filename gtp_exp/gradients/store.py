@@ -217,7 +217,10 @@ class StoreWriter:
         self.plan = plan
 
     def _recorded_plan(self, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return the plan of the store to go on with; None when there is none that can be trusted."""
+        """Return the plan of the store to go on with; None when there is none that can be trusted.
+
+        What an earlier version, or processes that shared the weights, did not record is not compared.
+        """
         file = self.directory / PLAN
         plan = read_sealed(file)
         if plan is None:
@@ -226,7 +229,7 @@ class StoreWriter:
                 log.warning("%s is damaged; every shard of the store is computed again", file)
             for shards in [path for path in self.directory.iterdir() if holds_shards(path)]:  # of which plan?
                 shutil.rmtree(shards)
-        elif different := sorted(key for key in settings if plan.get(key) != settings[key]):
+        elif different := sorted(key for key in settings if key in plan and plan[key] != settings[key]):
             raise UserError(
                 f"{self.directory} holds gradients with other settings ({', '.join(different)}); "
                 "choose another directory or delete it"
