@@ -121,11 +121,17 @@ class Identity:
 class CountSketch:
     """Adds signed coordinates into buckets: y[h(j)] += sign(j) x[j] (Charikar et al. 2002).
 
-    With s nonzeros, s such maps go into s blocks of dim / s, each scaled by 1 / sqrt(s) (the block
+    With s nonzeros, s such maps go into s parts of w = dim / s buckets, each scaled by 1 / sqrt(s) (the block
     construction of Kane & Nelson, arXiv 1012.1577).
 
+    The hash h cuts a parameter into blocks of w neighbouring coordinates, and turns each by a shift of its
+    own, drawn at random: h(j) = (j + shift(block of j)) mod w. Two coordinates of different blocks share a
+    bucket with probability 1 / w, which is all that the variance depends on; two of one block never do. So a
+    block is added as a whole: a sum of neighbours, in a fixed order, where a scatter would jump.
+
         E <Sx, Sy> = <x, y>
-        Var <Sx, Sy> = (|x|^2 |y|^2 + <x, y>^2 - 2 sum_j x_j^2 y_j^2) / dim,  for every s
+        Var <Sx, Sy> = (|x|^2 |y|^2 + <x, y>^2 - sum_b (|x_b|^2 |y_b|^2 + <x_b, y_b>^2)) / dim
+        with x_b the part of x in block b, for every s
     """
 
     def __init__(
@@ -136,33 +142,51 @@ class CountSketch:
         device: torch.device | str,
     ) -> None:
         self.dim, self._nonzeros, self._device = sketch.dim, sketch.nonzeros, device
-        block = sketch.dim // sketch.nonzeros
-        # The sign is folded into the bucket: 2 dim buckets, the second half to be subtracted. That saves a
-        # pass over the gradients, and makes scatter_add_ over the whole batch the only work per value.
-        self._bucket = {}
+        self._width = sketch.dim // sketch.nonzeros
+        self._shifts: dict[str, list[list[int]]] = {}  # [s, blocks]
+        self._signs = {}  # [s, p]
         for name, size in sizes.items():
-            generator, maps = torch.Generator().manual_seed(seeds[name]), []
-            for k in range(sketch.nonzeros):
-                drawn = torch.randint(0, 2 * block, (size,), generator=generator)
-                maps.append(k * block + drawn % block + drawn // block * sketch.dim)
-            self._bucket[name] = torch.stack(maps).to(device, torch.int32)
+            generator = torch.Generator().manual_seed(seeds[name])
+            of_blocks = (sketch.nonzeros, -(-size // self._width))
+            self._shifts[name] = torch.randint(0, self._width, of_blocks, generator=generator).tolist()
+            bits = torch.randint(0, 2, (sketch.nonzeros, size), generator=generator)
+            self._signs[name] = (2 * bits - 1).to(device, torch.float32)
 
     def empty(self, rows: int) -> torch.Tensor:
-        """Return an accumulator of zeros."""
-        return torch.zeros(rows, 2 * self.dim, device=self._device)
+        """Return an accumulator of zeros: twice as wide as the sketch, so that no block has to be cut at its
+        end."""
+        return torch.zeros(self._nonzeros, rows, 2 * self._width, device=self._device)
 
     def add(self, name: str, gradients: torch.Tensor, into: torch.Tensor) -> None:
         """Add the image of one parameter's gradients [b, p] to the accumulator."""
-        for bucket in self._bucket[name].long():
-            if into.device.type == "cpu":
-                into.scatter_add_(1, bucket.expand_as(gradients), gradients)
-            else:  # the one of the two that a GPU can do in a fixed order
-                into.index_add_(1, bucket, gradients)
+        add = _add_blocks if into.device.type == "cpu" else _add_at_once
+        for sums, shifts, signs in zip(into, self._shifts[name], self._signs[name], strict=True):
+            add(gradients, signs, shifts, sums)
 
     def finish(self, accumulated: torch.Tensor) -> torch.Tensor:
         """Return the sketches [b, dim]."""
-        positive, negative = accumulated.split(self.dim, dim=1)
-        return (positive - negative).mul_(self._nonzeros**-0.5)
+        first, beyond = accumulated.split(self._width, dim=2)
+        return (first + beyond).mul_(self._nonzeros**-0.5).transpose(0, 1).flatten(1)
+
+
+def _add_blocks(gradients: torch.Tensor, signs: torch.Tensor, shifts: list[int], into: torch.Tensor) -> None:
+    """Add every block, with its signs, at the place that its shift says: one step over the values, which a
+    processor's caches like. gradients: [b, p]; signs: [p]; into: [b, 2 w]."""
+    width = into.shape[1] // 2
+    starts = range(0, gradients.shape[1], width)
+    for start, shift in zip(starts, shifts, strict=True):
+        block = gradients[:, start : start + width]
+        into[:, shift : shift + block.shape[1]].addcmul_(block, signs[start : start + width])
+
+
+def _add_at_once(gradients: torch.Tensor, signs: torch.Tensor, shifts: list[int], into: torch.Tensor) -> None:
+    """Add all blocks in a number of steps that does not grow with theirs: a GPU would wait for each."""
+    rows, width = len(gradients), into.shape[1] // 2
+    missing = len(shifts) * width - gradients.shape[1]
+    blocks = torch.nn.functional.pad(gradients * signs, (0, missing)).view(rows, len(shifts), width)
+    buckets = torch.arange(width, device=into.device)
+    source = (buckets - torch.tensor(shifts, device=into.device)[:, None]) % width
+    into[:, :width] += blocks.gather(2, source.expand(rows, -1, -1)).sum(dim=1)
 
 
 class Rademacher:
