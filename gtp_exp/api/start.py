@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from gtp_exp.api.finished import check_finished_run
 from gtp_exp.api.further_tests import compose_tests
 from gtp_exp.api.overrides import name_unknown_keys
 from gtp_exp.config import build, check_finite
@@ -139,7 +140,8 @@ def prepare_job(config: DictConfig, directory: Path) -> tuple[Launch, Path]:
     """Write resolved.yaml into the job's folder; return how the job is launched, and that file.
 
     Raises UserError for a configuration that cannot be resolved or built, for a folder that is full, and for
-    one with files of others that the job would replace. An earlier job's record then stays in the folder.
+    one with files of others, or a finished run of other settings, that the job would replace. An earlier
+    job's record then stays in the folder.
     """
     _check_folder(directory)
     try:
@@ -186,11 +188,12 @@ def _described(config: DictConfig, directory: Path) -> DictConfig:
     if missing := [f.name for f in fields(Names) if not choices.get(f.name)]:
         raise UserError(f"the job has no {missing[0]}; give {missing[0]}=OPTION (--help lists them)")
     compose_tests(config, str(choices["benchmark"]), hydra_config.runtime.config_sources)
-    plain = OmegaConf.to_container(config, resolve=True)
+    plain: Any = OmegaConf.to_container(config, resolve=True)
     check_finite(plain)
     check_no_secrets(plain)
     check_no_secrets({"hydra": OmegaConf.to_container(hydra_config)})
     multirun = hydra_config.mode is RunMode.MULTIRUN
+    check_finished_run(directory, plain, "hydra.sweep.dir" if multirun else "hydra.run.dir")
     with open_dict(config):
         config.job = {
             "name": directory.name,

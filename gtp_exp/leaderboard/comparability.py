@@ -201,7 +201,7 @@ def comparable_settings(runs: Sequence[Run]) -> tuple[dict[Run, dict[str, str]],
     edited files): with that. Runs that have read the same have the settings and names of the first of them.
     """
     settings = {
-        run: _without_fit(
+        run: without_fit(
             flatten({k: v for k, v in run.record.config.items() if k != "seed" and k not in NO_EFFECT})
         )
         | _found("model", run.record.model)
@@ -232,7 +232,7 @@ def comparable_settings(runs: Sequence[Run]) -> tuple[dict[Run, dict[str, str]],
     return settings, names
 
 
-def _without_fit(settings: Mapping[str, str]) -> dict[str, str]:
+def without_fit(settings: Mapping[str, str]) -> dict[str, str]:
     """Return the settings without those that make a job fit the memory of a machine."""
     fit = set(FIT_MEMORY)
     if settings.get("selector._target_", "").startswith(("gtp_exp.", "gtp_baselines.")):
