@@ -280,6 +280,10 @@ def test_a_runs_resolved_configuration_is_run_again_from_the_cache(tmp_path):
     saved = (run / "resolved.yaml").read_text()  # one that was written under an earlier name
     (run / "resolved.yaml").write_text(saved.replace("gtp_exp.model.loading.Model", "gtp_exp.models.Model"))
     line = [sys.executable, "-m", "gtp_exp", "--config-dir", str(run), "--config-name", "resolved"]
+    foretold = forked.run([*line, "--estimate"], tmp_path, ENVIRONMENT)
+    assert foretold.returncode == 0, foretold.stderr
+    assert foretold.stdout.startswith("1 job: selector=random, budget=5pct, model=tiny, dataset=toy")
+    assert "the cache holds every stage" in foretold.stdout
     again = forked.run(line, tmp_path, ENVIRONMENT)
     assert again.returncode == 0, again.stderr
     (second,) = set((tmp_path / "outputs" / "runs").iterdir()) - {run}

@@ -46,7 +46,7 @@ def test_what_changes_a_result_is_told(change, words):
     "change",
     [
         {},
-        {"outputs": "elsewhere", "tracking": {"mode": "online"}, "job": {"name": "0"}},
+        {"outputs": "elsewhere", "tracking": {"mode": "online"}},
         {"gradients": {"token_budget": 512}, "selector": {**SELECTOR, "memory_gib": 1}},
         {"validation": {"share": 0.2}},
         {"tests": {"mmlu": {"test_rows": 200}}},

@@ -54,7 +54,7 @@ def differences(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> Iterato
 
 def _settings(config: Mapping[str, Any]) -> dict[str, str]:
     """Return the settings, flat, that decide which numbers a run ends with."""
-    left_out = {*NO_EFFECT, "job"} - {*HOW_FAR}  # job: what a resolved.yaml says of its run
+    left_out = {*NO_EFFECT} - {*HOW_FAR}
     if config.get("until") != "validation":
         left_out.add("validation")
     settings = without_fit(flatten({key: value for key, value in config.items() if key not in left_out}))

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from gtp_exp.api.again import with_earlier_options
 from gtp_exp.api.finished import check_finished_run
 from gtp_exp.api.further_tests import compose_tests
 from gtp_exp.api.overrides import name_unknown_keys
@@ -37,7 +38,6 @@ from gtp_exp.records.record import (
     read_record,
     write_record,
 )
-from gtp_exp.records.renamed import with_present_names
 
 RESOLVED_NAME = "resolved.yaml"
 # What a job writes into its folder or replaces there, beside its model.
@@ -145,11 +145,13 @@ def prepare_job(config: DictConfig, directory: Path) -> tuple[Launch, Path]:
     """
     _check_folder(directory)
     try:
-        if "job" in config:  # an earlier run's resolved.yaml
-            config = DictConfig(with_present_names(OmegaConf.to_container(config, resolve=True)))
+        chosen = {
+            k: v for k, v in HydraConfig.get().runtime.choices.items() if not str(k).startswith("hydra/")
+        }
+        config, choices = with_earlier_options(config, chosen)
         launch: Any = OmegaConf.to_container(config.launch, resolve=True)
         launch = build(launch, "launch")
-        described = _described(config, directory)
+        described = _described(config, choices, directory)
         for name in (RECORD_NAME, SELECTED_NAME):  # a fixed folder may hold an earlier job's
             (directory / name).unlink(missing_ok=True)
         OmegaConf.save(described, directory / RESOLVED_NAME, resolve=True)
@@ -179,12 +181,9 @@ def _is_record(file: Path) -> bool:
     return isinstance(record, dict) and {"state", "stages"} <= record.keys()
 
 
-def _described(config: DictConfig, directory: Path) -> DictConfig:
+def _described(config: DictConfig, choices: Mapping[str, Any], directory: Path) -> DictConfig:
     """Return the whole job with the chosen option of every group and the overrides, once it is checked."""
     hydra_config = HydraConfig.get()
-    choices = {k: v for k, v in hydra_config.runtime.choices.items() if not str(k).startswith("hydra/")}
-    if "job" in config:  # an earlier run's resolved.yaml is run again: its options are those of then
-        choices = {**config.job.names, **choices}
     if missing := [f.name for f in fields(Names) if not choices.get(f.name)]:
         raise UserError(f"the job has no {missing[0]}; give {missing[0]}=OPTION (--help lists them)")
     compose_tests(config, str(choices["benchmark"]), hydra_config.runtime.config_sources)
@@ -198,7 +197,7 @@ def _described(config: DictConfig, directory: Path) -> DictConfig:
         config.job = {
             "name": directory.name,
             "group": directory.parent.name if multirun else directory.name,
-            "names": choices,
+            "names": dict(choices),
             "overrides": _command(hydra_config),
         }
     return config

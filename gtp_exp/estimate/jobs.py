@@ -17,8 +17,8 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from gtp_exp.api.again import with_earlier_options
 from gtp_exp.api.further_tests import compose_tests
-from gtp_exp.api.search_path import searched_as_well
 from gtp_exp.errors import UserError
 
 Composition = tuple[DictConfig, dict[str, str]]  # a job's own part, and the option of every group
@@ -32,10 +32,8 @@ def compose_jobs(arguments: Sequence[str], conf_dir: str) -> list[dict[str, Any]
     """
     asked = get_args_parser().parse_args(list(arguments))
     overrides = list(asked.overrides)
-    if asked.config_dir is not None:
-        overrides.append(searched_as_well(Path(asked.config_dir)))
     with initialize_config_dir(conf_dir, version_base="1.3"):
-        loader: Any = GlobalHydra.instance().config_loader()
+        loader = _loader(asked.config_dir)
         name = asked.config_name or "config"
         master = loader.load_configuration(name, overrides, run_mode=RunMode.MULTIRUN)
         if not (asked.multirun or master.hydra.mode is RunMode.MULTIRUN):
@@ -50,6 +48,19 @@ def compose_jobs(arguments: Sequence[str], conf_dir: str) -> list[dict[str, Any]
         parsed = OverridesParser.create(config_loader=loader).parse_overrides([*params, *tasks])
         (combinations,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
         return _compose(loader, master, combinations)
+
+
+def _loader(config_dir: str | None) -> Any:
+    """Return a loader of ours that looks into a folder of the user's, too, for the primary configuration as
+    well: `hydra.searchpath` would name it for the options of groups alone."""
+    loader: Any = GlobalHydra.instance().config_loader()
+    if config_dir is None:
+        return loader
+    if not Path(config_dir).is_dir():
+        raise UserError(f"--config-dir {config_dir} is not a folder")
+    path = loader.get_search_path()
+    path.prepend("command-line", f"file://{Path(config_dir).resolve()}", anchor="schema")  # which is the last
+    return ConfigLoaderImpl(path)
 
 
 def _compose(loader: Any, master: DictConfig, combinations: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
@@ -130,6 +141,7 @@ class _Compositions:
 
 def _job(config: DictConfig, names: dict[str, str], sources: Any) -> dict[str, Any]:
     """Return one composed job, with its further tests."""
+    config, names = with_earlier_options(config, names)
     compose_tests(config, str(names.get("benchmark")), sources)
     return {"config": OmegaConf.to_container(config, resolve=True), "names": names}
 

@@ -440,6 +440,7 @@ def test_the_command_prints_it_and_starts_nothing(tmp_path):
         (["selector=gpt"], 1, "selector/gpt"),
         (["budget.amount=7"], 2, "budget.amount=7"),
         (["tests=[nosuch]"], 2, "there is no benchmark nosuch"),
+        (["--config-dir=nosuch"], 2, "--config-dir nosuch is not a folder"),
     ],
 )
 def test_the_command_names_what_is_wrong(tmp_path, overrides, code, named):
