@@ -1,10 +1,13 @@
 """Count the test rows that leaked into pool or target before every evaluation; refuse them in the target.
 
 A row is compared turn by turn, so that neither a system prompt nor an earlier turn hides a test question.
+Only where the test itself asks one question about several contexts, and answers it differently, is the whole
+prompt compared: `What is the passage about?` is asked of a passage.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from gtp_exp.data.benchmark import EvalTask
@@ -27,37 +30,44 @@ _SIGNS = frozenset(
 )
 
 
+Asked = tuple[frozenset[str], str]  # what stands before a question in a test row, and its answer there
+
+
 class TestRows:
     """Indexes the test rows of all tasks once, so that any number of rows can be compared with them."""
 
     __test__ = False  # not a class of tests, whatever its name tells pytest
 
     def __init__(self, tasks: Sequence[EvalTask]) -> None:
-        self._questions: set[tuple[str, ...]] = set()  # each a run of user turns
+        asked: dict[tuple[str, ...], list[Asked]] = defaultdict(list)  # each question a run of user turns
         self._blocks: set[int] = set()  # hashes: the runs of words of a large test would not fit as tuples
         self._runs: set[int] = set()
         for task in tasks:
             for example in task.held_out:
-                before = example.messages[:-1]
-                turns = [m.content for m in before if m.role == "user"] or [m.content for m in before]
-                self._questions |= questions(tuple(map(_question, turns)))
+                said = _said(example)
+                for question in questions(_said(example, "user") or said):
+                    context = frozenset(said).difference(question, [""])
+                    asked[question].append((context, _question(example.completion)))
                 # Its system prompt is no part of the test: a pool may have the same.
                 test_words = _words([m for m in example.messages if m.role != "system"])
                 self._blocks.update(_hashes(test_words, _BLOCK))
                 self._runs.update(_hashes(test_words, NGRAM))
-        self._lengths = sorted({len(question) for question in self._questions})
+        self._contexts = {question: contexts(rows) for question, rows in asked.items()}
+        self._lengths = sorted({len(question) for question in self._contexts})
 
     def asks(self, example: Example) -> bool:
         """Return whether a turn of the row before its last answer is the question of a test row.
 
         Case, white space and the sentence's end do not count, every other character does: `i - 5` and `i + 5`
         are different questions. A short last turn of a longer test conversation (`And why?`) is a question
-        only together with the user turns before it.
+        only together with the user turns before it, and one that the test answers differently in different
+        contexts only together with the context of a test row, wherever the row has it.
         """
-        turns = [_question(m.content) for m in example.messages[:-1] if m.role == "user"]
-        instead = [_question(m.content) for m in example.messages[:-1] if m.role == "system"]
-        turn_runs = runs(tuple(turns), self._lengths)
-        return not self._questions.isdisjoint([*turn_runs, *((turn,) for turn in instead)])
+        turns, instead = _said(example, "user"), _said(example, "system")
+        asked = [*runs(turns, self._lengths), *((turn,) for turn in instead)]
+        needed = [context for question in asked for context in self._contexts.get(question, ())]
+        said = {*_said(example)} if needed else set[str]()
+        return any(context <= said for context in needed)
 
     def shares_run(self, example: Example) -> bool:
         """Return whether the row shares NGRAM consecutive words with a test row.
@@ -103,9 +113,23 @@ def questions(turns: tuple[str, ...]) -> set[tuple[str, ...]]:
     return asked | {turns[-1:]} if asked and len(_bare(turns[-1])) >= STANDS_ALONE else asked
 
 
+def contexts(rows: Sequence[Asked]) -> set[frozenset[str]]:
+    """Return, of the test rows that ask one question, what has to stand before it for another row to ask the
+    same: nothing where all have one answer, else what tells each row's context from the others'."""
+    if len({answer for _, answer in rows}) == 1:
+        return {frozenset()}
+    common = frozenset.intersection(*(context for context, _ in rows))
+    return {context - common for context, _ in rows}
+
+
 def runs(turns: tuple[str, ...], lengths: Iterable[int]) -> Iterable[tuple[str, ...]]:
     """Yield every run of consecutive turns of these lengths."""
     return (turns[i : i + n] for n in lengths for i in range(len(turns) - n + 1))
+
+
+def _said(example: Example, *roles: str) -> tuple[str, ...]:
+    """Return what is said before the last answer, by these roles or by all, as questions are compared."""
+    return tuple(_question(m.content) for m in example.messages[:-1] if not roles or m.role in roles)
 
 
 def _question(text: str) -> str:

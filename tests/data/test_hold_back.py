@@ -56,6 +56,22 @@ def test_rows_that_ask_the_same_are_on_one_side():
     assert answers[0] and answers[1] and not answers[0] & answers[1]
 
 
+def test_rows_that_all_ask_one_thing_of_different_texts_are_told_apart_by_the_texts():
+    rows = [
+        Example(
+            str(i),
+            (
+                Message("system", f"Text {i // 2}."),
+                Message("user", "What is it about?"),
+                Message("assistant", "x"),
+            ),
+        )
+        for i in range(8)
+    ]
+    back = held(rows)
+    assert 1 <= len(back) < 8 and {i ^ 1 for i in back} == back
+
+
 def test_rows_without_a_prompt_are_told_apart_by_their_answers():
     rows = [Example(str(i), (Message("assistant", f"Text {i // 2}."),)) for i in range(8)]
     back = held(rows)

@@ -113,6 +113,38 @@ def test_a_later_turn_of_four_words_is_a_question_of_its_own():
     assert not rows.asks(chat(("user", "Name a river."), ("assistant", "Amur")))
 
 
+ABOUT = ("user", "What is the text about?")
+HARBOUR, FOREST, MARKET = (
+    f"The {place} was quiet that morning." for place in ("harbour", "forest", "market")
+)
+
+
+@pytest.mark.parametrize("role", ["system", "user"])
+def test_one_question_about_several_texts_is_asked_only_of_the_same_text(role):
+    def about(text, answer):
+        between = () if role == "system" else (("assistant", "I have read it."),)
+        return chat(SYSTEM, (role, text), *between, ABOUT, ("assistant", answer))
+
+    test = [about(HARBOUR, "a harbour"), about(FOREST, "a forest")]
+    rows = TestRows([EvalTask("t", "acc", {}, (), held_out=tuple(test))])
+    assert not rows.asks(about(MARKET, "a market"))
+    assert leakage(rows, {"target": [about(MARKET, "a market")]})["target"]["same_prompt"] == 0
+    with pytest.raises(UserError, match="test rows"):
+        leakage(rows, {"target": [about(FOREST, "trees")]})
+    for other in ("system", "user"):  # and without the instruction that all test rows share
+        assert rows.asks(chat((other, HARBOUR + " "), ABOUT, ("assistant", "ships")))
+
+
+def test_a_question_that_has_one_answer_is_asked_in_any_context():
+    personas = [("system", f"You are a {who}.") for who in ("pirate", "poet", "judge")]
+    test = tuple(chat(persona, *ASKED) for persona in personas[:2])
+    rows = TestRows([EvalTask("t", "acc", {}, (), held_out=test)])
+    assert rows.asks(chat(personas[2], *ASKED)) and rows.asks(chat(*ASKED))
+    accepted = tuple(chat(ASKED[0], ("assistant", answer)) for answer in ("four", "4"))
+    rows = TestRows([EvalTask("t", "acc", {}, (), held_out=accepted)])
+    assert rows.asks(chat(personas[2], *ASKED))
+
+
 def test_a_system_prompt_that_a_pool_shares_with_the_test_is_no_overlap():
     long = ("system", LONG)
     rows = TestRows([EvalTask("t", "acc", {}, (), held_out=(chat(long, *ASKED),))])
