@@ -47,6 +47,10 @@ class Rendered:
     turns: tuple[Turn, ...]
 
 
+class _Refused(Exception):
+    """Says why the chat template cannot print a conversation."""
+
+
 def render(example: Example, tokenizer: Any) -> Rendered | str:
     """Return the text of a conversation by the tokenizer's chat template, or why the row is left out.
 
@@ -70,7 +74,7 @@ def render(example: Example, tokenizer: Any) -> Rendered | str:
         return NO_PLACE_FOR_REASONING
     try:
         return _Conversation(messages, example.tools, tokenizer).render(prompted)
-    except (TemplateError, TypeError, ValueError, KeyError) as error:  # a filter of a template raises its own
+    except _Refused as error:
         return f"the chat template refuses it: {error}"
 
 
@@ -123,11 +127,17 @@ class _Conversation:
         return Rendered(text, tuple(reversed(turns))) if turns else NOT_TRAINED
 
     def apply(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
-        """Return messages as text by the chat template; with `prompt`, up to where an answer is to begin."""
+        """Return messages as text by the chat template; with `prompt`, up to where an answer is to begin.
+
+        Raises _Refused where the template raises.
+        """
         more = {"tools": json.loads(self.tools)} if self.tools else {}
-        return self.tokenizer.apply_chat_template(
-            [as_dict(m) for m in messages], tokenize=False, add_generation_prompt=prompt, **more
-        )
+        turns = [as_dict(m) for m in messages]
+        apply = self.tokenizer.apply_chat_template
+        try:
+            return apply(turns, tokenize=False, add_generation_prompt=prompt, **more)
+        except (TemplateError, TypeError, ValueError, KeyError) as error:  # a filter of it raises its own
+            raise _Refused(error) from error
 
     def place_of_answer(self, k: int, whole: str) -> tuple[int, int] | None:
         """Return where the answer of turn k begins and ends in the whole text; None if it is not there as it

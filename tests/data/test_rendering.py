@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from test_tokenization import CHATML, INST, byte_tokenizer, word_tokenizer
 
+from gtp_exp.data import rendering
 from gtp_exp.data.examples import ANSWER, END, IGNORE, Example, Message, TokenizedExample
 from gtp_exp.data.tokenization import (
     OverLength,
@@ -197,3 +198,15 @@ def test_a_tool_that_the_template_cannot_print_leaves_its_row_out():
     tools = '[{"type": "function", "function": {"name": "now", "parameters": {}}}]'
     tokenizer, found = row(template, ASK, SAY, tools=tools)
     assert isinstance(found, TokenizedExample) and answers(tokenizer, found) == ["Hello"]
+
+
+def test_a_fault_of_the_template_leaves_the_row_out_and_a_fault_of_ours_does_not(monkeypatch):
+    _, found = row("{{ messages[0]['content'] + 1 }}", ASK, SAY)
+    assert isinstance(found, str) and found.startswith("the chat template refuses it: ")
+
+    def broken(*_):
+        raise KeyError("ours")
+
+    monkeypatch.setattr(rendering._Conversation, "place_of_answer", broken)
+    with pytest.raises(KeyError, match="ours"):
+        row(CHATML, ASK, SAY)
