@@ -32,7 +32,7 @@ from gtp_exp.model.device import be_deterministic, choose_device
 from gtp_exp.model.loading import Model, ModelConfig, prepare
 from gtp_exp.model.loss import Reduction
 from gtp_exp.model.quantized import Quantization
-from gtp_exp.records.record import FurtherTest, RunRecord, SelectionSummary, ValidationSummary
+from gtp_exp.records.record import METRICS_NAME, FurtherTest, RunRecord, SelectionSummary, ValidationSummary
 from gtp_exp.records.row_results import write_row_results
 from gtp_exp.records.selected import export, selected_rows, summarise_selection
 from gtp_exp.selection.base import Budget, Need, Selection, Selector
@@ -55,7 +55,7 @@ from gtp_exp.stages import (
     tune,
     warm_up,
 )
-from gtp_exp.tracking import METRICS_NAME, Journal, NoTracker, RunInfo, Tracker, tracked
+from gtp_exp.tracking import Journal, NoTracker, RunInfo, Tracker, tracked
 from gtp_exp.training.config import TrainConfig
 
 

@@ -35,9 +35,8 @@ from gtp_exp.launch.faults import storage_fault
 from gtp_exp.launch.fork_server import SERVE, serve
 from gtp_exp.launch.launcher import GRACE_S, not_deterministic
 from gtp_exp.launch.parent import die_with_parent
-from gtp_exp.records.record import Names, RunRecord, State, write_record
+from gtp_exp.records.record import METRICS_NAME, WORKER_LOG, Names, RunRecord, State, write_record
 from gtp_exp.selection.base import Selector
-from gtp_exp.tracking import METRICS_NAME
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "lm-eval", "numpy")
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
@@ -70,7 +69,7 @@ def main() -> None:
     directory, main_process = resolved.parent, _is_main()
     if not main_process:
         os.dup2(2, 1)  # torch's launcher has two files for what belongs into one
-    _log_to(directory / "worker.log" if main_process else None)
+    _log_to(directory / WORKER_LOG if main_process else None)
     if main_process:
         heartbeat.start(directory)
         for signum in INTERRUPTS:

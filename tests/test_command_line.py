@@ -17,12 +17,9 @@ import pytest
 from options import option
 from toy import TOY
 
-from gtp_exp.api.start import RUN_FILES
 from gtp_exp.config import build
 from gtp_exp.launch.launcher import Launch, run_worker
-from gtp_exp.records.record import RECORD_NAME, SELECTED_NAME
-from gtp_exp.records.row_results import ROW_RESULTS_NAME
-from gtp_exp.tracking import METRICS_NAME, tensorboard
+from gtp_exp.records.record import RUN_FILES, WORKER_LOG
 
 ROOT = Path(__file__).resolve().parents[1]
 # This checkout's code, also where another one is installed.
@@ -101,10 +98,6 @@ def test_a_refused_job_leaves_the_earlier_result_of_a_fixed_folder(tmp_path, wro
     done = call(tmp_path, "selector=random", "hydra.run.dir=outputs/runs/fixed", wrong)
     assert done.returncode == 2 and named in done.stderr and "Traceback" not in done.stderr
     assert {path.read_text() for path in folder.iterdir()} == {"earlier"}
-
-
-def test_what_a_run_writes_is_what_is_kept_from_being_replaced():
-    assert {RECORD_NAME, SELECTED_NAME, METRICS_NAME, ROW_RESULTS_NAME, tensorboard.FOLDER} <= {*RUN_FILES}
 
 
 OF_OTHERS = ["model/weights.bin", "selected/x.csv", "selected.jsonl", "results.json", "metrics.jsonl"]
@@ -272,6 +265,8 @@ def test_a_runs_resolved_configuration_is_run_again_from_the_cache(tmp_path):
     first = call(tmp_path, "selector=random", "model=tiny", "until=selection", "tracking=none", "seed=3")
     assert first.returncode == 0, first.stderr
     (run,) = (tmp_path / "outputs" / "runs").iterdir()
+    written = {path.name for path in run.iterdir()}  # and all of it is kept where others have left it
+    assert {WORKER_LOG, "resolved.yaml"} <= written <= {*RUN_FILES, "resolved.yaml"}
     chose, labels, rows, cost, hint = first.stdout.splitlines()
     assert chose.startswith("chose 2 of 40 rows: ") and "skill" in labels and cost.startswith("cost: ")
     folder = f"outputs/runs/{run.name}/selected"

@@ -22,8 +22,8 @@ from test_experiment import JOB, run
 from gtp_exp.leaderboard import main as leaderboard
 from gtp_exp.leaderboard.tracked import COLUMNS, linked_back
 from gtp_exp.records.address import public_address
-from gtp_exp.records.record import RunRecord
-from gtp_exp.tracking import METRICS_NAME, Journal, NoTracking, RunInfo
+from gtp_exp.records.record import METRICS_NAME, RunRecord
+from gtp_exp.tracking import Journal, NoTracking, RunInfo
 from gtp_exp.tracking.tensorboard import TensorBoardTracking
 from gtp_exp.tracking.wandb import WandbMode, WandbTracking, wandb_mode
 

@@ -29,7 +29,7 @@ from gtp_exp.api.start import (
 from gtp_exp.errors import UserError, first_line
 from gtp_exp.launch.faults import storage_fault
 from gtp_exp.launch.launcher import TIMED_OUT
-from gtp_exp.records.record import RECORD_NAME, RunRecord, read_record
+from gtp_exp.records.record import RECORD_NAME, WORKER_LOG, RunRecord, read_record
 
 _COMPOSING = threading.Lock()  # Hydra keeps what it composes in variables of the process
 INTERRUPTED = 130  # a worker's exit status after Ctrl-C
@@ -136,4 +136,4 @@ def _record(directory: Path, status: int) -> RunRecord:
         raise KeyboardInterrupt(reason)
     if status in (2, TIMED_OUT):
         raise UserError(reason)
-    raise RuntimeError(f"{reason}; see {directory / 'worker.log'}")
+    raise RuntimeError(f"{reason}; see {directory / WORKER_LOG}")

@@ -32,6 +32,7 @@ from gtp_exp.records.record import (
     MADE_FROM,
     MODEL_FOLDER,
     RECORD_NAME,
+    RUN_FILES,
     SELECTED_NAME,
     Names,
     State,
@@ -40,9 +41,6 @@ from gtp_exp.records.record import (
 )
 
 RESOLVED_NAME = "resolved.yaml"
-# What a job writes into its folder or replaces there, beside its model.
-RUN_FILES = (RECORD_NAME, SELECTED_NAME, "selected", "metrics.jsonl", "row_results.safetensors")
-RUN_FILES += ("tensorboard", "worker.log")
 # `${home:${outputs}}` is `outputs` with ~ for the home folder, for the folders that Hydra makes.
 OmegaConf.register_new_resolver("home", os.path.expanduser, replace=True)
 

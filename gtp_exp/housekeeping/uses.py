@@ -12,9 +12,8 @@ from typing import Any
 from gtp_exp.errors import UserError
 from gtp_exp.files import find_files
 from gtp_exp.housekeeping.entries import Entry
-from gtp_exp.records.record import RECORD_NAME, RunRecord, State, read_newer_record
+from gtp_exp.records.record import METRICS_NAME, RECORD_NAME, RunRecord, State, read_newer_record
 
-EVENTS_NAME = "metrics.jsonl"
 BUILT_IN = {"tiny": "tiny", "smollm2": "smollm2-135m-instruct"}  # folder in models/, by model.source
 
 
@@ -63,7 +62,7 @@ def find_uses(folders: Sequence[Path]) -> Uses:
                 continue
             runs.append(name)
             running |= record.state is State.RUNNING
-            for key in dict.fromkeys([*_recorded(record), *_logged(file.parent / EVENTS_NAME)]):
+            for key in dict.fromkeys([*_recorded(record), *_logged(file.parent / METRICS_NAME)]):
                 by_key[key].append(name)
     return Uses(tuple(runs), {k: tuple(names) for k, names in by_key.items()}, tuple(unreadable), running)
 

@@ -29,8 +29,18 @@ from gtp_exp.records.renamed import (
 T = TypeVar("T")
 
 VERSION = 3
+# What a job writes into its folder or replaces there, beside its resolved.yaml and its model.
 RECORD_NAME = "results.json"
 SELECTED_NAME = "selected.jsonl"
+SELECTED_FOLDER = "selected"
+METRICS_NAME = "metrics.jsonl"
+ROW_RESULTS_NAME = "row_results.safetensors"
+TENSORBOARD_FOLDER = "tensorboard"
+WORKER_LOG = "worker.log"
+RUN_FILES = (
+    *(RECORD_NAME, SELECTED_NAME, SELECTED_FOLDER, METRICS_NAME, ROW_RESULTS_NAME),
+    *(TENSORBOARD_FOLDER, WORKER_LOG),
+)
 MODEL_FOLDER = "model"  # of the tuned model
 MADE_FROM = "made_from.json"  # there: the stage that it came from
 OPTIONAL = ("validation", "tracked_at")  # fields that a record without them does not name

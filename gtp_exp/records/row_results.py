@@ -16,8 +16,8 @@ from safetensors.numpy import load_file, save_file
 
 from gtp_exp.errors import UserError
 from gtp_exp.files import written_aside
+from gtp_exp.records.record import ROW_RESULTS_NAME
 
-ROW_RESULTS_NAME = "row_results.safetensors"
 ANSWER_TOKENS = "answer_tokens"  # of every row: what a mean per token weighs it by
 TaskRows = Mapping[str, np.ndarray]  # by metric: the values of the test rows, float64 [rows]
 

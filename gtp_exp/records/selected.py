@@ -14,7 +14,7 @@ from gtp_exp.data.examples import Example, Message, Pool, TokenizedExample
 from gtp_exp.data.near_duplicates import near_duplicates
 from gtp_exp.data.rendering import as_dict
 from gtp_exp.files import sha256_file
-from gtp_exp.records.record import SelectedRow, SelectionSummary, write_selected
+from gtp_exp.records.record import SELECTED_FOLDER, SelectedRow, SelectionSummary, write_selected
 from gtp_exp.selection.base import Selection
 
 LENGTH = "length in tokens"  # the one label that every pool has
@@ -54,7 +54,7 @@ def export(chosen: Sequence[SelectedRow], directory: Path, title: str) -> None:
     import pyarrow.parquet as pq
 
     write_selected(chosen, directory)
-    folder = directory / "selected"
+    folder = directory / SELECTED_FOLDER
     shutil.rmtree(folder / "data", ignore_errors=True)  # of an earlier job in this folder
     (folder / "data").mkdir(parents=True)
     tools = {"tools": [r.tools for r in chosen]} if any(r.tools for r in chosen) else {}

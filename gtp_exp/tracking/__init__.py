@@ -18,7 +18,6 @@ from gtp_exp.records.address import public_address
 
 log = logging.getLogger(__name__)
 
-METRICS_NAME = "metrics.jsonl"
 NOT_THE_JOB = ("tracking", "launch", "outputs")
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from gtp_exp.errors import check_installed, first_line
+from gtp_exp.records.record import TENSORBOARD_FOLDER
 from gtp_exp.tracking import QuietTracker, RunInfo, Tracker
 
 log = logging.getLogger(__name__)
 
-FOLDER = "tensorboard"  # in the run's
 SHOWN_ROWS = 100  # of a table, which TensorBoard shows as text
 FLUSH_S = 10  # how long a loss may wait before it is on the disk, for one who watches
 
@@ -40,7 +40,7 @@ class _TensorBoardTracker(QuietTracker):
     """Writes one run's event files."""
 
     def start(self, run: RunInfo) -> None:
-        self.folder, self.count = run.directory / FOLDER, {}
+        self.folder, self.count = run.directory / TENSORBOARD_FOLDER, {}
         self.options = {**run.options, "seed": run.config.get("seed", 0)}
         try:
             from torch.utils.tensorboard import SummaryWriter
