@@ -206,7 +206,7 @@ def _fill(
     Rows that fit and repeat chosen ones are added to `near`.
     """
 
-    def fitting(index: torch.Tensor) -> torch.Tensor:
+    def affordable(index: torch.Tensor) -> torch.Tensor:
         return index if cost is None else index[cost[index] <= left]  # what does not fit never will
 
     value = correlation.double()
@@ -219,9 +219,9 @@ def _fill(
         if len(picked) == wanted:
             break
         group = {"distinct": ~near & ~copy, "near_copies": near & ~copy, "exact_copies": copy}[name]
-        index = fitting((group & ~taken).nonzero().flatten())
+        index = affordable((group & ~taken).nonzero().flatten())
         order = index[value[index].sort(descending=True, stable=True).indices]
-        for i in _distinct(order, taken, near, apart, fitting) if name == "distinct" else order.tolist():
+        for i in _distinct(order, taken, near, apart, affordable) if name == "distinct" else order.tolist():
             if len(picked) == wanted:
                 break
             if cost is not None:
@@ -239,11 +239,11 @@ def _distinct(
     taken: torch.Tensor,
     near: torch.Tensor,
     apart: Apart,
-    fitting: Callable[[torch.Tensor], torch.Tensor],
+    affordable: Callable[[torch.Tensor], torch.Tensor],
 ) -> Iterator[int]:
     """Yield the rows that repeat none of those which are taken by then, and mark the others as near.
 
-    fitting: keeps of some rows those that still fit; no others are read.
+    affordable: keeps of some rows those that still fit; no others are read.
     """
     if apart.cosine is None:
         yield from order.tolist()
@@ -257,4 +257,4 @@ def _distinct(
                 near[i] = True
             else:
                 yield i
-        order = fitting(order)
+        order = affordable(order)
