@@ -226,8 +226,11 @@ def collect_gradients(
 
 
 def proven_engine(made: StageResult) -> Engine | None:
-    """Return the engine that this process has just trusted with a store; None for one that was there."""
-    return None if made.cached else Engine(read_manifest(made.directory / "store")["engine"])
+    """Return the engine that this process has just trusted with a store; None for a store that was there, and
+    for rows that were taken one by one, which may be for their length: shorter ones may do with a faster one.
+    """
+    engine = None if made.cached else Engine(read_manifest(made.directory / "store")["engine"])
+    return None if engine is Engine.AUTOGRAD else engine
 
 
 def check_quarantine(

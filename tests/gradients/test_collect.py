@@ -8,6 +8,7 @@ import pytest
 import torch
 from small_models import base, make_examples, make_trajectory, small, with_lora
 
+from gtp_exp.cache import StageResult
 from gtp_exp.data.examples import IGNORE, TokenizedExample
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.checkpoints import load_moments, load_trainable
@@ -22,6 +23,7 @@ from gtp_exp.gradients.store_command import main
 from gtp_exp.model.lora import base_model
 from gtp_exp.model.loss import Reduction, reference_gradients
 from gtp_exp.model.parameters import trainable_parameters
+from gtp_exp.stages import proven_engine
 
 SETTINGS = GradientConfig(
     directions=[Direction.SGD, Direction.ADAM, Direction.LESS],
@@ -270,7 +272,8 @@ def test_a_long_row_in_a_later_shard_changes_the_positions_of_no_other(tmp_path,
     assert store.about["engine"] == "autograd"
     expected, _ = expected_rows(model, trajectory[0], rows, Direction.SGD, SETTINGS.sketch, 0)
     torch.testing.assert_close(store.features(0, "sgd").rows(torch.arange(12)), expected)
-    short = collect(model, rows[:10], trajectory, tmp_path / "short", settings)
+    proven = proven_engine(StageResult(tmp_path, "", 0.0, cached=False))  # for the target behind such a pool
+    short = collect(model, rows[:10], trajectory, tmp_path / "short", settings, proven=proven)
     assert short.about["engine"] == ("packed" if engine is Engine.AUTO else "hooks")
 
 
