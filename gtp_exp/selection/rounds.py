@@ -5,7 +5,8 @@ left, so one pursuit often chooses fewer rows than the budget. The rule, ours:
 
 1. Pursue in rounds of at most `round_rows`. Every round restarts from the whole target, without the rows that
    are already chosen, their exact copies and the near copies that were suppressed. What a round finds that is
-   a near copy of a row which an earlier one has chosen is suppressed, too.
+   a near copy of a row which an earlier one has chosen is suppressed, too; after several pursuits in a row
+   that have found nothing else, all near copies of chosen rows are.
 2. When a round finds nothing, or after `max_rounds`, fill by correlation with the target, largest first:
    distinct rows, then near copies, then exact copies, each group in order.
 
@@ -30,6 +31,8 @@ from gtp_exp.selection.atoms.matrix import Atoms
 from gtp_exp.selection.solvers.nnls import GramCache, columns_of
 from gtp_exp.selection.solvers.pruning import fit_columns
 from gtp_exp.selection.solvers.pursuit import Pursuit
+
+FRUITLESS = 3  # pursuits in a row with near copies of chosen rows alone, until all such copies are sought
 
 
 class Solve(Protocol):
@@ -133,7 +136,7 @@ def fill_budget(
     near = torch.zeros(n, dtype=torch.bool)
     chosen = torch.zeros(n, dtype=torch.bool)
     rounds, shortfalls = [], []
-    count, left = 0, tokens
+    count, left, fruitless = 0, tokens, 0
     wanted, unit = (tokens, "tok") if rows is None else (rows, "row")
     progress = tqdm(total=wanted, desc="GTP", unit=unit, delay=2.0)
     while count < total and len(rounds) < max_rounds:
@@ -146,7 +149,15 @@ def fill_budget(
         near[pursuit.near_copies] = True
         available[pursuit.near_copies] = False
         if found and not len(pursuit.support):
-            continue  # all that it found repeats chosen rows, and the next round will not see it
+            # All that it found repeats chosen rows, and the next round will not see it.
+            fruitless += 1
+            if fruitless == FRUITLESS:
+                rest = (available & ~chosen).nonzero().flatten()
+                copies = rest[apart.repeats(rest, chosen.nonzero().flatten())]
+                near[copies] = True
+                available[copies] = False
+            continue
+        fruitless = 0
         if not found:
             shortfalls.append(
                 f"round {len(rounds) + 1} found no row with a positive correlation to the target"

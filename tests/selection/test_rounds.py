@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
+import gtp_exp
 from gtp_exp.selection import rounds
 from gtp_exp.selection.apart import Apart
 from gtp_exp.selection.atoms.duplicates import no_copies
 from gtp_exp.selection.rounds import fill_budget
+from gtp_exp.selection.solvers.cosamp import CoSaMP
 from gtp_exp.selection.solvers.pursuit import Pursuit
 
 N, COSINE = 300, 0.8
@@ -85,3 +87,34 @@ def test_where_nothing_fits_no_row_is_read():
     cost = torch.where(torch.arange(N) < 20, 2, 15)
     filled, atoms, _ = filled_behind(torch.tensor([103, 107]), 39, cost)
     assert len(filled.indices) == 6 and not set(atoms.read) - {103, 107, *range(20)}
+
+
+@dataclass
+class Counted:
+    """CoSaMP that counts its pursuits."""
+
+    name: str = "cosamp"
+    pursuits: int = 0
+
+    def pursue(self, problem):
+        self.pursuits += 1
+        return CoSaMP().pursue(problem)
+
+
+def test_near_copies_of_chosen_rows_cost_few_pursuits(monkeypatch):
+    """Rows of a few kinds: every kind is chosen soon, and what is left of it repeats what is chosen."""
+    draw = torch.Generator().manual_seed(0)
+    kinds = torch.randn(20, 64, generator=draw)
+    pool = kinds[torch.arange(4000) % 20] + 0.02 * torch.randn(4000, 64, generator=draw)
+    target = kinds + 0.5 * torch.randn(20, 64, generator=draw)
+
+    def chosen():
+        solver = Counted()
+        gtp = gtp_exp.GTP(solver=solver, regularisation="fixed", round_rows=5)
+        return gtp_exp.select(pool, target, budget=40, selector=gtp).diagnostics, solver.pursuits
+
+    bounded, fewer = chosen()
+    monkeypatch.setattr(rounds, "FRUITLESS", 10**9)
+    unbounded, pursuits = chosen()
+    assert sum(bounded["rows_by_round"]) == sum(unbounded["rows_by_round"]) == 20
+    assert fewer < pursuits / 2 and fewer <= 4 * len(bounded["rows_by_round"]) + 4
