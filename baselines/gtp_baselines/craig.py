@@ -30,7 +30,8 @@ from tqdm import tqdm
 from gtp_baselines.ranking import tie_order
 from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError
-from gtp_exp.gradients.features import GradientFeatures
+from gtp_exp.gradients.features import GradientFeatures, TensorRows
+from gtp_exp.selection.atoms.duplicates import exact_copies, row_hash
 from gtp_exp.selection.atoms.sketches import CheckpointWeights, checkpoint_shares, require_directions
 from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector
 
@@ -106,17 +107,15 @@ class CRAIG(Selector):
         """s >= 0 between candidates `rows` and `columns` (the same rows if None): float32 [r, c]."""
         left = self._features(problem, pool, rows)
         right = left if columns is None else self._features(problem, pool, columns)
-        products = left @ right.T
         if self.similarity is GradientCloseness.COSINE:
-            return (1 + products).clamp_(min=0)
-        scale = left.square().sum(1)[:, None] + right.square().sum(1)
-        squares = (scale - 2 * products).clamp_(min=0)
-        # The difference has lost its digits where rows are close: there it is taken row by row.
-        for pairs in (squares < CLOSE * scale).nonzero().split(PAIRS):
-            i, j = pairs.T
-            squares[i, j] = (left[i] - right[j]).square().sum(1)
-        distances = squares.sqrt_()
-        return distances.max() - distances
+            return (1 + left @ right.T).clamp_(min=0)
+        left, of_row = distinct(left)
+        right, of_column = (left, of_row) if columns is None else distinct(right)
+        distances = squared_distances(left, right).sqrt_()
+        distances = distances.max() - distances
+        if len(of_row) == len(left) and len(of_column) == len(right):
+            return distances
+        return distances[of_row[:, None], of_column]
 
     def _features(
         self, problem: SelectionProblem, pool: GradientFeatures, index: torch.Tensor
@@ -129,6 +128,25 @@ class CRAIG(Selector):
                 rows = F.normalize(rows, dim=1)
             blocks.append(math.sqrt(share) * rows)
         return torch.cat(blocks, dim=1)
+
+
+def squared_distances(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """||l - r||^2 for rows [r, d] and [c, d], float32 [r, c]."""
+    scale = left.square().sum(1)[:, None] + right.square().sum(1)
+    squares = (scale - 2 * left @ right.T).clamp_(min=0)
+    # The difference has lost its digits where rows are close: there it is taken row by row.
+    for pairs in (squares < CLOSE * scale).nonzero().split(PAIRS):
+        i, j = pairs.T
+        squares[i, j] = (left[i] - right[j]).square().sum(1)
+    return squares
+
+
+def distinct(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first of every kind of equal rows [n, d], in order, [k, d]; and which of them each row equals,
+    int64 [n]. Every pair of equal rows is close: of thousands there are millions."""
+    copies = exact_copies([TensorRows(rows)], row_hash(rows, seed=0))
+    kept = (copies.multiplicity > 0).nonzero().flatten()
+    return rows[kept], torch.searchsorted(kept, copies.representative)
 
 
 def facility_location(similarity: torch.Tensor, size: int) -> torch.Tensor:

@@ -8,6 +8,8 @@ import pytest
 import torch
 from baseline_problems import RATES, problem, with_rows
 
+import gtp_exp
+from gtp_baselines import craig
 from gtp_baselines.craig import CRAIG, GradientCloseness, facility_location
 from gtp_exp.gradients.features import MemoryFeatures
 from gtp_exp.selection.base import Budget, Unit
@@ -130,3 +132,36 @@ def test_an_exact_copy_of_a_chosen_row_adds_nothing():
     assert selection.weights.tolist() == [1.0] * 20
     more = CRAIG("sgd", GradientCloseness.EUCLIDEAN, 99).select(with_rows(given, 21))
     assert more.diagnostics["rows_without_weight"] == 1
+
+
+def test_of_many_copies_of_a_row_one_is_compared(monkeypatch):
+    """3,000 copies are millions of close pairs, each of which was taken in its turn."""
+    draw = torch.Generator().manual_seed(0)
+    kinds = torch.randn(30, 64, generator=draw)
+    kinds[1] = kinds[0] * (1 + 1e-5)
+    compared = []
+    own = craig.squared_distances
+
+    def watched(left, right):
+        compared.append((len(left), len(right)))
+        return own(left, right)
+
+    monkeypatch.setattr(craig, "squared_distances", watched)
+    chosen = gtp_exp.select(kinds[torch.arange(3000) % 30], None, budget=35, selector=CRAIG())
+    assert compared == [(30, 30), (30, 30)]
+    assert len({i % 30 for i in chosen.indices.tolist()}) == 30
+    assert torch.allclose(torch.tensor(sorted(chosen.weights)), torch.tensor([0.0] * 5 + [35 / 30] * 30))
+
+
+def test_distances_to_copies_are_those_of_all_pairs():
+    given = problem()
+    copied = torch.tensor([3, 1, 3, 2, 1])
+    rows = given.pool_gradients.matrices[0]["sgd"][copied]
+    pool = MemoryFeatures(({"sgd": rows},), RATES[:1])
+    distance = torch.cdist(rows.double(), rows.double())
+    some = torch.tensor([4, 0])
+    for columns in (None, some):
+        of = slice(None) if columns is None else columns
+        found = CRAIG().similarities(given, pool, torch.arange(5), columns)
+        expected = distance[:, of].max() - distance[:, of]
+        assert torch.allclose(found.double(), expected, atol=1e-5)
