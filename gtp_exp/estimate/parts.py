@@ -137,7 +137,7 @@ class Parts:
         inputs = load_inputs(rows, benchmark, tuned, chooser, prepare_soon, validation, further)
         notes = {
             "dataset": _note_on_pool(inputs.candidates, tuned, run),
-            "benchmark": f"its rows are left out of the sums ({why})" if why else _note_on_benchmark(inputs),
+            "benchmark": why or _note_on_benchmark(inputs),
             "tests": _note_on_tests(inputs, unread_tests),
             "model": _note_on_model(tuned, experiment),
             "selection_model": _note_on_model(chooser, experiment) if chooser is not tuned else "",
@@ -146,19 +146,24 @@ class Parts:
         return Data(tuned, chooser, inputs, notes, *(rows and mean_tokens(rows) or 0.0 for rows in read))
 
     def _benchmark(self, job: Job, benchmark: Benchmark, pool: Pool, held_out: int) -> tuple[Benchmark, str]:
-        """Return a benchmark, or placeholders for its rows and why they cannot be read."""
+        """Return a benchmark, with placeholders for rows that cannot be read, and a note on these."""
         if isinstance(benchmark, SplitsPool):
             key = fingerprint(job["benchmark"], job["dataset"])
             task = EvalTask(key, "", {}, (), held_out=(Unread(key, ()),) * held_out)
             return (_Rows(pool, None, (task,)) if unread(pool.examples) else benchmark), ""
-        tests, rows_of = held_back(job) is None, described(benchmark)
-        rows, why = self._once(
-            lambda: _tried(lambda: (rows_of.target(), rows_of.tasks() if tests else ())),
-            *("benchmark", id(benchmark), tests),
+        tests, rows_of, key = held_back(job) is None, described(benchmark), fingerprint(job["benchmark"])
+        # Each by itself: tests that are not here change nothing in the target, and in-domain there is none.
+        target, no_target = self._once(lambda: _tried(rows_of.target), "target", id(benchmark))
+        tasks, no_tests = (
+            self._once(lambda: _tried(rows_of.tasks), "tasks", id(benchmark)) if tests else ((), "")
         )
-        key = fingerprint(job["benchmark"])
-        target, tasks = rows or ((Unread(key, ()),), (_unread_test(key),) * tests)
-        return _Rows(pool, target, tasks), why
+        if no_target:
+            target = (Unread(key, ()),)
+        if no_tests:
+            tasks = (_unread_test(key),)
+        absent = " and ".join(name for name, why in (("target", no_target), ("test", no_tests)) if why)
+        note = f"its {absent} rows are left out of the sums ({no_target or no_tests})" if absent else ""
+        return _Rows(pool, target, tasks), note
 
     def _further(self, job: Job, experiment: Experiment) -> tuple[dict[str, Benchmark], dict[str, str]]:
         """Return the further tests, with placeholders for what cannot be read, and why it cannot, by name."""

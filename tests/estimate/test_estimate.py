@@ -322,6 +322,7 @@ def absent(monkeypatch):
 
     monkeypatch.setattr("toy.ToyPool.load", refuse)
     monkeypatch.setattr("toy.ToyBenchmark.target", refuse)
+    monkeypatch.setattr("toy.ToyBenchmark.tasks", refuse)
 
 
 def test_what_is_not_here_shares_stages_as_its_configuration_does(absent):
@@ -340,7 +341,21 @@ def test_what_is_not_here_shares_stages_as_its_configuration_does(absent):
     assert {work.rows for work in planned.of(POOL)} == {50, 60}
     assert {work.rows for stage in (TARGET, "evaluation") for work in planned.of(stage)} == {None}
     text = estimate(configs(jobs), [job["names"] for job in jobs])
-    assert "benchmark toy: its rows are left out of the sums (not on this machine)" in text
+    assert "benchmark toy: its target and test rows are left out of the sums (not on this machine)" in text
+
+
+def test_in_domain_tests_that_are_not_here_leave_no_target_behind(monkeypatch):
+    def refuse(self):
+        raise UserError("cannot be read from the hub")
+
+    monkeypatch.setattr("toy.ToyBenchmark.tasks", refuse)
+    (job,) = compose("selector=less", "benchmark.in_domain=true")
+    planned = plan([job["config"]])
+    assert planned.of(POOL) and not planned.of(TARGET) and planned.of("evaluation")
+    text = estimate([job["config"]], [job["names"]])
+    assert "benchmark toy: its test rows are left out of the sums (not on this machine)" in text
+    (job,) = compose("selector=less")
+    assert [work.rows for work in plan([job["config"]]).of(TARGET)] == [6]
 
 
 def test_a_pool_that_is_gone_is_the_one_that_a_finished_run_has_used(computed, absent):
