@@ -334,9 +334,50 @@ class _ActiveSet:
             if self.objective(trial) < value * FALL:
                 return trial, 2 * block
             block //= 2
-        if len(violating):
-            return _exchange_one(current, violating, self.solve), 1
+        for column in violating:
+            trial = self.exchanged(current, column)
+            if trial is not None and self.objective(trial) < value * FALL:
+                return trial, 1
         return None, block
+
+    def exchanged(self, current: Solution, column: torch.Tensor) -> Solution | None:
+        """Take one step of Lawson and Hanson: add a column, or exchange a passive one for it where these span
+        it, and walk to the boundary. None where rounding blocks it.
+        """
+        passive, u = torch.cat([current[0], column[None]]), torch.cat([current[1], current[1].new_zeros(1)])
+        solved, z = self.solve(passive)
+        if len(solved) < len(passive) or z[-1] <= 0:
+            passive, u = self.in_place_of_another(current, column)
+            solved, z = self.solve(passive)
+            if len(solved) < len(passive):
+                return None
+        while (z <= 0).any():
+            leaving = z <= 0
+            ratio = torch.where(leaving, u / (u - z), torch.inf)
+            u = u + ratio.min() * (z - u)
+            keep = ratio > ratio.min()
+            passive, u = passive[keep], u[keep]
+            _, z = self.solve(passive)  # a subset of independent columns is independent
+        return passive, z
+
+    def in_place_of_another(self, current: Solution, column: torch.Tensor) -> Solution:
+        """Return a feasible point with a column that the passive ones span, a = U^T y, in the place of one.
+
+        Along e_column - y the fit stays what it is and the penalties fall, until a passive weight is zero.
+        """
+        passive, u = current
+        joined = torch.cat([passive, column[None]])
+        gram = self.columns.cache.gram(self.columns.ids[joined], lambda new: self.unit[joined[new]])
+        gram.diagonal()[:-1].add_(self.rho[passive])
+        factor, failed = torch.linalg.cholesky_ex(gram[:-1, :-1])
+        if failed:
+            return current
+        y = torch.cholesky_solve(gram[:-1, -1:], factor)[:, 0]
+        ratio = torch.where(y > 0, u / y, torch.inf)
+        step, keep = ratio.min(), ratio > ratio.min()
+        if not torch.isfinite(step):
+            return current
+        return joined[torch.cat([keep, keep.new_ones(1)])], torch.cat([(u - step * y)[keep], step[None]])
 
     def answer(self, current: Solution) -> NNLS:
         """Return a solution in the units of the columns as given, and how far it is from optimal."""
@@ -447,23 +488,3 @@ def projected_gradient(
         ahead = after + (momentum - 1) / following * (after - u)
         u, momentum = after, following
     return u
-
-
-def _exchange_one(
-    current: Solution, violating: torch.Tensor, solve: Callable[[torch.Tensor], Solution]
-) -> Solution | None:
-    """Take one step of Lawson and Hanson: add the worst column that can be added, walk to the boundary."""
-    for column in violating:
-        passive, u = torch.cat([current[0], column[None]]), torch.cat([current[1], current[1].new_zeros(1)])
-        solved, z = solve(passive)
-        if len(solved) < len(passive) or z[-1] <= 0:
-            continue  # dependent on the passive set, or blocked by rounding
-        while (z <= 0).any():
-            leaving = z <= 0
-            ratio = torch.where(leaving, u / (u - z), torch.inf)
-            u = u + ratio.min() * (z - u)
-            keep = ratio > ratio.min()
-            passive, u = passive[keep], u[keep]
-            _, z = solve(passive)  # a subset of independent columns is independent
-        return passive, z
-    return None

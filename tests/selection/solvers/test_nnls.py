@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import scipy.optimize
@@ -156,3 +158,42 @@ def test_the_ridge_is_not_the_one_of_the_normal_equations():
     trap = torch.from_numpy(scipy.optimize.nnls(gram.numpy(), (rows @ target).numpy())[0])
     assert kkt_residual(rows, target, trap, 0.5) > 1e-3
     assert nnls(rows, target, ridge=0.5).kkt < 1e-9
+
+
+def with_l1(rows, target, weights, l1):
+    return float(0.5 * (rows.T @ weights - target).square().sum() + l1 * weights.sum())
+
+
+def best_of_all_supports(rows, target, l1):
+    """The least objective over all supports of at most m columns: some solution has no more."""
+    n, m = rows.shape
+    found = [torch.zeros(n, dtype=torch.float64)]
+    for size in range(1, m + 1):
+        for support in map(list, itertools.combinations(range(n), size)):
+            own = rows[support]
+            fitted = torch.linalg.lstsq(own @ own.T, (own @ target - l1)[:, None]).solution[:, 0]
+            if (fitted >= 0).all():
+                found.append(torch.zeros(n, dtype=torch.float64).index_copy(0, torch.tensor(support), fitted))
+    return min(with_l1(rows, target, weights, l1) for weights in found)
+
+
+@pytest.mark.parametrize("m", [1, 2, 3])
+def test_a_column_in_the_span_of_others_takes_the_place_of_one_where_that_costs_less(m):
+    for seed in range(40):
+        draw = torch.Generator().manual_seed(seed)
+        base = torch.randn(2, m, generator=draw, dtype=torch.float64).abs()
+        rows = base[torch.arange(12) % 2] + 0.05 * torch.randn(12, m, generator=draw, dtype=torch.float64)
+        target = torch.rand(m, generator=draw, dtype=torch.float64)
+        weights = nnls(rows, target, l1=1e-3).weights
+        best = best_of_all_supports(rows, target, 1e-3)
+        assert with_l1(rows, target, weights, 1e-3) == pytest.approx(best, rel=1e-9, abs=1e-14)
+        assert kkt_residual(rows, target, weights, l1=1e-3) < 1e-8
+
+
+def test_columns_too_close_to_be_told_from_a_dependent_one_are_exchanged():
+    for seed in range(20):
+        draw = torch.Generator().manual_seed(seed)
+        base = torch.randn(4, 16, generator=draw, dtype=torch.float64)
+        rows = base[torch.arange(60) % 4] + 1e-6 * torch.randn(60, 16, generator=draw, dtype=torch.float64)
+        target = torch.randn(16, generator=draw, dtype=torch.float64)
+        assert kkt_residual(rows, target, nnls(rows, target).weights) < 2e-9, seed
