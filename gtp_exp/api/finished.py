@@ -41,14 +41,14 @@ def check_finished_run(directory: Path, config: Mapping[str, Any], key: str) -> 
 def differences(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> Iterator[str]:
     """Yield the settings by which the results of a later run would not hold those of an earlier one.
 
-    A run that goes further holds them: until=evaluation after until=selection, or with more `tests`.
+    A run that goes further holds them: until=evaluation after until=selection, or with more `tests`. A key
+    that the earlier run does not have is such a test, or an option that came after it.
     """
     before, after = _settings(earlier), _settings(later)
-    if before.get("until") == "selection":
-        after["until"] = before["until"]
-    for key in sorted(before.keys() | after.keys()):
-        old, new = before.get(key, ABSENT), after.get(key, ABSENT)
-        if old != new and not (key.startswith("tests.") and old == ABSENT):
+    if (before.get("until"), after.get("until")) == ("selection", "evaluation"):
+        after["until"] = "selection"
+    for key, old in sorted(before.items()):
+        if old != (new := after.get(key, ABSENT)):
             yield f"{key}={old} there, {new} here"
 
 

@@ -118,7 +118,7 @@ class GTP(Selector):
     metric_dim: int = 512  # leading directions that are scaled one by one, at most
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     distributed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
