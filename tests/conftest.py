@@ -6,6 +6,7 @@ import gc
 import itertools
 import logging
 import os
+import pickle
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -94,6 +95,28 @@ def _what_the_first_test_imports_stays(_tests_before):
     yield
     if next(_tests_before) == 0:
         _freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _a_configuration_file_is_parsed_once():
+    """Hydra parses the same files anew for each of thousands of jobs; here equal text is parsed once."""
+    from hydra._internal.core_plugins import file_config_source
+    from omegaconf import OmegaConf
+
+    parsed: dict[str, bytes] = {}
+
+    class Once:
+        @staticmethod
+        def load(file):
+            text = file.read()
+            if text not in parsed:
+                file.seek(0)
+                parsed[text] = pickle.dumps(OmegaConf.load(file))
+            return pickle.loads(parsed[text])
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(file_config_source, "OmegaConf", Once)
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
