@@ -26,6 +26,8 @@ NO_PLACE_FOR_TOOLS = "the chat template has no place for the row's tools"
 NO_PLACE_FOR_RESULTS = "the chat template has no place for what a tool returns"
 NO_PLACE_FOR_REASONING = "the chat template has no place for the answer's reasoning"
 
+TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, KeyError)  # a filter of a template raises its own
+
 _OPEN, _CLOSE = "<think>", "</think>"
 _BLOCK = re.compile(r"\s*<think>(.*?)</think>\s*(.*)", re.DOTALL)
 
@@ -136,7 +138,7 @@ class _Conversation:
         apply = self.tokenizer.apply_chat_template
         try:
             return apply(turns, tokenize=False, add_generation_prompt=prompt, **more)
-        except (TemplateError, TypeError, ValueError, KeyError) as error:  # a filter of it raises its own
+        except TEMPLATE_ERRORS as error:
             raise _Refused(error) from error
 
     def place_of_answer(self, k: int, whole: str) -> tuple[int, int] | None:

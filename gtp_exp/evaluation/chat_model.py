@@ -10,6 +10,7 @@ from lm_eval.models import huggingface
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from gtp_exp.data.examples import IGNORE, Example, Message, TokenizedExample
+from gtp_exp.data.rendering import TEMPLATE_ERRORS
 from gtp_exp.data.tokenization import decode_exactly, encode, encode_begun
 from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.errors import UserError
@@ -84,7 +85,8 @@ class ChatModel(HFLM):
         """Return a chat as text, and remember its turns.
 
         A description that lm-eval puts into a system turn opens the question instead, as in the held-out
-        rows: not every template has a system turn, and model.system_prompt stands in that place.
+        rows: not every template has a system turn, and model.system_prompt stands in that place. Raises
+        UserError where the template refuses the chat.
         """
         history = list(chat_history)
         if len(history) > 1 and history[0]["role"] == "system":
@@ -92,7 +94,13 @@ class ChatModel(HFLM):
             history = [{**first, "content": system["content"] + first["content"]}, *rest]
         begun = "" if add_generation_prompt else history[-1]["content"]  # an answer to be continued
         turns = history if add_generation_prompt else history[:-1]
-        prompt = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        try:
+            prompt = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except TEMPLATE_ERRORS as error:
+            raise UserError(
+                f"the model's chat template refuses a prompt of a test ({error}): "
+                f"{turns[-1]['content'][:80]!r}; ask without it (benchmark.chat=false), or change that test"
+            ) from error
         text = prompt + begun
         self._chats[text] = history
         return text

@@ -243,6 +243,18 @@ def test_an_answer_that_the_template_removes_is_not_scored(tmp_path):
         evaluate(task, loaded, held_out=(), batch_size=3, directory=tmp_path)
 
 
+def test_a_test_that_the_template_refuses_is_named(tmp_path):
+    refusing = "{% if 'Lima' in messages[0]['content'] %}{{ raise_exception('not of Lima') }}{% endif %}"
+    loaded = untrained(make_tokenizer(refusing + CHATML, False, "<|im_end|>", True))
+    docs = [
+        {"id": "0", "query": f"Where is {place}?", "choices": ["A", "B"], "gold": 0}
+        for place in ("Rome", "Lima")
+    ]
+    task = replace(choice_task("places", docs, metric=ChoiceMetric.ACC, chat=True), held_out=())
+    with pytest.raises(UserError, match=r"refuses a prompt of a test \(not of Lima\): 'Where is Lima\?'"):
+        evaluate(task, loaded, held_out=(), batch_size=3, directory=tmp_path)
+
+
 def test_an_answer_ends_at_the_end_of_turn_and_at_eos_whether_these_are_special_or_not(tmp_path):
     """Half of the answers end by EOS, as those of a base model do; shorter ones wait for the longest."""
     tokenizer = make_tokenizer(CHATML, False, "<|endoftext|>", False, plain="<|im_end|>")
