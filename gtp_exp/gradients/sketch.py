@@ -17,6 +17,8 @@ import torch
 from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError
 
+FEW = 2048  # values of a block, of all rows: with fewer a processor is quicker value by value
+
 
 class SketchKind(Enum):
     """Says how the random map is drawn."""
@@ -159,7 +161,8 @@ class CountSketch:
 
     def add(self, name: str, gradients: torch.Tensor, into: torch.Tensor) -> None:
         """Add the image of one parameter's gradients [b, p] to the accumulator."""
-        add = _add_blocks if into.device.type == "cpu" else _add_at_once
+        add = _add_blocks if len(gradients) * self._width >= FEW else _add_one_by_one  # the same sums
+        add = add if into.device.type == "cpu" else _add_at_once
         for sums, shifts, signs in zip(into, self._shifts[name], self._signs[name], strict=True):
             add(gradients, signs, shifts, sums)
 
@@ -177,6 +180,15 @@ def _add_blocks(gradients: torch.Tensor, signs: torch.Tensor, shifts: list[int],
     for start, shift in zip(starts, shifts, strict=True):
         block = gradients[:, start : start + width]
         into[:, shift : shift + block.shape[1]].addcmul_(block, signs[start : start + width])
+
+
+def _add_one_by_one(
+    gradients: torch.Tensor, signs: torch.Tensor, shifts: list[int], into: torch.Tensor
+) -> None:
+    """Add every value by itself, in the same order: a step for each of many small blocks takes longer."""
+    width = into.shape[1] // 2
+    buckets = (torch.arange(width) + torch.tensor(shifts)[:, None]).flatten()[: gradients.shape[1]]
+    into.scatter_add_(1, buckets.expand_as(gradients), gradients * signs)
 
 
 def _add_at_once(gradients: torch.Tensor, signs: torch.Tensor, shifts: list[int], into: torch.Tensor) -> None:

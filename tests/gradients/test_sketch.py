@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from gtp_exp.errors import UserError
-from gtp_exp.gradients.sketch import Sketch, SketchKind, _add_at_once, _add_blocks, make_projection
+from gtp_exp.gradients import sketch as sketches
+from gtp_exp.gradients.sketch import Sketch, SketchKind, make_projection
 
 # Parameters of very different sizes, one of them larger than the blocks in which dense signs are drawn.
 SIZES = {"a.lora_A": 7, "a.lora_B": 300, "b.lora_A": 300, "b.lora_B": 1500}
@@ -113,8 +114,9 @@ def test_the_map_has_the_promised_entries_and_differs_between_parameters(sketch)
 
 
 @pytest.mark.parametrize("p", [1, 63, 64, 65, 300])
-def test_blocks_are_added_one_by_one_as_they_are_at_once(p):
-    """The first is for processors, the second for GPUs; both against the map's definition."""
+@pytest.mark.parametrize("add", [sketches._add_blocks, sketches._add_one_by_one, sketches._add_at_once])
+def test_however_values_are_added_it_is_the_map_of_the_definition(add, p):
+    """The first two are for processors, of large and of small blocks, the third for GPUs."""
     generator = torch.Generator().manual_seed(p)
     values = torch.randn(3, p, generator=generator)
     signs = torch.randint(0, 2, (p,), generator=generator) * 2.0 - 1
@@ -122,10 +124,19 @@ def test_blocks_are_added_one_by_one_as_they_are_at_once(p):
     wanted = torch.zeros(3, 64)
     for j in range(p):
         wanted[:, (j + shifts[j // 64]) % 64] += signs[j] * values[:, j]
-    for add in (_add_blocks, _add_at_once):
-        into = torch.zeros(3, 128)
-        add(values, signs, shifts, into)
-        torch.testing.assert_close(into[:, :64] + into[:, 64:], wanted)
+    into = torch.zeros(3, 128)
+    add(values, signs, shifts, into)
+    torch.testing.assert_close(into[:, :64] + into[:, 64:], wanted)
+
+
+def test_small_blocks_are_not_added_each_by_itself_and_the_sums_are_the_same(monkeypatch):
+    """A million values in parts of 64 buckets would be steps by the ten thousand."""
+    sketch, parts = Sketch(SketchKind.COUNTSKETCH, 512, 8), vectors(2)
+    with monkeypatch.context() as patched:
+        patched.setattr(sketches, "_add_blocks", None)
+        found = sketched(sketch, parts)
+    monkeypatch.setattr(sketches, "FEW", 0)
+    assert torch.equal(found, sketched(sketch, parts))
 
 
 def test_coordinates_of_one_block_share_no_bucket():
