@@ -57,6 +57,13 @@ def test_what_changes_none_is_not(change):
     assert not told(change)
 
 
+@pytest.mark.parametrize("dropout", [None, "high"])
+def test_a_value_that_only_the_job_will_refuse_is_told_as_any_other(dropout):
+    adapter = {"model": {"lora": {"dropout": 0.1}}}
+    (line,) = told({"model": {"lora": {"dropout": dropout}}}, adapter)
+    assert line.startswith("model.lora.dropout=0.1 there")
+
+
 def test_a_run_may_go_further_but_not_elsewhere():
     assert not told({"until": "evaluation"}, {"until": "selection"})
     assert told({"until": "validation"}, {"until": "selection"})  # which chooses by fewer target rows

@@ -240,7 +240,7 @@ def without_fit(settings: Mapping[str, str]) -> dict[str, str]:
     chooser = "selection_model" if "selection_model.lora.dropout" in settings else "model"
     for model, key in (("model", "train"), (chooser, "gradients.warmup")):
         # With dropout the masks are drawn for one forward pass at a time.
-        if float(settings.get(f"{model}.lora.dropout", 0)) == 0:
+        if settings.get(f"{model}.lora.dropout", "0") in ("0", "0.0"):  # or, not yet checked, no number
             fit.add(f"{key}.micro_batch_size")
     return {key: value for key, value in settings.items() if key not in fit}
 
