@@ -78,6 +78,7 @@ def test_help_and_the_composed_config_are_printed(tmp_path):
         (["launch.device=tpu"], "launch.device"),
         (["~gradients"], "no gradients"),
         (["train.learning_rate=nan"], "train.learning_rate=nan"),
+        (["+job.name=mine"], "job is what a run writes"),
     ],
 )
 def test_a_wrong_override_is_named_without_a_traceback(tmp_path, overrides, named):
