@@ -102,9 +102,10 @@ def test_a_refused_job_leaves_the_earlier_result_of_a_fixed_folder(tmp_path, wro
 
 
 OF_OTHERS = ["model/weights.bin", "selected/x.csv", "selected.jsonl", "results.json", "metrics.jsonl"]
+OF_OTHERS += ["row_results.safetensors", "tensorboard/notes.txt", "worker.log"]
 
 
-@pytest.mark.parametrize("name", [*OF_OTHERS, "tensorboard/notes.txt", "worker.log"])
+@pytest.mark.parametrize("name", OF_OTHERS)
 def test_a_folder_with_files_of_others_is_refused_before_they_are_replaced(tmp_path, name):
     precious = tmp_path / "project" / name
     precious.parent.mkdir(parents=True)

@@ -87,6 +87,15 @@ def test_a_setting_of_an_earlier_name_is_the_same(tmp_path):
         check_finished_run(tmp_path, {**later, "seed": 1}, "hydra.run.dir")
 
 
+def test_of_many_settings_a_few_are_named_and_the_others_counted(tmp_path):
+    earlier = {**RUN, "train": {"epochs": 1}, "budget": {"amount": 5}}
+    (tmp_path / "results.json").write_text(json.dumps({"state": "complete", "config": earlier}))
+    later = {**earlier, "train": {"epochs": 2}, "budget": {"amount": 9}, "dataset": {"rows": 800}, "seed": 1}
+    named = "budget.amount=5 there, 9 here, dataset.rows=500 there, 800 here, seed=0 there, 1 here"
+    with pytest.raises(UserError, match=rf"\({named} and 1 more\)"):
+        check_finished_run(tmp_path, later, "hydra.run.dir")
+
+
 def test_a_multirun_in_the_folder_of_another_replaces_no_finished_run(tmp_path):
     sweep = ["-m", "selector=random", "seed=0,1", "hydra.sweep.dir=outputs/runs/sweep", "until=selection"]
 

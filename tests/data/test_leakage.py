@@ -135,6 +135,17 @@ def test_one_question_about_several_texts_is_asked_only_of_the_same_text(role):
         assert rows.asks(chat((other, HARBOUR + " "), ABOUT, ("assistant", "ships")))
 
 
+def test_an_empty_system_prompt_is_no_context():
+    empty, read = ("system", ""), ("assistant", "I have read it.")
+    test = (
+        chat(empty, ("user", HARBOUR), read, ABOUT, ("assistant", "a harbour")),
+        chat(("user", FOREST), read, ABOUT, ("assistant", "a forest")),
+    )
+    rows = TestRows([EvalTask("t", "acc", {}, (), held_out=test)])
+    assert rows.asks(chat(("system", HARBOUR), ABOUT, ("assistant", "ships")))
+    assert not rows.asks(chat(empty, ("user", MARKET), read, ABOUT, ("assistant", "a market")))
+
+
 def test_a_question_that_has_one_answer_is_asked_in_any_context():
     personas = [("system", f"You are a {who}.") for who in ("pirate", "poet", "judge")]
     test = tuple(chat(persona, *ASKED) for persona in personas[:2])
