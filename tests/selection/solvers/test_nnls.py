@@ -197,3 +197,16 @@ def test_columns_too_close_to_be_told_from_a_dependent_one_are_exchanged():
         rows = base[torch.arange(60) % 4] + 1e-6 * torch.randn(60, 16, generator=draw, dtype=torch.float64)
         target = torch.randn(16, generator=draw, dtype=torch.float64)
         assert kkt_residual(rows, target, nnls(rows, target).weights) < 2e-9, seed
+
+
+def test_of_many_columns_in_one_span_a_few_are_tried_in_turn():
+    """Rows of rank 16 but for the rounding to float32. With the worst column alone the fit ended at 301; with
+    every one that violates the conditions it took a thousand factorisations."""
+    draw = torch.Generator().manual_seed(500)
+    span = torch.randn(16, 128, generator=draw, dtype=torch.float64)
+    rows = (torch.randn(500, 16, generator=draw, dtype=torch.float64) @ span).float()
+    mean, outside = rows[:300].double().mean(0), torch.randn(128, generator=draw, dtype=torch.float64)
+    target = mean + 10 * mean.norm() * torch.nn.functional.normalize(outside, dim=0)
+    solution = nnls(rows, target)
+    assert 0.5 * float(solution.residual.square().sum()) < 240
+    assert solution.iterations < 400 and solution.kkt < 1e-6
