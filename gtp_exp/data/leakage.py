@@ -46,7 +46,7 @@ class TestRows:
             for example in task.held_out:
                 said = _said(example)
                 for question in questions(_said(example, "user") or said):
-                    context = frozenset(said).difference(question, [""])
+                    context = frozenset(said).difference([""])
                     asked[question].append((context, _question(example.completion)))
                 # Its system prompt is no part of the test: a pool may have the same.
                 test_words = _words([m for m in example.messages if m.role != "system"])

@@ -99,7 +99,7 @@ class ChatModel(HFLM):
         except TEMPLATE_ERRORS as error:
             raise UserError(
                 f"the model's chat template refuses a prompt of a test ({error}): "
-                f"{turns[-1]['content'][:80]!r}; ask without it (benchmark.chat=false), or change that test"
+                f"{history[-1]['content'][:80]!r}; ask without it (benchmark.chat=false), or change that test"
             ) from error
         text = prompt + begun
         self._chats[text] = history

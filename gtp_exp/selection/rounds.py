@@ -152,7 +152,7 @@ def fill_budget(
             # All that it found repeats chosen rows, and the next round will not see it.
             fruitless += 1
             if fruitless == FRUITLESS:
-                rest = (available & ~chosen).nonzero().flatten()
+                rest = (fits & available).nonzero().flatten()
                 copies = rest[apart.repeats(rest, chosen.nonzero().flatten())]
                 near[copies] = True
                 available[copies] = False

@@ -364,7 +364,8 @@ class _ActiveSet:
     def in_place_of_another(self, current: Solution, column: torch.Tensor) -> Solution:
         """Return a feasible point with a column that the passive ones span, a = U^T y, in the place of one.
 
-        Along e_column - y the fit stays what it is and the penalties fall, until a passive weight is zero.
+        Along e_column - y the fit stays what it is, but for the ridge's part, and the penalties fall, until a
+        passive weight is zero.
         """
         passive, u = current
         joined = torch.cat([passive, column[None]])
