@@ -161,8 +161,10 @@ class CountSketch:
 
     def add(self, name: str, gradients: torch.Tensor, into: torch.Tensor) -> None:
         """Add the image of one parameter's gradients [b, p] to the accumulator."""
-        add = _add_blocks if len(gradients) * self._width >= FEW else _add_one_by_one  # the same sums
-        add = add if into.device.type == "cpu" else _add_at_once
+        if into.device.type != "cpu":
+            add = _add_at_once
+        else:  # the same sums either way
+            add = _add_one_by_one if len(gradients) * self._width < FEW else _add_blocks
         for sums, shifts, signs in zip(into, self._shifts[name], self._signs[name], strict=True):
             add(gradients, signs, shifts, sums)
 
