@@ -57,7 +57,7 @@ def test_inner_products_are_unbiased_with_the_variance_of_theory(sketch):
 
 
 def _never_shared(sketch, parts) -> torch.Tensor:
-    """What the variance lacks because coordinates of one block never meet; a block of dense signs is one."""
+    """What the variance lacks because coordinates of one block never meet; a dense map has blocks of one."""
     width = sketch.dim // sketch.nonzeros if sketch.nonzeros else 1
     blocks = [block.double() for part in parts.values() for block in part.split(width, dim=1)]
     return sum((x @ x) * (y @ y) + (x @ y) ** 2 for x, y in blocks)
