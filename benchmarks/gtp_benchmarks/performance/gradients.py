@@ -167,7 +167,7 @@ def exactness(bench: GradientBench) -> Section:
     by_length = sorted(bench.half, key=lambda e: e.n_tokens)
     four = [by_length[round(k * (len(by_length) - 1) / 3)] for k in range(4)]
     gradients = ours.by_name(bench.half)
-    exact_gradients = list(gradients.values())
+    sketched = sketch_errors(list(gradients.values()))
     truths = {e.id: reference_gradients(exact, ours.parameters, e, Reduction.MEAN) for e in four}
     errors = {
         "fp32": [relative_error(gradients[i], truth, order=float("inf")) for i, truth in truths.items()]
@@ -187,7 +187,6 @@ def exactness(bench: GradientBench) -> Section:
             f"; bf16 {max(errors['bf16']):.1e} in the l2 norm, where batch-size-1 autograd in bf16 has "
             f"{max(errors['bf16, batch size 1']):.1e}"
         )
-    sketched = sketch_errors(exact_gradients)
     middle = (sum(e * e for e in sketched) / len(sketched)) ** 0.5
     kept = (
         f"a CountSketch to {SKETCH.dim} moves the cosine of two examples' gradients by {middle:.4f} (root "
