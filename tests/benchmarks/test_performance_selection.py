@@ -62,7 +62,7 @@ def test_every_part_runs_and_reports(tmp_path, capsys, monkeypatch):
     # The real one takes a C++ compiler many seconds; test_fused.py makes it.
     monkeypatch.setattr(fused, "widen_and_dot", lambda dim, dtype: lambda rows, column: rows.float() @ column)
     sizes = ["--rows", "1500", "--dim", "64", "--sizes", "8", "--beyond", "80", "--repeats", "1"]
-    disk = ["--disk-rows", "1500", "--disk-sizes", "10", "--scratch", str(tmp_path)]
+    disk = ["--disk-rows", "1500", "--disk-sizes", "10", "--scratch", str(tmp_path / "new")]
     assert main([*sizes, *disk, "--output", str(tmp_path / "out")]) == 0
     written = json.loads((tmp_path / "out" / "selection.json").read_text())
     assert {row["wanted"] for row in written["rows"]} == {8, 80, 10}
@@ -73,7 +73,9 @@ def test_every_part_runs_and_reports(tmp_path, capsys, monkeypatch):
     assert {section.split(",")[0] for section in written["repeats"]} == {"pass", "inside", "beyond"}
     shown = capsys.readouterr().out
     assert "int8" in shown and "extrapolated" in shown.lower() and len(PARTS) == 5
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]  # the store is gone
+    assert not list((tmp_path / "new").iterdir())  # the store is gone
+    reads = [f for f in written["figures"] if "plain read" in f["what"] and "on disk" in f["what"]]
+    assert len(reads) == 1 and reads[0]["value"] > 0 and reads[0]["bar"] == 12
 
 
 def test_recovery_is_perfect_for_few_rows_and_tells_solvers_apart(tmp_path, monkeypatch):

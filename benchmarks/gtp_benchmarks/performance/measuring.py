@@ -29,6 +29,7 @@ _PACKAGES = ("torch", "transformers", "peft", "numpy", "scipy")
 # For the environment of a process whose memory is measured: glibc then gives blocks from 128 KiB on back as
 # soon as they are freed. By itself it keeps ever larger ones, which hides what is allocated next.
 MMAP_FROM = {"MALLOC_MMAP_THRESHOLD_": str(1 << 17)}
+READ = 1 << 22  # bytes of a file that a plain read asks for at a time
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,39 @@ def interleaved(
             seconds[name].append(clock() - start)
             finished()
     return {name: Timing(tuple(s), amount) for name, s in seconds.items()}
+
+
+def read_files(folder: Path, *, from_disk: bool) -> float:
+    """Return the seconds of one plain read of all files under a folder, one after the other.
+
+    from_disk: first have the system forget what it holds of them in memory, where it can be asked to.
+    """
+    if from_disk:
+        forget_files(folder)
+    buffer = bytearray(READ)
+    began = time.perf_counter()
+    for path in _files(folder):
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+    return time.perf_counter() - began
+
+
+def forget_files(folder: Path) -> bool:
+    """Have the system forget what it holds of a folder's files in memory, so that they are read from disk
+    again; return whether it can be asked to (Linux can).
+    """
+    if not hasattr(os, "posix_fadvise"):
+        return False
+    for path in _files(folder):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())  # what is not yet written cannot be forgotten
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return True
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def speed_ratio(what: str, ours: Timing, theirs: Timing, *, unit: str, bar: float | None = None) -> Figure:

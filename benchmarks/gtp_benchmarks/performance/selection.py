@@ -30,9 +30,11 @@ from gtp_benchmarks.performance.clustered_store import write_clustered
 from gtp_benchmarks.performance.measuring import (
     Figure,
     Timing,
+    forget_files,
     interleaved,
     machine,
     process_memory,
+    read_files,
     write_report,
 )
 from gtp_benchmarks.performance.one_atom_omp import Matched, StepCost, fit_step_cost, one_atom_omp
@@ -51,6 +53,7 @@ from gtp_exp.selection.solvers.pursuit import PursuitProblem
 RIDGE = 1e-3  # of the comparisons at equal regularisation
 PARTS = ("pass", "inside", "beyond", "storage", "disk")
 CHECKPOINTS = 4
+READS = 12  # plain reads of a store from disk that a selection within the rank may take as long as
 
 
 @dataclass(frozen=True)
@@ -340,8 +343,18 @@ def measure_disk(rows: int, dim: int, sizes: Sequence[int], scratch: Path, repor
         report.figures.append(
             Figure(
                 f"N={rows:,} x {CHECKPOINTS} on disk, M={size:,}: seconds of GTP",
-                values["row"]["seconds"],
+                row.seconds,
                 detail,
+            )
+        )
+        whence = "from disk" if values["forgotten"] else "(this system cannot forget the files first)"
+        report.figures.append(
+            Figure(
+                f"M={size:,} on disk: seconds of GTP / one plain read {whence}",
+                row.seconds / values["read"],
+                f"{row.seconds:.1f} : {values['read']:.1f} s, and {values['again']:.1f} s to read it from memory",
+                bar=READS if size < dim else None,
+                at_most=True,
             )
         )
         if size <= CHECKPOINTS * dim:
@@ -366,7 +379,11 @@ def write_store(rows: int, dim: int, scratch: Path) -> int:
 
 
 def select_from_store(rows: int, dim: int, size: int, scratch: Path) -> dict[str, Any]:
-    """Select from a store on disk; return seconds, memory and quality."""
+    """Select from a store that only the disk holds; return seconds, memory and quality, and the seconds of
+    plain reads.
+    """
+    read, again = (read_files(scratch / "store", from_disk=cold) for cold in (True, False))
+    forgotten = forget_files(scratch / "store")
     store = GradientStore.open(scratch / "store")
     pool = checkpoints(rows, dim)
     target = [one.target_rows() for one in pool]
@@ -391,6 +408,9 @@ def select_from_store(rows: int, dim: int, size: int, scratch: Path) -> dict[str
         "peak_gib": memory.peak_gib,
         "rounds": len(selection.diagnostics["rows_by_round"]),
         "fill": selection.diagnostics["rows_by_fill"],
+        "read": read,
+        "again": again,
+        "forgotten": forgotten,
     }
     if size <= CHECKPOINTS * dim:
         values["omp"] = incremental_step_cost(gtp, asked, steps=min(60, size))
@@ -500,6 +520,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _measure_disk(options: argparse.Namespace, report: Report) -> None:
     """Measure selections from a store on disk, which is removed afterwards."""
+    if options.scratch is not None:
+        options.scratch.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix="gtp-exp-", dir=options.scratch))
     try:
         measure_disk(options.disk_rows, options.dim, options.disk_sizes, scratch, report)
