@@ -8,7 +8,7 @@ from itertools import chain, islice
 from typing import TypeVar
 
 from gtp_exp.data.examples import Example, Pool
-from gtp_exp.data.forms import ColumnNames, Format, Record
+from gtp_exp.data.forms import ColumnNames, Format, ReadAs, Record
 from gtp_exp.data.reading import FirstSecond, expand, records_of_files
 from gtp_exp.data.rows import read_pool
 from gtp_exp.errors import UserError
@@ -87,9 +87,7 @@ def task_name(benchmark: str, subtask: str) -> str:
 
 def _records(pattern: str, format: Format, columns: ColumnNames | None) -> Iterator[Iterator[Record]]:
     """Yield the rows of each file with their layout."""
-    return records_of_files(
-        expand([pattern]), format=format, columns=columns or ColumnNames(), group="benchmark"
-    )
+    return records_of_files(expand([pattern]), ReadAs(format, columns or ColumnNames(), group="benchmark"))
 
 
 def _subtask(value: object, id: str, key: str) -> str:

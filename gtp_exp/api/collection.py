@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from gtp_exp.data.examples import Example, TokenizedExample
-from gtp_exp.data.forms import ColumnNames, Format, detect_layout
+from gtp_exp.data.forms import ReadAs, detect_layout
 from gtp_exp.data.rows import read_pool
 from gtp_exp.data.tokenization import ensure_chat_template, tokenize
 from gtp_exp.data.values import Place
@@ -111,7 +111,7 @@ def _examples(rows: Sequence[Mapping[str, Any] | Example]) -> tuple[Example, ...
         if isinstance(row, Example):
             examples.append(row)
         else:
-            form = detect_layout(row, f"rows:{number}", format=Format.AUTO, columns=ColumnNames(), stem="row")
+            form = detect_layout(row, f"rows:{number}", ReadAs(), stem="row")
             records.append((Place("rows", number), row, form))
     if examples and records:
         raise UserError("rows mixes Examples with dicts; give either")

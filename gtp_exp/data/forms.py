@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Optional
 
@@ -50,6 +50,16 @@ class ColumnNames:
 
 
 @dataclass(frozen=True)
+class ReadAs:
+    """Says how files are to be read, as the options of a data set or a benchmark have it."""
+
+    format: Format = Format.AUTO
+    columns: ColumnNames = field(default_factory=ColumnNames)
+    ids: Ids | None = None  # None for rows of a benchmark, to which dataset.ids does not apply
+    group: str = "dataset"  # whose options these are, for messages
+
+
+@dataclass(frozen=True)
 class RowLayout:
     """Says how the rows of one file are read."""
 
@@ -81,20 +91,13 @@ class RowLayout:
 
 
 def detect_layout(
-    present: Collection[str],
-    where: str,
-    *,
-    format: Format,
-    columns: ColumnNames,
-    stem: str,
-    source: str | None = None,
-    ids: Ids | None = None,
-    group: str = "dataset",
+    present: Collection[str], where: str, asked: ReadAs, *, stem: str, source: str | None = None
 ) -> RowLayout:
-    """Return how to read a file that has the columns `present`. ids: None for rows that are not of a pool.
+    """Return how to read a file that has the columns `present`. where: the file, for messages.
 
     Raises UserError where they do not fit, with the columns that are there.
     """
+    format, columns, ids, group = asked.format, asked.columns, asked.ids, asked.group
     needed = {
         Format.MESSAGES: [columns.messages],
         Format.SHAREGPT: [columns.conversations],

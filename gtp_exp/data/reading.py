@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from gtp_exp.data.forms import ColumnNames, Format, Ids, Record, detect_layout
+from gtp_exp.data.forms import ReadAs, Record, detect_layout
 from gtp_exp.data.tables import cell_rows, column_rows, without_folders
 from gtp_exp.data.values import Place
 from gtp_exp.errors import UserError, first_line
@@ -110,29 +110,17 @@ def stems(paths: Sequence[Path]) -> list[str]:
 def records_of(
     rows: Iterable[tuple[Place, Mapping[str, Any]]],
     where: str,
+    asked: ReadAs,
     *,
-    format: Format,
-    columns: ColumnNames,
     stem: str,
     source: str | None = None,
-    ids: Ids | None = None,
-    group: str = "dataset",
 ) -> Iterator[Record]:
     """Yield the rows of one file with their layout, which the first row decides. Raises UserError if there is
     no row."""
     layout = None
     for place, row in rows:
         if layout is None:
-            layout = detect_layout(
-                row.keys(),
-                str(place),
-                format=format,
-                columns=columns,
-                ids=ids,
-                stem=stem,
-                source=source,
-                group=group,
-            )
+            layout = detect_layout(row.keys(), str(place), asked, stem=stem, source=source)
         yield place, row, layout
     if layout is None:
         raise UserError(f"{where} holds no rows")
@@ -158,26 +146,10 @@ class FirstSecond:
                 return
 
 
-def records_of_files(
-    paths: Sequence[Path],
-    *,
-    format: Format,
-    columns: ColumnNames,
-    ids: Ids | None = None,
-    group: str = "dataset",
-) -> Iterator[Iterator[Record]]:
-    """Yield for each file its rows with their layout; each file may have its own form. group: whose options
-    describe the files, for messages."""
+def records_of_files(paths: Sequence[Path], asked: ReadAs) -> Iterator[Iterator[Record]]:
+    """Yield for each file its rows with their layout; each file may have its own form."""
     for path, made_up in zip(paths, stems(paths), strict=True):
-        yield records_of(
-            read_rows(path),
-            shown(path),
-            format=format,
-            columns=columns,
-            ids=ids,
-            stem=made_up,
-            group=group,
-        )
+        yield records_of(read_rows(path), shown(path), asked, stem=made_up)
 
 
 def read_rows(path: Path, name: str | None = None) -> Iterator[tuple[Place, Mapping[str, Any]]]:

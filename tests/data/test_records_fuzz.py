@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gtp_exp.data.examples import Pool
 from gtp_exp.data.fields import ROLES
-from gtp_exp.data.forms import Format
+from gtp_exp.data.forms import Format, ReadAs
 from gtp_exp.data.hashing import content_hash
 from gtp_exp.data.reading import records_of
 from gtp_exp.data.rows import read_pool
@@ -68,7 +68,7 @@ def check(pool: Pool, n_rows: int) -> None:
 def test_any_rows_give_a_pool_or_a_user_error(rows, format):
     placed = [(Place("rows", number, "row"), r) for number, r in enumerate(rows, 1)]
     try:
-        records = list(records_of(placed, "rows", format=format, columns=columns(), stem="rows"))
+        records = list(records_of(placed, "rows", ReadAs(format, columns()), stem="rows"))
         pool = read_pool(records, seen={})
     except UserError as error:
         str(error)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from gtp_exp.data.examples import Pool
-from gtp_exp.data.forms import ColumnNames, Format, Ids, Record, detect_layout
+from gtp_exp.data.forms import ColumnNames, Format, Ids, ReadAs, Record, detect_layout
 from gtp_exp.data.local_folder import cache_of_content, content_digest
 from gtp_exp.data.reading import FirstSecond, read_rows, records_of, shown, stem
 from gtp_exp.data.rows import check_rows, read_pool, subset
@@ -79,9 +79,7 @@ class Hub(DataSource):
         # spares reading millions of rows for a few thousand.
         order = range(len(data)) if self.rows is None else rng.sample(range(len(data)), len(data))
         name = Path(self.path or self.hub_id).name
-        form = detect_layout(
-            data.column_names, where, format=self.format, columns=self.columns, ids=self.ids, stem=name
-        )
+        form = detect_layout(data.column_names, where, self._asked(), stem=name)
         records = ((place, row, form) for place, row in _rows(data, order, where))
         pool = read_pool(records, seen=seen, limit=self.rows, strict=self.strict)
         pool = with_scores(pool, self.scores, seen)
@@ -89,14 +87,10 @@ class Hub(DataSource):
         return subset(Pool(in_order, pool.hidden, pool.skipped), self.rows, rng, where)
 
     def _records_of(self, file: Path) -> Iterator[Record]:
-        return records_of(
-            read_rows(file),
-            shown(file),
-            format=self.format,
-            columns=self.columns,
-            ids=self.ids,
-            stem=stem(file),
-        )
+        return records_of(read_rows(file), shown(file), self._asked(), stem=stem(file))
+
+    def _asked(self) -> ReadAs:
+        return ReadAs(self.format, self.columns, self.ids)
 
 
 def check_path(path: str) -> None:

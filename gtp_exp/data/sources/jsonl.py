@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Optional
 
 from gtp_exp.data.examples import Pool
-from gtp_exp.data.forms import ColumnNames, Format, Ids, Record
+from gtp_exp.data.forms import ColumnNames, Format, Ids, ReadAs, Record
 from gtp_exp.data.reading import FirstSecond, expand, records_of_files, shown
 from gtp_exp.data.rows import check_rows, read_pool, subset
 from gtp_exp.data.scores import with_scores
@@ -65,7 +65,7 @@ class Jsonl(DataSource):
         return with_scores(pool, self.scores, seen)
 
     def _records(self, paths: Sequence[Path]) -> Iterator[Iterator[Record]]:
-        return records_of_files(paths, format=self.format, columns=self.columns, ids=self.ids)
+        return records_of_files(paths, ReadAs(self.format, self.columns, self.ids))
 
 
 def _named(paths: Sequence[Path]) -> str:

@@ -6,14 +6,14 @@ import logging
 import random
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 from gtp_exp.data.examples import Pool
-from gtp_exp.data.forms import ColumnNames, Format, Ids, Record
+from gtp_exp.data.forms import ColumnNames, Format, Ids, ReadAs, Record
 from gtp_exp.data.reading import LINES, expand, parse_lines, read_rows, records_of, shown
 from gtp_exp.data.rows import check_rows, join_pools, read_pool, subset
 from gtp_exp.data.scores import with_scores
@@ -127,33 +127,31 @@ def _records(
 ) -> Iterator[Record]:
     """Yield the rows of one file of a source."""
     stem = source.label if len(source.files) == 1 else f"{source.label}-{position}"
-    settings = {
-        "format": mixture.format,
-        "columns": mixture.columns,
-        "ids": mixture.ids,
-        "source": source.label,
-    }
+    asked = ReadAs(mixture.format, mixture.columns, mixture.ids)
     if home is not None and home.is_file():
-        yield from _zipped(home, mixture.path or f"{mixture.hub_id}/{mixture.archive}", file, stem, settings)
+        given = mixture.path or f"{mixture.hub_id}/{mixture.archive}"
+        name = f"{home.name}/{file}"
+        yield from records_of(_zipped(home, given, file), name, asked, stem=stem, source=source.label)
         return
     if home is None:  # the hub's cache is no place that the user named
         name = f"{mixture.hub_id}/{file}"
-        yield from records_of(read_rows(_fetch(mixture, file), name), name, stem=stem, **settings)
+        rows = read_rows(_fetch(mixture, file), name)
+        yield from records_of(rows, name, asked, stem=stem, source=source.label)
         return
     paths = expand([str(Path(mixture.path or "") / file)])
     for number, path in enumerate(paths, 1):
         own = stem if len(paths) == 1 else f"{stem}-{number}"
-        yield from records_of(read_rows(path), shown(path), stem=own, **settings)
+        yield from records_of(read_rows(path), shown(path), asked, stem=own, source=source.label)
 
 
-def _zipped(archive: Path, given: str, member: str, stem: str, settings: dict) -> Iterator[Record]:
+def _zipped(archive: Path, given: str, member: str) -> Iterator[tuple[Place, Mapping[str, Any]]]:
     """Yield the rows of one member of a zip file. given: how messages name the archive."""
     name = f"{archive.name}/{member}"
     if not member.endswith(LINES):
         raise UserError(f"{name} is none of {', '.join(LINES)}; unpack the archive and set dataset.path")
     try:
         with zipfile.ZipFile(archive) as zipped, zipped.open(member) as lines:
-            yield from records_of(parse_lines(lines, name), name, stem=stem, **settings)
+            yield from parse_lines(lines, name)
     except KeyError as error:
         raise UserError(f"{given} holds no file {member}") from error
     except (zipfile.BadZipFile, zlib.error, OSError) as error:
