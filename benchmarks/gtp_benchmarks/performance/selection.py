@@ -352,7 +352,7 @@ def measure_disk(rows: int, dim: int, sizes: Sequence[int], scratch: Path, repor
             Figure(
                 f"M={size:,} on disk: seconds of GTP / one plain read {whence}",
                 row.seconds / values["read"],
-                f"{row.seconds:.1f} : {values['read']:.1f} s, and {values['again']:.1f} s to read it from memory",
+                f"{row.seconds:.1f} : {values['read']:.1f} s; read from memory {values['again']:.1f} s",
                 bar=READS if size < dim else None,
                 at_most=True,
             )
