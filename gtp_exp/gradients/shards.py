@@ -105,9 +105,7 @@ class ShardedRows:
 
     def _read(self, shard: int, where: slice | torch.Tensor) -> torch.Tensor:
         rows = self._maps[shard][where]
-        if self.storage is StorageType.INT8:
-            return from_int8(rows, self._scales[shard][where])
-        return rows
+        return rows if self.storage is not StorageType.INT8 else from_int8(rows, self._scales[shard][where])
 
     def chunks(self, size: int, span: range | None = None) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield (first row, rows): views into the maps, float32 copies of int8.
@@ -125,11 +123,13 @@ class ShardedRows:
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
         """Return a copy of the rows [k, dim] of an int64 index [k]. Raise IndexError outside the array."""
-        out = torch.empty(len(index), self.shape[1], dtype=self.dtype)
         if len(index) and not (0 <= int(index.min()) and int(index.max()) < self.shape[0]):
             raise IndexError(f"row {int(index.max())} or {int(index.min())} of {self.shape[0]}")
-        shard_of = index // self.shard_rows
-        for shard in shard_of.unique().tolist():
-            here = (shard_of == shard).nonzero().squeeze(1)
-            out[here] = self._read(shard, index[here] - shard * self.shard_rows)
-        return out
+        order = index.argsort(stable=True)  # so that the rows of a shard follow each other
+        wanted = index[order]
+        shards, counts = (wanted // self.shard_rows).unique_consecutive(return_counts=True)
+        within = (wanted % self.shard_rows).split(counts.tolist())
+        out = torch.empty(len(index), self.shape[1], dtype=self.dtype)
+        for shard, where, into in zip(shards.tolist(), within, out.split(counts.tolist()), strict=True):
+            into.copy_(self._read(shard, where))
+        return out if torch.equal(wanted, index) else out[order.argsort()]
