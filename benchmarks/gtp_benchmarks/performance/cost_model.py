@@ -3,15 +3,17 @@
 N rows, m = T d numbers a row, M rows wanted, r of them at most in each of R rounds, K passes of the pool, I
 iterations of all rounds together, P processes:
 
-    seconds = scan N m / P + pass K N m / P + fetch I T F + row I N + solve I r^2 m + refit M^2 m + fixed
+    seconds = scan N m / P + sort N + pass K N m / P + step K T N / P + fetch I T F
+              + row I N + solve I r^2 m + refit M^2 m + fixed
     memory  = 4-byte words: per_row N + looked_at r m + chosen M m + fixed            (of each process)
     sent    = (T + 2) N + I (2 r + 64) (m + 2 P) + (2 D + M) m numbers                (by each process)
 
-scan: norms, hashes and copies, once. pass: a correlation. fetch: the rows it points at, out of F files: the
-N / (1024 P) of the process, or one for each of the 2 r + 64 rows where these are fewer. row: what every
-process does with the N correlations. solve: the fits within a round. refit: the last fit of all chosen rows.
-The first pass gives the correlations with the target, by which every round begins, so I = K - 1 + R. D rows
-repeat another one and are compared with it.
+scan: norms and hashes, once. sort: what every process does with the N hashes, to find copies. pass: a
+correlation; step: what a row of a checkpoint costs in it whatever its length. fetch: the rows it points at,
+out of F files: the N / (1024 P) of the process, or one for each of the 2 r + 64 rows where these are fewer.
+row: what every process does with the N correlations. solve: the fits within a round. refit: the last fit of
+all chosen rows. The first pass gives the correlations with the target, by which every round begins, so
+I = K - 1 + R. D rows repeat another one and are compared with it.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from scipy.optimize import nnls
 ROUND = 256  # rows per round as shipped; never more than m / 2
 SLACK = 64  # rows looked at beyond twice a round's
 SHARD = 1024  # rows of a file
-TIME = ("scan", "pass", "fetch", "row", "solve", "refit", "fixed")
+TIME = ("scan", "sort", "pass", "step", "fetch", "row", "solve", "refit", "fixed")
 MEMORY = ("per_row", "looked_at", "chosen", "fixed")
 
 
@@ -81,7 +83,8 @@ def time_terms(p: Point, passes: float, rounds: float) -> list[float]:
     files = min(p.n / (SHARD * p.processes), 2 * p.round_rows + SLACK)
     looks = iterations(passes, rounds)
     fetch, solve = looks * p.checkpoints * files, looks * p.round_rows**2 * p.m
-    return [share, passes * share, fetch, looks * p.n, solve, p.wanted**2 * p.m, 1.0]
+    step = passes * p.checkpoints * p.n / p.processes
+    return [share, p.n, passes * share, step, fetch, looks * p.n, solve, p.wanted**2 * p.m, 1.0]
 
 
 def memory_terms(p: Point) -> list[float]:
@@ -128,8 +131,8 @@ def fit_time(points: Sequence[MeasuredSelection]) -> Fit:
     """Fit each part of the time by itself, as the parts were measured; the errors are those of the whole."""
     terms = [time_terms(one.point, one.passes, one.rounds) for one in points]
     taken: dict[tuple[str, ...], list[float]] = {
-        ("scan",): [one.scanning for one in points],
-        ("pass",): [one.passing for one in points],
+        ("scan", "sort"): [one.scanning for one in points],
+        ("pass", "step"): [one.passing for one in points],
         ("fetch",): [one.fetching for one in points],
         ("refit",): [one.refitting for one in points],
     }
@@ -209,11 +212,14 @@ def project(s: Scenario, time: Fit, memory: Fit, passes_per_round: float) -> Pro
     share = disk / p.processes
     sent_per_pass = 4.0 * (2 * p.round_rows + SLACK) * (p.m + 2 * p.processes)
     sent = 4.0 * numbers_sent(p, passes, rounds, s.copies * p.n)
-    scan, over, fetch, row, solve, _, _ = np.multiply(time.coefficients, time_terms(p, passes, rounds))
+    scan, sort, over, step, fetch, row, solve, _, _ = np.multiply(
+        time.coefficients, time_terms(p, passes, rounds)
+    )
     parts = {
         "reading the store once": disk / s.storage_bytes_per_s,
         "norms and hashes": float(scan),
-        "passes": float(over),
+        "the N hashes in each process": float(sort),
+        "passes": float(over + step),
         "fetching rows": float(fetch),
         "the N correlations in each process": float(row),
         "fits": float(solve),

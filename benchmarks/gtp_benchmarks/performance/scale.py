@@ -52,17 +52,22 @@ FACTORS = {
     "checkpoints": (0.5, 1, 2),
     "processes": (1, 2),
 }
+MANY, SHORT = 25, 32  # so many times as many rows, and as short
 PARTITIONS = (1, 2, 4, 8)
 LIMIT_SIZES = (1, 2, 4)  # of stores, over the limit of memory
 LIMIT_DIM = 1024  # wide rows: the few numbers kept per row are small beside them
 
 
 def around(base: Point) -> dict[str, list[Point]]:
-    """Return, for each curve, the points that differ from the base in one thing."""
-    return {
+    """Return, for each curve, the points that differ from the base in one thing; and one of many short rows,
+    which shows what a row costs whatever its length.
+    """
+    curves = {
         name: [replace(base, **{name: max(1, int(factor * getattr(base, name)))}) for factor in factors]
         for name, factors in FACTORS.items()
     }
+    short = replace(base, n=MANY * base.n, dim=max(1, base.dim // SHORT))
+    return curves | {"short rows": [short]}
 
 
 @contextmanager
@@ -160,7 +165,9 @@ def fit_table(time: Fit, memory: Fit) -> str:
     """Return the fitted coefficients as a Markdown table."""
     rates = {
         "scan": ("N m / P", "number"),
+        "sort": ("N", "row"),
         "pass": ("K N m / P", "number"),
+        "step": ("K T N / P", "row of a checkpoint"),
         "fetch": ("I T F", "file"),
         "row": ("I N", "row and iteration"),
         "solve": ("I r^2 m", "product"),
