@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from gtp_benchmarks.performance.clustered import Clustered
 from gtp_benchmarks.performance.cost_model import MeasuredSelection, Point
@@ -82,6 +84,7 @@ def _answer(
 ) -> None:
     os.environ.update(environment)
     torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # tqdm's own holds a semaphore, which would be left behind at the end
     processes = connect(count, torch.device("cpu")) if count > 1 else ALONE
     sender.send(work(processes, *arguments))
     processes.barrier()
