@@ -135,7 +135,8 @@ def _parser() -> argparse.ArgumentParser:
         "--baseline",
         default="random",
         metavar="SELECTOR",
-        help="what others are compared to; default: %(default)s",
+        help="what others are compared to; default: %(default)s. Of one that stands in several rows, one of "
+        'them by its settings: "gtp [train.loss=token_mean]"',
     )
     parser.add_argument(
         "--beside",

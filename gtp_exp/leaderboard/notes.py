@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gtp_exp.leaderboard.baseline import is_baseline
 from gtp_exp.leaderboard.board import BoardBlock
 from gtp_exp.leaderboard.choices import judged_by_labels
 from gtp_exp.leaderboard.comparability import TRAJECTORY_SEED, Table
@@ -30,7 +31,8 @@ def notes_on(
             "what a choice is worth. until=validation trains a model and measures it, and so does a job "
             "without until."
         )
-    if metrics and baseline not in {row.selector for row in table.rows}:
+    meant = dict.fromkeys(row.label for row in table.rows if is_baseline(row, baseline))
+    if metrics and not meant:
         notes.append(f"No run of the baseline {baseline}: nothing is compared to it.")
     elif metrics:
         alone = [
@@ -41,6 +43,11 @@ def notes_on(
         ]
         if alone:
             notes.append(f"Without a run of {baseline} of the same settings and seeds: {', '.join(alone)}.")
+        if len(meant) > 1 and not any(line.versus for block in blocks for line in block.lines):
+            notes.append(
+                f"Nothing is compared to {baseline}, which stands in {len(meant)} rows; name one of them: "
+                f'--baseline "{next(iter(meant))}".'
+            )
     commits = {run.record.git_sha or "unknown" for run in table.runs}
     if len(commits) > 1:
         shown = ", ".join(sorted(commit[:10] for commit in commits))

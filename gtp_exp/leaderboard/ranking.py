@@ -7,6 +7,7 @@ from statistics import fmean, median
 
 import numpy as np
 
+from gtp_exp.leaderboard.baseline import baseline_of, is_baseline
 from gtp_exp.leaderboard.board import BoardBlock, BoardLine
 from gtp_exp.leaderboard.comparability import Row
 from gtp_exp.leaderboard.metrics import Metric
@@ -51,7 +52,7 @@ def ranked_block(
     means = [order(row)[1] for row in ranked]
     rank = {row: 1 + sum(other < mean for other in means) for row, mean in zip(ranked, means, strict=True)}
 
-    references = {row: _baseline_of(row, rows, baseline) for row in rows}
+    references = {row: baseline_of(row, rows, baseline) for row in rows}
     versus: dict[Row, Paired | None] = {}
     for row in ordered:
         reference = references[row]
@@ -71,7 +72,7 @@ def ranked_block(
             values={name: own.values for name, own in numbers[row].items()},
             summary=summary[row],
             rank=rank.get(row),
-            is_baseline=row.selector == baseline,
+            is_baseline=is_baseline(row, baseline),
             versus=versus[row],
             p_holm=corrected[row],
             better_than_baseline=_better(versus[row], corrected[row], first),
@@ -131,14 +132,6 @@ def _block_size(lines: Sequence[BoardLine]) -> float:
     bound = [line for line in lines if not line.ignores_budget] or lines
     sizes = [run.record.selection.n_selected for li in bound for run in li.row.runs if run.record.selection]
     return fmean(sizes) if sizes else 0.0
-
-
-def _baseline_of(row: Row, rows: Sequence[Row], baseline: str) -> Row | None:
-    """The baseline's row of the same budget and grid settings; none where it has several variants."""
-    if row.selector == baseline:
-        return None
-    same = [other for other in rows if other.selector == baseline and other.beside == row.beside]
-    return same[0] if len(same) == 1 else None
 
 
 def _ranks(by_row: Sequence[Mapping[int, float]], metric: Metric | None) -> RankComparison | None:

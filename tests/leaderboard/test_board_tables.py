@@ -401,6 +401,36 @@ def test_a_baseline_of_other_grid_settings_is_no_baseline_and_its_lack_is_said()
     assert any("Without a run of random" in note and "gtp" in note for note in found.notes)
 
 
+def test_variants_of_one_selector_are_compared_with_the_one_that_is_named():
+    """As in an ablation: one change at a time, of the training or of the selector, against the default."""
+
+    def run(ridge, lr, seed, loss):
+        own = {"selector": {"_target_": "gtp", "ridge": ridge}, "train": {"lr": lr, "epochs": 3}}
+        return record("gtp", seed, loss=loss + 0.01 * seed * ridge, config=own)
+
+    runs = [
+        run(*of, seed, loss)
+        for of, loss in {(0.3, 1): 2.0, (0.1, 1): 2.5, (0.3, 2): 1.5}.items()
+        for seed in (0, 1, 2)
+    ]
+    unnamed = board(runs, beside=["train"], baseline="gtp")
+    assert not any(li.versus for li in unnamed.lines)
+    (told,) = [note for note in unnamed.notes if note.startswith("Nothing is compared to gtp")]
+    label = told.partition('--baseline "')[2].partition('"')[0]
+    assert sum(li.is_baseline for li in board(runs, beside=["train"], baseline=label).lines) == 1
+
+    for name in ("gtp [ridge=0.3, train.lr=1]", "gtp[train.lr=1, ridge=0.3]"):
+        found = board(runs, beside=["train"], baseline=name)
+        by_label = {li.row.label: li for li in found.lines}
+        assert not any("is compared to" in note or "Without a run" in note for note in found.notes)
+        assert by_label["gtp [ridge=0.3, train.lr=1]"].is_baseline
+        assert by_label["gtp [ridge=0.1, train.lr=1]"].versus.difference == pytest.approx(0.498)
+        assert by_label["gtp [ridge=0.3, train.lr=2]"].versus.difference == pytest.approx(-0.5)
+    assert sum(li.is_baseline for li in board(runs, beside=["train"], baseline="gtp [train.lr=2]").lines) == 1
+    absent = board(runs, beside=["train"], baseline="gtp [train.lr=7]")
+    assert "No run of the baseline gtp [train.lr=7]: nothing is compared to it." in absent.notes
+
+
 def test_a_seed_run_twice_counts_once_and_the_later_one_wins():
     early = record(loss=3.0)
     late = replace(record(loss=2.0), finished="2026-01-02T00:00:00+00:00")

@@ -1,0 +1,37 @@
+"""Find the row that the others of a table are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gtp_exp.leaderboard.comparability import Row
+
+
+def is_baseline(row: Row, baseline: str) -> bool:
+    """Tell whether a row is meant by a selector's name, `gtp`, or by that with some or all of the settings
+    in the row's label, `gtp [train.loss=token_mean]`.
+    """
+    selector, settings = _taken_apart(baseline)
+    return row.selector == selector and settings <= set(row.variant.split(", "))
+
+
+def baseline_of(row: Row, rows: Sequence[Row], baseline: str) -> Row | None:
+    """Return the baseline's row to compare one of a budget's rows with; none where it stands in several.
+
+    Without settings the baseline's row of the same grid settings is meant; with settings, which may be those
+    of the grid, the one that has them.
+    """
+    if is_baseline(row, baseline):
+        return None
+    meant = [other for other in rows if is_baseline(other, baseline)]
+    if not _taken_apart(baseline)[1]:
+        meant = [other for other in meant if other.beside == row.beside]
+    return meant[0] if len(meant) == 1 else None
+
+
+def _taken_apart(baseline: str) -> tuple[str, set[str]]:
+    """Return the selector's name and its settings, each as `key=value`."""
+    selector, bracket, settings = baseline.partition("[")
+    if not bracket or not settings.endswith("]"):
+        return baseline, set()
+    return selector.rstrip(), {setting.strip() for setting in settings[:-1].split(",") if setting.strip()}
