@@ -253,9 +253,9 @@ def _target_values(record: RunRecord, label: str) -> list[str]:
 
 
 def _leading_number(value: str) -> tuple[float, str]:
-    """`128-255` -> 128, and the text itself where numbers are equal."""
-    digits = re.match(r"[\d,.]+", value)
-    return float(digits.group().replace(",", "").rstrip(".") or 0) if digits else math.inf, value
+    """`128-255` -> 128, `1.2.3` -> 1.2, and the text itself where numbers are equal."""
+    digits = re.match(r"\d[\d,]*(\.\d+)?", value)
+    return float(digits.group().replace(",", "")) if digits else math.inf, value
 
 
 def _yes_or_no(values: Mapping[str, float]) -> bool:

@@ -34,6 +34,12 @@ def test_names_stand_by_their_share(tmp_path):
     assert not mix.ordered and mix.values == ("cot", "7b", "flan")
 
 
+def test_versions_and_numbered_sections_are_sizes_too(tmp_path):
+    pool = {"2.0.1": 0.5, "10..12": 0.2, "1.2.3": 0.3}
+    (mix,) = diagnostics.mixes(block(tmp_path, pool, pool))
+    assert mix.ordered and mix.values == ("1.2.3", "2.0.1", "10..12")
+
+
 def test_many_sizes_keep_the_frequent_ones_and_still_sum_to_one(tmp_path):
     pool = {str(i): (i + 1) / 465 for i in range(30)}
     (mix,) = diagnostics.mixes(block(tmp_path, pool, pool))
