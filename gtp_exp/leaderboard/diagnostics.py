@@ -84,7 +84,7 @@ def facts(row: Row) -> ChoiceFacts:
         n_tokens=fmean(s.n_tokens for s in selections),
         exact_duplicates=fmean(s.exact_duplicates for s in selections),
         near_duplicates=fmean(s.near_duplicates for s in selections),
-        shares=_mean_by_key(shares),
+        shares=_mean_of_known(shares),
         numbers=_mean_by_key(numbers),
         texts={k: text for k, v in selections[0].diagnostics.items() if (text := _short(v))},
         labels=labels_covered(row),
@@ -275,8 +275,16 @@ def _shared(a: set[str], b: set[str]) -> float:
     return len(a & b) / min(len(a), len(b)) if a and b else 0.0
 
 
+def _mean_of_known(items: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each share over the runs that tell it: what a run was not checked for is unknown
+    there, not zero."""
+    keys = dict.fromkeys(key for item in items for key in item)
+    return {key: fmean(item[key] for item in items if key in item) for key in keys}
+
+
 def _mean_by_key(items: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """What is absent from one run is zero there."""
+    """What is absent from one run is zero there: a label's value that none of its rows has, a count that is
+    told where there is something to count."""
     keys = dict.fromkeys(key for item in items for key in item)
     return {key: fmean(item.get(key, 0.0) for item in items) for key in keys}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from leaderboard_runs import record, save
@@ -45,6 +46,20 @@ def test_many_sizes_keep_the_frequent_ones_and_still_sum_to_one(tmp_path):
     (mix,) = diagnostics.mixes(block(tmp_path, pool, pool))
     assert mix.values == (*(str(i) for i in range(18, 30)), "other")
     assert sum(mix.pool.values()) == pytest.approx(1)
+
+
+def test_a_run_that_was_not_checked_for_leaked_rows_does_not_count_as_one_without_any(tmp_path):
+    """Of two seeds of one selector a single one was checked, and none of another."""
+    checked = {"selected": {"rows": 4, "same_prompt": 2, "shared_ngram": 0}}
+    runs = [record("gtp", seed, label_mix={"odd": {"True": 0.5, "False": 0.5}}) for seed in (0, 1)]
+    for run in (replace(runs[0], leakage=checked), runs[1], record("random")):
+        save(run, tmp_path / "runs")
+    (table,) = group(load([tmp_path / "runs"]).complete, beside=()).tables
+    by_selector = {row.selector: diagnostics.facts(row).shares for row in table.rows}
+    assert by_selector == {"gtp": {"odd": 0.5, "asked in the test": 0.5}, "random": {}}
+    assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert page.count('style="--share:50.0%">50.0%</td>') == 2 and "--share:0.0%" not in page
 
 
 def test_the_page_draws_sizes_darker_with_their_order(tmp_path):
