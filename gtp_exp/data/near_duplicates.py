@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -32,11 +32,24 @@ def near_duplicates(texts: Sequence[str]) -> list[bool]:
     near = []
     for i, row in enumerate(tqdm(rows, desc="near-duplicates", unit="row", delay=5, leave=False)):
         rarest = row[: len(row) - math.ceil(NEAR * len(row) - 1e-9) + 1].tolist()
-        met = (j for gram in rarest for j in having[gram])
-        near.append(any(_jaccard(row, rows[j]) >= NEAR for j in dict.fromkeys(met)))
+        near.append(any(_jaccard(row, rows[j]) >= NEAR for j in _met(rarest, having)))
         for gram in rarest:
             having[gram].append(i)
     return near
+
+
+def _met(rarest: Iterable[int], having: Mapping[int, Iterable[int]]) -> Iterator[int]:
+    """Yield once each text that has one of these 3-grams among its rarest.
+
+    One by one, as the first that is alike ends the search: of a template's rows or of copies there are as
+    many as texts before.
+    """
+    known: set[int] = set()
+    for gram in rarest:
+        for j in having.get(gram, ()):
+            if j not in known:
+                known.add(j)
+                yield j
 
 
 def without_near_duplicates(pool: Pool) -> Pool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
 
 from gtp_exp.data.examples import Example, Message, Pool
-from gtp_exp.data.near_duplicates import NEAR, REPEATED, near_duplicates, without_near_duplicates
+from gtp_exp.data.near_duplicates import NEAR, REPEATED, _met, near_duplicates, without_near_duplicates
 
 SCRIPTS = {
     "English": [f"word{i} " for i in range(300)],
@@ -47,6 +48,14 @@ def test_the_answer_is_that_of_every_pair(script):
     ]
     assert 0 < sum(expected) < len(rows)
     assert near_duplicates(["".join(row) for row in rows]) == expected
+
+
+def test_of_many_copies_only_as_many_are_looked_at_as_the_answer_needs():
+    """20,000 copies of one text, and as many rows of a template, took minutes where all were gathered."""
+    endless = itertools.count()
+    assert list(itertools.islice(_met([1, 2, 3], {2: [8, 9], 3: endless}), 4)) == [8, 9, 0, 1]
+    assert next(endless) == 2
+    assert list(_met([1, 2], {1: [4, 5], 2: [5, 4, 6]})) == [4, 5, 6]
 
 
 def row(name, question, answer):
