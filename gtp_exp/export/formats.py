@@ -48,14 +48,14 @@ def for_trl(rows: Sequence[SelectedRow]) -> Exported:
     messages, of which `assistant_only_loss=True` trains every answer."""
     if all(_only_last(row) for row in rows):
         told = [
-            {"prompt": _turns(row.messages[:-1]), "completion": _turns(row.messages[-1:]), **_more(row, rows)}
-            for row in rows
+            {"prompt": _turns(row.messages[:-1]), "completion": _turns(row.messages[-1:]), **more}
+            for row, more in zip(rows, _more(rows), strict=True)
         ]
         return Exported(told, _TRL_COMPLETION, {})
     for row in rows:
         if trained_turns(row) != answers(row):
             raise _refused(row, "trl", "only some of its answers carry loss", "axolotl or openai")
-    told = [{"messages": _turns(row.messages), **_more(row, rows)} for row in rows]
+    told = [{"messages": _turns(row.messages), **more} for row, more in zip(rows, _more(rows), strict=True)]
     return Exported(told, _TRL_MESSAGES, {})
 
 
@@ -79,8 +79,8 @@ def for_llama_factory(rows: Sequence[SelectedRow]) -> Exported:
         if trained_turns(row) != answers(row) and not (mask_history and _only_last(row)):
             raise _refused(row, "llama_factory", "only some of its answers carry loss", "axolotl or openai")
     told = [
-        {"messages": [_with_thinking_inside(turn) for turn in _turns(row.messages)], **_more(row, rows, "")}
-        for row in rows
+        {"messages": [_with_thinking_inside(turn) for turn in _turns(row.messages)], **more}
+        for row, more in zip(rows, _more(rows, no_tools=""), strict=True)
     ]
     tools = {"tools": "tools"} if any(row.tools for row in rows) else {}
     info = {
@@ -147,10 +147,13 @@ def _turns(messages: Sequence[Mapping[str, Any]]) -> list[Row]:
     return [{key: value for key, value in turn.items() if key != "weight"} for turn in messages]
 
 
-def _more(row: SelectedRow, rows: Sequence[SelectedRow], no_tools: str | None = None) -> Row:
+def _more(rows: Sequence[SelectedRow], no_tools: str | None = None) -> list[Row]:
     """Return the columns beside the turns; every row has `tools`, as JSON text, where one has some."""
-    tools = {"tools": row.tools or no_tools} if any(other.tools for other in rows) else {}
-    return {**tools, "id": row.id, WEIGHT: row.weight}
+    with_tools = any(row.tools for row in rows)
+    return [
+        {**({"tools": row.tools or no_tools} if with_tools else {}), "id": row.id, WEIGHT: row.weight}
+        for row in rows
+    ]
 
 
 def _check_turns_alternate(row: SelectedRow) -> None:
