@@ -97,7 +97,7 @@ def text_of(content: Any) -> Any:
 def listed(value: Any) -> Any:
     """Return a list that a cell of a table of texts holds as JSON; any other value as it is."""
     if isinstance(value, str) and value.lstrip().startswith("["):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             return json.loads(value)
     return value
 
@@ -114,7 +114,7 @@ def tools_of(value: Any) -> str:
     if isinstance(value, str) and value.strip():
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise LeftOut("'tools' that is neither a list nor JSON") from None
     if not value:
         return ""

@@ -101,6 +101,14 @@ def test_tools_come_as_list_or_as_json(load):
     assert pool.skipped == {"'tools' that is neither a list nor JSON": 1, "'tools' that is no list": 2}
 
 
+def test_json_that_is_nested_too_deeply_is_no_list(load):
+    deep = "[" * 100_000
+    pool = load({"messages": [USER, GOOD]}, {"messages": [USER, GOOD], "tools": deep})
+    assert pool.skipped == {"'tools' that is neither a list nor JSON": 1}
+    with pytest.raises(UserError, match="must be a list of messages, found a text"):
+        load({"messages": deep})
+
+
 def test_what_only_other_rows_tools_have_is_no_part_of_a_tool(load):
     """In a table every tool has the keys of all, with null where a tool has none."""
     weather = {"name": "weather", "parameters": {"city": {"type": "string", "enum": None}}, "strict": None}

@@ -111,6 +111,22 @@ def test_an_archive_that_is_none_or_lacks_a_file_is_refused(folder):
         mixture(A, path=str(folder / "none.zip")).load()
 
 
+@pytest.mark.parametrize(
+    ("at", "value", "reason"),
+    [((6, 8), 1, "is encrypted"), ((8, 10), 9, "compression method is not supported")],
+    ids=["encrypted", "deflate64, as Windows packs large folders"],
+)
+def test_an_archive_that_python_cannot_unpack_is_refused(folder, at, value, reason):
+    """at: where the flags, or the method, stand in a member's header and in the list at the end."""
+    with zipfile.ZipFile(folder / "all.zip", "w") as zipped:
+        zipped.write(folder / "a.jsonl", "a.jsonl")
+    packed = bytearray((folder / "all.zip").read_bytes())
+    packed[at[0]], packed[packed.find(b"PK\x01\x02") + at[1]] = value, value
+    (folder / "all.zip").write_bytes(packed)
+    with pytest.raises(UserError, match=f"all.zip cannot be read as a zip file: .*{reason}"):
+        mixture(A, path=str(folder / "all.zip")).load()
+
+
 def test_messages_name_a_path_as_it_was_given(folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.chdir(folder)

@@ -154,7 +154,7 @@ def _zipped(archive: Path, given: str, member: str) -> Iterator[tuple[Place, Map
             yield from parse_lines(lines, name)
     except KeyError as error:
         raise UserError(f"{given} holds no file {member}") from error
-    except (zipfile.BadZipFile, zlib.error, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError) as error:  # the last: encrypted, say
         raise UserError(
             f"{given} cannot be read as a zip file: {without_folders(first_line(error))}"
         ) from error
