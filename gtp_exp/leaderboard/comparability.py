@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gtp_exp.files import json_digest
 from gtp_exp.leaderboard.metrics import TESTED_ON
 from gtp_exp.leaderboard.records import Run
-from gtp_exp.leaderboard.references import references_of
+from gtp_exp.leaderboard.references import TRAINING, reference_label, references_of
 from gtp_exp.leaderboard.variants import ABSENT, alike, is_under, variant_labels
 
 # Where a run reports, how it was started and how far it went changes no number.
@@ -138,12 +138,8 @@ def group(runs: Sequence[Run], *, beside: Sequence[str]) -> Grouped:
         named = _named([differing for differing, _ in comparable_groups])
         for differing, comparable in comparable_groups:
             rows, again = _rows(comparable, settings, beside)
-            beside_it = [
-                row
-                for reference in references.get(comparable[0], ())
-                for row in _rows(reference, settings, beside)[0]
-            ]
-            tables.append(Table(benchmark, differing, named, rows, tuple(beside_it)))
+            beside_it = _reference_rows(references.get(comparable[0], ()), settings, beside)
+            tables.append(Table(benchmark, differing, named, rows, beside_it))
             repeated.extend(again)
     return Grouped(tables=tuple(tables), repeated=tuple(repeated))
 
@@ -191,6 +187,18 @@ def _rows(
         apart = {key: v for key, v in settings[ordered[0]].items() if is_under(key, beside)}
         rows.append(Row(selector=selector, variant=variant, budget=budget, beside=apart, runs=ordered))
     return tuple(rows), repeated
+
+
+def _reference_rows(
+    references: Sequence[Sequence[Run]], settings: Mapping[Run, Mapping[str, str]], beside: Sequence[str]
+) -> tuple[Row, ...]:
+    """Return the rows of the references beside one table; of those of one length that were trained otherwise
+    each says how."""
+    rows = [row for reference in references for row in _rows(reference, settings, beside)[0]]
+    labels = [reference_label(row.label, row.runs) for row in rows]
+    trained = variant_labels([row.runs[0] for row in rows], labels, settings, TRAINING)
+    told = [", ".join(filter(None, (row.variant, trained[row.runs[0]]))) for row in rows]
+    return tuple(replace(row, variant=variant) for row, variant in zip(rows, told, strict=True))
 
 
 def comparable_settings(runs: Sequence[Run]) -> tuple[dict[Run, dict[str, str]], dict[Run, dict[str, str]]]:

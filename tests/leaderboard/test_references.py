@@ -70,6 +70,14 @@ def test_two_trainings_on_all_rows_are_two_references():
     assert set(board([*CHOICES, full(), longer]).references) == {"full, 750 steps", "full, 2,250 steps"}
 
 
+def test_of_two_trainings_of_one_length_neither_takes_the_place_of_the_other():
+    faster = full(config={"train": {"lr": 2e-4, "epochs": 1}}, loss=0.8)
+    assert {
+        label: numbers["nats_per_token"]
+        for label, numbers in board([*CHOICES, full(), full(budget="5pct"), faster]).references.items()
+    } == {"full [lr=0.0001], 750 steps": pytest.approx(1.1), "full [lr=0.0002], 750 steps": pytest.approx(0.9)}
+
+
 def test_with_the_training_of_the_choices_it_is_a_row_as_any_other():
     found = board([*CHOICES, full(config={})])
     assert not found.references and "full" in {line.row.selector for line in found.lines}
