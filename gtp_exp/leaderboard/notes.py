@@ -79,4 +79,15 @@ def notes_on(
                 f"At {block.budget} the rows have different seeds, so their means cover different runs; "
                 "differences are taken over the common seeds only."
             )
+    for kind in metrics[1:]:  # a run without the first is not ranked
+        short = [
+            f"{line.row.label} at {line.row.budget} ({summary.n} of {len(line.row.runs)})"
+            for block in blocks
+            for line in block.lines
+            if (summary := line.summary.get(kind.name)) and summary.n < len(line.row.runs)
+        ]
+        if short:
+            notes.append(
+                f"Some runs do not tell {kind.label}: it is a mean over fewer seeds for {', '.join(short)}."
+            )
     return notes

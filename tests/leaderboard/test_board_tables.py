@@ -679,6 +679,18 @@ def test_a_run_without_the_metric_of_a_task_is_not_ranked():
     assert [reason for _, reason in found.unranked] == ["no nats_per_token for roman"]
 
 
+def test_a_further_metric_that_some_runs_lack_is_a_mean_over_fewer_seeds_and_said_to_be():
+    """Runs of an earlier release do not tell every metric."""
+    runs = [record(name, seed) for name in ("gtp", "random") for seed in range(3)]
+    told = [replace(r, metrics={t: {**of, "content": 1.0} for t, of in r.metrics.items()}) for r in runs]
+    found = board([runs[0], *told[1:]])
+    assert line(found, "gtp").summary["content"].n == 2 and not found.unranked
+    assert [note for note in found.notes if "fewer seeds" in note] == [
+        "Some runs do not tell content over tasks: it is a mean over fewer seeds for gtp at 5pct (2 of 3)."
+    ]
+    assert not [note for note in (*board(told).notes, *board(runs).notes) if "fewer seeds" in note]
+
+
 def test_a_task_that_never_has_the_metric_is_left_out_of_its_mean_and_said_to_be():
     """A generation task has no held-out loss of its own."""
     runs = [

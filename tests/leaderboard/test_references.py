@@ -75,7 +75,10 @@ def test_of_two_trainings_of_one_length_neither_takes_the_place_of_the_other():
     assert {
         label: numbers["nats_per_token"]
         for label, numbers in board([*CHOICES, full(), full(budget="5pct"), faster]).references.items()
-    } == {"full [lr=0.0001], 750 steps": pytest.approx(1.1), "full [lr=0.0002], 750 steps": pytest.approx(0.9)}
+    } == {
+        "full [lr=0.0001], 750 steps": pytest.approx(1.1),
+        "full [lr=0.0002], 750 steps": pytest.approx(0.9),
+    }
 
 
 def test_with_the_training_of_the_choices_it_is_a_row_as_any_other():
