@@ -94,7 +94,7 @@ def _values(
             return None
         name = str(of_task["headline"]) if metric == HEADLINE else metric
         values = rows.get(task, {}).get(name)
-        if values is None:
+        if values is None or name not in of_task:
             return None
         row_weights = rows[task].get(ANSWER_TOKENS) if name == LOSS else np.ones(len(values))
         if row_weights is None or len(row_weights) != len(values):

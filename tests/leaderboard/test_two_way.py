@@ -200,6 +200,7 @@ def test_only_results_that_give_the_records_value_are_resampled():
         run_with(2): {"sorting": right},
         run_with(3, accuracy=1.0): {"sorting": {"acc": np.ones(3)}},  # other rows
         run_with(4): {},
+        run_with(5): {"sorting": {"content": np.ones(4)}},  # of a metric that its record does not tell
     }
     found = draws_by_run(rows, ("sorting",), "acc", None)
     assert sorted(run.record.seed for run in found) == [0, 2]
