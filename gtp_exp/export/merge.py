@@ -47,7 +47,7 @@ def merge(run: Path, out: Path, *, trust_remote_code: bool = False) -> Path:
         if adapted:
             _write_merged(run, record, config, part)
         left_out = {ADAPTER_CONFIG, MADE_FROM, CARD}
-        for file in sorted(folder.iterdir()):
+        for file in sorted(filter(Path.is_file, folder.iterdir())):  # uploading may have left a folder there
             if file.name not in left_out and not (adapted and file.suffix == ".safetensors"):
                 shutil.copyfile(file, part / file.name)
         kind = Kind.MERGED if adapted else Kind.WEIGHTS

@@ -117,6 +117,7 @@ def test_a_base_that_has_changed_or_gone_is_told_and_nothing_is_left(tmp_path, l
 
 
 def test_a_local_base_is_merged_and_the_card_names_its_folder_alone(tmp_path, local):
+    (local / "model" / ".cache" / "huggingface").mkdir(parents=True)  # as an upload leaves it
     assert f"local folder, `{tmp_path.name}/base`" not in (local / "model" / "README.md").read_text()
     assert "A model from a local folder, `base`." in (local / "model" / "README.md").read_text()
     assert main([str(local), "--merge", str(tmp_path / "out")]) == 0
