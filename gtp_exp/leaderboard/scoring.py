@@ -13,6 +13,7 @@ from gtp_exp.leaderboard.board import Board
 from gtp_exp.leaderboard.comparability import Row, Table
 from gtp_exp.leaderboard.enough import enough
 from gtp_exp.leaderboard.metrics import (
+    CHOICE,
     CONTENT,
     COPIES,
     CORRUPTED,
@@ -75,7 +76,7 @@ def score(table: Table, *, metric: str | None, baseline: str, mean: Mean | None 
     blocks.sort(key=lambda block: (block.n_selected, block.budget))
     untuned, untuned_differs = _untuned(table.runs, covered, metrics, weights)
     notes = notes_on(table, blocks, metrics, baseline)
-    if metrics:
+    if metrics and CHOICE not in tasks:  # of all rows, labels tell the pool's shares and no worth
         of_all = tested.numbers(table.references, metrics[0])
         references = {reference_label(row.label, row.runs): own for row, own in of_all.items()}
         of_rows = {row: own.get(metrics[0].name, NO_NUMBERS) for row, own in numbers.items()}

@@ -61,6 +61,18 @@ def test_runs_that_were_not_tuned_are_ranked_by_what_they_chose(tmp_path, capsys
     assert "on target" in (tmp_path / "out" / "index.html").read_text()
 
 
+def test_labels_do_not_say_how_many_rows_are_enough(tmp_path, capsys):
+    """The pool itself has few rows on target: any choice would be worth as much as all rows."""
+    for seed in range(3):
+        save(choice("random", seed, 0.1 + 0.015 * seed), tmp_path / "runs")
+        full = choice("full", seed, 0.1)
+        full = replace(full, selection=replace(full.selection, diagnostics={"ignores_budget": True}))
+        save(full, tmp_path / "runs")
+    board(tmp_path / "runs", tmp_path)
+    printed = capsys.readouterr().out
+    assert "full" in printed and "Enough rows" not in printed
+
+
 def test_choices_among_rows_without_labels_are_not_said_to_be_judged_by_labels(tmp_path, capsys):
     for seed in range(2):
         save(replace(record("gtp", seed), metrics={}, untuned={}), tmp_path / "runs")
