@@ -8,6 +8,7 @@ tensors are made, so that what a selector was given can be checked before.
 from __future__ import annotations
 
 import abc
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -142,7 +143,7 @@ class SelectionProblem:
 
 @dataclass(frozen=True)
 class Selection:
-    """The chosen candidates, most important first. Raises UserError for arrays that break this contract.
+    """The chosen candidates, most important first. Raises UserError for what breaks this contract.
 
     indices: int64 [M], into SelectionProblem.candidates, none twice.
     weights: float32 [M], finite, 0 or more, mean 1: how much each row counts in training.
@@ -191,6 +192,15 @@ class Selection:
             )
         if not torch.isfinite(self.scores).all():
             raise UserError("a selection's scores must be finite; give the lowest score to a row without")
+        for name, value in self.diagnostics.items():
+            try:
+                json.dumps(value, allow_nan=False)
+            except (TypeError, ValueError) as error:
+                raise UserError(
+                    f"a selection's diagnostics['{name}'] cannot be kept as JSON ({error}); give numbers, "
+                    "texts, and lists or dictionaries of these: value.item() of one number of a tensor or an "
+                    "array, value.tolist() of several, None for one that is not finite"
+                ) from None
 
 
 class Selector(abc.ABC):

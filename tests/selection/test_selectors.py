@@ -256,6 +256,14 @@ WRONG = {
     ),
     "too few scores": (lambda p: Selection(torch.arange(15), ones(15), ones(15)), "of the 120 candidates"),
     "a score without value": (lambda p: Selection(torch.arange(15), ones(15), ones(N) / 0), "finite"),
+    "a tensor to tell": (
+        lambda p: Selection(torch.arange(15), ones(15), ones(N), {"best": ones(N).max()}),
+        r"diagnostics\['best'\] .* Tensor is not JSON serializable.*give numbers",
+    ),
+    "no number to tell": (
+        lambda p: Selection(torch.arange(15), ones(15), ones(N), {"a": 1, "spread": [float("nan")]}),
+        r"diagnostics\['spread'\] .*None for one that is not finite",
+    ),
     "nothing": (lambda p: None, "returned NoneType"),
     "gradients not asked for": (lambda p: p.pool_gradients.n, "Need.GRADIENTS"),
     "a text of the problem": (
