@@ -122,7 +122,11 @@ def tools_of(value: Any) -> str:
         raise LeftOut("'tools' that is no list")
     if not all(isinstance(tool, Mapping) for tool in value):
         raise LeftOut("'tools' that holds something other than objects")
-    return _whole(json.dumps([_without_null(tool) for tool in value], ensure_ascii=False), "tools")
+    try:
+        text = json.dumps([_without_null(tool) for tool in value], ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError):  # a date or bytes of a table, or NaN
+        raise LeftOut("'tools' that holds a value which JSON has not") from None
+    return _whole(text, "tools")
 
 
 def history_of(value: Any) -> list[tuple[str, str]]:

@@ -123,6 +123,7 @@ def test_what_only_other_rows_tools_have_is_no_part_of_a_tool(load):
         ({"history": {"a": "b"}}, "'history' that is no list"),
         ({"history": "before"}, "'history' that is no list"),
         ({"tools": ["weather", 3, None]}, "'tools' that holds something other than objects"),
+        ({"tools": '[{"least": NaN}]'}, "'tools' that holds a value which JSON has not"),
     ],
 )
 def test_a_field_of_another_kind_leaves_the_row_out(load, given, reason):
