@@ -7,7 +7,7 @@ import io
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ def column_rows(path: Path, name: str) -> Iterator[tuple[Place, Mapping[str, Any
     kind, number = path.suffix.lower().removeprefix("."), 0
     try:
         for batch in _parquet(path) if kind == "parquet" else _arrow(path):
+            _check_named_once(batch.schema.names, name)
             for row in batch.to_pylist():
                 number += 1
                 yield Place(name, number, "row"), row
@@ -66,8 +67,7 @@ def cell_rows(file: io.BufferedReader, between: str, name: str) -> Iterator[tupl
     reader, number = csv.reader(text, delimiter=between, strict=True), 0
     try:
         header = next(reader, [])
-        if twice := [column for column, times in Counter(header).items() if times > 1]:
-            raise UserError(f"{name} has two columns '{twice[0]}' in its header; name each once")
+        _check_named_once(header, name)
         for cells in reader:
             if not cells:
                 continue
@@ -86,6 +86,12 @@ def cell_rows(file: io.BufferedReader, between: str, name: str) -> Iterator[tupl
         ) from error
     finally:
         text.detach()
+
+
+def _check_named_once(columns: Sequence[str], name: str) -> None:
+    """Raise UserError for two columns of one name, of which a row would hold the last alone."""
+    if twice := [column for column, times in Counter(columns).items() if times > 1]:
+        raise UserError(f"{name} has two columns '{twice[0]}'; name each once")
 
 
 def without_folders(text: str) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import gzip
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from gtp_exp.data.sources.jsonl import Jsonl
@@ -57,7 +59,7 @@ def test_a_byte_order_mark_and_blank_lines_are_passed_over(tmp_path):
             r"pool.csv row 2 \(it ends in line 3\) has 3 cells, the header 2",
         ),
         (b'prompt,completion\np,"c\nc"\np\n', r"pool.csv row 2 \(it ends in line 4\) has 1 cells"),
-        (b"prompt,prompt\np,c\n", "two columns 'prompt' in its header"),
+        (b"prompt,prompt\np,c\n", "two columns 'prompt'; name each once"),
         (b'prompt,completion\np,"c', "pool.csv:2 cannot be read as a table: unexpected end of data"),
         (b"prompt,completion\np,\xff\n", "pool.csv is not UTF-8 after row 0"),
         (b"prompt,completion\n", "pool.csv holds no rows"),
@@ -97,3 +99,26 @@ def test_what_datasets_keeps_is_read(tmp_path):
     Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "kept"))
     (file,) = (tmp_path / "kept").glob("*.arrow")
     assert texts(load(file)) == [(r["id"], r["prompt"], r["completion"]) for r in ROWS]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_table_with_two_columns_of_one_name_is_refused(tmp_path, kind):
+    """A row would hold the last of them alone."""
+    table = pa.Table.from_arrays([pa.array([text]) for text in "pcq"], ["prompt", "completion", "prompt"])
+    path = tmp_path / f"pool.{kind}"
+    if kind == "parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table)
+    with pytest.raises(UserError, match=rf"pool.{kind} has two columns 'prompt'; name each once"):
+        load(path)
+
+
+def test_tools_that_hold_a_date_leave_the_row_out(tmp_path):
+    """A table has values that JSON, in which templates print tools, has not."""
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    tools = [[{"name": "clock", "since": datetime(2026, 1, 1)}], []]
+    pq.write_table(pa.table({"messages": [turns, turns], "tools": tools}), tmp_path / "pool.parquet")
+    pool = load(tmp_path / "pool.parquet")
+    assert pool.skipped == {"'tools' that holds a value which JSON has not": 1} and len(pool.examples) == 1
