@@ -13,6 +13,7 @@ from gtp_exp.leaderboard.statistics import CONFIDENCE, Interval
 SPECIAL = {
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\u2212": "$-$"},
+    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"},  # else ¡, ¿ and a dash
 }
 
 
@@ -76,4 +77,4 @@ def _row(cells: Iterable[str]) -> str:
 
 def _text(text: str) -> str:
     """Return untrusted text on one line, without a meaning in LaTeX."""
-    return re.sub(r"[&%$#_{}\\~^\u2212]", lambda found: SPECIAL[found.group()], " ".join(text.split()))
+    return re.sub(r"[&%$#_{}\\~^\u2212<>|]", lambda found: SPECIAL[found.group()], " ".join(text.split()))

@@ -21,7 +21,7 @@ def runs(tmp_path):
     """Five seeds of gtp, three of random, one of an awkward name; their losses are known."""
     made = [record("gtp", seed, loss=2.0 + seed / 1000) for seed in range(5)]
     made += [record("random", seed, loss=3.0 + seed / 100) for seed in range(3)]
-    made.append(record(r"50%_{a}\b&c~^#$", 0, loss=2.5))
+    made.append(record(r"50%_{a}\b&c~^#$<|im|>", 0, loss=2.5))
     for i, one in enumerate(made):
         save(one, tmp_path / "runs" / str(i))
     return tmp_path
@@ -60,6 +60,7 @@ def test_a_latex_table_has_means_intervals_and_differences(runs):
 def test_no_name_has_a_meaning_in_latex(runs):
     text = (written(runs, "--latex") / "leaderboard.tex").read_text()
     assert r"50\%\_\{a\}\textbackslash{}b\&c\textasciitilde{}\textasciicircum{}\#\$" in text
+    assert r"\$\textless{}\textbar{}im\textbar{}\textgreater{}" in text
     body = text.split("\\toprule")[1]
     for line in body.splitlines():
         assert not re.search(r"(?<!\\)[%#]", line)
