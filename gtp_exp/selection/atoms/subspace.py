@@ -37,8 +37,8 @@ class Basis:
 def principal_rows(rows: torch.Tensor, dim: int, seed: int) -> Basis:
     """Return the top right-singular vectors of rows [n, d]; fewer than `dim` when the rows span less.
 
-    Small matrices are factorised exactly through the smaller Gram matrix in float64, large ones by randomised
-    subspace iteration (Halko, Martinsson and Tropp, 2011, algorithm 4.4).
+    Small matrices are factorised exactly in float64, large ones by randomised subspace iteration (Halko,
+    Martinsson and Tropp, 2011, algorithm 4.4).
     """
     rows = rows.float()
     n, d = rows.shape
