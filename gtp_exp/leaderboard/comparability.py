@@ -192,13 +192,19 @@ def _rows(
 def _reference_rows(
     references: Sequence[Sequence[Run]], settings: Mapping[Run, Mapping[str, str]], beside: Sequence[str]
 ) -> tuple[Row, ...]:
-    """Return the rows of the references beside one table; of those of one length that were trained otherwise
-    each says how."""
+    """Return the rows of the references beside one table: one for all budgets, which change nothing there; of
+    those of one length that were trained otherwise each says how."""
     rows = [row for reference in references for row in _rows(reference, settings, beside)[0]]
     labels = [reference_label(row.label, row.runs) for row in rows]
     trained = variant_labels([row.runs[0] for row in rows], labels, settings, TRAINING)
-    told = [", ".join(filter(None, (row.variant, trained[row.runs[0]]))) for row in rows]
-    return tuple(replace(row, variant=variant) for row, variant in zip(rows, told, strict=True))
+    joined: dict[tuple[str, str], Row] = {}
+    for row, label in zip(rows, labels, strict=True):
+        variant = ", ".join(filter(None, (row.variant, trained[row.runs[0]])))
+        same = joined.get((label, variant))
+        by_seed = {run.record.seed: run for run in (*(same.runs if same else ()), *row.runs)}
+        runs = tuple(by_seed[seed] for seed in sorted(by_seed))
+        joined[label, variant] = replace(row, variant=variant, runs=runs)
+    return tuple(joined.values())
 
 
 def comparable_settings(runs: Sequence[Run]) -> tuple[dict[Run, dict[str, str]], dict[Run, dict[str, str]]]:

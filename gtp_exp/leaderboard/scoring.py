@@ -151,10 +151,10 @@ def _references(
     metrics: tuple[Metric, ...],
     weights: Mapping[str, int] | None,
 ) -> dict[str, dict[str, float]]:
-    """Return the means over seeds of the references, by label and metric; the budget tells none apart."""
+    """Return the means over seeds of the references, by label and metric."""
     shown: dict[str, dict[str, float]] = {}
     for row in table.references:
-        numbers = shown.setdefault(reference_label(row.label, row.runs), {})
+        numbers = shown[reference_label(row.label, row.runs)] = {}
         for kind in metrics:
             means = [
                 mean_over_tasks(run.record.metrics, covered[kind.name], kind.name, weights)

@@ -81,6 +81,12 @@ def test_of_two_trainings_of_one_length_neither_takes_the_place_of_the_other():
     }
 
 
+def test_its_seeds_count_together_under_whichever_budget_they_were_run():
+    found = board([*CHOICES, full(0), full(1), full(2, budget="5pct", loss=1.6)])
+    assert found.references["full, 750 steps"]["nats_per_token"] == pytest.approx((1.1 + 1.3 + 1.7) / 3)
+    assert [[run.record.seed for run in row.runs] for row in found.table.references] == [[0, 1, 2]]
+
+
 def test_with_the_training_of_the_choices_it_is_a_row_as_any_other():
     found = board([*CHOICES, full(config={})])
     assert not found.references and "full" in {line.row.selector for line in found.lines}
