@@ -25,7 +25,7 @@ from gtp_baselines.aggregation import Aggregation, Groups, choose_by_similarity,
 from gtp_baselines.ranking import text
 from gtp_exp.data.words import comparable, terms
 from gtp_exp.decode import check_fields
-from gtp_exp.errors import UserError, check_installed
+from gtp_exp.errors import UserError, check_installed, first_line
 from gtp_exp.selection.base import Selection, SelectionProblem, Selector, unit_weights
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ class BM25(Selector):
         check_fields(self, "selector")
         if self.k1 < 0 or not 0 <= self.b <= 1:
             raise UserError(f"BM25 needs selector.k1 >= 0 and 0 <= selector.b <= 1; got {self.k1}, {self.b}")
+        if self.stopwords and self.stopwords != "en":  # bm25s is imported to be asked
+            _check_language(self.stopwords)
 
     def reads(self) -> dict[str, str]:
         return {"bm25s": importlib.metadata.version("bm25s")}
@@ -121,3 +123,16 @@ class BM25(Selector):
         )
         assert isinstance(tokenized, Tokenized)  # and not lists of words, which it gives on request
         return tokenized
+
+
+def _check_language(stopwords: str) -> None:
+    """Raise UserError for a language whose stop words bm25s does not know."""
+    import bm25s
+
+    try:
+        bm25s.tokenize(["word"], stopwords=stopwords, show_progress=False)
+    except ValueError as error:
+        raise UserError(
+            f"selector.stopwords={stopwords} is no language of bm25s ({first_line(error)}); set "
+            "selector.stopwords=null to keep all words"
+        ) from error

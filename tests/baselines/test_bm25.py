@@ -15,6 +15,7 @@ from baseline_problems import problem
 from gtp_baselines.aggregation import Aggregation, group_target
 from gtp_baselines.bm25 import BM25
 from gtp_baselines.ranking import text
+from gtp_exp.errors import UserError
 
 K1, B = 1.5, 0.75
 
@@ -64,6 +65,12 @@ def test_scores_are_those_of_the_formula(given):
     expected = np.maximum(table[0::2].mean(0), table[1::2].mean(0))
     selection = BM25(K1, B, "en", Aggregation.MAX_SUBTASK).select(made)
     assert selection.scores.tolist() == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_a_language_without_stop_words_is_refused_before_any_work():
+    assert BM25(stopwords="de").stopwords == "de"
+    with pytest.raises(UserError, match="selector.stopwords=fi is no language of bm25s .*stopwords=null"):
+        BM25(stopwords="fi")
 
 
 @pytest.mark.parametrize("stopwords", ["en", None])
