@@ -73,7 +73,10 @@ class DedupRandom(Selector):
         """Which texts repeat an earlier one that is not itself a copy: bool [n]."""
         from datasketch import MinHashLSH
 
-        index = MinHashLSH(threshold=self.threshold, num_perm=self.hashes, weights=LSH_WEIGHTS)
+        try:
+            index = MinHashLSH(threshold=self.threshold, num_perm=self.hashes, weights=LSH_WEIGHTS)
+        except ValueError:  # so near to 1 that it would take one band, which it refuses
+            index = MinHashLSH(num_perm=self.hashes, params=(2, self.hashes // 2))
         kept: dict[Hashable, MinHash] = {}
         near = torch.zeros(len(texts), dtype=torch.bool)
         hashed = tqdm(self._hashed(texts), total=len(texts), desc="near copies", unit="row", delay=2.0)

@@ -79,6 +79,16 @@ def test_short_texts_are_compared_whole(selector):
     assert selector.near_copies(["Hi", "hi", "Ho"]).tolist() == [False, True, False]
 
 
+@pytest.mark.parametrize(("threshold", "hashes"), [(0.999, 128), (0.9, 2), (0.999, 3)])
+def test_a_threshold_near_one_finds_copies_alone(threshold, hashes):
+    """datasketch's index needs two bands of hashes, and finds one enough there."""
+    words = [f"word{i}" for i in range(40)]
+    texts = [" ".join(words), " ".join([*words[:-1], "other"]), " ".join(words).upper(), "word0"]
+    found = DedupRandom(threshold=threshold, ngram=3, hashes=hashes).near_copies(texts).tolist()
+    assert found[2] and not found[0] and not found[3]
+    assert hashes < 128 or not found[1]  # with few hashes nearly equal rows have equal ones
+
+
 def test_near_copies_are_found_in_a_script_without_blanks(selector):
     rng = random.Random(0)
     rows = ["".join(chr(0x4E00 + rng.randrange(300)) for _ in range(40)) for _ in range(6)]
