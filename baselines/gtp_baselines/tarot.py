@@ -143,7 +143,13 @@ class Whitening:
                 "another; check how they were computed"
             )
         covariance.diagonal().add_(ridge * trace / min(dim, n - 1))
-        return cls(mean, torch.linalg.cholesky(covariance).float())
+        try:
+            return cls(mean, torch.linalg.cholesky(covariance).float())
+        except torch.linalg.LinAlgError:
+            raise UserError(
+                f"selector.ridge={ridge:g} is lost in the rounding of the gradients' covariance, which "
+                "cannot be factorised; raise it (1.0 is the default)"
+            ) from None
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """Return whitened rows of unit length, float32 [c, d]; a row at the mean stays zero."""

@@ -252,3 +252,10 @@ def test_gradients_that_do_not_differ_are_refused():
     pool, target = (MemoryFeatures(({"sgd": same["sgd"].expand(n, 16)},) * 2, RATES) for n in (40, 6))
     with pytest.raises(UserError, match="all the same"):
         TAROT().select(replace(given, pool_gradients=pool, target_gradients=target))
+
+
+def test_a_ridge_that_rounding_swallows_is_refused():
+    """300 rows span no more than 300 of 512 dimensions: without a ridge the covariance has no inverse."""
+    rows = torch.randn(300, 512, generator=torch.Generator().manual_seed(0)) * torch.logspace(0, -3, 512)
+    with pytest.raises(UserError, match="selector.ridge=1e-16 is lost in the rounding .*raise it"):
+        Whitening.of([TensorRows(rows)], 1e-16)
