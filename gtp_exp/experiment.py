@@ -330,11 +330,12 @@ def report_selection(
 
     Only here are hidden labels read.
     """
-    rows = selected_rows(inputs.candidates.examples, selection, inputs.pool.hidden)
+    candidates = inputs.candidates
+    rows = selected_rows(candidates.examples, candidates.tokenized, selection, inputs.pool.hidden)
     export(rows, directory, title=f"{directory.name}: {len(rows)} selected examples")
     # The rows of a store that is a target of its own have no text.
     target = () if inputs.target is None else [row for row in inputs.target.examples if row.messages]
-    summary = summarise_selection(rows, inputs.pool, inputs.candidates.tokenized, selection, target)
+    summary = summarise_selection(rows, inputs.pool, candidates.tokenized, selection, target)
     journal.event("selection", {"n_selected": summary.n_selected, "n_tokens": summary.n_tokens})
     table = [
         [row.rank, row.id, row.weight, row.score, json.dumps(row.messages, ensure_ascii=False)]

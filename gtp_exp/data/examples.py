@@ -71,6 +71,7 @@ class TokenizedExample:
     labels: tuple[int, ...]
     answers: tuple[tuple[int, int], ...] = ()
     cut: bool = False  # whether the end is missing, because the row was longer than the limit
+    turns: tuple[int, ...] | None = None  # the messages that carry loss, before anything is cut, where known
 
     @property
     def n_tokens(self) -> int:

@@ -39,6 +39,7 @@ class Turn:
     start: int  # where the generation prompt ends: what the model writes begins here
     answer: int  # where the answer's own text begins
     end: int  # where it ends; the end of turn follows
+    message: int  # its number in the conversation
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class _Conversation:
             place = self.place_of_answer(k, whole)
             if place is None:
                 return ALTERED
-            turn, reasoning = Turn(len(prefix), *place), self.messages[k].reasoning
+            turn, reasoning = Turn(len(prefix), *place, message=k), self.messages[k].reasoning
             opened = prefix.rstrip().endswith(_OPEN)
             as_generated = text.startswith(prefix) and text[: turn.end] == whole[: turn.end]
             if not (as_generated and reasoning.strip() in whole[turn.start : turn.answer]):
@@ -174,7 +175,7 @@ def _with_thinking_block(
     block = ("" if opened else f"{_OPEN}\n") + reasoning.strip("\n") + f"\n{_CLOSE}\n\n"
     answer = len(prefix) + len(block)
     text = prefix + block + whole[turn.answer :]
-    return text, Turn(len(prefix), answer, answer + turn.end - turn.answer)
+    return text, Turn(len(prefix), answer, answer + turn.end - turn.answer, turn.message)
 
 
 def as_dict(message: Message) -> Mapping[str, str]:

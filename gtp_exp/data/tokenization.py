@@ -186,7 +186,7 @@ def _fit(row: TokenizedExample, limit: int, over_length: OverLength) -> Tokenize
     if over_length is OverLength.DROP:
         return TOO_LONG
     answers = tuple((first, min(stop, limit)) for first, stop in row.answers if first < limit)
-    short = TokenizedExample(row.id, row.input_ids[:limit], row.labels[:limit], answers, cut=True)
+    short = TokenizedExample(row.id, row.input_ids[:limit], row.labels[:limit], answers, True, row.turns)
     return short if short.n_completion_tokens else CUT_AWAY
 
 
@@ -352,4 +352,5 @@ def _labelled(
             )
         labels[first : stop + 1] = ids[first : stop + 1]
         answers.append((answer, answer_end))
-    return TokenizedExample(example_id, tuple(ids), tuple(labels), tuple(answers))
+    turns = tuple(turn.message for turn in rendered.turns)
+    return TokenizedExample(example_id, tuple(ids), tuple(labels), tuple(answers), turns=turns)

@@ -235,6 +235,11 @@ def _headline(
         metric, _, filter_name = key.partition(",")
         if filter_name == chosen_filter and isinstance(value, (int, float)) and math.isfinite(value):
             metrics[metric] = float(value)
+    if name not in metrics:
+        raise UserError(
+            f"task '{task.name}' gives {task.metric} = {results[task.metric]}, which is no number; "
+            "look at how the task computes it, or rank by another of its metrics"
+        )
     rows = [  # each stands there once per filter
         row
         for _, samples in sorted(output["samples"].items())

@@ -25,15 +25,21 @@ MANY_VALUES = 50  # a label with more values is reported as present or absent
 
 
 def selected_rows(
-    candidates: Sequence[Example], selection: Selection, hidden: Mapping[str, Mapping[str, Any]]
+    candidates: Sequence[Example],
+    tokenized: Sequence[TokenizedExample],
+    selection: Selection,
+    hidden: Mapping[str, Mapping[str, Any]],
 ) -> list[SelectedRow]:
-    """Return the chosen rows, most important first, each with what `hidden` says of it by id."""
+    """Return the chosen rows, most important first, each with what `hidden` says of it by id.
+
+    tokenized: the candidates as the model reads them, which tells the answers that carry no loss.
+    """
     chosen = []
     for rank, (i, weight) in enumerate(
         zip(selection.indices.tolist(), selection.weights.tolist(), strict=True), 1
     ):
         example = candidates[i]
-        messages = tuple(map(_as_exported, example.messages))
+        messages = _as_exported(example.messages, tokenized[i].turns)
         score = float(selection.scores[i])
         chosen.append(
             SelectedRow(
@@ -43,9 +49,19 @@ def selected_rows(
     return chosen
 
 
-def _as_exported(message: Message) -> dict[str, Any]:
-    """Return a message as other people's tools read it, with the fields that change its meaning."""
-    return {**as_dict(message), **({} if message.train else {"weight": 0})}
+def _as_exported(
+    messages: Sequence[Message], with_loss: Sequence[int] | None
+) -> tuple[Mapping[str, Any], ...]:
+    """Return messages as other people's tools read them; a weight of 0 marks an answer that carries no loss.
+
+    with_loss: the messages that carry loss, where known. A chat template may remove the reasoning of earlier
+    answers, which are then not trained, though nothing in the row says so.
+    """
+    told = []
+    for k, message in enumerate(messages):
+        left_out = message.role == "assistant" and with_loss is not None and k not in with_loss
+        told.append({**as_dict(message), **({"weight": 0} if left_out or not message.train else {})})
+    return tuple(told)
 
 
 def export(chosen: Sequence[SelectedRow], directory: Path, title: str) -> None:

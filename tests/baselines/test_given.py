@@ -14,7 +14,7 @@ from conftest import conversation
 from gtp_baselines.given import Given, Order, read_list
 from gtp_baselines.random import Random
 from gtp_exp.config import describe
-from gtp_exp.data.examples import Pool
+from gtp_exp.data.examples import Pool, TokenizedExample
 from gtp_exp.errors import UserError
 from gtp_exp.records.selected import export, selected_rows
 from gtp_exp.selection.base import Budget, Selection, SelectionProblem, Unit, choose_rows
@@ -87,7 +87,8 @@ def test_weights_are_scaled_to_mean_1_over_what_is_chosen(tmp_path, name, column
 
 def test_what_a_run_writes_is_a_list(tmp_path):
     chosen = Selection(torch.tensor([7, 0, 4]), torch.tensor([1.5, 1.0, 0.5]), torch.zeros(N))
-    export(selected_rows(ROWS, chosen, {}), tmp_path, "a run")
+    tokenized = [TokenizedExample(row.id, (1,), (1,)) for row in ROWS]
+    export(selected_rows(ROWS, tokenized, chosen, {}), tmp_path, "a run")
     for where in (tmp_path, tmp_path / "selected", tmp_path / "selected.jsonl"):
         again = choose_rows(Given(file=str(where)), problem())
         assert ids(again) == ["row-7", "row-0", "row-4"] and again.weights.tolist() == [1.5, 1.0, 0.5]

@@ -64,6 +64,7 @@ ASK, SAY = Message("user", "Hi"), Message("assistant", "Hello")
 def test_a_turn_marked_as_not_to_be_trained_carries_no_loss():
     tokenizer, found = row(CHATML, ASK, Message("assistant", "BAD", train=False), ASK, SAY)
     assert trained(tokenizer, found) == "Hello<|im_end|>" and answers(tokenizer, found) == ["Hello"]
+    assert found.turns == (3,) and row(CHATML, ASK, SAY, ASK, SAY)[1].turns == (1, 3)
     assert "BAD" in text_of(tokenizer, found.input_ids)
     _, found = row(CHATML, ASK, Message("assistant", "BAD", train=False))
     assert found == "every answer is marked as not to be trained"
@@ -95,6 +96,7 @@ def test_an_earlier_turn_whose_reasoning_is_removed_carries_no_loss(template):
     earlier = Message("assistant", "Well", "Long thought.")
     tokenizer, found = row(template, ASK, earlier, ASK, Message("assistant", "Hello", "I greet."))
     assert answers(tokenizer, found) == ["Hello"] and "Long" not in text_of(tokenizer, found.input_ids)
+    assert found.turns == (3,)
 
 
 def test_a_template_without_thinking_trains_the_text_as_it_is_or_leaves_reasoning_out():
@@ -158,7 +160,7 @@ def test_rows_above_the_limit_are_dropped_cut_or_refused():
     assert [r.id for r in rows[OverLength.DROP].examples] == ["short"]
     cut, whole = rows[OverLength.CUT].examples
     assert cut.cut and not whole.cut and cut.n_tokens == 40 and cut.labels[-1] != tokenizer.eos_token_id
-    assert cut.answers[0][1] == 40 and set(cut.parts) == {0, ANSWER}
+    assert cut.answers[0][1] == 40 and set(cut.parts) == {0, ANSWER} and cut.turns == whole.turns == (1,)
     with pytest.raises(UserError, match="row 'long' has .* model.max_length=40.*dataset.over_length"):
         tokenize([long, short], tokenizer, max_length=40, rules=RowRules(OverLength.ERROR))
 

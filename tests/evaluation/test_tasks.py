@@ -21,7 +21,7 @@ from gtp_exp.data.examples import IGNORE
 from gtp_exp.data.tokenization import tokenize
 from gtp_exp.errors import UserError
 from gtp_exp.evaluation.held_out import held_out_loss, token_loss
-from gtp_exp.evaluation.tasks import evaluate
+from gtp_exp.evaluation.tasks import _headline, evaluate
 from gtp_exp.model.loading import prepare
 
 DOCS = tuple({"question": f"Is {i} even?", "choices": ["yes", "no"], "gold": i % 2} for i in range(10))
@@ -38,6 +38,13 @@ def task(**change):
         **change,
     }
     return EvalTask(**values)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "none at all"])
+def test_a_headline_metric_that_is_no_number_is_told(value):
+    output = {"results": {"even": {"acc,none": value, "f1,none": 0.5}}, "samples": {}}
+    with pytest.raises(UserError, match=f"task 'even' gives acc,none = {value}, which is no number"):
+        _headline(task(), output)
 
 
 def test_a_task_gives_its_headline_metric_and_the_loss_beside_it(tiny, tmp_path):

@@ -35,7 +35,7 @@ CHOSEN = Selection(torch.tensor([2, 0, 1]), torch.tensor([1.5, 1.0, 0.5]), torch
 
 
 def rows():
-    return selected.selected_rows(POOL.examples, CHOSEN, POOL.hidden)
+    return selected.selected_rows(POOL.examples, TOKENIZED, CHOSEN, POOL.hidden)
 
 
 def test_rows_come_most_important_first_with_score_and_weight():
@@ -67,10 +67,25 @@ def test_the_export_keeps_what_changes_the_meaning_of_a_row(tmp_path):
     )
     pool = (Example("a", turns, tools='[{"name": "weather"}]'), POOL.examples[0])
     chosen = Selection(torch.tensor([0, 1]), torch.ones(2), torch.ones(2))
-    selected.export(selected.selected_rows(pool, chosen, {}), tmp_path, "title")
+    selected.export(selected.selected_rows(pool, TOKENIZED, chosen, {}), tmp_path, "title")
     (file,) = (tmp_path / "selected" / "data").glob("*.parquet")
     again = Jsonl([str(file)]).load()
     assert again.examples == pool and not again.skipped
+
+
+def test_an_answer_without_loss_has_no_weight():
+    """As where the chat template removes the reasoning of an earlier answer."""
+    ask, earlier = Message("user", "Hi"), Message("assistant", "Well", "Long thought.")
+    example = Example("a", (ask, earlier, ask, Message("assistant", "Hello")))
+    first = Selection(torch.tensor([0]), torch.ones(1), torch.ones(1))
+
+    def weights(with_loss):
+        row = TokenizedExample("a", (1,), (1,), turns=with_loss)
+        (told,) = selected.selected_rows([example], [row], first, {})
+        return [message.get("weight") for message in told.messages]
+
+    assert weights((3,)) == [None, 0, None, None]
+    assert weights((1, 3)) == weights(None) == [None] * 4
 
 
 def test_the_exports_of_two_runs_load_as_what_they_are(tmp_path):
@@ -100,7 +115,7 @@ def test_a_label_that_names_other_rows_is_present_or_absent(n):
     """However few there are: an id is no class."""
     hidden = {f"row-{i}": {"copy_of": f"row-{(i + 1) % 4}", "kind": f"k{i % 2}"} for i in range(n)}
     pool = Pool(POOL.examples, hidden)
-    chosen = selected.selected_rows(pool.examples, CHOSEN, hidden)
+    chosen = selected.selected_rows(pool.examples, TOKENIZED, CHOSEN, hidden)
     summary = selected.summarise_selection(chosen, pool, TOKENIZED, CHOSEN)
     assert summary.pool_mix["copy_of"].get("present") == n / 4
     assert set(summary.label_mix["copy_of"]) <= {"present", "absent"}
@@ -122,7 +137,7 @@ def test_copies_of_what_is_chosen_are_counted_by_hidden_labels(label, copies, re
     hidden = {f"row-{i}": {label: copies.get(i)} for i in range(4)}
     first_three = Selection(torch.arange(3), torch.ones(3), torch.ones(3))
     pool = Pool(POOL.examples, hidden)
-    chosen = selected.selected_rows(pool.examples, first_three, hidden)
+    chosen = selected.selected_rows(pool.examples, TOKENIZED, first_three, hidden)
     assert selected.summarise_selection(chosen, pool, TOKENIZED, first_three).repeats == repeats
 
 
@@ -169,7 +184,7 @@ def test_texts_that_share_only_what_all_share_are_not_compared(monkeypatch):
 def test_rows_without_labels_count_in_the_pool_as_in_the_choice():
     half = Pool(POOL.examples, {"row-0": {"source": "A"}, "row-2": {"source": "A"}})
     everything = Selection(torch.arange(4), torch.ones(4), torch.ones(4))
-    chosen = selected.selected_rows(half.examples, everything, half.hidden)
+    chosen = selected.selected_rows(half.examples, TOKENIZED, everything, half.hidden)
     summary = selected.summarise_selection(chosen, half, TOKENIZED, everything)
     assert summary.label_mix["source"] == summary.pool_mix["source"] == {"A": 0.5, "None": 0.5}
 
@@ -180,7 +195,7 @@ LABELS = ["red", "blue", "red", None]
 def summary_with_labels(target):
     pool = Pool(POOL.examples, {f"row-{i}": {"label": label} for i, label in enumerate(LABELS)})
     chosen = Selection(torch.tensor([2, 0, 3]), torch.ones(3), torch.ones(4))
-    rows = selected.selected_rows(pool.examples, chosen, pool.hidden)
+    rows = selected.selected_rows(pool.examples, TOKENIZED, chosen, pool.hidden)
     return selected.summarise_selection(rows, pool, TOKENIZED, chosen, target)
 
 
@@ -215,6 +230,6 @@ def test_the_entropy_is_that_of_the_targets_labels_alone():
         POOL.examples, {f"row-{i}": {"label": label} for i, label in enumerate(["red", "blue", "grey", None])}
     )
     everything = Selection(torch.arange(4), torch.ones(4), torch.ones(4))
-    rows = selected.selected_rows(pool.examples, everything, pool.hidden)
+    rows = selected.selected_rows(pool.examples, TOKENIZED, everything, pool.hidden)
     target = [conversation(i, "Which?", answer) for i, answer in enumerate(["red", "blue"])]
     assert selected.summarise_selection(rows, pool, TOKENIZED, everything, target).labels_entropy == 1
