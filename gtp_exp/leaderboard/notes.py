@@ -41,13 +41,13 @@ def notes_on(
             for line in block.lines
             if line.rank is not None and line.versus is None and not line.is_baseline
         ]
-        if alone:
-            notes.append(f"Without a run of {baseline} of the same settings and seeds: {', '.join(alone)}.")
         if len(meant) > 1 and not any(line.versus for block in blocks for line in block.lines):
             notes.append(
                 f"Nothing is compared to {baseline}, which stands in {len(meant)} rows; name one of them: "
                 f'--baseline "{next(iter(meant))}".'
             )
+        elif alone:
+            notes.append(f"Without a run of {baseline} of the same settings and seeds: {', '.join(alone)}.")
     commits = {run.record.git_sha or "unknown" for run in table.runs}
     if len(commits) > 1:
         shown = ", ".join(sorted(commit[:10] for commit in commits))
