@@ -12,7 +12,7 @@ def is_baseline(row: Row, baseline: str) -> bool:
     in the row's label, `gtp [train.loss=token_mean]`.
     """
     selector, settings = _taken_apart(baseline)
-    return row.selector == selector and settings <= set(row.variant.split(", "))
+    return row.selector == selector and settings <= _parts(row.variant)
 
 
 def baseline_of(row: Row, rows: Sequence[Row], baseline: str) -> Row | None:
@@ -34,4 +34,9 @@ def _taken_apart(baseline: str) -> tuple[str, set[str]]:
     selector, bracket, settings = baseline.partition("[")
     if not bracket or not settings.endswith("]"):
         return baseline, set()
-    return selector.rstrip(), {setting.strip() for setting in settings[:-1].split(",") if setting.strip()}
+    return selector.rstrip(), _parts(settings[:-1])
+
+
+def _parts(settings: str) -> set[str]:
+    """Return what stands between commas; those within a list part it on both sides of a comparison."""
+    return {part.strip() for part in settings.split(",") if part.strip()}

@@ -10,8 +10,9 @@ import pytest
 from leaderboard_runs import record, sweep
 
 from gtp_exp.errors import UserError
+from gtp_exp.leaderboard.baseline import is_baseline
 from gtp_exp.leaderboard.board import is_choosing, task_changes
-from gtp_exp.leaderboard.comparability import group
+from gtp_exp.leaderboard.comparability import Row, group
 from gtp_exp.leaderboard.metrics import HEADLINE, metric_named
 from gtp_exp.leaderboard.records import Run
 from gtp_exp.leaderboard.scoring import check_metric, score
@@ -427,6 +428,8 @@ def test_variants_of_one_selector_are_compared_with_the_one_that_is_named():
         assert by_label["gtp [ridge=0.1, train.lr=1]"].versus.difference == pytest.approx(0.498)
         assert by_label["gtp [ridge=0.3, train.lr=2]"].versus.difference == pytest.approx(-0.5)
     assert sum(li.is_baseline for li in board(runs, beside=["train"], baseline="gtp [train.lr=2]").lines) == 1
+    layers = Row("gtp", 'layers=["q","v"], ridge=0.3', "5pct", {}, ())
+    assert is_baseline(layers, 'gtp [layers=["q","v"]]') and not is_baseline(layers, 'gtp [layers=["q","k"]]')
     absent = board(runs, beside=["train"], baseline="gtp [train.lr=7]")
     assert "No run of the baseline gtp [train.lr=7]: nothing is compared to it." in absent.notes
 
