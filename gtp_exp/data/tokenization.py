@@ -186,7 +186,9 @@ def _fit(row: TokenizedExample, limit: int, over_length: OverLength) -> Tokenize
     if over_length is OverLength.DROP:
         return TOO_LONG
     answers = tuple((first, min(stop, limit)) for first, stop in row.answers if first < limit)
-    short = TokenizedExample(row.id, row.input_ids[:limit], row.labels[:limit], answers, True, row.turns)
+    short = replace(
+        row, input_ids=row.input_ids[:limit], labels=row.labels[:limit], answers=answers, cut=True
+    )
     return short if short.n_completion_tokens else CUT_AWAY
 
 

@@ -16,9 +16,10 @@ import logging
 import os
 import platform
 import statistics
+import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,17 @@ def forget_files(folder: Path) -> bool:
             os.fsync(file.fileno())  # what is not yet written cannot be forgotten
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     return True
+
+
+@contextlib.contextmanager
+def scratch_folder(parent: Path | None) -> Iterator[Path]:
+    """Make a folder for stores on disk inside another, which may not be there yet, or where the system keeps
+    such folders; remove it at the end.
+    """
+    if parent is not None:
+        parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="gtp-exp-", dir=parent) as folder:
+        yield Path(folder)
 
 
 def _files(folder: Path) -> list[Path]:

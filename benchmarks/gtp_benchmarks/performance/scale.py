@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import statistics
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
@@ -35,7 +33,7 @@ from gtp_benchmarks.performance.cost_model import (
     numbers_sent,
     project,
 )
-from gtp_benchmarks.performance.measuring import Figure, machine, write_report
+from gtp_benchmarks.performance.measuring import Figure, machine, scratch_folder, write_report
 from gtp_benchmarks.performance.selection_points import (
     in_processes,
     measure_point,
@@ -73,12 +71,9 @@ def around(base: Point) -> dict[str, list[Point]]:
 @contextmanager
 def stored(point: Point, scratch: Path) -> Iterator[Path]:
     """Keep the pool of a point on disk for as long as the block lasts."""
-    folder = Path(tempfile.mkdtemp(dir=scratch)) / "store"
-    write_clustered(folder, pool_of(point), progress=False)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder.parent)
+    with scratch_folder(scratch) as folder:
+        write_clustered(folder / "store", pool_of(point), progress=False)
+        yield folder / "store"
 
 
 def measure_curves(base: Point, scratch: Path, repeats: int) -> dict[Point, MeasuredSelection]:
@@ -320,13 +315,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # of the processes started here
     setup, base = machine(1), Point(options.rows, options.dim, options.budget, options.checkpoints)
-    scratch = Path(tempfile.mkdtemp(prefix="gtp-exp-", dir=options.scratch))
-    try:
+    with scratch_folder(options.scratch) as scratch:
         measured = measure_curves(base, scratch, options.repeats)
         validated, parts = measure_modes(base, scratch)
         limits = measure_limits(options.limit_mib << 20, scratch)
-    finally:
-        shutil.rmtree(scratch)
     points = list(measured.values())
     time, memory = cost_model.fit_time(points), cost_model.fit_memory(points)
     given = {f.name: getattr(options, f.name) for f in fields(Scenario) if f.name != "point"}

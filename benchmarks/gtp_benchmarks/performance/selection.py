@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +33,7 @@ from gtp_benchmarks.performance.measuring import (
     machine,
     process_memory,
     read_files,
+    scratch_folder,
     write_report,
 )
 from gtp_benchmarks.performance.one_atom_omp import Matched, StepCost, fit_step_cost, one_atom_omp
@@ -520,13 +519,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _measure_disk(options: argparse.Namespace, report: Report) -> None:
     """Measure selections from a store on disk, which is removed afterwards."""
-    if options.scratch is not None:
-        options.scratch.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix="gtp-exp-", dir=options.scratch))
-    try:
+    with scratch_folder(options.scratch) as scratch:
         measure_disk(options.disk_rows, options.dim, options.disk_sizes, scratch, report)
-    finally:
-        shutil.rmtree(scratch)
 
 
 def _write(

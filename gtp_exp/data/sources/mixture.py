@@ -131,7 +131,7 @@ def _records(
     if home is not None and home.is_file():
         given = mixture.path or f"{mixture.hub_id}/{mixture.archive}"
         name = f"{home.name}/{file}"
-        yield from records_of(_zipped(home, given, file), name, asked, stem=stem, source=source.label)
+        yield from records_of(_zipped(home, given, file, name), name, asked, stem=stem, source=source.label)
         return
     if home is None:  # the hub's cache is no place that the user named
         name = f"{mixture.hub_id}/{file}"
@@ -144,9 +144,8 @@ def _records(
         yield from records_of(read_rows(path), shown(path), asked, stem=own, source=source.label)
 
 
-def _zipped(archive: Path, given: str, member: str) -> Iterator[tuple[Place, Mapping[str, Any]]]:
-    """Yield the rows of one member of a zip file. given: how messages name the archive."""
-    name = f"{archive.name}/{member}"
+def _zipped(archive: Path, given: str, member: str, name: str) -> Iterator[tuple[Place, Mapping[str, Any]]]:
+    """Yield the rows of one member of a zip file. given and name: of the archive and of it, for messages."""
     if not member.endswith(LINES):
         raise UserError(f"{name} is none of {', '.join(LINES)}; unpack the archive and set dataset.path")
     try:
