@@ -108,6 +108,26 @@ def test_the_leak_check_covers_it(tmp_path):
         run(tmp_path / "outputs", test)
 
 
+def test_an_option_occurs_several_times_under_names_of_its_own(tmp_path):
+    for name, choices in (("exam", ["7", "8"]), ("quiz", ["yes", "no"])):
+        asked = {"id": name, "query": f"Is this the {name}?", "choices": choices, "gold": 0}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(asked) + "\n")
+    entries = [f"{{jsonl_choice:{{name:{x},test:'{tmp_path / x}.jsonl'}}}}" for x in ("exam", "quiz")]
+    found = run(tmp_path / "outputs", f"tests=[{','.join(entries)}]")
+    assert {name: list(test.metrics) for name, test in found.tests.items()} == {
+        "exam": ["exam"],
+        "quiz": ["quiz"],
+    }
+    again = compose_tests_again(found.config["tests"])
+    assert list(again) == ["exam", "quiz"]  # what resolved.yaml holds keeps its names
+
+
+def compose_tests_again(tests: Any) -> Any:
+    config = OmegaConf.create({"tests": tests})
+    compose_tests(config, "toy", [])
+    return config.tests
+
+
 def test_a_job_until_validation_reads_no_further_test(outputs):
     found = run(outputs, "tests=[{jsonl_choice:{test:/nowhere.jsonl}}]", "until=validation")
     assert found.validation is not None and not found.tests
@@ -118,6 +138,7 @@ def test_a_job_until_validation_reads_no_further_test(outputs):
     [
         ("tests=[gsm8k,gsm8k]", "names gsm8k twice"),
         ("tests=[toy]", "names toy twice, as benchmark=toy does"),
+        ("tests=[mmlu,{jsonl_choice:{name:mmlu,test:t.jsonl}}]", "names mmlu twice; .* by a name where"),
         ("tests=[gsm9k]", "no benchmark gsm9k; there are bbh, .*mmlu.*toy"),
         ("tests=gsm8k", r"tests='gsm8k' must be a list of benchmarks"),
         ("tests=[3]", "3 must be the name of a benchmark"),
@@ -143,6 +164,4 @@ def test_options_are_composed_with_what_they_inherit_and_the_jobs_own_values():
     assert found["gsm8k"]["test_rows"] == 9 and found["gsm8k"]["chat"] is True
     assert found["gsm8k"]["folder"] == "gsm8k" and found["gsm8k"]["answers"] == "reasoning"
     # What resolved.yaml holds is composed to itself.
-    config = OmegaConf.create({"tests": found})
-    compose_tests(config, "toy", [])
-    assert config.tests == found
+    assert compose_tests_again(found) == found

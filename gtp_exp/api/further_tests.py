@@ -2,9 +2,12 @@
 
     gtp-exp 'tests=[mmlu,gsm8k]'
     gtp-exp 'tests=[mmlu,{gsm8k:{test_rows:200}}]'
+    gtp-exp 'tests=[{jsonl_choice:{name:exam,test:exam.jsonl}},{jsonl_choice:{name:quiz,test:quiz.jsonl}}]'
 
-Each entry names an option of the group benchmark, with values to override. Composed, `tests` maps each name
-to the option's node, which is how resolved.yaml holds it. Imports no torch.
+Each entry names an option of the group benchmark, with values to override. A test is called by the `name`
+among these values where they have one, so that an option may occur several times, and by its option
+otherwise. Composed, `tests` maps what each test is called to the option's node, which is how resolved.yaml
+holds it. Imports no torch.
 """
 
 from __future__ import annotations
@@ -28,26 +31,29 @@ def compose_tests(config: DictConfig, main: str, sources: Any) -> None:
     """Put the composed node of every further test in the place of what `tests` says.
 
     main: the option of the group benchmark that the job aims at. sources: `hydra.runtime.config_sources` of
-    the job, where options are looked for. Raises UserError for a name that is no option, for one that occurs
-    twice, and for a value that the option does not have.
+    the job, where options are looked for. Raises UserError for an option that there is not, for two tests
+    that are called the same, and for a value that the option does not have.
     """
     asked = config.get("tests") or []
     asked = OmegaConf.to_container(asked) if OmegaConf.is_config(asked) else asked
     composed: dict[str, Any] = {}
-    for name, values in _entries(asked):
+    for option, values in _entries(asked):
+        whole = CLASS in values  # composed before, and called by its key
+        name = option if whole else _called(option, values)
         if name in (main, *composed):
             raise UserError(
                 f"tests names {name} twice"
                 + (f", as benchmark={name} does" if name == main else "")
-                + "; leave one out (an option of your own may have the same contents under another name)"
+                + "; leave one out, or tell them apart: by a name where the option has one "
+                "({jsonl_choice:{name:exam}}), by an option of your own with the same contents otherwise"
             )
-        composed[name] = values if CLASS in values else _with_values(name, values, _loader(sources))
+        composed[name] = values if whole else _with_values(option, values, _loader(sources))
     with open_dict(config):
         config.tests = composed
 
 
 def _entries(asked: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the name of each test and its values."""
+    """Yield the option of each test and its values."""
     if isinstance(asked, Mapping):
         asked = [{name: values} for name, values in asked.items()]
     if not isinstance(asked, list):
@@ -61,6 +67,12 @@ def _entries(asked: Any) -> Iterator[tuple[str, dict[str, Any]]]:
             )
         for name, values in named.items():
             yield str(name), dict(values or {})
+
+
+def _called(option: str, values: Mapping[str, Any]) -> str:
+    """Return what a test is called in tables."""
+    name = values.get("name")
+    return name if isinstance(name, str) and name and "${" not in name else option
 
 
 def _loader(sources: Any) -> ConfigLoaderImpl:
