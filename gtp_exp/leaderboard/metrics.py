@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gtp_exp.data.benchmark import Mean
@@ -73,7 +73,8 @@ def metric_named(name: str) -> Metric:
 
 
 def headline_metric(headlines: set[str]) -> Metric:
-    """What `headline` is over several tasks: their common metric, or a mean of unlike ones."""
+    """What `headline` is over several tasks: their common metric, or a mean of unlike ones, which there is
+    where `have_a_mean` says so."""
     if len(headlines) == 1:
         return metric_named(next(iter(headlines)))
     kinds = [metric_named(name) for name in headlines]
@@ -85,18 +86,26 @@ def headline_metric(headlines: set[str]) -> Metric:
     )
 
 
+def have_a_mean(headlines: Collection[str]) -> bool:
+    """Whether the headline metrics of several tasks are all better when higher, or all when lower: a mean of
+    an accuracy and a perplexity says nothing."""
+    return len({metric_named(name).higher_is_better for name in headlines}) < 2
+
+
 def mean_over_tasks(
     metrics: Mapping[str, Mapping[str, float | str]],
     tasks: Sequence[str],
     name: str,
     weights: Mapping[str, int] | None = None,
 ) -> float | None:
-    """The mean over tasks, or None where any task lacks the metric: a mean of fewer tasks is another
-    quantity.
+    """The mean over tasks, or None where any task lacks the metric (a mean of fewer tasks is another
+    quantity) and where their headline metrics have none.
 
     weights: the number of test rows by task, for a mean over rows; None counts every task the same.
     """
     total, n = 0.0, 0
+    if name == HEADLINE and not have_a_mean({str(metrics[t]["headline"]) for t in tasks if t in metrics}):
+        return None
     for task in tasks:
         of_task = metrics.get(task)
         key = name if of_task is None or name != HEADLINE else str(of_task["headline"])
@@ -136,7 +145,7 @@ def row_weights(records: Sequence[RunRecord], mean: Mean | None) -> tuple[dict[s
 
 def headline_mean(record: RunRecord) -> float | None:
     """Return a run's mean headline metric, as tables show it and a sweeper is told it; None without a
-    task."""
+    task, and where the tasks' metrics have no mean."""
     weights, _ = row_weights([record], None)
     return mean_over_tasks(record.metrics, tuple(record.metrics), HEADLINE, weights)
 

@@ -21,6 +21,7 @@ from gtp_exp.leaderboard.metrics import (
     LOSS,
     ON_TARGET,
     Metric,
+    have_a_mean,
     headline_metric,
     mean_over_tasks,
     metric_named,
@@ -109,14 +110,15 @@ def score(table: Table, *, metric: str | None, baseline: str, mean: Mean | None 
 
 def _metrics(runs: Sequence[Run], first: str) -> tuple[Metric, ...]:
     """The ranking metric, then the loss of the choices, the held-out loss or what labels say, and the
-    headline where it is another."""
+    headline where it is another and the tasks' own metrics have a mean."""
     if not runs:
         return ()
-    headline = headline_metric({str(v["headline"]) for run in runs for v in run.record.metrics.values()})
+    own = {str(v["headline"]) for run in runs for v in run.record.metrics.values()}
+    headline = headline_metric(own)
     present = {key for run in runs for values in run.record.metrics.values() for key in values}
     chosen = [headline if first == HEADLINE else metric_named(first)]
     beside = [metric_named(n) for n in (CONTENT, LOSS, ON_TARGET, CORRUPTED, COPIES) if n in present]
-    for kind in [*beside, headline]:
+    for kind in [*beside, *([headline] if have_a_mean(own) else [])]:
         if kind.name not in {other.name for other in chosen}:
             chosen.append(kind)
     return tuple(chosen)
@@ -142,6 +144,10 @@ def _unranked(
             left_out.append((run, f"no {first.name} for {', '.join(lacking)}"))
         elif not covered[first.name]:
             left_out.append((run, f"no {first.name}"))
+        elif mean_over_tasks(metrics_of, covered[first.name], first.name) is None:
+            directions = {str(v["headline"]): metric_named(str(v["headline"])) for v in metrics_of.values()}
+            told = ", ".join(f"{name}: {kind.direction}" for name, kind in sorted(directions.items()))
+            left_out.append((run, f"the tasks' own metrics have no mean ({told}); choose one by --metric"))
     return left_out
 
 

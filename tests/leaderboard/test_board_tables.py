@@ -13,7 +13,7 @@ from gtp_exp.errors import UserError
 from gtp_exp.leaderboard.baseline import is_baseline
 from gtp_exp.leaderboard.board import is_choosing, task_changes
 from gtp_exp.leaderboard.comparability import Row, group
-from gtp_exp.leaderboard.metrics import HEADLINE, metric_named
+from gtp_exp.leaderboard.metrics import HEADLINE, headline_mean, metric_named
 from gtp_exp.leaderboard.records import Run
 from gtp_exp.leaderboard.scoring import check_metric, score
 from gtp_exp.leaderboard.verdict import sentences
@@ -705,6 +705,29 @@ def test_a_task_that_never_has_the_metric_is_left_out_of_its_mean_and_said_to_be
     assert line(found, "gtp").summary["nats_per_token"].mean == pytest.approx(2.1)
     assert line(found, "gtp").summary[HEADLINE].mean == pytest.approx((0.3 + 0.3 + 0.5) / 3)
     assert any("not generation" in note for note in found.notes)
+
+
+def of_unlike_directions(run):
+    perplexity = {"word_perplexity": 20.0, "headline": "word_perplexity"}
+    return replace(
+        run,
+        metrics={**run.metrics, "wikitext": {**perplexity, "word_perplexity": 19.0}},
+        untuned={**run.untuned, "wikitext": perplexity},
+    )
+
+
+def test_an_accuracy_and_a_perplexity_have_no_mean():
+    runs = [of_unlike_directions(record(name, seed)) for name in ("gtp", "random") for seed in range(2)]
+    assert headline_mean(runs[0]) is None and headline_mean(record()) is not None
+    found = board(runs)
+    assert [kind.name for kind in found.metrics] == ["nats_per_token"] and not found.unranked
+    unranked = board(runs, metric=HEADLINE).unranked
+    assert len(unranked) == 4
+    assert unranked[0][1] == (
+        "the tasks' own metrics have no mean (acc: higher is better, word_perplexity: lower is better); "
+        "choose one by --metric"
+    )
+    assert not board(runs, metric="acc").unranked
 
 
 def test_a_metric_that_no_run_has_is_refused_with_the_choice():
