@@ -23,14 +23,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from gtp_exp.config import leaves
 from gtp_exp.distributed import ALONE, Processes
-from gtp_exp.errors import UserError
+from gtp_exp.errors import UserError, first_line
 from gtp_exp.files import SealedFolder, read_sealed, write_sealed
 from gtp_exp.launch.heartbeat import beat
 
 log = logging.getLogger(__name__)
 _LOOK_UP_S = 10.0  # while waiting for another run
 
+_PLAIN = (str, int, float, type(None))  # what JSON holds beside lists and dictionaries; bool is an int
 _SPENT = "spent.json"  # seconds that interrupted runs have put into a `.part`
 
 
@@ -45,10 +47,22 @@ class StageResult:
 
 
 def stage_key(stage: str, version: int, reads: Mapping[str, Any]) -> str:
-    """Return the key of a stage: SHA-256 over the canonical JSON of what it reads."""
-    text = json.dumps(
-        {"stage": stage, "version": version, "reads": reads}, sort_keys=True, ensure_ascii=False
-    )
+    """Return the key of a stage: SHA-256 over the canonical JSON of what it reads.
+
+    Raises UserError for what JSON cannot hold, which a user's own class may say that it reads.
+    """
+    try:
+        text = json.dumps(
+            {"stage": stage, "version": version, "reads": reads}, sort_keys=True, ensure_ascii=False
+        )
+    except (TypeError, ValueError) as error:
+        foreign = [(path, value) for path, value in leaves(reads) if not isinstance(value, _PLAIN)]
+        told = "".join(f"; {'.'.join(map(str, path))} is {value!r:.60}" for path, value in foreign[:1])
+        raise UserError(
+            f"the {stage} cannot be kept in the cache, for what it reads is no JSON "
+            f"({first_line(error)}{told}); let a class of your own return texts, numbers, "
+            "None, and lists or dictionaries of these: str(path), value.item(), sorted(a_set)"
+        ) from None
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 

@@ -8,6 +8,7 @@ import multiprocessing
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gtp_exp import files as checksums
@@ -37,6 +38,20 @@ def test_other_reads_or_another_version_run_again(tmp_path):
     keys = {stage_key("s", v, r) for v, r in [(1, {"a": 1}), (1, {"a": 2}), (2, {"a": 1}), (1, {"b": 1})]}
     assert len(keys) == 4
     assert stage_key("s", 1, {"a": 1, "b": 2}) == stage_key("s", 1, {"b": 2, "a": 1})
+
+
+@pytest.mark.parametrize(
+    ("reads", "told"),
+    [
+        ({"file": Path("a/b")}, r"PosixPath is not JSON serializable; more.file is PosixPath\('a/b'\)"),
+        ({"rows": [1, np.int64(2)]}, r"int64 is not JSON serializable; more.rows.1 is .*2.*value.item"),
+        ({"ids": {"a"}}, r"set is not JSON serializable; more.ids is {'a'}.*sorted\(a_set\)"),
+        ({("a", 1): 1}, "keys must be str"),
+    ],
+)
+def test_what_a_class_reads_and_json_cannot_hold_is_named(reads, told):
+    with pytest.raises(UserError, match=f"the selection cannot be kept in the cache, .*{told}"):
+        stage_key("selection", 1, {"seed": 1, "more": reads})
 
 
 def test_a_failed_stage_leaves_no_entry_and_its_work_is_offered_again(tmp_path):
