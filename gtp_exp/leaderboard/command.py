@@ -92,11 +92,19 @@ def build_boards(arguments: argparse.Namespace) -> str:
     told = ["", f"Page: {(arguments.out / 'index.html').resolve().as_uri()}"]
     if arguments.picture and not curve:
         told.append("No picture: a curve needs a selector that has chosen two numbers of rows or more.")
+    if earlier := [name for name in _ON_REQUEST if name not in files and (arguments.out / name).exists()]:
+        told.append(
+            f"{', '.join(earlier)} in {arguments.out}: left by an earlier command, and not of these tables."
+        )
     if arguments.wandb:
         from gtp_exp.leaderboard.tracked import report  # brings wandb
 
         told.append(report(boards, html, arguments.out))
     return "\n".join([exports.plain(boards, loaded, arguments.baseline), *told])
+
+
+# What only some commands write into --out.
+_ON_REQUEST = ("leaderboard.tex", "curve-light.svg", "curve-dark.svg")
 
 
 def _check_free(folder: Path, names: Iterable[str]) -> None:

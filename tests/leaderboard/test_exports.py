@@ -57,6 +57,14 @@ def test_a_latex_table_has_means_intervals_and_differences(runs):
     assert rows["untuned model"][place]
 
 
+def test_a_file_that_an_earlier_command_left_beside_the_new_tables_is_told(runs, capsys):
+    written(runs, "--latex")
+    assert "earlier command" not in capsys.readouterr().out
+    out = written(runs, "--metric", "acc")
+    told = f"leaderboard.tex in {out}: left by an earlier command, and not of these tables."
+    assert told in capsys.readouterr().out and (out / "leaderboard.tex").exists()
+
+
 def test_no_name_has_a_meaning_in_latex(runs):
     text = (written(runs, "--latex") / "leaderboard.tex").read_text()
     assert r"50\%\_\{a\}\textbackslash{}b\&c\textasciitilde{}\textasciicircum{}\#\$" in text
