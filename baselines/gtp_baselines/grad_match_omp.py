@@ -42,7 +42,9 @@ class GradMatchOMP(Selector):
     normalise: Normalise = Normalise.NONE
     ridge: float = 0.5  # lam over the mean squared norm of the atoms
     chunk_rows: int = 4096
-    memory_gib: float = 4.0  # sketches that take no more than this as float32 are held in memory
+    # For sketches in memory: as float32 where that fits; or else rounded to a byte a number, by which the
+    # same rows are found without passes over the store; or else none.
+    memory_gib: float = 4.0
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
     version: ClassVar[int] = 2

@@ -112,7 +112,9 @@ class GTP(Selector):
     weighting: Weighting = Weighting.SOLUTION
     partitions: int = 1  # above 1: choose within so many parts of the pool, then among what they chose
     chunk_rows: int = 4096  # rows read from the store at a time
-    memory_gib: float = 4.0  # sketches that take no more than this as float32 are held in memory
+    # For sketches in memory: as float32 where that fits; or else rounded to a byte a number, by which the
+    # same rows are found without passes over the store; or else none.
+    memory_gib: float = 4.0
     metric: Metric = Metric.EUCLIDEAN  # or whitened: by the inverse of the pool's second moment
     metric_shrinkage: float = 0.1  # over the mean eigenvalue of that moment
     metric_dim: int = 512  # leading directions that are scaled one by one, at most

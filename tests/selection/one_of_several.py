@@ -18,6 +18,7 @@ from gtp_exp.selection.solvers.omp import OMP, BlockOMP
 
 N = 2500  # shares end inside a block of 1024 rows
 FIXED = {"regularisation": "fixed"}
+ROUNDED = N * 2 * 64 / 2**30  # GiB: room for a byte of every number, and not for float32 of a third of them
 CASES = {
     "as shipped": ({}, {}),
     "cross-validated": ({"regularisation": "cross_validation"}, {}),
@@ -25,6 +26,8 @@ CASES = {
     "whitened exactly": ({"metric": "whitened", **FIXED}, {}),
     "in-domain": (FIXED, {"in_domain": True}),
     "streamed": ({"memory_gib": 0.0, "chunk_rows": 300, **FIXED}, {}),
+    "rounded": ({"memory_gib": ROUNDED, **FIXED}, {}),
+    "pca, rounded": ({"subspace": "pca", "subspace_dim": 16, "memory_gib": ROUNDED / 4, **FIXED}, {}),
     "pca": ({"subspace": "pca", "subspace_dim": 16, "subspace_rows": 500, **FIXED}, {}),
     "svd, streamed": ({"subspace": "svd", "subspace_dim": 8, "memory_gib": 0.0, **FIXED}, {}),
     "one round": ({"memory_gib": 0.0, **FIXED}, {}),
@@ -38,7 +41,7 @@ CASES = {
     "not finite": (FIXED, {"spoiled": N - 3}),
 }
 
-OF_THREE = ("as shipped", "streamed", "one round", "not finite")
+OF_THREE = ("as shipped", "streamed", "rounded", "one round", "not finite")
 
 
 def pose(in_domain=False, rows=90, tokens=None, dtype=torch.float32, spoiled=None):

@@ -27,6 +27,7 @@ from gtp_benchmarks.performance.clustered import Clustered
 from gtp_benchmarks.performance.clustered_store import write_clustered
 from gtp_benchmarks.performance.measuring import (
     Figure,
+    Stopwatch,
     Timing,
     forget_files,
     interleaved,
@@ -41,9 +42,10 @@ from gtp_exp.data.examples import Example
 from gtp_exp.gradients.features import GradientFeatures, MemoryFeatures
 from gtp_exp.gradients.shards import from_int8, to_int8
 from gtp_exp.gradients.store import GradientStore
+from gtp_exp.selection import gtp as gtp_module
 from gtp_exp.selection.atoms import fused
 from gtp_exp.selection.atoms.duplicates import row_hash
-from gtp_exp.selection.atoms.matrix import tensor_atoms
+from gtp_exp.selection.atoms.matrix import BlockAtoms, tensor_atoms
 from gtp_exp.selection.base import Budget, SelectionProblem, Unit
 from gtp_exp.selection.gtp import GTP, Regularisation
 from gtp_exp.selection.solvers.omp import OMP
@@ -337,7 +339,8 @@ def measure_disk(rows: int, dim: int, sizes: Sequence[int], scratch: Path, repor
         report.rows.append(row)
         detail = (
             f"peak memory {values['peak_gib']:.2f} GiB beyond the mapped store, "
-            f"{values['rounds']} rounds, {values['fill']} rows by fill"
+            f"{values['rounds']} rounds, {values['fill']} rows by fill, "
+            f"{values['passes']} passes over the store"
         )
         report.figures.append(
             Figure(
@@ -388,7 +391,7 @@ def select_from_store(rows: int, dim: int, size: int, scratch: Path) -> dict[str
     target = [one.target_rows() for one in pool]
     asked = problem(store, target, size)
     gtp = selector(regularisation=Regularisation.FIXED, ridge=RIDGE)
-    with PeakMemory() as memory:
+    with PeakMemory() as memory, Stopwatch(correlate_own=BlockAtoms, build_atoms=gtp_module) as watch:
         began = time.perf_counter()
         selection = gtp.select(asked)
         seconds = time.perf_counter() - began
@@ -410,6 +413,7 @@ def select_from_store(rows: int, dim: int, size: int, scratch: Path) -> dict[str
         "read": read,
         "again": again,
         "forgotten": forgotten,
+        "passes": watch.calls.total(),
     }
     if size <= CHECKPOINTS * dim:
         values["omp"] = incremental_step_cost(gtp, asked, steps=min(60, size))

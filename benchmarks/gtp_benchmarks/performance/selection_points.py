@@ -7,7 +7,6 @@ import os
 import socket
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from gtp_benchmarks.performance.clustered import Clustered
 from gtp_benchmarks.performance.cost_model import MeasuredSelection, Point
-from gtp_benchmarks.performance.measuring import release_free_memory
+from gtp_benchmarks.performance.measuring import Stopwatch, release_free_memory
 from gtp_benchmarks.performance.memory_limit import MappedStore, limit_memory
 from gtp_benchmarks.performance.selection import RIDGE, PeakMemory, judge, problem, selector
 from gtp_exp.distributed import ALONE, SENT, connect
@@ -134,37 +133,6 @@ def measure_point(folder: Path, point: Point, repeats: int, **settings: Any) -> 
     """Of the process that took most; its memory is that of the one that held most."""
     measured = in_processes(point.processes, measure_in_process, folder, point, settings, repeats)
     return replace(max(measured, key=lambda one: one.cpu), peak=max(one.peak for one in measured))
-
-
-class Stopwatch:
-    """Counts calls of some functions inside the block, and the processor's seconds they took."""
-
-    def __init__(self, **places: Any) -> None:
-        """By name of the function, the class or module that holds it."""
-        self._places = places
-        self.calls: Counter[str] = Counter()
-        self.seconds: Counter[str] = Counter()  # type: ignore[assignment]
-
-    def __enter__(self) -> Stopwatch:
-        self._originals = {name: getattr(place, name) for name, place in self._places.items()}
-        for name, original in self._originals.items():
-            setattr(self._places[name], name, self._timed(name, original))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for name, original in self._originals.items():
-            setattr(self._places[name], name, original)
-
-    def _timed(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*arguments: Any, **named: Any) -> Any:
-            began = time.process_time()
-            try:
-                return original(*arguments, **named)
-            finally:
-                self.calls[name] += 1
-                self.seconds[name] += time.process_time() - began  # type: ignore[assignment]
-
-        return timed
 
 
 def judged(store: GradientStore, point: Point, selection: Selection) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Multiply half-width rows with one float32 column in a single read, by a kernel that torch.compile makes.
+"""Multiply half-width or narrower rows with one float32 column in one read, by a kernel of torch.compile.
 
 Widening a block of rows and multiplying it afterwards moves every number through the cache twice, and costs
 more than reading half the bytes saves. The fused kernel reads each row once, widens in registers and is twice

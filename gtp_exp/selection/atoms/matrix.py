@@ -23,9 +23,9 @@ import torch
 from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.gradients.features import Rows, TensorRows
 from gtp_exp.selection.atoms import fused
-from gtp_exp.selection.atoms.fused import Kernel
 from gtp_exp.selection.atoms.metric import Whitening
-from gtp_exp.selection.atoms.sharded import in_memory
+from gtp_exp.selection.atoms.rounded import Product, RoundedRows
+from gtp_exp.selection.atoms.sharded import in_memory, own_rows, own_span
 from gtp_exp.selection.atoms.threads import in_threads
 
 BLOCK = 1024  # rows converted to float32 at a time: 8 MB at 2,048 columns, which stays in the cache
@@ -46,12 +46,27 @@ class Atoms(Protocol):
         """The processes that pass over the pool together, each over its own rows."""
         ...
 
+    @property
+    def own(self) -> range:
+        """The candidates whose rows this process reads."""
+        ...
+
     def correlate(self, residual: torch.Tensor) -> torch.Tensor:
         """Return A R for residual columns R [m, S]: float32 [N, S], in one pass whatever S."""
         ...
 
     def correlate_own(self, residual: torch.Tensor) -> torch.Tensor:
         """Return the same for this process's rows, with zeros for the others: nothing is sent."""
+        ...
+
+    def bounds(self, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return what `correlate_own` lies between, float32 [N, S] each, zeros for other processes' rows,
+        without reading the store; None where no rounded rows are in memory.
+        """
+        ...
+
+    def correlate_some(self, index: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """Return `correlate_own` of some of this process's rows by int64 index [k]: float32 [k, S]."""
         ...
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
@@ -71,6 +86,7 @@ class Block:
     scale: torch.Tensor  # float32 [N]
     basis: torch.Tensor | None  # float32 [k, d] with orthonormal rows, or None for the whole sketch
     metric: Whitening | None = None  # of `dim` numbers; None: the Euclidean one
+    rounded: RoundedRows | None = None  # this process's rows in the basis and the metric
 
     @property
     def dim(self) -> int:
@@ -101,6 +117,11 @@ class BlockAtoms:
         """The numbers of candidates N and of dimensions m."""
         return self.blocks[0].rows.shape[0], sum(block.dim for block in self.blocks)
 
+    @property
+    def own(self) -> range:
+        """The candidates whose rows this process reads."""
+        return own_span(self.blocks[0].rows)
+
     def _split(self, columns: torch.Tensor) -> Sequence[torch.Tensor]:
         return columns.split([block.dim for block in self.blocks])
 
@@ -114,22 +135,46 @@ class BlockAtoms:
         for block, part in zip(self.blocks, self._split(residual.float()), strict=True):
             lifted = block.lift(part)
             whole = in_memory(block.rows)  # there a chunk is a view and costs nothing
-            kernel = self._fused(block) if lifted.shape[1] == 1 else None
+            product = self._product(block.rows.dtype, lifted)
             for start, chunk in block.rows.chunks(self.shape[0] if whole else self.chunk_rows):
                 stop = start + len(chunk)
-                if kernel is None:
-                    product = dot(chunk, lifted)
-                else:
-                    product = kernel(chunk, lifted[:, 0].contiguous())[:, None]
-                total[start:stop] += block.scale[start:stop, None] * product
+                total[start:stop] += block.scale[start:stop, None] * product(chunk, lifted)
         return total
 
-    def _fused(self, block: Block) -> Kernel | None:
-        """Return a compiled kernel for half-width rows, where the pass is large enough to be worth one."""
-        n, dim = block.rows.shape
-        if block.rows.dtype == torch.float32 or n * dim * len(self.blocks) < fused.WORTH:
-            return None
-        return fused.widen_and_dot(dim, block.rows.dtype)
+    def bounds(self, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return what `correlate_own` lies between, float32 [N, S] each, zeros for other processes' rows,
+        without reading the store; None where no rounded rows are in memory.
+        """
+        middle = torch.zeros(self.shape[0], residual.shape[1])
+        squares = torch.zeros_like(middle)  # of how far the products of a checkpoint may be off
+        own = slice(self.own.start, self.own.stop)
+        for block, part in zip(self.blocks, self._split(residual.float()), strict=True):
+            if block.rounded is None:
+                return None
+            products, off = block.rounded.products(part, self._product(torch.int8, part))
+            middle[own] += block.scale[own, None] * products
+            squares[own] += block.scale[own, None].square() * off
+        off = squares.sqrt_()
+        return middle - off, middle + off
+
+    def correlate_some(self, index: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """Return `correlate_own` of some of this process's rows by int64 index [k]: float32 [k, S]."""
+        total = torch.zeros(len(index), residual.shape[1])
+        for block, part in zip(self.blocks, self._split(residual.float()), strict=True):
+            total += block.scale[index, None] * dot(own_rows(block.rows, index), block.lift(part))
+        return total
+
+    def _product(self, dtype: torch.dtype, columns: torch.Tensor) -> Product:
+        """Return what multiplies rows of a type with columns [d, S]: a compiled kernel for narrow rows and
+        one column, where the pass is large enough to be worth one.
+        """
+        kernel, dim = None, columns.shape[0]
+        large = self.shape[0] * dim * len(self.blocks) >= fused.WORTH
+        if columns.shape[1] == 1 and dtype != torch.float32 and large:
+            kernel = fused.widen_and_dot(dim, dtype)
+        if kernel is None:
+            return dot
+        return lambda rows, columns: kernel(rows, columns[:, 0].contiguous())[:, None]
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
         """Return atoms by int64 index [k]: float32 [k, m]."""
@@ -157,9 +202,9 @@ def tensor_atoms(matrix: torch.Tensor, chunk_rows: int = 1 << 20) -> BlockAtoms:
 
 
 def dot(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Multiply rows [c, d] of any floating type with columns float32 [d, S] to float32 [c, S].
+    """Multiply rows [c, d] of any type with columns float32 [d, S] to float32 [c, S].
 
-    Half-width rows are widened a block at a time inside the cache, which costs less than it saves in reads.
+    Narrower rows are widened a block at a time inside the cache, which costs less than it saves in reads.
     """
     if columns.shape[1] == 1:
         return _dot_one(rows, columns[:, 0].contiguous())[:, None]

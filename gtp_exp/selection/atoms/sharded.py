@@ -90,3 +90,13 @@ class SharedRows:
 def in_memory(rows: Rows) -> bool:
     """Tell whether this process holds its rows in memory."""
     return isinstance(rows, TensorRows) or (isinstance(rows, SharedRows) and in_memory(rows.own))
+
+
+def own_span(rows: Rows) -> range:
+    """Return which of all rows this process holds."""
+    return rows.span if isinstance(rows, SharedRows) else range(rows.shape[0])
+
+
+def own_rows(rows: Rows, index: torch.Tensor) -> torch.Tensor:
+    """Return some of this process's rows by int64 index [k] into all rows: nothing is sent."""
+    return rows.own.rows(index - rows.span.start) if isinstance(rows, SharedRows) else rows.rows(index)

@@ -19,7 +19,8 @@ from gtp_exp.gradients.features import GradientFeatures, Rows, TensorRows
 from gtp_exp.selection.atoms.duplicates import Copies, exact_copies, no_copies, row_hash
 from gtp_exp.selection.atoms.matrix import BLOCK, Block, BlockAtoms
 from gtp_exp.selection.atoms.metric import MetricSettings, Whitening
-from gtp_exp.selection.atoms.sharded import SharedRows, Slice, in_memory, share_of
+from gtp_exp.selection.atoms.rounded import RoundedRows
+from gtp_exp.selection.atoms.sharded import SharedRows, Slice, in_memory, own_span, share_of
 from gtp_exp.selection.atoms.subspace import Subspace, evenly_spaced, principal_rows
 from gtp_exp.selection.atoms.threads import in_threads
 from gtp_exp.selection.base import SelectionProblem
@@ -33,6 +34,14 @@ class Normalise(Enum):
     NONE = "none"  # dot products: large gradients (often short completions) weigh more
     ATOM = "atom"  # every atom has unit norm
     CHECKPOINT = "checkpoint"  # every checkpoint's part has norm sqrt(eta_t / sum eta), as in LESS
+
+
+class Kept(Enum):
+    """Say what of the pool's sketches is in memory while a pursuit passes over them."""
+
+    WHOLE = "whole"  # as float32, which is quicker to pass over than half-width numbers
+    ROUNDED = "rounded"  # to a byte a number: what these propose is read from the store; see rounded.py
+    NOTHING = "nothing"  # every pass reads the store
 
 
 class CheckpointWeights(Enum):
@@ -141,9 +150,8 @@ def build_atoms(problem: SelectionProblem, settings: AtomSettings, selector: str
     estimate. Raises UserError for gradients that lack a direction; numbers that are not finite raise
     ValueError: whoever hands in gradients leaves such rows out before.
 
-    Sketches that fit memory_gib together as float32 are held in memory, where a pass over half-width numbers
-    would be the slower one; others are read from the store at every pass. With several processes each reads
-    its own share of the pool, and all of them must call this together.
+    What is kept in memory for the passes to come depends on what fits memory_gib; see `Kept`. With several
+    processes each reads its own share of the pool, and all of them must call this together.
     """
     pool, target = problem.pool_gradients, None if problem.target is None else problem.target_gradients
     require_directions(pool, [settings.direction], selector)
@@ -155,12 +163,12 @@ def build_atoms(problem: SelectionProblem, settings: AtomSettings, selector: str
     taken = taken_checkpoints(len(pool.learning_rates), settings.checkpoints)
     shares = checkpoint_shares([pool.learning_rates[t] for t in taken], settings.checkpoint_weights)
     stored = [_shared(pool.features(t, settings.direction), processes) for t in taken]
-    held = _fits_memory(pool, settings, len(taken), processes)
+    kept = _kept(pool, settings, len(taken), processes)
     hashes = torch.zeros(pool.n, dtype=torch.int64)
     parts = []
     for t, rows in zip(taken, stored, strict=True):
         of_target = None if target is None else target.features(t, settings.target_direction)
-        parts.append(_checkpoint_part(rows, of_target, settings, t, seed, held, hashes, processes))
+        parts.append(_checkpoint_part(rows, of_target, settings, t, seed, kept, hashes, processes))
 
     scales, gradient_norms, atom_norms = _scales([part.norms for part in parts], shares, settings.normalise)
     if not (gradient_norms > 0).any():
@@ -168,7 +176,8 @@ def build_atoms(problem: SelectionProblem, settings: AtomSettings, selector: str
             "every candidate's gradient is zero, so none can be preferred; check how they were computed"
         )
     blocks = tuple(
-        Block(part.rows, s, part.basis, part.metric) for part, s in zip(parts, scales, strict=True)
+        Block(part.rows, s, part.basis, part.metric, part.rounded)
+        for part, s in zip(parts, scales, strict=True)
     )
     copies = no_copies(pool.n)
     if settings.collapse_copies:
@@ -184,7 +193,7 @@ def build_atoms(problem: SelectionProblem, settings: AtomSettings, selector: str
             "checkpoints": taken,
             "checkpoint_shares": shares,
             "dim": atoms.shape[1],
-            "held_in_memory": held,
+            "in_memory": kept.value,
             "processes": processes.size,
             "subspace_dims": [block.dim for block in blocks],
             "subspace_explained": [p.explained for p in parts if p.explained is not None],
@@ -222,13 +231,17 @@ def _shared(rows: Rows, processes: Processes) -> Rows:
     return SharedRows(Slice(rows, share), share, rows.shape[0], processes)
 
 
-def _fits_memory(
-    pool: GradientFeatures, settings: AtomSettings, checkpoints: int, processes: Processes
-) -> bool:
-    """Tell whether this process's share of the pool, in its subspaces, fits into memory_gib as float32."""
-    share = len(share_of(pool.n, processes.rank, processes.size))
+def _kept(pool: GradientFeatures, settings: AtomSettings, checkpoints: int, processes: Processes) -> Kept:
+    """Return what of the largest share of the pool, in its subspaces, fits into memory_gib: the same in every
+    process.
+    """
+    ranks, size = range(processes.size), processes.size
+    share = max(len(share_of(pool.n, rank, size)) for rank in ranks)
     dim = pool.dim if settings.subspace is Subspace.NONE else min(settings.subspace_dim, pool.dim)
-    return share * checkpoints * dim * torch.float32.itemsize <= settings.memory_gib * GIB
+    numbers, room = share * checkpoints * dim, settings.memory_gib * GIB
+    if numbers * torch.float32.itemsize <= room:
+        return Kept.WHOLE
+    return Kept.ROUNDED if numbers * torch.int8.itemsize <= room else Kept.NOTHING
 
 
 @dataclass(frozen=True)
@@ -238,6 +251,7 @@ class _CheckpointPart:
     rows: Rows  # of the pool, for the passes to come
     basis: torch.Tensor | None  # that those passes project on; None where rows are projected already
     metric: Whitening | None  # that those passes apply after it; None where it is applied already
+    rounded: RoundedRows | None  # the own rows, projected
     norms: torch.Tensor  # float64 [N], of the projected rows
     target: torch.Tensor | None  # float32 [n, k], projected target rows
     explained: float | None  # share of the squared norm of the sampled rows that lies in the subspace
@@ -250,7 +264,7 @@ def _checkpoint_part(
     settings: AtomSettings,
     checkpoint: int,
     seed: int,
-    held: bool,
+    keep: Kept,
     hashes: torch.Tensor,
     processes: Processes,
 ) -> _CheckpointPart:
@@ -276,11 +290,15 @@ def _checkpoint_part(
     metric = settings.metric.of(rows, basis, processes)
     if metric is not None and target is not None:
         target = metric.apply(target)
-    seen = Block(rows, torch.ones(0), basis, metric)
-    norms, kept = _scan(seen, checkpoint, hashes, held, settings.chunk_rows, processes)
-    if held:
+    dim = rows.shape[1] if basis is None else len(basis)
+    rounded = None
+    if keep is Kept.ROUNDED:
+        rounded = RoundedRows.empty(len(own_span(rows)), dim, seed=checkpoint)
+    seen = Block(rows, torch.ones(0), basis, metric, rounded)
+    norms, kept = _scan(seen, checkpoint, hashes, keep is Kept.WHOLE, settings.chunk_rows, processes)
+    if keep is Kept.WHOLE:
         basis = metric = None
-    return _CheckpointPart(kept, basis, metric, norms, target, explained, target_explained)
+    return _CheckpointPart(kept, basis, metric, rounded, norms, target, explained, target_explained)
 
 
 def _scan(
@@ -293,8 +311,8 @@ def _scan(
 ) -> tuple[torch.Tensor, Rows]:
     """Return the norms float64 [N] of the (projected) rows, and the rows that later passes read.
 
-    block: the rows and how they are seen, its scale unread. Adds the hashes of the own rows to `hashes`
-    int64 [N].
+    block: the rows and how they are seen, its scale unread; its rounded rows are filled. Adds the hashes of
+    the own rows to `hashes` int64 [N].
     """
     rows, n = block.rows, block.rows.shape[0]
     norms, kept = torch.zeros(n, dtype=torch.float64), []
@@ -302,7 +320,7 @@ def _scan(
     copy = held and not (as_stored and rows.dtype == torch.float32 and in_memory(rows))
     for start, chunk in rows.chunks(chunk_rows):
         hashes[start : start + len(chunk)] += row_hash(chunk, checkpoint)
-        seen = _see(block, chunk, norms[start : start + len(chunk)], copy)
+        seen = _see(block, chunk, start, norms, copy)
         if seen is not None:
             kept.append(seen)
     norms = processes.all_reduce(norms)
@@ -314,18 +332,24 @@ def _scan(
     return norms, SharedRows(own, rows.span, n, processes)
 
 
-def _see(block: Block, chunk: torch.Tensor, norms: torch.Tensor, keep: bool) -> torch.Tensor | None:
-    """Write the norms float64 [c] of rows [c, d] as the block sees them; with `keep` return the rows so seen,
-    float32 [c, dim].
+def _see(
+    block: Block, chunk: torch.Tensor, start: int, norms: torch.Tensor, keep: bool
+) -> torch.Tensor | None:
+    """Write the norms float64 [N] of rows [c, d] from `start` on as the block sees them, and round them where
+    it asks for that; with `keep` return the rows so seen, float32 [c, dim].
     """
     kept = torch.empty(len(chunk), block.dim) if keep else None
+    first = own_span(block.rows).start
 
     def share(parts: range) -> None:
-        for part in (slice(i * BLOCK, (i + 1) * BLOCK) for i in parts):
-            seen = block.project(chunk[part])
-            norms[part] = torch.linalg.vector_norm(seen, dim=1).double()
+        for begin in (i * BLOCK for i in parts):
+            seen = block.project(chunk[begin : begin + BLOCK])
+            at = range(start + begin, start + begin + len(seen))
+            norms[at.start : at.stop] = torch.linalg.vector_norm(seen, dim=1).double()
             if kept is not None:
-                kept[part] = seen
+                kept[begin : begin + len(seen)] = seen
+            if block.rounded is not None:
+                block.rounded.put(range(at.start - first, at.stop - first), seen)
 
     in_threads(share, -(-len(chunk) // BLOCK), 1)
     return kept

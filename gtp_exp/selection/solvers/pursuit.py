@@ -14,6 +14,7 @@ from gtp_exp.selection.atoms.duplicates import near_copies
 from gtp_exp.selection.atoms.matrix import Atoms
 from gtp_exp.selection.solvers.nnls import Columns, GramCache, columns_of
 
+FEW = 16  # a pass over the pool is quicker than to read more than one row in so many by its index
 SLACK = 64  # rows fetched beyond those asked for, so that float32 rounding cannot decide who is in
 
 
@@ -237,6 +238,22 @@ def _top_of_all(values: torch.Tensor, k: int, processes: Processes) -> torch.Ten
     return index[order][top(value[order], k)].long()
 
 
+def _aligned(atoms: Atoms, residual: torch.Tensor, available: torch.Tensor, k: int) -> torch.Tensor:
+    """Return `alignment` of this process's rows with a residual [m, S], float [N], where it is needed: it is
+    0 for rows that rounded ones in memory show not to be among the k largest of the available.
+    """
+    bounds = atoms.bounds(residual)
+    if bounds is not None:
+        low, high = (torch.where(available, alignment(bound), 0.0) for bound in bounds)
+        among = low[top(low, k)]
+        index = (high > (among[-1] if len(among) == k else 0.0)).nonzero().flatten()
+        if len(index) * FEW <= len(atoms.own):
+            values = torch.zeros_like(high)
+            values[index] = alignment(atoms.correlate_some(index, residual))
+            return values
+    return alignment(atoms.correlate_own(residual))
+
+
 def strongest(
     atoms: Atoms,
     residual: torch.Tensor,
@@ -246,13 +263,16 @@ def strongest(
     correlation: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the k available rows that correlate most with the residual [m, S], and more than `above`: index
-    int64 [<= k] and their atoms float32 [<= k, m]. Takes one pass over the pool, or none where the
-    correlation float32 [N, S] of this process's rows with the residual is given.
+    int64 [<= k] and their atoms float32 [<= k, m]. Takes one pass over the pool, or none where rounded rows
+    are in memory or the correlation float32 [N, S] of this process's rows with the residual is given.
 
     The float32 pass proposes k and some more, float64 products of those rows decide: chunking, threads and
     the storage's product kernel change the last bits of the pass, but not the answer.
     """
-    values = alignment(atoms.correlate_own(residual.float()) if correlation is None else correlation)
+    if correlation is None:
+        values = _aligned(atoms, residual.float(), available, k + SLACK)
+    else:
+        values = alignment(correlation)
     values = torch.where(available & (values > above), values, 0.0)
     proposed = _top_of_all(values, k + SLACK, atoms.processes).sort().values
     rows = atoms.rows(proposed)
