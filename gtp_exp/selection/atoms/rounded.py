@@ -21,12 +21,8 @@ from dataclasses import dataclass
 
 import torch
 
-RARE = (
-    1e-18  # of one row and column: a failure among ten million rows in a thousand passes is as good as none
-)
-STEPS = math.sqrt(
-    math.log(2 / RARE) / 2
-)  # of a row times the norm of a column, by which a product may be off
+RARE = 1e-18  # ten million rows in a thousand passes: one selection in 10^8 overlooks one of them
+STEPS = math.sqrt(math.log(2 / RARE) / 2)  # of a row, times |r|, by which a product may be off: 4.6
 LEVELS = 126  # the steps to the largest number of a row: one more, if it is rounded up, is what int8 holds
 
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # rows [n, d] and columns [d, S] to [n, S]

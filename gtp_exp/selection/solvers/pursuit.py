@@ -245,8 +245,9 @@ def _aligned(atoms: Atoms, residual: torch.Tensor, available: torch.Tensor, k: i
     bounds = atoms.bounds(residual)
     if bounds is not None:
         low, high = (torch.where(available, alignment(bound), 0.0) for bound in bounds)
-        among = low[top(low, k)]
-        index = (high > (among[-1] if len(among) == k else 0.0)).nonzero().flatten()
+        surely = low[top(low, k)]
+        least = surely[-1] if len(surely) == k else 0.0
+        index = ((high > 0) & (high >= least)).nonzero().flatten()
         if len(index) * FEW <= len(atoms.own):
             values = torch.zeros_like(high)
             values[index] = alignment(atoms.correlate_some(index, residual))
