@@ -48,6 +48,7 @@ def test_what_changes_a_result_is_told(change, words):
         {},
         {"outputs": "elsewhere", "tracking": {"mode": "online"}},
         {"gradients": {"token_budget": 512}, "selector": {**SELECTOR, "memory_gib": 1}},
+        {"dataset": {"rows": 500.0}},
         {"validation": {"share": 0.2}},
         {"tests": {"mmlu": {"test_rows": 200}}},
         {"selector": {**SELECTOR, "folds": 3}},  # an option that came with a later version

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from gtp_exp.leaderboard.comparability import Row
+
+_WHOLE = re.compile(r"(?<=\d)\.0+(?=\]*$)")  # of a number, or of the last one in a list
 
 
 def is_baseline(row: Row, baseline: str) -> bool:
@@ -38,5 +41,6 @@ def _taken_apart(baseline: str) -> tuple[str, set[str]]:
 
 
 def _parts(settings: str) -> set[str]:
-    """Return what stands between commas; those within a list part it on both sides of a comparison."""
-    return {part.strip() for part in settings.split(",") if part.strip()}
+    """Return what stands between commas; those within a list part it on both sides of a comparison. Whole
+    numbers are as a row's label has them: 1, not 1.0."""
+    return {_WHOLE.sub("", part.strip()) for part in settings.split(",") if part.strip()}

@@ -145,14 +145,23 @@ def group(runs: Sequence[Run], *, beside: Sequence[str]) -> Grouped:
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """{"a": {"b": 1}} -> {"a.b": "1"}; a list is one value."""
+    """{"a": {"b": 1}} -> {"a.b": "1"}; a list is one value, and 1.0 is 1."""
     flat: dict[str, str] = {}
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
             flat.update(flatten(value, f"{prefix}{key}."))
         else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+            flat[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(_whole(value))
     return flat
+
+
+def _whole(value: Any) -> Any:
+    """Return a value in which whole numbers are int and keys in order, however they were written."""
+    if isinstance(value, Mapping):
+        return {key: _whole(value[key]) for key in sorted(value)}
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _named(tables: Sequence[Mapping[str, str]]) -> frozenset[str]:

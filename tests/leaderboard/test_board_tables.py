@@ -255,6 +255,15 @@ def test_a_selectors_own_settings_make_rows_of_their_own():
     assert all(len(row.runs) == 2 for row in table.rows)
 
 
+def test_a_whole_number_is_the_same_with_and_without_a_point():
+    runs = [
+        record(seed=seed, config={"selector": {"_target_": "gtp", "ridge": ridge, "ridges": [ridge, 0.5]}})
+        for seed, ridge in enumerate((1, 1.0))
+    ]
+    (table,) = tables(runs)
+    assert [(row.label, len(row.runs)) for row in table.rows] == [("gtp", 2)]
+
+
 def with_solver(name, **options):
     solver = {"_target_": f"gtp_exp.selection.solvers.{name}", **options}
     return record(
@@ -267,7 +276,7 @@ def with_solver(name, **options):
     [
         (
             [with_solver("cosamp.CoSaMP", ridge=r, prune_stages=4, tolerance=0.02) for r in (0.1, 1.0)],
-            ["gtp [solver.ridge=0.1]", "gtp [solver.ridge=1.0]"],
+            ["gtp [solver.ridge=0.1]", "gtp [solver.ridge=1]"],
         ),
         (
             [with_solver("cosamp.CoSaMP", prune_stages=4, tolerance=0.02), with_solver("omp.OMP")],
@@ -420,7 +429,7 @@ def test_variants_of_one_selector_are_compared_with_the_one_that_is_named():
     label = told.partition('--baseline "')[2].partition('"')[0]
     assert sum(li.is_baseline for li in board(runs, beside=["train"], baseline=label).lines) == 1
 
-    for name in ("gtp [ridge=0.3, train.lr=1]", "gtp[train.lr=1, ridge=0.3]"):
+    for name in ("gtp [ridge=0.3, train.lr=1]", "gtp[train.lr=1.0, ridge=0.3]"):
         found = board(runs, beside=["train"], baseline=name)
         by_label = {li.row.label: li for li in found.lines}
         assert not any("is compared to" in note or "Without a run" in note for note in found.notes)
