@@ -250,6 +250,26 @@ def test_an_outputs_folder_that_cannot_be_made_is_refused(tmp_path):
     assert done.returncode == 2 and "File name too long" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(("flags", "key"), [([], "hydra.run.dir"), (["-m"], "hydra.sweep.dir")])
+def test_a_folder_of_runs_that_cannot_be_made_is_refused(tmp_path, flags, key):
+    (tmp_path / "file").write_text("")
+    for folder, why in [
+        ("file", "cannot be a folder: 'file' is a file"),
+        ("file/below", "cannot be a folder: 'file' is a file"),
+        ("x" * 300, "cannot be made (File name too long)"),
+    ]:
+        done = call(tmp_path, *flags, f"{key}={folder}")
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        assert f"error: {key}={folder} {why}; give another {key}=DIR" in done.stderr
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help", "--cfg=job", "--info=searchpath"])
+def test_what_only_shows_something_needs_no_folder(tmp_path, flag):
+    (tmp_path / "file").write_text("")
+    shown = call(tmp_path, flag, "outputs=file")
+    assert shown.returncode == 0 and not shown.stderr, shown.stderr
+
+
 def test_the_version_is_told_at_once(tmp_path):
     from gtp_exp import __version__
 

@@ -51,6 +51,8 @@ PLUGINS = {
     "hydra/sweeper=optuna": ("optuna", "optuna"),
     "hparams_search=optuna": ("optuna", "optuna"),
 }
+# Flags that show a composition, or help, and start no job.
+ONLY_SHOW = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
 # What Hydra's grammar reads as something other than a name, which it refuses by a traceback.
 NO_NAME = re.compile(r"[+-]?(\d[\d_]*\.?\d*(e[+-]?\d+)?|\.\d+|inf|nan)|null|true|false", re.IGNORECASE)
 
@@ -78,7 +80,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
     check_no_secrets({f"argument {i}": text for i, text in enumerate(arguments, 1)})
     _check_grammar(arguments)
     _check_options(arguments)
-    _check_outputs(arguments)
+    _check_folders(arguments)
 
 
 def _check_grammar(arguments: Sequence[str]) -> None:
@@ -119,19 +121,32 @@ def _check_options(arguments: Sequence[str]) -> None:
                 check_installed(text, module, extra)
 
 
-def _check_outputs(arguments: Sequence[str]) -> None:
-    """Refuse an outputs folder where Hydra would fail to make a folder, by a traceback."""
-    named = [text.partition("=")[2] for text in arguments if text.startswith("outputs=")]
-    folder = Path(named[-1].strip("'\"") if named else "outputs").expanduser()
-    if "${" in str(folder) or {"--help", "--hydra-help", "--cfg", "--info", "-c", "-i"} & set(arguments):
+def _check_folders(arguments: Sequence[str]) -> None:
+    """Refuse folders that Hydra would fail to make, by a traceback: of the outputs, and of runs where one is
+    named. What only shows something makes none."""
+    if ONLY_SHOW & {text.partition("=")[0] for text in arguments}:
         return
+    for key, folder in {"outputs": "outputs", "hydra.run.dir": "", "hydra.sweep.dir": ""}.items():
+        for text in arguments:
+            if text.startswith(f"{key}="):
+                folder = text.partition("=")[2].strip("'\"")
+        if folder and "${" not in folder:
+            remedy = "set outputs=DIR" if key == "outputs" else f"give another {key}=DIR"
+            _check_folder_to_make(Path(folder).expanduser(), key, remedy)
+
+
+def _check_folder_to_make(folder: Path, key: str, remedy: str) -> None:
+    """Refuse a folder where a file stands in its place, or above it, and one that takes no files."""
     try:
         there = next((path for path in (folder, *folder.parents) if path.exists()), Path("."))
         if not there.is_dir():
-            raise UserError(f"outputs={folder} cannot be a folder: '{there}' is a file; set outputs=DIR")
+            raise UserError(f"{key}={folder} cannot be a folder: '{there}' is a file; {remedy}")
         check_room(there, needed=1 << 16)  # the run's own files, about
     except OSError as error:
-        raise UserError(storage_fault(error, folder) or f"outputs={folder}: {error}") from error
+        told = storage_fault(error, folder) if key == "outputs" else ""
+        raise UserError(
+            told or f"{key}={folder} cannot be made ({error.strerror or error}); {remedy}"
+        ) from error
 
 
 def prepare_job(config: DictConfig, directory: Path) -> tuple[Launch, Path]:
