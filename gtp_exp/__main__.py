@@ -30,6 +30,7 @@ from gtp_exp.api.start import (
     prepare_job,
     reason_of_failure,
     run_job,
+    with_home_folder,
 )
 from gtp_exp.errors import UserError
 from gtp_exp.leaderboard.metrics import headline_mean
@@ -151,6 +152,7 @@ def main() -> None:
     try:
         if "--estimate" in sys.argv:
             raise SystemExit(_estimate([a for a in sys.argv[1:] if a != "--estimate"]))
+        sys.argv[1:] = with_home_folder(sys.argv[1:])
         sys.argv += _run_folder(sys.argv[1:])
         _job()
     except KeyboardInterrupt:

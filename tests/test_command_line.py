@@ -263,6 +263,16 @@ def test_a_folder_of_runs_that_cannot_be_made_is_refused(tmp_path, flags, key):
         assert f"error: {key}={folder} {why}; give another {key}=DIR" in done.stderr
 
 
+@pytest.mark.parametrize(("flags", "key"), [([], "hydra.run.dir"), (["-m"], "hydra.sweep.dir")])
+def test_a_folder_of_runs_may_lie_in_the_home_folder(tmp_path, flags, key):
+    home = tmp_path / "who's home"
+    job = command(*flags, f"{key}='~/runs'", "selector=random", "until=selection")
+    done = forked.run(job, tmp_path, {**ENVIRONMENT, "HOME": str(home)})
+    assert done.returncode == 0, done.stderr
+    (left,) = home.glob("runs/**/results.json")
+    assert str(home) not in left.read_text() and not (tmp_path / "~").exists()
+
+
 @pytest.mark.parametrize("flag", ["-h", "--help", "--cfg=job", "--info=searchpath"])
 def test_what_only_shows_something_needs_no_folder(tmp_path, flag):
     (tmp_path / "file").write_text("")

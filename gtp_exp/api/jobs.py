@@ -25,6 +25,7 @@ from gtp_exp.api.start import (
     prepare_job,
     reason_of_failure,
     run_job,
+    with_home_folder,
 )
 from gtp_exp.errors import UserError, first_line
 from gtp_exp.launch.faults import storage_fault
@@ -68,7 +69,7 @@ def _checked(overrides: Sequence[str]) -> list[str]:
         if text.startswith("-"):
             raise UserError(f"{text} is an option of the command line; give overrides such as selector=gtp")
     check_arguments(overrides)
-    return list(overrides)
+    return with_home_folder(overrides)
 
 
 @contextlib.contextmanager

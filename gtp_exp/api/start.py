@@ -51,6 +51,7 @@ PLUGINS = {
     "hydra/sweeper=optuna": ("optuna", "optuna"),
     "hparams_search=optuna": ("optuna", "optuna"),
 }
+RUN_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")  # the keys by which people name a folder of runs
 # Flags that show a composition, or help, and start no job.
 ONLY_SHOW = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
 # What Hydra's grammar reads as something other than a name, which it refuses by a traceback.
@@ -81,6 +82,21 @@ def check_arguments(arguments: Sequence[str]) -> None:
     _check_grammar(arguments)
     _check_options(arguments)
     _check_folders(arguments)
+
+
+def with_home_folder(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with ~ as the home folder where they name a folder of runs: Hydra would make a
+    folder of that name."""
+    return [_with_home_folder(text) for text in arguments]
+
+
+def _with_home_folder(text: str) -> str:
+    key, _, value = text.partition("=")
+    folder = value.strip("'\"")
+    if key not in RUN_FOLDERS or not folder.startswith("~"):
+        return text
+    quoted = os.path.expanduser(folder).replace("'", "\\'")
+    return f"{key}='{quoted}'"
 
 
 def _check_grammar(arguments: Sequence[str]) -> None:
@@ -126,7 +142,7 @@ def _check_folders(arguments: Sequence[str]) -> None:
     named. What only shows something makes none."""
     if ONLY_SHOW & {text.partition("=")[0] for text in arguments}:
         return
-    for key, folder in {"outputs": "outputs", "hydra.run.dir": "", "hydra.sweep.dir": ""}.items():
+    for key, folder in {"outputs": "outputs", **dict.fromkeys(RUN_FOLDERS, "")}.items():
         for text in arguments:
             if text.startswith(f"{key}="):
                 folder = text.partition("=")[2].strip("'\"")
