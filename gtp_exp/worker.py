@@ -2,7 +2,8 @@
 
 This module never imports Hydra.
 
-Exit status: 0 complete, 1 a fault of ours, 2 bad input or a folder that takes no more, 130 interrupted.
+Exit status: 0 complete, 1 a fault of ours, 2 bad input, or a folder or memory that takes no more, 130
+interrupted.
 results.json tells the same story.
 """
 
@@ -114,8 +115,10 @@ def _complete(
         log.error("interrupted; run the same command again to go on from the last finished stage")
         return replace(record, state=State.INTERRUPTED, error="interrupted"), 130
     except Exception as error:
+        from gtp_exp.model.device import memory_fault
+
         outputs = Path(str(config.get("outputs"))).expanduser()
-        if told := storage_fault(error, outputs) or not_deterministic(error):
+        if told := storage_fault(error, outputs) or not_deterministic(error) or memory_fault(error):
             log.error("%s", told)
             return replace(record, state=State.FAILED, error=told), 2
         if _lost_contact(error):

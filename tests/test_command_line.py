@@ -191,6 +191,14 @@ def test_parent_and_worker_end_together_and_the_record_says_how(tmp_path, victim
         assert parent.returncode == 128 + number and "the worker was killed by signal 9" in printed
 
 
+def test_a_job_without_enough_memory_says_which_settings_need_less(tmp_path):
+    done = call(tmp_path, "dataset._target_=toy.HugePool", "selector=random")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "memory ran out (" in done.stderr and "lower train.micro_batch_size" in done.stderr
+    left = record(tmp_path)
+    assert left["state"] == "failed" and left["error"].startswith("memory ran out (")
+
+
 def test_an_interrupted_worker_is_not_interrupted_again_while_it_cleans_up():
     code = """
 import os, signal

@@ -58,6 +58,17 @@ class ChangingPool(ToyPool):
 
 
 @dataclass(frozen=True)
+class HugePool(ToyPool):
+    """A pool that no machine has the memory for."""
+
+    def load(self) -> Pool:
+        import torch
+
+        torch.empty(1 << 50)
+        return super().load()
+
+
+@dataclass(frozen=True)
 class ToyBenchmark:
     target_rows: int
     test_rows: int

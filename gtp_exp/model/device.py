@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from gtp_exp.errors import UserError
+from gtp_exp.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -81,3 +81,15 @@ def out_of_memory(error: BaseException) -> bool:
     """Say whether an error means that memory ran out."""
     # The CPU allocator has no exception class of its own.
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def memory_fault(error: BaseException) -> str:
+    """Return a message for memory that ran out, with the settings that need less. Returns "" for any other
+    error."""
+    if not out_of_memory(error):
+        return ""
+    return (
+        f"memory ran out ({first_line(error)}); lower train.micro_batch_size or "
+        "gradients.warmup.micro_batch_size (in training), gradients.token_budget (in gradients), "
+        "eval_batch_size (in tests) or model.max_length; what is finished is kept"
+    )

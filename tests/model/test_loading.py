@@ -19,7 +19,7 @@ from gtp_exp.inputs import prepare_rows
 from gtp_exp.launch.launcher import not_deterministic
 from gtp_exp.model import device
 from gtp_exp.model.attention import Attention, check_attention
-from gtp_exp.model.device import Precision, choose_device, choose_dtype
+from gtp_exp.model.device import Precision, choose_device, choose_dtype, memory_fault
 from gtp_exp.model.identity import weights_fingerprint
 from gtp_exp.model.loading import ModelSource, prepare
 from gtp_exp.model.lora import LoRA
@@ -351,6 +351,14 @@ def test_what_a_device_cannot_do_deterministically_is_told_with_the_remedy():
         "does not have a deterministic implementation on this device; set launch.deterministic=false"
     )
     assert not not_deterministic(RuntimeError("shapes cannot be multiplied"))
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB"), MemoryError()])
+def test_memory_that_runs_out_is_told_with_the_settings_that_need_less(error):
+    assert memory_fault(error).startswith(
+        f"memory ran out ({str(error) or 'MemoryError'}); lower train.micro"
+    )
+    assert not memory_fault(RuntimeError("shapes cannot be multiplied"))
 
 
 def test_all_linear_adapts_every_linear_layer_but_the_head(tiny_config, tmp_path):
