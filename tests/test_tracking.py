@@ -128,6 +128,25 @@ def test_online_without_a_key_goes_offline_without_asking(isolated, caplog):
     assert list((isolated / "run" / "wandb").glob("offline-run-*"))
 
 
+@pytest.mark.parametrize(
+    ("machine", "told"),
+    [
+        ("127.0.0.1:9", "online did not start (Failed to get"),  # no server is there
+        ("wandb.example.org", "no API key"),  # the key of another server
+    ],
+)
+def test_a_key_counts_where_it_is_one_of_the_server_that_is_meant(
+    isolated, monkeypatch, caplog, machine, told
+):
+    (isolated / "keys").write_text(f"machine {machine} login user password {'0123456789' * 4}\n")
+    (isolated / "keys").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(isolated / "keys"))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    session(WandbTracking("p", None, WandbMode.ONLINE, 1.0).tracker(), isolated / "run")
+    assert told in caplog.text and caplog.text.count("did not start") == 1
+    assert list((isolated / "run" / "wandb").glob("offline-run-*"))
+
+
 def test_a_server_that_does_not_answer_is_told_and_the_run_is_tracked_offline(isolated, monkeypatch, caplog):
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)

@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Optional
 
-from gtp_exp.errors import first_line
+from gtp_exp.errors import UserError, first_line
 from gtp_exp.tracking import QuietTracker, RunInfo, Tracker
 
 log = logging.getLogger(__name__)
@@ -120,9 +120,6 @@ def start_run(settings: WandbTracking, folder: Path, **about: Any) -> Any:
     folder: for what W&B writes. about: what the run is, for wandb.init.
     """
     mode = wandb_mode(settings, os.environ)
-    if mode == "online" and not _has_key():
-        log.warning("W&B: mode online but no API key (WANDB_API_KEY or `wandb login`); tracking offline")
-        mode = "offline"
     for attempt in dict.fromkeys([mode, "offline"]):
         try:
             return _init(settings, folder, attempt, about)
@@ -153,6 +150,9 @@ def _init(settings: WandbTracking, directory: Path, mode: Any, about: Mapping[st
     os.environ.setdefault("WANDB_DATA_DIR", str(directory / "wandb"))
     os.environ.setdefault("WANDB_CACHE_DIR", str(directory))  # it makes a folder `wandb` in there
     os.environ.setdefault("WANDB_SILENT", "true")
+    # Else it would ask for a key. It knows whose key is wanted, and every place where one may be.
+    if mode == "online" and not wandb.login(prompt=False, verify=False):
+        raise UserError("no API key for its server by WANDB_API_KEY or `wandb login`; tracking offline")
     return wandb.init(
         project=settings.project or os.environ.get("WANDB_PROJECT") or PROJECT,
         entity=settings.entity,
@@ -195,15 +195,3 @@ def end_run(run: Any, folder: Path | None, exit_code: int = 0) -> None:
         shutil.rmtree(folder / "wandb" / "logs", ignore_errors=True)
     for link in Path(run.settings.wandb_dir).glob("debug*.log"):
         link.unlink()
-
-
-def _has_key() -> bool:
-    """Return whether W&B could log in."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    import netrc
-
-    try:
-        return any("wandb" in host for host in netrc.netrc().hosts)
-    except (OSError, ValueError, netrc.NetrcParseError):
-        return False
