@@ -1,4 +1,4 @@
-"""Notice that other processes use the cores which a job's threads need at the same time."""
+"""Count the cores that a job may use, and notice that other processes use them at the same time."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ class Used:
     at: float  # on the clock of time.monotonic
     by_all: float
     by_this: float  # this process alone
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use: of a machine that is shared, those that it was given."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def used_so_far() -> Used:
@@ -45,7 +50,7 @@ def used_by_others(before: Used, now: Used) -> float:
 def advice(others: float, threads: int) -> str | None:
     """Return what to tell of a job that computes in some threads while others use so many cores; None where
     there is room for all, or nothing to wait for."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     if threads == 1 or others < max(BUSY, BUSY_SHARE * cores) or threads + others <= cores + 0.5:
         return None
     return (

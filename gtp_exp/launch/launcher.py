@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from gtp_exp.errors import UserError, first_line
 from gtp_exp.launch import fork_server, heartbeat
+from gtp_exp.launch.busy import usable_cores
 from gtp_exp.launch.fork_server import ForkedJob
 from gtp_exp.launch.heartbeat import JobWatch
 from gtp_exp.launch.parent import die_with_parent
@@ -86,9 +87,8 @@ class Launch:
         if self.threads is not None:
             environment["OMP_NUM_THREADS"] = str(self.threads)
         elif self.num_processes > 1:  # or each of them would take every core
-            environment.setdefault(
-                "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.num_processes))
-            )
+            on_this_machine = max(1, self.num_processes // self.machines)
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // on_this_machine)))
         return environment
 
     @property

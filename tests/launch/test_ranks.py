@@ -16,7 +16,7 @@ from small_ranks import run
 from test_command_line import ENVIRONMENT, gone
 
 from gtp_exp.launch.heartbeat import NAME as HEARTBEAT
-from gtp_exp.launch.launcher import JobExit, follower_log
+from gtp_exp.launch.launcher import JobExit, Launch, follower_log
 
 READY = "(folder / 'ready').touch(); time.sleep(600)"
 # Takes its time to save, and says how often it was asked to.
@@ -62,6 +62,26 @@ EXITS = {
     "one, and the other is to be killed": ([STUBBORN, "sys.exit(3)"], JobExit(3, 1)),
 }
 OTHERWISE = ["one is killed, the other ends of it"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "file", "threads"),
+    [
+        ({"num_processes": 4}, None, "2"),
+        ({"num_processes": 16}, None, "1"),
+        ({"num_processes": 8}, "num_machines: 2\nmachine_rank: 1\nnum_processes: 8\n", "2"),  # four on each
+    ],
+)
+def test_processes_share_the_cores_that_a_job_may_use_on_their_machine(
+    tmp_path, monkeypatch, asked, file, threads
+):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    if file is not None:
+        (tmp_path / "accelerate.yaml").write_text(file)
+        asked = {**asked, "config_file": str(tmp_path / "accelerate.yaml")}
+    assert Launch(**asked).environment()["OMP_NUM_THREADS"] == threads
 
 
 @LINUX
