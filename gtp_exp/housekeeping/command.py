@@ -27,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         cache = arguments.outputs.expanduser() / "cache"
         if not cache.is_dir():
             raise UserError(f"--outputs {arguments.outputs} has no cache; give the outputs=DIR of your jobs")
-        uses = find_uses(_run_folders(arguments))
         entries = list_entries(cache)
+        uses = find_uses(_run_folders(arguments), entries)
         if arguments.action == "list":
             print(_listing(entries, stages, uses))
         else:
@@ -54,7 +54,7 @@ def _listing(entries: Sequence[Entry], stages: Sequence[str], uses: Uses) -> str
     now, lines = time.time(), []
     shown = [entry for entry in entries if not stages or entry.stage in stages]
     for entry in shown:
-        users = uses.of(entry, entries)
+        users = uses.of(entry)
         named = ", ".join(users[:_SHOWN]) + (f" and {len(users) - _SHOWN} more" if users[_SHOWN:] else "")
         what = named or "no run"
         if entry.form is not Form.WHOLE:

@@ -41,7 +41,7 @@ def unused(entries: Sequence[Entry], uses: Uses, wanted: Wanted, now: float) -> 
         if (not wanted.stages or entry.stage in wanted.stages)
         and now - entry.last_used >= wanted.older_than_s
         and (entry.form is not Form.UNFINISHED or wanted.unfinished)
-        and (entry.form is not Form.WHOLE or not uses.of(entry, entries))
+        and (entry.form is not Form.WHOLE or not uses.of(entry))
     ]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gtp_exp.errors import UserError
-from gtp_exp.files import find_files
+from gtp_exp.files import find_files, json_digest
 from gtp_exp.housekeeping.entries import Entry
 from gtp_exp.records.record import METRICS_NAME, RECORD_NAME, RunRecord, State, read_newer_record
 
@@ -24,30 +24,17 @@ class Uses:
     runs: tuple[str, ...]
     by_key: Mapping[str, tuple[str, ...]]
     unreadable: tuple[str, ...]  # why, of each record that could not be read
-    running: bool  # whether a run says that it is not at its end
 
-    def of(self, entry: Entry, entries: Sequence[Entry]) -> tuple[str, ...]:
-        """Return the runs that use an entry. entries: all of the cache.
-
-        A pass of a model over the pool is read by selections: the runs of those that the same model has made
-        use it. While a job runs, every pass counts as used.
-        """
-        if entry.stage != "pass":
-            return self.by_key.get(entry.key, ())
-        if self.running:
-            return ("a running job",)
-        model = entry.reads().get("model")
-        users = [
-            run
-            for other in entries
-            if other.stage == "selection" and other.key in self.by_key and other.reads().get("model") == model
-            for run in self.by_key[other.key]
-        ]
-        return tuple(dict.fromkeys(users))
+    def of(self, entry: Entry) -> tuple[str, ...]:
+        """Return the runs that use an entry."""
+        return self.by_key.get(entry.key, ())
 
 
-def find_uses(folders: Sequence[Path]) -> Uses:
-    """Return what the runs below the folders use. Raise UserError for a folder that is not there."""
+def find_uses(folders: Sequence[Path], entries: Sequence[Entry]) -> Uses:
+    """Return what the runs below the folders use. entries: all of the cache.
+
+    Raise UserError for a folder that is not there.
+    """
     by_key: dict[str, list[str]] = defaultdict(list)
     runs, unreadable, running = [], [], False
     for folder in folders:
@@ -64,7 +51,30 @@ def find_uses(folders: Sequence[Path]) -> Uses:
             running |= record.state is State.RUNNING
             for key in dict.fromkeys([*_recorded(record), *_logged(file.parent / METRICS_NAME)]):
                 by_key[key].append(name)
-    return Uses(tuple(runs), {k: tuple(names) for k, names in by_key.items()}, tuple(unreadable), running)
+    users = {key: tuple(names) for key, names in by_key.items()}
+    return Uses(tuple(runs), users | dict(_uses_of_passes(entries, users, running)), tuple(unreadable))
+
+
+def _uses_of_passes(
+    entries: Sequence[Entry], users: Mapping[str, tuple[str, ...]], running: bool
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the key of every pass of a model over the pool, and the runs that use it.
+
+    A pass is read by selections: the runs of those that the same model has made use it. While a job runs,
+    every pass counts as used. users: the runs that use the other entries, by key.
+    """
+    by_model: dict[str, list[str]] = defaultdict(list)
+    for entry in entries:
+        if entry.stage == "selection" and entry.key in users:
+            by_model[_model(entry)] += users[entry.key]
+    for entry in entries:
+        if entry.stage == "pass":
+            yield entry.key, ("a running job",) if running else tuple(dict.fromkeys(by_model[_model(entry)]))
+
+
+def _model(entry: Entry) -> str:
+    """Return the hash of the model that an entry was made by."""
+    return json_digest(entry.reads().get("model"))
 
 
 def _recorded(record: RunRecord) -> Iterator[str]:

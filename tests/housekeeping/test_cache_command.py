@@ -13,7 +13,7 @@ from filelock import FileLock
 from test_experiment import computed, run
 
 from gtp_exp.housekeeping.command import main
-from gtp_exp.housekeeping.entries import STAGES, Form, list_entries
+from gtp_exp.housekeeping.entries import STAGES, Entry, Form, list_entries
 from gtp_exp.housekeeping.prune import remove
 from gtp_exp.housekeeping.uses import find_uses
 from gtp_exp.leaderboard.records import load
@@ -201,6 +201,18 @@ def test_a_pass_is_used_by_the_runs_that_its_model_has_chosen_for(tmp_path, caps
     assert "pass/" in told and "selection/" in told and "would remove 2 entries" in told
 
 
+def test_every_manifest_is_read_once_whatever_the_number_of_passes(tmp_path, capsys, monkeypatch):
+    finished(tmp_path, "a", "selector=perplexity_top", "until=selection")
+    (made,) = [entry.path for entry in list_entries(tmp_path / "cache") if entry.stage == "pass"]
+    for i in range(5):
+        shutil.copytree(made, made.with_name(f"copy{i}"))
+    read, reads = [], Entry.reads
+    monkeypatch.setattr(Entry, "reads", lambda entry: read.append(entry.path) or reads(entry))
+    told = call(capsys, "list", "--outputs", tmp_path)[1].splitlines()
+    assert [line.split()[-1] for line in told if line.startswith("pass")] == ["a"] * 6
+    assert sorted(read) == sorted(set(read)) and len(read) == 7  # of six passes and one selection
+
+
 def test_weights_that_a_run_links_are_not_counted_as_freed(tmp_path, capsys):
     finished(tmp_path, "a", "selector=random", "model.lora=null")
     finished(tmp_path, "b", "selector=random", "until=selection")
@@ -262,4 +274,4 @@ def test_a_store_that_a_run_was_given_from_the_cache_is_used_by_it(outputs):
     record = read_record(outputs / "runs" / "kept" / "results.json")
     given = {**record.config, "gradients": {"pool": str(entry.path / "store"), "target": None}}
     write_record(replace(record, config=given, stages={}), outputs / "runs" / "kept")
-    assert find_uses([outputs / "runs"]).of(entry, [entry]) == ("kept",)
+    assert find_uses([outputs / "runs"], [entry]).of(entry) == ("kept",)
