@@ -27,12 +27,14 @@ from gtp_exp.api.start import (
     check_arguments,
     check_not_in_a_worker,
     conf_dir,
+    folder_key,
     prepare_job,
     reason_of_failure,
     run_job,
     with_home_folder,
 )
 from gtp_exp.errors import UserError
+from gtp_exp.launch.claim import claimed
 from gtp_exp.leaderboard.metrics import headline_mean
 from gtp_exp.records.record import RECORD_NAME, RunRecord, read_record
 
@@ -73,14 +75,16 @@ def _job(config: DictConfig) -> float:
 
 def _run(config: DictConfig, directory: Path) -> int:
     """Run one composed job in workers of its own; return its exit status."""
+    hydra_config = HydraConfig.get()
+    multirun = hydra_config.mode is RunMode.MULTIRUN
+    alone = "submitit" in hydra_config.launcher._target_  # which starts a command line for every job
     try:
-        launch, resolved = prepare_job(config, directory)
+        with claimed(directory, folder_key(multirun)):
+            launch, resolved = prepare_job(config, directory)
+            return run_job(resolved, launch, more_follow=multirun and not alone)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    hydra_config = HydraConfig.get()
-    alone = "submitit" in hydra_config.launcher._target_  # which starts a command line for every job
-    return run_job(resolved, launch, more_follow=hydra_config.mode is RunMode.MULTIRUN and not alone)
 
 
 def value_for_sweeper(record: RunRecord) -> float:

@@ -22,12 +22,14 @@ from gtp_exp.api.start import (
     check_arguments,
     check_not_in_a_worker,
     conf_dir,
+    folder_key,
     prepare_job,
     reason_of_failure,
     run_job,
     with_home_folder,
 )
 from gtp_exp.errors import UserError, first_line
+from gtp_exp.launch.claim import claimed
 from gtp_exp.launch.faults import storage_fault
 from gtp_exp.launch.launcher import TIMED_OUT
 from gtp_exp.records.record import RECORD_NAME, WORKER_LOG, RunRecord, read_record
@@ -49,11 +51,13 @@ def run(overrides: Sequence[str], config_dir: str | os.PathLike[str] | None = No
     that is interrupted. A multirun is refused: call this once for each job, or use `gtp-exp -m`.
     """
     overrides = _checked(overrides)
-    with _COMPOSING, _hydra_of_our_own():
-        config = _compose(overrides, config_dir)
-        directory = _made_folder(config)
-        launch, resolved = prepare_job(_without_hydra(config), directory)
-    return _record(directory, run_job(resolved, launch, more_follow=True))
+    with contextlib.ExitStack() as held:
+        with _COMPOSING, _hydra_of_our_own():
+            config = _compose(overrides, config_dir)
+            directory = _made_folder(config)
+            held.enter_context(claimed(directory, folder_key(multirun=False)))
+            launch, resolved = prepare_job(_without_hydra(config), directory)
+        return _record(directory, run_job(resolved, launch, more_follow=True))
 
 
 def _checked(overrides: Sequence[str]) -> list[str]:

@@ -51,7 +51,10 @@ PLUGINS = {
     "hydra/sweeper=optuna": ("optuna", "optuna"),
     "hparams_search=optuna": ("optuna", "optuna"),
 }
-RUN_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")  # the keys by which people name a folder of runs
+RUN_FOLDERS = (
+    "hydra.run.dir",
+    "hydra.sweep.dir",
+)  # the keys by which people name a folder of runs: one, many
 # Flags that show a composition, or help, and start no job.
 ONLY_SHOW = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
 # What Hydra's grammar reads as something other than a name, which it refuses by a traceback.
@@ -82,6 +85,11 @@ def check_arguments(arguments: Sequence[str]) -> None:
     _check_grammar(arguments)
     _check_options(arguments)
     _check_folders(arguments)
+
+
+def folder_key(multirun: bool) -> str:
+    """Return the key that names the folder of a run, or that of the runs of a multirun."""
+    return RUN_FOLDERS[multirun]
 
 
 def with_home_folder(arguments: Sequence[str]) -> list[str]:
@@ -221,7 +229,7 @@ def _described(config: DictConfig, choices: Mapping[str, Any], directory: Path) 
     check_no_secrets(plain)
     check_no_secrets({"hydra": OmegaConf.to_container(hydra_config)})
     multirun = hydra_config.mode is RunMode.MULTIRUN
-    check_finished_run(directory, plain, "hydra.sweep.dir" if multirun else "hydra.run.dir")
+    check_finished_run(directory, plain, folder_key(multirun))
     with open_dict(config):
         config.job = {
             "name": directory.name,
