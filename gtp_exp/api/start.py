@@ -180,7 +180,7 @@ def prepare_job(config: DictConfig, directory: Path) -> tuple[Launch, Path]:
     one with files of others, or a finished run of other settings, that the job would replace. An earlier
     job's record then stays in the folder.
     """
-    _check_folder(directory)
+    check_folder(directory)
     try:
         chosen = {
             k: v for k, v in HydraConfig.get().runtime.choices.items() if not str(k).startswith("hydra/")
@@ -199,7 +199,7 @@ def prepare_job(config: DictConfig, directory: Path) -> tuple[Launch, Path]:
         raise UserError(storage_fault(error, directory) or str(error)) from error
 
 
-def _check_folder(directory: Path) -> None:
+def check_folder(directory: Path) -> None:
     """Refuse a run's folder where a job would replace files that no job has left there."""
     model = directory / MODEL_FOLDER
     of_others = [model] if model.exists() and not (model / MADE_FROM).exists() else []

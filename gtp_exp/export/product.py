@@ -54,15 +54,26 @@ def write_product(run: Path, model: Model, tuned: Path, key: str, record: RunRec
     sizes = {file.name: file.stat().st_size for file in sorted(part.glob("*.safetensors"))}
     sealed = {"version": _VERSION, "finetune": key, "weights": sizes, "sha256": _recorded(tuned, sizes)}
     write_sealed(part / MADE_FROM, sealed)
-    shutil.rmtree(folder, ignore_errors=True)  # of another job in this folder
+    _remove(folder)  # of another job in this folder
     os.replace(part, folder)
     return folder
 
 
 def remove_product(run: Path) -> None:
     """Remove the tuned model that an earlier job left in a run's folder."""
-    if (run / MODEL_FOLDER / MADE_FROM).exists():
-        shutil.rmtree(run / MODEL_FOLDER, ignore_errors=True)
+    folder = run / MODEL_FOLDER
+    if not folder.exists() or (folder / MADE_FROM).exists():
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a model's folder, where there is one, under another name: half removed, without made_from.json,
+    it would pass for one that no run has left, and stop the next job."""
+    aside = folder.with_name(f"{folder.name}.removed{PART}")
+    shutil.rmtree(aside, ignore_errors=True)  # what a killed job has left
+    if folder.exists():
+        os.replace(folder, aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def is_whole(folder: Path, key: str) -> bool:

@@ -16,11 +16,13 @@ from safetensors.torch import load_file
 from test_experiment import run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from gtp_exp.api.start import RESOLVED_NAME, check_folder
 from gtp_exp.config import without_folders
 from gtp_exp.export import product
 from gtp_exp.export.card import FOLDERS
 from gtp_exp.export.product import is_whole, write_product
 from gtp_exp.model.stopping import generation_settings, stop_ids
+from gtp_exp.records.record import MADE_FROM
 
 END = 2  # <|im_end|> of the tiny model
 
@@ -161,6 +163,28 @@ def test_a_job_that_is_started_again_keeps_what_is_whole_and_mends_what_is_not(o
     assert start("seed=5")[1] != made[1]
     run(outputs, "selector=random", "until=selection", directory=directory)
     assert not (directory / "model").exists()
+
+
+@pytest.mark.parametrize("change", ["seed=5", "until=selection"])
+def test_a_job_killed_while_an_earlier_model_gives_way_can_be_started_again(outputs, monkeypatch, change):
+    directory = outputs / "killed"
+    run(outputs, "selector=random", directory=directory)
+    unlink = os.unlink
+
+    def killed(path, *, dir_fd=None):
+        if dir_fd is None or MADE_FROM not in os.listdir(dir_fd):
+            return unlink(path, dir_fd=dir_fd)
+        unlink(MADE_FROM, dir_fd=dir_fd)  # which may be the first to go
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "unlink", killed)
+        run(outputs, "selector=random", change, directory=directory)
+    (directory / RESOLVED_NAME).touch()  # which the command line has written
+    check_folder(directory)
+    run(outputs, "selector=random", change, directory=directory)
+    left = sorted(path.name for path in directory.glob("model*"))
+    assert left == ([] if change == "until=selection" else ["model"])
 
 
 def test_a_run_that_measures_on_rows_held_back_tells_their_loss(outputs):
