@@ -281,6 +281,29 @@ def test_a_folder_of_runs_may_lie_in_the_home_folder(tmp_path, flags, key):
     assert str(home) not in left.read_text() and not (tmp_path / "~").exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("outputs=", "outputs= names no folder; give outputs=DIR"),
+        ("outputs=null", "outputs=null names no folder; give outputs=DIR"),
+        ("outputs=[a]", "outputs=[a] names no folder; give outputs=DIR"),
+        ("outputs=2026", "outputs=2026 is a number, not a folder's name; give it as \"outputs='2026'\""),
+        ("hydra.run.dir=", "hydra.run.dir= names no folder; give hydra.run.dir=DIR"),
+        ("hydra.run.dir=null", "hydra.run.dir=null names no folder; give hydra.run.dir=DIR"),
+    ],
+)
+def test_what_names_no_folder_is_refused(tmp_path, text, words):
+    done = call(tmp_path, text)
+    assert (done.returncode, done.stderr) == (2, f"error: {words}\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_whose_name_is_a_number_can_be_given(tmp_path):
+    done = call(tmp_path, "outputs='2026'", "hydra.run.dir=7", "selector=random", "until=selection")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2026", "7"]
+
+
 @pytest.mark.parametrize("flag", ["-h", "--help", "--cfg=job", "--info=searchpath"])
 def test_what_only_shows_something_needs_no_folder(tmp_path, flag):
     (tmp_path / "file").write_text("")

@@ -153,10 +153,24 @@ def _check_folders(arguments: Sequence[str]) -> None:
     for key, folder in {"outputs": "outputs", **dict.fromkeys(RUN_FOLDERS, "")}.items():
         for text in arguments:
             if text.startswith(f"{key}="):
-                folder = text.partition("=")[2].strip("'\"")
+                folder = _named_folder(text, key)
         if folder and "${" not in folder:
             remedy = "set outputs=DIR" if key == "outputs" else f"give another {key}=DIR"
             _check_folder_to_make(Path(folder).expanduser(), key, remedy)
+
+
+def _named_folder(text: str, key: str) -> str:
+    """Return the folder that an override names; "" where it is one for each job. Raises UserError where it
+    names none: an empty one would be the root of the file system, or the current folder."""
+    override = OverridesParser.create().parse_override(text)
+    if override.is_sweep_override():
+        return ""
+    value: Any = override.value()
+    if isinstance(value, (int, float)) and key == "outputs":
+        raise UserError(f"{text} is a number, not a folder's name; give it as \"{key}='{value}'\"")
+    if value in (None, "") or isinstance(value, (list, dict)):
+        raise UserError(f"{text} names no folder; give {key}=DIR")
+    return str(value)
 
 
 def _check_folder_to_make(folder: Path, key: str, remedy: str) -> None:
