@@ -135,6 +135,15 @@ def test_in_a_multirun_one_failing_job_stops_no_other(tmp_path):
     assert not list(tmp_path.rglob("multirun.yaml"))  # Hydra's: it tells folders of this machine
 
 
+def test_the_jobs_of_a_multirun_share_its_group_wherever_their_folders_lie(tmp_path):
+    below = "hydra.sweep.subdir=${hydra:runtime.choices.selector}/seed${seed}"
+    sweep = ["hydra.sweep.dir=outputs/runs/mine", below, "selector=random,full", "until=selection"]
+    done = call(tmp_path, "-m", *sweep)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(path.read_text()) for path in tmp_path.glob("outputs/runs/mine/*/seed0/results.json")]
+    assert [run["group"] for run in found] == ["mine", "mine"]
+
+
 def running_worker(folder, deadline=60.0):
     """The worker of a job started in `folder`, once it has begun its record."""
     end = time.monotonic() + deadline

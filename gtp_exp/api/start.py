@@ -247,7 +247,7 @@ def _described(config: DictConfig, choices: Mapping[str, Any], directory: Path) 
     with open_dict(config):
         config.job = {
             "name": directory.name,
-            "group": directory.parent.name if multirun else directory.name,
+            "group": Path(hydra_config.sweep.dir).absolute().name if multirun else directory.name,
             "names": dict(choices),
             "overrides": _command(hydra_config),
         }
