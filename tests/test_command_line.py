@@ -74,6 +74,8 @@ def test_help_and_the_composed_config_are_printed(tmp_path):
     ("overrides", "named"),
     [
         (["selector=gpt"], "selector/gpt"),
+        (["experiment=headlin"], "experiment/headlin"),
+        (["hparams_search=optun"], "hparams_search/optun"),
         (["+train.lrr=1"], "train.lrr"),
         (["launch.device=tpu"], "launch.device"),
         (["~gradients"], "no gradients"),
