@@ -68,7 +68,7 @@ class Launch:
                 f"launch.config_file={self.config_file} does not exist; `accelerate config` writes one"
             )
         _ = self.machines, self.sharding  # reads the file
-        written = self._accelerate().get("num_processes") or 1
+        written = int(self._accelerate().get("num_processes") or 1)
         if self.num_processes == 1 and written != 1:
             raise UserError(
                 f"launch.config_file={self.config_file} has num_processes: {written}, and "
@@ -132,8 +132,11 @@ class Launch:
             return {}
         try:
             settings: Any = OmegaConf.to_container(OmegaConf.load(Path(self.config_file).expanduser()))
-            for name in ("num_machines", "machine_rank"):
-                int(settings.get(name) or 0)
+            for name in ("num_machines", "num_processes", "machine_rank"):
+                if not str(settings.get(name) or 0).isdecimal():
+                    raise ValueError(f"{name}: {settings[name]} is no whole number")
+            if not isinstance(settings.get("fsdp_config") or {}, dict):
+                raise ValueError(f"fsdp_config: {settings['fsdp_config']} has no options")
         except Exception as error:  # whatever the YAML library finds wrong with it
             raise UserError(
                 f"launch.config_file={self.config_file} is not a configuration of Accelerate "

@@ -114,6 +114,17 @@ def launch_with(file: Path) -> Launch:
     return Launch(num_processes=4, config_file=str(file))
 
 
+@pytest.mark.parametrize(
+    "line", ["num_processes: two", "num_machines: many", "machine_rank: x", "fsdp_config: yes\nx: 1"]
+)
+def test_a_value_of_accelerates_configuration_that_is_of_no_use_is_refused(tmp_path, line):
+    file = tmp_path / "accelerate.yaml"
+    file.write_text(f"distributed_type: FSDP\n{line}\n")
+    key = line.partition(":")[0]
+    with pytest.raises(UserError, match=rf"accelerate.yaml is not a configuration of Accelerate \(.*{key}"):
+        launch_with(file)
+
+
 def test_a_file_that_is_none_of_accelerates_is_refused(tmp_path):
     file = tmp_path / "accelerate.yaml"
     file.write_text("num_machines: [1\nno: yaml: at all")
