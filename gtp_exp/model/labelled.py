@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -58,13 +58,15 @@ def labelled_nll(
 
     def losses(*args: Any, **kwargs: Any) -> Any:
         # Called in the place of the model's forward, so that its wrappers do around it what they do.
-        with _noted(backbone) as outputs:
+        with _noted({backbone, inner.get_decoder()}) as calls:
             none = own(*args, **kwargs, logits_to_keep=row.new_empty(0))
-        (output,) = outputs
+        if not calls:  # what its head takes the hidden states from is not known here
+            return type(none)(logits=token_nll(own(*args, **kwargs).logits[row, position], tokens))
+        called, output = calls[-1]  # the outermost, for it ends last
 
         def head(hidden: torch.Tensor) -> torch.Tensor:
             given = type(output)(**{**output, "last_hidden_state": hidden.unsqueeze(0)})
-            with forwards_replaced({backbone: lambda *args, **kwargs: given}):
+            with forwards_replaced({called: lambda *args, **kwargs: given}):
                 return own(*args, **kwargs).logits[0]
 
         hidden, trained = output.last_hidden_state[row, position], _trains_head(inner, backbone)
@@ -141,11 +143,18 @@ def _without_wrappers(model: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _noted(module: torch.nn.Module) -> Iterator[list[Any]]:
-    """Yield a list that gets the outputs of the module."""
-    outputs: list[Any] = []
-    handle = module.register_forward_hook(lambda module, args, output: outputs.append(output))
+def _noted(modules: Collection[torch.nn.Module]) -> Iterator[list[tuple[torch.nn.Module, Any]]]:
+    """Yield a list that gets each of the modules with its output when it ends.
+
+    Some models pass over their backbone, and call the decoder inside it (OPT).
+    """
+    calls: list[tuple[torch.nn.Module, Any]] = []
+    handles = [
+        module.register_forward_hook(lambda module, args, output: calls.append((module, output)))
+        for module in modules
+    ]
     try:
-        yield outputs
+        yield calls
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

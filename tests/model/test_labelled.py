@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_models import FAMILIES, base, make_examples, small, with_lora
+from small_models import FAMILIES, VOCABULARY, base, make_examples, small, with_lora
+from transformers import LlamaForCausalLM, OPTConfig, OPTForCausalLM
+from transformers.modeling_outputs import CausalLMOutput
 
 from gtp_exp.data.batching import pad_collate
 from gtp_exp.data.examples import IGNORE
@@ -58,6 +60,33 @@ def test_a_trained_head_tied_to_the_embeddings_or_not(family, pieces):
 
 def test_a_head_with_an_adapter(pieces):
     compare(with_lora(base("llama"), targets=["q_proj", "lm_head"]))
+
+
+def opt():
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "ffn_dim": 48, "word_embed_proj_dim": 16, "num_attention_heads": 4}
+    return OPTForCausalLM(OPTConfig(vocab_size=VOCABULARY, num_hidden_layers=2, dropout=0.0, **shape))
+
+
+@pytest.mark.parametrize("trained", ["lora", "all"])
+def test_a_model_that_passes_over_its_backbone_and_calls_the_decoder_inside(trained, pieces):
+    compare(opt().requires_grad_(True) if trained == "all" else with_lora(opt(), targets=["q_proj", "fc1"]))
+
+
+class PastItsBackbone(LlamaForCausalLM):
+    """Calls the layers itself, as a model with code of its own may."""
+
+    def forward(self, input_ids, attention_mask=None, logits_to_keep=0):
+        at = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        hidden = self.model.norm(self.model.embed_tokens(input_ids))
+        return CausalLMOutput(logits=self.lm_head(hidden[:, at]))
+
+
+def test_a_model_whose_head_reads_something_unknown_gives_all_logits(pieces):
+    model = base("llama").requires_grad_(True)
+    model.__class__ = PastItsBackbone
+    model.model.layers.requires_grad_(False)  # which it passes over, too
+    compare(model)
 
 
 def test_without_gradients(pieces):
