@@ -121,13 +121,16 @@ class Model:
     def _load(self, location: str, revision: str | None, dtype: torch.dtype) -> Any:
         from transformers import AutoModelForCausalLM
 
+        model: Any
         try:
-            model: Any = AutoModelForCausalLM.from_pretrained(
+            model, found = AutoModelForCausalLM.from_pretrained(
                 location,
                 revision=revision,
                 dtype=dtype,
                 trust_remote_code=self.config.trust_remote_code,
                 use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are told below, by name
                 **self._further_options(dtype),
             )
         except (OSError, ValueError, SafetensorError) as error:
@@ -140,6 +143,7 @@ class Model:
             ) from error
         except ImportError as error:
             raise _lacking(self.config, error) from error
+        _check_whole(found, self.config.name_or_path)
         compute_dense(model)
         return model if self.sharding is not None else self._on_device(model)
 
@@ -239,6 +243,25 @@ def prepare(config: ModelConfig, cache_root: Path, device: torch.device, *, make
     if config.attention is not None:
         identity["attention"] = config.attention.value
     return Model(config, location, dtype, device, tokenizer, identity, n_embeddings)
+
+
+def _check_whole(found: Mapping[str, Any], name: str) -> None:
+    """Raise UserError for weights that the files lack or hold in another shape: transformers draws them at
+    random, anew each time, and warns where no one looks.
+
+    found: what from_pretrained tells of its loading; name: of the model, for messages.
+    """
+    told = {
+        "lack": sorted(found["missing_keys"]),
+        "hold in another shape than config.json": sorted(key for key, *_ in found["mismatched_keys"]),
+    }
+    for how, keys in told.items():
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            raise UserError(
+                f"the weights of model.name_or_path={name} {how}: {', '.join(keys[:3])}{more}, which would "
+                "be random numbers; give the whole weights of a causal language model"
+            )
 
 
 def _check_not_quantised(config: ModelConfig, architecture: Any) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig
 
 from conftest import conversation
@@ -269,6 +270,36 @@ def test_weights_that_cannot_be_loaded_are_named(tiny, tiny_config, tmp_path, da
     own = prepare(replace(tiny_config, source=ModelSource.HUB, name_or_path=str(folder)), tmp_path, CPU)
     with pytest.raises(UserError, match="model.name_or_path=.*own cannot be loaded.*safetensors"):
         own.load()
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        ("a layer is missing", r"lack: model.layers.1.mlp.down_proj.weight, .*up_proj.weight, which"),
+        ("the head is a classifier's", "lack: lm_head.weight, which"),
+        ("another width", r"another shape than config.json: model.layers.0.mlp.* and 3 more, which"),
+    ],
+)
+def test_weights_that_are_not_there_are_named_and_not_drawn_at_random(
+    tiny, tiny_config, tmp_path, damage, told
+):
+    folder = tmp_path / "own"
+    shutil.copytree(tiny.location, folder)
+    settings = json.loads((folder / "config.json").read_text())
+    weights = load_file(folder / "model.safetensors")
+    if damage == "a layer is missing":
+        weights = {name: value for name, value in weights.items() if "layers.1.mlp" not in name}
+    elif damage == "another width":
+        settings["intermediate_size"] //= 2
+    else:
+        settings["tie_word_embeddings"] = False
+        weights["score.weight"] = torch.zeros(2, settings["hidden_size"])
+    (folder / "config.json").write_text(json.dumps(settings))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    own = prepare(replace(tiny_config, source=ModelSource.HUB, name_or_path=str(folder)), tmp_path, CPU)
+    for load in (own.load, lambda: own.load_trainable(0)):
+        with pytest.raises(UserError, match=f"the weights of model.name_or_path=.*own .*{told}"):
+            load()
 
 
 def test_last_layers_adapts_these_and_no_others(tiny_config, tmp_path):
