@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from gtp_exp.data.examples import Example, TokenizedExample
 from gtp_exp.data.forms import ReadAs, detect_layout
 from gtp_exp.data.rows import read_pool
-from gtp_exp.data.tokenization import ensure_chat_template, tokenize
+from gtp_exp.data.tokenization import check_vocabulary, ensure_chat_template, tokenize
 from gtp_exp.data.values import Place
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.checkpoints import MOMENTS, TRAINABLE, Checkpoint, load_checkpoint
@@ -126,6 +126,7 @@ def _examples(rows: Sequence[Mapping[str, Any] | Example]) -> tuple[Example, ...
 def _tokenized(examples: Sequence[Example], tokenizer: Any, max_length: int) -> tuple[TokenizedExample, ...]:
     """Tokenise every row; raise UserError, by id, where one keeps no completion token."""
     tokenizer = copy.deepcopy(tokenizer)
+    check_vocabulary(tokenizer, str(tokenizer.name_or_path) or "the model")
     ensure_chat_template(tokenizer)
     tokens = tokenize(examples, tokenizer, max_length=max_length)
     for reason, ids in tokens.excluded.items():

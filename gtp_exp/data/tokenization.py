@@ -106,6 +106,17 @@ def ensure_chat_template(tokenizer: Any, system_prompt: str | None = None) -> No
         tokenizer.chat_template = preamble + template
 
 
+def check_vocabulary(tokenizer: Any, name: str) -> None:
+    """Raise UserError for a tokenizer that knows special tokens alone: transformers makes such a one, without
+    a word, where a model's folder has no tokenizer. name: of the model, for messages."""
+    ids = tokenizer("A question and its answer.", add_special_tokens=False)["input_ids"]
+    if set(ids) <= set(tokenizer.all_special_ids):
+        raise UserError(
+            f"the tokenizer of {name} has no vocabulary, for its files are not there; put them beside the "
+            "weights: AutoTokenizer.from_pretrained(BASE).save_pretrained(FOLDER) writes them"
+        )
+
+
 def _with_system_turn(prompt: str) -> str:
     """Return template text that puts a system turn before a conversation without one."""
     turn = "{'role': 'system', 'content': " + json.dumps(prompt, ensure_ascii=False) + "}"

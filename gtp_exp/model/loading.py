@@ -15,7 +15,7 @@ import torch
 from jinja2.exceptions import TemplateError
 from safetensors import SafetensorError
 
-from gtp_exp.data.tokenization import chat_template_hash, ensure_chat_template
+from gtp_exp.data.tokenization import chat_template_hash, check_vocabulary, ensure_chat_template
 from gtp_exp.errors import UserError, check_installed, first_line
 from gtp_exp.files import MANIFEST, read_sealed
 from gtp_exp.launch.sharding import Sharding
@@ -210,6 +210,7 @@ def prepare(config: ModelConfig, cache_root: Path, device: torch.device, *, make
         raise ModelNotHere(_unreachable(config, error)) from error
     except ImportError as error:
         raise _lacking(config, error) from error
+    check_vocabulary(tokenizer, config.name_or_path)
     context = getattr(architecture, "max_position_embeddings", config.max_length)
     if config.max_length > context:
         raise UserError(

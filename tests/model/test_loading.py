@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig
 
+import gtp_exp
 from conftest import conversation
 from gtp_exp.config import build
 from gtp_exp.data.tokenization import RowRules
@@ -22,7 +23,7 @@ from gtp_exp.model import device
 from gtp_exp.model.attention import Attention, check_attention
 from gtp_exp.model.device import Precision, choose_device, choose_dtype, memory_fault
 from gtp_exp.model.identity import weights_fingerprint
-from gtp_exp.model.loading import ModelSource, prepare
+from gtp_exp.model.loading import ModelConfig, ModelSource, prepare
 from gtp_exp.model.lora import LoRA
 
 CPU = torch.device("cpu")
@@ -300,6 +301,25 @@ def test_weights_that_are_not_there_are_named_and_not_drawn_at_random(
     for load in (own.load, lambda: own.load_trainable(0)):
         with pytest.raises(UserError, match=f"the weights of model.name_or_path=.*own .*{told}"):
             load()
+
+
+def test_a_model_without_a_tokenizer_is_named(tiny, tmp_path):
+    """As `model.save_pretrained` alone leaves it: transformers makes a tokenizer that reads every text as one
+    unknown token."""
+    folder = tmp_path / "own"
+    shutil.copytree(tiny.location, folder, ignore=shutil.ignore_patterns("*token*", "chat_template*"))
+    settings = json.loads((folder / "config.json").read_text())
+    settings |= {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
+    (folder / "config.json").write_text(json.dumps(settings))
+    config = ModelConfig(ModelSource.HUB, str(folder))
+    told = "the tokenizer of .*own has no vocabulary.*save_pretrained"
+    with pytest.raises(UserError, match=told):
+        prepare(config, tmp_path, CPU)
+    rows = [{"prompt": "1 + 1?", "completion": "2"}]
+    with pytest.raises(UserError, match=told):
+        gtp_exp.collect(tiny.load_trainable(0).model, AutoTokenizer.from_pretrained(folder), rows)
+    tiny.tokenizer.save_pretrained(folder)
+    prepare(config, tmp_path, CPU)
 
 
 def test_last_layers_adapts_these_and_no_others(tiny_config, tmp_path):
