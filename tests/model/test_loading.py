@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, LlamaConfig
+from transformers import AutoTokenizer, BloomConfig, LlamaConfig, T5Config
 
 import gtp_exp
 from conftest import conversation
@@ -23,7 +23,7 @@ from gtp_exp.model import device
 from gtp_exp.model.attention import Attention, check_attention
 from gtp_exp.model.device import Precision, choose_device, choose_dtype, memory_fault
 from gtp_exp.model.identity import weights_fingerprint
-from gtp_exp.model.loading import ModelConfig, ModelSource, prepare
+from gtp_exp.model.loading import ModelConfig, ModelNotHere, ModelSource, prepare
 from gtp_exp.model.lora import LoRA
 
 CPU = torch.device("cpu")
@@ -320,6 +320,50 @@ def test_a_model_without_a_tokenizer_is_named(tiny, tmp_path):
         gtp_exp.collect(tiny.load_trainable(0).model, AutoTokenizer.from_pretrained(folder), rows)
     tiny.tokenizer.save_pretrained(folder)
     prepare(config, tmp_path, CPU)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"model_type": "unheard_of"}, r"model type `unheard_of`.*this version of transformers knows"),
+        ({"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}, "custom code.*trust_remote_code=true"),
+        (None, "Unrecognized model.*it holds an adapter: give what"),
+        ("{", "not a valid JSON file.*save_pretrained"),
+    ],
+)
+def test_a_model_that_is_there_and_cannot_be_read_is_not_called_absent(
+    tiny, tiny_config, tmp_path, change, told
+):
+    folder = tmp_path / "own"
+    shutil.copytree(tiny.location, folder)
+    file = folder / "config.json"
+    if change is None:
+        file.rename(folder / "adapter_config.json")
+    else:
+        text = change if isinstance(change, str) else json.dumps({**json.loads(file.read_text()), **change})
+        file.write_text(text)
+    with pytest.raises(UserError, match=f"name_or_path=.*own cannot be read .*{told}") as caught:
+        prepare(replace(tiny_config, source=ModelSource.HUB, name_or_path=str(folder)), tmp_path, CPU)
+    assert not isinstance(caught.value, ModelNotHere)
+
+
+@pytest.mark.parametrize(
+    ("config", "attention", "told"),
+    [
+        (T5Config(num_layers=1), None, "cannot be loaded as a causal language model: .*T5Config"),
+        (BloomConfig(n_layer=1), Attention.SDPA, "model.attention=sdpa: BloomForCausalLM.*; set another, or"),
+    ],
+)
+def test_what_transformers_refuses_is_not_put_down_to_the_weights(
+    tiny, tiny_config, tmp_path, config, attention, told
+):
+    folder = tmp_path / "own"
+    shutil.copytree(tiny.location, folder)
+    config.save_pretrained(folder)
+    asked = replace(tiny_config, source=ModelSource.HUB, name_or_path=str(folder), attention=attention)
+    with pytest.raises(UserError, match=told) as caught:
+        prepare(asked, tmp_path, CPU).load()
+    assert "safetensors" not in str(caught.value)
 
 
 def test_last_layers_adapts_these_and_no_others(tiny_config, tmp_path):
