@@ -67,10 +67,17 @@ def save_checkpoint(
 def _moments_by_name(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter], step: int
 ) -> dict[str, torch.Tensor]:
-    """Return both moments of every parameter, fp32 in the memory of the processor, as they are stored."""
+    """Return both moments of every parameter, fp32 in the memory of the processor, as they are stored.
+
+    Those of a parameter that has taken part in no step, as a model may have, are zero.
+    """
     tensors = {}
+    own = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in parameters.items():
         state = optimizer.state.get(parameter) or {}
+        if not state and optimizer.state and id(parameter) in own:
+            tensors |= _no_moments(name, parameter)
+            continue
         found = moments_of(state)
         if found is None:
             raise UserError(
@@ -119,13 +126,15 @@ def save_untuned(
 
     learning_rate: mean over the steps of the first epoch, which goes away from here.
     """
-    zeros = {name: torch.zeros(value.shape) for name, value in parameters.items()}
-    moments = {
-        f"{moment}.{name}": zero.clone()
-        for name, zero in zeros.items()
-        for moment in ("exp_avg", "exp_avg_sq")
-    }
+    moments: dict[str, torch.Tensor] = {}
+    for name, value in parameters.items():
+        moments |= _no_moments(name, value)
     return _write(directory, parameters, moments, 0, learning_rate)
+
+
+def _no_moments(name: str, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the moments of a parameter before any step."""
+    return {f"{moment}.{name}": torch.zeros(parameter.shape) for moment in ("exp_avg", "exp_avg_sq")}
 
 
 def host_parameters(model: torch.nn.Module) -> dict[str, torch.Tensor]:

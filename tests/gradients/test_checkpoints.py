@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_models import small, train
+from small_models import make_examples, small, train
 
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.checkpoints import (
@@ -14,6 +14,10 @@ from gtp_exp.gradients.checkpoints import (
     load_trainable,
     save_checkpoint,
 )
+from gtp_exp.gradients.collect import collect
+from gtp_exp.gradients.settings import GradientConfig
+from gtp_exp.gradients.sketch import Sketch, SketchKind
+from gtp_exp.model.lora import base_model
 from gtp_exp.model.parameters import trainable_parameters
 
 
@@ -97,6 +101,33 @@ def test_moments_in_eight_bits_are_dequantised(tmp_path):
             there = reference[moment]
             assert float((getattr(found[name], moment) - there).norm()) <= 0.05 * float(there.norm())
     assert bits == {torch.uint8, torch.float32}
+
+
+def test_a_parameter_that_takes_no_part_has_zero_moments_and_no_gradient(tmp_path):
+    """As the layers for images of a model that reads text, or a projection whose weight alone is read."""
+    model = small("llama", targets=["q_proj", "k_proj"])
+    layer = base_model(model).model.layers[0].self_attn
+    unused = [name for name in trainable_parameters(model) if "layers.0.self_attn.q_proj" in name]
+    layer.q_proj.forward = layer.q_proj.base_layer.forward
+    optimizer = torch.optim.AdamW(trainable_parameters(model).values())
+    train(model, optimizer, steps=2)
+    checkpoint = save_checkpoint(tmp_path / "c", model, optimizer, step=2, learning_rate=1.0)
+    moments = load_moments(checkpoint, list(trainable_parameters(model)), "cpu")
+    assert len(unused) == 2
+    for name, of_one in moments.items():
+        assert bool(of_one.exp_avg_sq.any()) == (name not in unused)
+    foreign = torch.optim.AdamW([p for name, p in trainable_parameters(model).items() if name not in unused])
+    train(model, foreign, steps=1)
+    with pytest.raises(UserError, match="no Adam moments for .*layers.0.self_attn.q_proj"):
+        save_checkpoint(tmp_path / "d", model, foreign, step=1, learning_rate=1.0)
+    settings = GradientConfig(sketch=Sketch(SketchKind.NONE))
+    with pytest.warns(UserWarning, match="a slower one is used"):
+        store = collect(model, make_examples(3), [checkpoint], tmp_path / "store", settings)
+    at, start = trainable_parameters(model), 0
+    for name, parameter in at.items():
+        part = store.features(0, "adam").rows(torch.arange(3))[:, start : start + parameter.numel()]
+        assert bool(part.any()) == (name not in unused)
+        start += parameter.numel()
 
 
 def test_an_optimizer_without_moments_leaves_a_checkpoint_without_them(tmp_path):
