@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from transformers import PretrainedConfig
 
 from gtp_exp.data.examples import Example, TokenizedExample
 from gtp_exp.data.forms import ReadAs, detect_layout
@@ -27,6 +28,7 @@ from gtp_exp.gradients.directions import Direction
 from gtp_exp.gradients.engines.adapters import check_differentiable
 from gtp_exp.gradients.settings import GradientConfig
 from gtp_exp.gradients.store import GradientStore
+from gtp_exp.model.loading import context_of
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +143,8 @@ def _tokenized(examples: Sequence[Example], tokenizer: Any, max_length: int) -> 
 
 
 def _max_length(model: torch.nn.Module, asked: int | None) -> int:
-    context = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    config = getattr(model, "config", None)
+    context = context_of(config) if isinstance(config, PretrainedConfig) else None
     if asked is None:
         return min(LONGEST, context or LONGEST)
     if context is not None and asked > context:

@@ -26,6 +26,7 @@ from gtp_exp.model.identity import own_code, weights_fingerprint
 from gtp_exp.model.lora import LoRA, attach, layers_to_adapt
 from gtp_exp.model.quantized import Quantization, compute_dense, loading_options, package_version
 from gtp_exp.model.sharding import shard
+from gtp_exp.model.text_part import beside_text
 
 log = logging.getLogger(__name__)
 
@@ -162,10 +163,14 @@ class Model:
         return options
 
     def load_trainable(self, seed: int) -> LoadedModel:
-        """Return the model as it starts training: with a fresh LoRA (B = 0, A seeded), or all trainable."""
+        """Return the model as it starts training: with a fresh LoRA (B = 0, A seeded), or all trainable that
+        text passes through."""
         lora = self.config.lora
         if lora is None:  # fp32 master weights; the computation is in bf16 under autocast
-            return self._placed(self._load(self.location, self.config.revision, torch.float32))
+            whole = self._load(self.location, self.config.revision, torch.float32)
+            for name in beside_text(whole):
+                whole.get_submodule(name).requires_grad_(False)
+            return self._placed(whole)
         base = self._load(self.location, self.config.revision, self.dtype).eval()
         return self._placed(attach(base, lora, seed, self.config.name_or_path))
 
@@ -215,7 +220,7 @@ def prepare(config: ModelConfig, cache_root: Path, device: torch.device, *, make
     except ImportError as error:
         raise _lacking(config, error) from error
     check_vocabulary(tokenizer, config.name_or_path)
-    context = getattr(architecture, "max_position_embeddings", config.max_length)
+    context = context_of(architecture) or config.max_length
     if config.max_length > context:
         raise UserError(
             f"model.max_length={config.max_length} exceeds the model's context of {context} tokens "
@@ -276,6 +281,12 @@ def _check_not_quantised(config: ModelConfig, architecture: Any) -> None:
             f"{config.name_or_path} is stored quantised already, and would stay as it is whatever "
             f"model.quantization={config.quantization.value} says; give the model that it was made from"
         )
+
+
+def context_of(architecture: Any) -> int | None:
+    """Return the tokens of text that a model was made for, by its transformers configuration; None where that
+    does not say."""
+    return getattr(architecture.get_text_config(), "max_position_embeddings", None)
 
 
 def check_token_ids(ids: Iterable[int], tokenizer: Any, n_embeddings: int | None, name: str) -> None:

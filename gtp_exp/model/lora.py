@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Optional
 
 import torch
 
 from gtp_exp.errors import UserError
+from gtp_exp.model.text_part import beside_text
 
 ALL_LINEAR = "all-linear"
 _OFF_BY_DEFAULT = ("use_rslora", "use_dora")
@@ -80,6 +83,7 @@ def attach(model: Any, lora: LoRA, seed: int, name: str) -> Any:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=_targets(lora, model, layers),
+        exclude_modules=_all_below(beside_text(model)),
         layers_to_transform=layers,
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
@@ -94,6 +98,11 @@ def attach(model: Any, lora: LoRA, seed: int, name: str) -> Any:
     if layers is not None:
         _check_adapted(adapted, lora, layers)
     return adapted
+
+
+def _all_below(names: Sequence[str]) -> str | None:
+    """Return the regular expression that PEFT finds these modules by, and those within; None for none."""
+    return rf"({'|'.join(map(re.escape, names))})(\..*)?" if names else None
 
 
 def _targets(lora: LoRA, model: Any, layers: list[int] | None) -> str | list[str]:

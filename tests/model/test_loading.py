@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, BloomConfig, LlamaConfig, T5Config
+from transformers import (
+    AutoTokenizer,
+    BloomConfig,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    LlamaConfig,
+    T5Config,
+)
 
 import gtp_exp
 from conftest import conversation
@@ -23,6 +30,7 @@ from gtp_exp.model import device
 from gtp_exp.model.attention import Attention, check_attention
 from gtp_exp.model.device import Precision, choose_device, choose_dtype, memory_fault
 from gtp_exp.model.identity import weights_fingerprint
+from gtp_exp.model.labelled import labelled_nll
 from gtp_exp.model.loading import ModelConfig, ModelNotHere, ModelSource, prepare
 from gtp_exp.model.lora import LoRA
 
@@ -410,6 +418,49 @@ def test_a_template_that_refuses_a_system_prompt_is_named(tiny, tiny_config, tmp
     prepare(config, tmp_path, CPU)
     with pytest.raises(UserError, match="model.system_prompt is set, but .*no system role"):
         prepare(replace(config, system_prompt="Be brief."), tmp_path, CPU)
+
+
+@pytest.fixture
+def with_images(tiny, tiny_config, tmp_path):
+    """A folder with a Gemma 3 that reads text and images."""
+    folder = tmp_path / "with_images"
+    shutil.copytree(tiny.location, folder)
+    torch.manual_seed(0)
+    shape = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 32}
+    text = {**shape, "vocab_size": 264, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    images = {**shape, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    ids = {f"{name}_token_index": i for i, name in enumerate(("image", "boi", "eoi"), 260)}
+    parts = {"text_config": {**text, "max_position_embeddings": 512}, "vision_config": images}
+    whole = Gemma3Config(**parts, mm_tokens_per_image=4, **ids)
+    Gemma3ForConditionalGeneration(whole).save_pretrained(folder)
+    return replace(tiny_config, source=ModelSource.HUB, name_or_path=str(folder), max_length=512)
+
+
+@pytest.mark.parametrize(
+    "lora", [LoRA(r=2), LoRA(r=2, target_modules="all-linear"), LoRA(last_layers=1), None]
+)
+def test_of_a_model_that_reads_images_too_the_part_that_reads_text_is_trained(
+    with_images, tokenized, tmp_path, lora
+):
+    loaded = prepare(replace(with_images, lora=lora), tmp_path, CPU).load_trainable(0)
+    trained = {name for name, p in loaded.model.named_parameters() if p.requires_grad}
+    assert trained and all("language_model" in name for name in trained)
+    if lora is not None and lora.last_layers:
+        assert all(".layers.1." in name for name in trained)
+    row = tokenized[0]
+    loaded.model.train()
+    inputs = {"input_ids": torch.tensor([row.input_ids])}
+    labelled_nll(loaded.model, inputs, torch.tensor([row.labels]))[0].sum().backward()
+    assert all(p.grad is not None for p in loaded.model.parameters() if p.requires_grad)
+
+
+def test_the_context_of_a_model_that_reads_images_too_is_that_of_text(with_images, tmp_path):
+    with pytest.raises(UserError, match="max_length=513 exceeds the model's context of 512 tokens"):
+        prepare(replace(with_images, max_length=513), tmp_path, CPU)
+    prepared = prepare(with_images, tmp_path, CPU)
+    model, rows = prepared.load_trainable(0).model, [{"prompt": "1 + 1?", "completion": "2"}]
+    with pytest.raises(UserError, match="max_length=513 exceeds the model's context of 512 tokens"):
+        gtp_exp.collect(model, prepared.tokenizer, rows, max_length=513)
 
 
 def test_a_lora_that_fits_no_module_is_named(tiny_config, tmp_path):
