@@ -26,6 +26,7 @@ from gtp_exp.model.identity import own_code, weights_fingerprint
 from gtp_exp.model.lora import LoRA, attach, layers_to_adapt
 from gtp_exp.model.quantized import Quantization, compute_dense, loading_options, package_version
 from gtp_exp.model.sharding import shard
+from gtp_exp.model.stopping import stop_ids
 from gtp_exp.model.text_part import beside_text
 
 log = logging.getLogger(__name__)
@@ -232,6 +233,8 @@ def prepare(config: ModelConfig, cache_root: Path, device: torch.device, *, make
         _check_system_turn(tokenizer, config)
     if config.lora is not None:
         layers_to_adapt(config.lora, architecture)
+    if tokenizer.eos_token_id is None:  # lm-eval asks for one, and a batch is padded with it
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(stop_ids(tokenizer)[0])
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     n_embeddings = getattr(architecture.get_text_config(), "vocab_size", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from dataclasses import replace
 from statistics import fmean, stdev
@@ -22,7 +23,7 @@ from gtp_exp.data.tokenization import tokenize
 from gtp_exp.errors import UserError
 from gtp_exp.evaluation.held_out import held_out_loss, token_loss
 from gtp_exp.evaluation.tasks import _headline, evaluate
-from gtp_exp.model.loading import prepare
+from gtp_exp.model.loading import ModelSource, prepare
 
 DOCS = tuple({"question": f"Is {i} even?", "choices": ["yes", "no"], "gold": i % 2} for i in range(10))
 HELD_OUT = tuple(conversation(i, f"Is {i} even?", ["yes", "no"][i % 2]) for i in range(10))
@@ -244,24 +245,43 @@ def test_two_processes_test_a_single_document_both(tiny_config, tmp_path):
         assert (metrics["rows_tested"], metrics["rows_left_out"]) == (1, left_out.get(name, 0))
 
 
+WRITTEN = {
+    "output_type": "generate_until",
+    "doc_to_text": "{{question}}",
+    "doc_to_target": "{{choices[gold]}}",
+    "num_fewshot": 0,
+    "generation_kwargs": {"until": ["\n"], "do_sample": False, "max_gen_toks": 4},
+    "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    "metadata": {"version": 1.0},
+}
+
+
 def test_generation_tasks_are_scored_by_exact_match(tiny, tmp_path):
-    config = {
-        "output_type": "generate_until",
-        "doc_to_text": "{{question}}",
-        "doc_to_target": "{{choices[gold]}}",
-        "num_fewshot": 0,
-        "generation_kwargs": {"until": ["\n"], "do_sample": False, "max_gen_toks": 4},
-        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
-        "metadata": {"version": 1.0},
-    }
     metrics = evaluate(
-        task(config=config, metric="exact_match,none", held_out=()),
+        task(config=WRITTEN, metric="exact_match,none", held_out=()),
         tiny.load(),
         held_out=(),
         batch_size=4,
         directory=tmp_path,
     )
     assert metrics["headline"] == "exact_match" and metrics["exact_match"] == 0.0  # a random model
+
+
+def test_a_tokenizer_that_names_no_end_of_text_takes_the_end_of_turn(tiny, tiny_config, tmp_path):
+    folder = tmp_path / "own"
+    shutil.copytree(tiny.location, folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings = {name: value for name, value in settings.items() if name not in ("eos_token", "pad_token")}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    own = prepare(
+        replace(tiny_config, source=ModelSource.HUB, name_or_path=str(folder)), tmp_path, torch.device("cpu")
+    )
+    found, expected = [], []
+    for model, metrics in ((own, found), (tiny, expected)):
+        held_out = tokenize(HELD_OUT, model.tokenizer, max_length=256).examples
+        for asked in (task(), task(config=WRITTEN, metric="exact_match,none", chat=True)):
+            metrics.append(evaluate(asked, model.load(), held_out=held_out, batch_size=4, directory=tmp_path))
+    assert found == expected
 
 
 def test_evaluation_leaves_the_random_state_and_no_machine_path(tiny, tmp_path):
