@@ -43,6 +43,8 @@ class GradientConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "gradients")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"gradients.seed={self.seed} must lie between 0 and 4294967295")
         if not 0 < self.warmup_share <= 1:
             raise UserError(f"gradients.warmup_share={self.warmup_share} must lie in (0, 1]; 0.05 is usual")
         if not 0 <= self.max_quarantined_share < 1:

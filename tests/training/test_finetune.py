@@ -343,6 +343,12 @@ def test_optimizer_and_checkpointing_are_in_the_key_only_where_they_are_set():
     assert replace(CONFIG, optimizer=Optimizer.ADAFACTOR).reads()["optimizer"] == "adafactor"
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_the_warm_up_could_not_draw_from_is_refused(seed):
+    with pytest.raises(UserError, match=f"gradients.seed={seed} must lie between 0 and 4294967295"):
+        GradientConfig(seed=seed)
+
+
 def test_directions_that_read_moments_are_refused_where_the_warm_up_keeps_none():
     warmup = replace(CONFIG, optimizer=Optimizer.ADAFACTOR)
     with pytest.raises(UserError, match=r"warmup.optimizer=adafactor .*directions=\['adam', 'less'\]"):
