@@ -38,10 +38,10 @@ class LoRA:
     def __post_init__(self) -> None:
         if self.last_layers is not None and self.last_layers < 1:
             raise UserError(f"model.lora.last_layers={self.last_layers} must be at least 1, or null for all")
-        if self.r < 1 or not self.target_modules or not 0 <= self.dropout < 1:
+        if self.r < 1 or self.alpha < 1 or not self.target_modules or not 0 <= self.dropout < 1:
             raise UserError(
-                "model.lora needs r >= 1, target_modules and 0 <= dropout < 1; got "
-                f"r={self.r}, {self.target_modules}, dropout={self.dropout}"
+                "model.lora needs r >= 1, alpha >= 1, target_modules and 0 <= dropout < 1; got "
+                f"r={self.r}, alpha={self.alpha}, {self.target_modules}, dropout={self.dropout}"
             )
         if isinstance(self.target_modules, str) and self.target_modules != ALL_LINEAR:
             raise UserError(

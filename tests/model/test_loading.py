@@ -535,6 +535,7 @@ def test_variants_of_lora_reach_peft_and_the_identity_only_where_they_are_set(ti
             {"lora": {"target_modules": "q_proj"}},
             r"target_modules=q_proj must be a list.*\[q_proj\], or all-",
         ),
+        ({"lora": {"alpha": 0}}, "needs r >= 1, alpha >= 1, .*got r=8, alpha=0"),
         ({"lora": {"modules_to_save": ["lm_head"]}}, "modules_to_save is unknown; whole modules.*lora=null"),
         ({"precision": "fp16"}, "precision=fp16: .*underflow.*bf16"),
         ({"quantization": "nf4", "lora": None}, "quantization=nf4 .* cannot be trained.*lora=null"),
