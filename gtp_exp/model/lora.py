@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Optional
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from gtp_exp.errors import UserError
 from gtp_exp.model.text_part import beside_text
@@ -110,10 +111,16 @@ def _targets(lora: LoRA, model: Any, layers: list[int] | None) -> str | list[str
     targets = lora.target_modules
     if not isinstance(targets, str):
         return list(targets)
-    if layers is None:
-        return targets
+    return targets if layers is None else _linear_names(model)
+
+
+def _linear_names(model: Any) -> list[str]:
+    """Return the last parts of the names of all linear layers but the output head. GPT-2's are Conv1D."""
     head = model.get_output_embeddings()
-    linear = [name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    kinds = (torch.nn.Linear, Conv1D)
+    linear = [
+        name for name, module in model.named_modules() if isinstance(module, kinds) and module is not head
+    ]
     return sorted({name.rpartition(".")[2] for name in linear})
 
 

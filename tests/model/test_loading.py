@@ -15,6 +15,8 @@ from transformers import (
     BloomConfig,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     T5Config,
 )
@@ -396,6 +398,18 @@ def test_last_layers_that_cannot_be_had_are_named(tiny_config, tmp_path, change,
     with pytest.raises(UserError, match=told):
         lora = replace(tiny_config.lora, **change)
         prepare(replace(tiny_config, lora=lora), tmp_path, CPU).load_trainable(0)
+
+
+def test_all_linear_of_the_last_layers_of_gpt2_whose_layers_are_convolutions(tiny, tiny_config, tmp_path):
+    folder = tmp_path / "own"
+    shutil.copytree(tiny.location, folder)
+    GPT2LMHeadModel(GPT2Config(vocab_size=259, n_embd=32, n_layer=2, n_head=2)).save_pretrained(folder)
+    lora = LoRA(r=2, target_modules="all-linear", last_layers=1)
+    own = replace(tiny_config, source=ModelSource.HUB, name_or_path=str(folder), lora=lora)
+    model = prepare(own, tmp_path, CPU).load_trainable(0).model
+    trained = {name.partition(".lora_")[0] for name, p in model.named_parameters() if p.requires_grad}
+    linear = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    assert trained == {f"base_model.model.transformer.h.1.{name}" for name in linear}
 
 
 def test_impossible_last_layers_show_before_anything_is_loaded(tiny_config, tmp_path):
