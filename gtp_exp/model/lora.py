@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Optional
@@ -90,6 +91,7 @@ def attach(model: Any, lora: LoRA, seed: int, name: str) -> Any:
         use_dora=lora.use_dora,
         task_type="CAUSAL_LM",
     )
+    absent, linear = _absent(lora, model), _linear_names(model)
     try:
         adapted = get_peft_model(model, settings)
     except ValueError as error:
@@ -98,7 +100,20 @@ def attach(model: Any, lora: LoRA, seed: int, name: str) -> Any:
         ) from error
     if layers is not None:
         _check_adapted(adapted, lora, layers)
+    if absent:
+        warnings.warn(
+            f"model.lora.target_modules names {', '.join(absent)}, which {name} does not have: fewer layers "
+            f"are adapted than it says; the linear ones are {', '.join(linear)}",
+            stacklevel=3,
+        )
     return adapted
+
+
+def _absent(lora: LoRA, model: Any) -> list[str]:
+    """Return the names in target_modules that no module has; PEFT passes over them if it finds another."""
+    named = [] if isinstance(lora.target_modules, str) else lora.target_modules
+    modules = [f".{name}" for name, _ in model.named_modules()]
+    return [target for target in named if not any(name.endswith(f".{target}") for name in modules)]
 
 
 def _all_below(names: Sequence[str]) -> str | None:

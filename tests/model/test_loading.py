@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -481,6 +482,17 @@ def test_a_lora_that_fits_no_module_is_named(tiny_config, tmp_path):
     model = prepare(replace(tiny_config, lora=LoRA(4, 8, 0.0, ["query"], None)), tmp_path, CPU)
     with pytest.raises(UserError, match="target_modules"):
         model.load_trainable(0)
+
+
+def test_a_name_among_target_modules_that_no_module_has_is_told(tiny_config, tmp_path):
+    """As o_proj for Phi and OPT, or one that is misspelt: PEFT passes over it."""
+    lora = LoRA(4, 8, 0.0, ["q_proj", "o_prj"], None)
+    told = "target_modules names o_prj, which .* does not have: .* down_proj, .*, o_proj, q_proj"
+    with pytest.warns(UserWarning, match=told):
+        prepare(replace(tiny_config, lora=lora), tmp_path, CPU).load_trainable(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        prepare(replace(tiny_config, lora=LoRA(4, 8)), tmp_path, CPU).load_trainable(0)
 
 
 def test_a_context_above_the_models_own_is_refused(tiny_config, tmp_path):
