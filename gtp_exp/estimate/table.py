@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from gtp_exp.estimate.rates import Rate, price
 from gtp_exp.estimate.runs import Job
@@ -114,9 +115,14 @@ def _data(names: Sequence[Names], planned: Plan) -> list[str]:
 def _gradients(jobs: Sequence[Job], total: StageLine) -> list[str]:
     stores = [work for work in total.left if work.stage in (POOL, TARGET)]
     notes = [f"gradient passes, rows x checkpoints: {_passes(stores):,}"] if stores else []
-    if stores and any(job["gradients"]["sketch"]["kind"] == "none" for job in jobs):
+    if stores and any(_sketch(job).get("kind") == "none" for job in jobs):
         notes.append("gradients.sketch.kind=none keeps whole gradients: their disk is not counted")
     return notes
+
+
+def _sketch(job: Job) -> Mapping[str, Any]:
+    """Return the settings of a job's sketch; none where its gradients are given."""
+    return job["gradients"].get("sketch", {})
 
 
 def _time(lines: Sequence[StageLine], total: StageLine) -> list[str]:

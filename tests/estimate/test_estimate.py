@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -161,6 +162,21 @@ def test_the_disk_of_a_store_is_its_shards(computed):
     gradients = build(jobs[0]["config"]["gradients"], "gradients")
     of_rows = {store.n: store_bytes(store.n, gradients) for store in stores}
     assert all(of_rows[store.n] == 2 * 3 * store.n * (4 * store.dim + 4) for store in stores)
+
+
+def test_jobs_that_collect_gradients_stand_beside_jobs_that_are_given_some(tmp_path):
+    (job,) = compose("selector=gtp", "budget=10pct", f"outputs={tmp_path}")
+    data = Parts().data(job["config"], Parts().experiment(job["config"]))
+    given: dict[str, str] = {"_target_": "gtp_exp.gradients.given.GivenGradients"}
+    for split, rows in (("pool", data.inputs.candidates), ("target", data.inputs.target)):
+        assert rows is not None
+        given[split] = str(tmp_path / split)
+        ids = [example.id for example in rows.examples]
+        GradientStore.from_arrays(given[split], torch.ones(len(ids), 4), ids=ids)
+    jobs = [job["config"], {**job["config"], "gradients": given}]
+    names = [job["names"], {**job["names"], "gradients": "given"}]
+    text = estimate(jobs, names)
+    assert "2 jobs: 2 gradients" in text and re.search(r"gradients: pool +1 +1 +0", text)
 
 
 def test_int8_and_whole_gradients():
