@@ -20,6 +20,7 @@ from gtp_exp.data.tokenization import tokenize
 from gtp_exp.errors import UserError
 from gtp_exp.model.loading import LoadedModel
 from gtp_exp.model.loss import row_nats
+from gtp_exp.model.positions import rows_apart_beyond
 
 
 class Pooling(Enum):
@@ -113,7 +114,8 @@ def _batches(
     distinct = [copies[content] for content in sorted(copies)]
     lengths = [rows[same[0]].n_tokens for same in distinct]
     device = next(loaded.model.parameters()).device
-    for batch in tqdm(length_sorted_batches(lengths, batch_size), desc=label, unit="batch"):
+    batches = length_sorted_batches(lengths, batch_size, rows_apart_beyond(loaded.model))
+    for batch in tqdm(batches, desc=label, unit="batch"):
         padded = pad_collate([rows[distinct[i][0]] for i in batch], loaded.tokenizer.pad_token_id)
         yield [distinct[i] for i in batch], {name: part.to(device) for name, part in padded.items()}
 

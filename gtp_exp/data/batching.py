@@ -11,11 +11,14 @@ from gtp_exp.data.examples import IGNORE, TokenizedExample
 _USUAL_TOKENS = 1024  # of a row; of longer ones fewer share a batch
 
 
-def length_sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+def length_sorted_batches(
+    lengths: Sequence[int], batch_size: int, apart_beyond: int | None = None
+) -> list[list[int]]:
     """Return every index once, in batches of at most `batch_size`, rows of equal length in their order.
 
     The longest rows come first, so that memory runs out at once or never. With padding a batch holds no more
-    tokens than `batch_size` rows of 1024, but for a single row that has more.
+    tokens than `batch_size` rows of 1024, but for a single row that has more. apart_beyond: rows with more
+    tokens share no batch with shorter ones, as `rows_apart_beyond` tells of a model; None: all may.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1")
@@ -23,8 +26,11 @@ def length_sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[
     batches, start = [], 0
     while start < len(order):
         fits = batch_size * _USUAL_TOKENS // max(1, lengths[order[start]])
-        batches.append(order[start : start + max(1, min(batch_size, fits))])
-        start += len(batches[-1])
+        batch = order[start : start + max(1, min(batch_size, fits))]
+        if apart_beyond is not None and lengths[batch[0]] > apart_beyond:
+            batch = [i for i in batch if lengths[i] > apart_beyond]
+        batches.append(batch)
+        start += len(batch)
     return batches
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +16,7 @@ from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.errors import UserError
 from gtp_exp.evaluation.shared_prompts import can_share, score_answers
 from gtp_exp.model.loading import LoadedModel
+from gtp_exp.model.positions import rows_apart_beyond
 from gtp_exp.model.stopping import stop_ids
 
 HFLM: Any = huggingface.HFLM  # a decorator hides the class from type checkers
@@ -129,7 +130,15 @@ class ChatModel(HFLM):
         if choices and self._shares_prompts:
             pairs = [(prompt, answer) for _, prompt, answer in requests]
             return score_answers(self.model, pairs, int(self.batch_size))
-        return super()._loglikelihood_tokens(requests, *args, **kwargs)
+        limit = rows_apart_beyond(self.model)
+        long = [limit is not None and len(prompt) + len(answer) > limit for _, prompt, answer in requests]
+        if len(set(long)) < 2:
+            return super()._loglikelihood_tokens(requests, *args, **kwargs)
+        scores: dict[bool, Iterator[tuple[float, bool]]] = {}
+        for beyond in (True, False):  # lm-eval pads all that it is given, and a long one scales the others
+            part = [request for request, is_long in zip(requests, long, strict=True) if is_long is beyond]
+            scores[beyond] = iter(super()._loglikelihood_tokens(part, *args, **kwargs))
+        return [next(scores[is_long]) for is_long in long]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Return the text that the model writes after each prompt, up to the end of turn or the task's own

@@ -15,6 +15,7 @@ from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.errors import UserError
 from gtp_exp.model.loading import LoadedModel
 from gtp_exp.model.loss import part_nats
+from gtp_exp.model.positions import rows_apart_beyond
 from gtp_exp.model.sharding import dividing
 from gtp_exp.records.row_results import ANSWER_TOKENS
 
@@ -114,7 +115,8 @@ def _nats(
     nats = torch.zeros(len(rows), END + 1, dtype=torch.float64)
     processes = dividing(processes, loaded.model)
     with torch.no_grad():  # inference_mode would spoil gathered weights for passes outside it
-        batches = length_sorted_batches([row.n_tokens for row in rows], batch_size)
+        limit = rows_apart_beyond(loaded.model)
+        batches = length_sorted_batches([row.n_tokens for row in rows], batch_size, limit)
         own = batches[processes.rank :: processes.size]
         for batch in tqdm(own, desc=f"{label}: held-out loss", unit="batch"):
             examples = [rows[i] for i in batch]

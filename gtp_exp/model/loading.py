@@ -24,6 +24,7 @@ from gtp_exp.model.builtin import SMOLLM2_HUB, convert_gguf, make_once, packaged
 from gtp_exp.model.device import Precision, check_precision, choose_dtype
 from gtp_exp.model.identity import own_code, weights_fingerprint
 from gtp_exp.model.lora import LoRA, attach, layers_to_adapt
+from gtp_exp.model.positions import scaled_beyond
 from gtp_exp.model.quantized import Quantization, compute_dense, loading_options, package_version
 from gtp_exp.model.sharding import shard
 from gtp_exp.model.stopping import stop_ids
@@ -248,6 +249,9 @@ def prepare(config: ModelConfig, cache_root: Path, device: torch.device, *, make
         "max_length": config.max_length,
         "lora": config.lora and config.lora.identity(),
     }
+    scaled = scaled_beyond(architecture.get_text_config())
+    if scaled is not None and scaled < config.max_length:  # such rows were not always kept apart
+        identity["rows apart beyond"] = scaled
     if code:
         identity["code"] = code
     if config.quantization is not Quantization.NONE:

@@ -24,6 +24,13 @@ def scaled_beyond(config: Any) -> int | None:
     return min((n for n in told if n is not None), default=0)
 
 
+def rows_apart_beyond(model: Any) -> int | None:
+    """Return the number of tokens beyond which rows must share no batch with shorter ones, or None where all
+    may. model: with or without adapters; one without a configuration of transformers scales nothing."""
+    config = getattr(model, "config", None)
+    return scaled_beyond(config.get_text_config()) if hasattr(config, "get_text_config") else None
+
+
 def _by_longest_row(kind: str) -> bool:
     return "dynamic" in kind or kind == "longrope"
 

@@ -63,3 +63,10 @@ def test_no_rows_give_no_batches_and_a_batch_has_rows():
     assert length_sorted_batches([], 4) == []
     with pytest.raises(ValueError, match="batch_size=0"):
         length_sorted_batches([1], 0)
+
+
+def test_rows_beyond_a_length_share_no_batch_with_shorter_ones():
+    lengths = [9, 4, 12, 3, 5, 8]
+    found = [[lengths[i] for i in batch] for batch in length_sorted_batches(lengths, 4, 7)]
+    assert found == [[12, 9, 8], [5, 4, 3]]
+    assert [len(batch) for batch in length_sorted_batches(lengths, 2, 7)] == [2, 1, 2, 1]

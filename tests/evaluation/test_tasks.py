@@ -16,6 +16,7 @@ import torch
 from toy import CHOICE
 
 from conftest import conversation
+from gtp_baselines.model_passes import Pooling, embed, labelled_loss
 from gtp_exp.data import tokenization
 from gtp_exp.data.benchmark import EvalTask
 from gtp_exp.data.examples import IGNORE
@@ -145,6 +146,52 @@ def test_held_out_loss_equals_a_plain_loop_for_any_batch_size(tiny, examples):
         once = token_loss(tokens, loaded, batch_size=batch_size, label="x")
         assert found["nats_per_token_stderr"] == pytest.approx(once["nats_per_token_stderr"])
         assert found["nats_end"] == pytest.approx(end / len(examples), rel=1e-5)
+
+
+@pytest.fixture
+def scaled_by_length(tiny, tiny_config, tmp_path):
+    """A model whose positions are scaled where a batch has a row of more than 100 tokens (longrope)."""
+    folder = tmp_path / "own"
+    shutil.copytree(tiny.location, folder)
+    settings = json.loads((folder / "config.json").read_text())
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 100}
+    settings["rope_parameters"] = {**rope, "short_factor": [1.0] * 8, "long_factor": [8.0] * 8}
+    (folder / "config.json").write_text(json.dumps(settings))
+    config = replace(tiny_config, source=ModelSource.HUB, name_or_path=str(folder))
+    return prepare(config, tmp_path, torch.device("cpu"))
+
+
+def test_a_long_row_changes_the_positions_of_no_other(scaled_by_length, tmp_path):
+    """In the held-out loss, among the choices of a task, and in a selector's passes over the pool."""
+    docs = [{**doc, "question": "So, " * (3 * i) + doc["question"]} for i, doc in enumerate(DOCS)]
+    held_out = [conversation(i, doc["question"], doc["choices"][doc["gold"]]) for i, doc in enumerate(docs)]
+    rows = tokenize(held_out, scaled_by_length.tokenizer, max_length=256).examples
+    assert min(row.n_tokens for row in rows) < 80 and max(row.n_tokens for row in rows) > 120
+    loaded, found = scaled_by_length.load(), []
+    for batch_size in (1, 64):
+        asked = task(docs=tuple(docs), chat=True, held_out=tuple(held_out))
+        evaluate(asked, loaded, held_out=rows, batch_size=batch_size, directory=tmp_path)
+        samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+        found.append(
+            [
+                torch.tensor([[float(nats) for nats, _ in row["filtered_resps"]] for row in samples]),
+                held_out_loss(rows, loaded, batch_size=batch_size, label="x").nats,
+                labelled_loss(rows, loaded, batch_size=batch_size, label="x"),
+                embed(rows, loaded, pooling=Pooling.POSITION, batch_size=batch_size, label="x"),
+            ]
+        )
+    for alone, together in zip(*found, strict=True):
+        torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_where_long_rows_share_no_batch_with_shorter_ones_is_in_the_key_of_their_model(
+    scaled_by_length, tiny, tmp_path
+):
+    """Results that were made otherwise are passed over; of models without such rows all are found again."""
+    assert scaled_by_length.identity["rows apart beyond"] == 100
+    assert "rows apart beyond" not in tiny.identity
+    short = replace(scaled_by_length.config, max_length=100)
+    assert "rows apart beyond" not in prepare(short, tmp_path, torch.device("cpu")).identity
 
 
 def test_one_row_whose_loss_is_not_finite_is_enough_to_say_so(tiny, examples):
