@@ -82,7 +82,7 @@ def collect(
     A row whose gradient is not finite is quarantined in the store (zeros, and listed). Raise UserError for
     examples without completion tokens, and for a model the engine cannot differentiate exactly.
     """
-    _check_arguments(examples, checkpoints, settings)
+    _check_arguments(examples, checkpoints)
     parameters = check_differentiable(model)
     together = processes if is_sharded(model) else ALONE
     job = _CollectionJob(model, parameters, examples, checkpoints, settings, proven, together)
@@ -314,11 +314,7 @@ def shard_features(
     return features, norms
 
 
-def _check_arguments(
-    examples: Sequence[TokenizedExample],
-    checkpoints: Sequence[Checkpoint],
-    settings: GradientConfig,
-) -> None:
+def _check_arguments(examples: Sequence[TokenizedExample], checkpoints: Sequence[Checkpoint]) -> None:
     if not examples:
         raise UserError("there is no example to collect a gradient of; check the data set and its filters")
     if empty := [e.id for e in examples if e.n_completion_tokens == 0]:
@@ -329,15 +325,6 @@ def _check_arguments(
         raise UserError("example ids are not unique")
     if not checkpoints:
         raise UserError("no checkpoint is given; the trajectory needs at least one")
-    directions = [direction.value for direction in settings.directions]
-    if len(set(directions)) != len(directions):
-        raise UserError(f"directions={directions} must name each of sgd, adam, less at most once")
-    if settings.shard_rows < 1:
-        raise UserError(f"shard_rows={settings.shard_rows} must be at least 1; 1024 is usual")
-    if settings.token_budget is not None and settings.token_budget < 1:
-        raise UserError(
-            f"token_budget={settings.token_budget} must be positive, or null to choose it from free memory"
-        )
 
 
 def _checkpoint_identity(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -54,6 +54,18 @@ class GradientConfig:
             )
         if not self.directions:
             raise UserError("gradients.directions is empty; name at least one of sgd, adam, less")
+        directions = [direction.value for direction in self.directions]
+        if len(set(directions)) != len(directions):
+            raise UserError(
+                f"gradients.directions={directions} must name each of sgd, adam, less at most once"
+            )
+        if self.shard_rows < 1:
+            raise UserError(f"gradients.shard_rows={self.shard_rows} must be at least 1; 1024 is usual")
+        if self.token_budget is not None and self.token_budget < 1:
+            raise UserError(
+                f"gradients.token_budget={self.token_budget} must be positive, or null, which chooses it by "
+                "free memory"
+            )
         moments = [d.value for d in self.directions if d is not Direction.SGD]
         if moments and not self.warmup.optimizer.has_moments:
             raise UserError(
