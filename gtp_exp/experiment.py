@@ -56,7 +56,7 @@ from gtp_exp.stages import (
     warm_up,
 )
 from gtp_exp.tracking import Journal, NoTracker, RunInfo, Tracker, tracked
-from gtp_exp.training.config import TrainConfig
+from gtp_exp.training.config import TrainConfig, check_divisible
 
 
 class Tracking(Protocol):
@@ -150,8 +150,12 @@ class Experiment:
                     f"selector.score={name} is not among dataset.scores={self.dataset.scores}; "
                     f"give dataset.scores=[{name}]"
                 )
+        if self.settings.until is not Until.SELECTION:
+            check_divisible(self.train, self.launch.num_processes, "train")
         if Need.GRADIENTS in self.selector.needs:
             _check_gradients(self.gradients, self.selector)
+            if isinstance(self.gradients, GradientConfig):
+                check_divisible(self.gradients.warmup, self.launch.num_processes, "gradients.warmup")
         if self.launch.sharding is not None:
             _check_shareable(self.launch, self.selector, self.model, self.selection_model)
 

@@ -32,14 +32,19 @@ JOB = {"name": "job", "group": "group", "overrides": []}
 GROUPS = ("selector", "budget", "benchmark", "dataset", "model", "gradients", "train")
 
 
+def composed(outputs, *overrides):
+    """The resolved configuration of a job."""
+    search = f"hydra.searchpath=[file://{ROOT / 'tests' / 'conf'}]"
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("config", [search, *TOY, f"outputs={outputs}", "budget=10pct", *overrides])
+        return OmegaConf.to_container(config, resolve=True)
+
+
 def run(outputs, *overrides, directory=None):
     """One job in this process, as the worker runs it."""
     directory = directory or outputs / "run"
     directory.mkdir(parents=True, exist_ok=True)
-    search = f"hydra.searchpath=[file://{ROOT / 'tests' / 'conf'}]"
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        composed = compose("config", [search, *TOY, f"outputs={outputs}", "budget=10pct", *overrides])
-        config = OmegaConf.to_container(composed, resolve=True)
+    config = composed(outputs, *overrides)
     names = dict.fromkeys(GROUPS, "toy")
     record = _begin(config, {**JOB, "names": names})
     return experiment.run(assemble(config), record, directory, JOB)
@@ -283,6 +288,27 @@ def test_bad_input_is_refused_before_any_long_work(tmp_path, overrides, named):
     with pytest.raises(UserError, match=re.escape(named)):
         run(tmp_path, "selector=gtp", *overrides)
     assert {path.parts[-3] for path in tmp_path.glob("cache/*/*/manifest.json")} <= {"models"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["selector=random"], r"^train.batch_size=4 cannot .* launch.num_processes=3; use 3 or"),
+        (
+            ["selector=gtp", "train.batch_size=6", "train.micro_batch_size=1"],
+            r"^gradients.warmup.batch_size=4 cannot .* launch.num_processes=3; use 3 or",
+        ),
+        (["selector=random", "until=selection"], None),
+        (["selector=random", "train.batch_size=6", "train.micro_batch_size=1"], None),
+    ],
+)
+def test_batches_that_processes_cannot_divide_are_refused_before_any_work(tmp_path, overrides, told):
+    config = composed(tmp_path, "launch.num_processes=3", *overrides)
+    if told is None:
+        assemble(config)
+    else:
+        with pytest.raises(UserError, match=told):
+            assemble(config)
 
 
 def test_the_record_counts_rows_left_out_and_names_precision(outputs, first):

@@ -104,13 +104,19 @@ class TrainConfig:
         return settings
 
 
-def micro_batch_size(config: TrainConfig, processes: int) -> int:
-    """Return the examples per forward pass of one process: as configured, or fewer that divide its share of a
-    batch."""
+def check_divisible(config: TrainConfig, processes: int, group: str) -> None:
+    """Raise UserError for batches that cannot be divided among a job's processes. group: for messages."""
     share, rest = divmod(config.batch_size, processes)
     if rest or not share:
         raise UserError(
-            f"batch_size={config.batch_size} cannot be divided among launch.num_processes={processes}; "
-            f"use {max(1, share) * processes} or another multiple"
+            f"{group}.batch_size={config.batch_size} cannot be divided among "
+            f"launch.num_processes={processes}; use {max(1, share) * processes} or another multiple"
         )
+
+
+def micro_batch_size(config: TrainConfig, processes: int) -> int:
+    """Return the examples per forward pass of one process: as configured, or fewer that divide its share of a
+    batch."""
+    check_divisible(config, processes, "train")
+    share = config.batch_size // processes
     return max(n for n in range(1, min(config.micro_batch_size, share) + 1) if share % n == 0)
