@@ -18,6 +18,7 @@ from gtp_exp.data.examples import IGNORE, Example, TokenizedExample
 from gtp_exp.data.hashing import digest
 from gtp_exp.data.tokenization import tokenize
 from gtp_exp.errors import UserError
+from gtp_exp.model.labelled import no_cache
 from gtp_exp.model.loading import LoadedModel
 from gtp_exp.model.loss import row_nats
 from gtp_exp.model.positions import rows_apart_beyond
@@ -61,7 +62,8 @@ def _embed(
     for index, inputs in _batches(rows, loaded, batch_size, label):
         inputs.pop("labels")
         # The base model: no logits, which would cost more than all the rest.
-        hidden = loaded.model.base_model(**inputs).last_hidden_state.double()  # [B, L, hidden]
+        passed = loaded.model.base_model(**inputs, **no_cache(loaded.model.base_model))
+        hidden = passed.last_hidden_state.double()  # [B, L, hidden]
         weight = inputs["attention_mask"].double()
         if pooling is Pooling.POSITION:
             weight = weight * torch.arange(1, weight.shape[1] + 1, device=weight.device)

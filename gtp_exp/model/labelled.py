@@ -134,7 +134,18 @@ def vocabulary_size(model: Any) -> int:
 
 def takes_logits_to_keep(model: Any) -> bool:
     """Return whether the model can be asked for its logits at some positions only."""
-    return "logits_to_keep" in inspect.signature(_without_wrappers(model).forward).parameters
+    return _takes(model, "logits_to_keep")
+
+
+def no_cache(model: Any) -> dict[str, bool]:
+    """Return what tells a model to keep no keys and values of a pass: nothing is written behind it, and of
+    long rows they take more memory than all else. Empty for a model that cannot be told."""
+    return {"use_cache": False} if _takes(model, "use_cache") else {}
+
+
+def _takes(model: Any, argument: str) -> bool:
+    """Say whether the model's forward names an argument."""
+    return argument in inspect.signature(_without_wrappers(model).forward).parameters
 
 
 def _without_wrappers(model: Any) -> Any:

@@ -14,7 +14,13 @@ from typing import Any
 import torch
 
 from gtp_exp.data.examples import IGNORE, TokenizedExample
-from gtp_exp.model.labelled import labelled_nll, takes_logits_to_keep, token_nll, vocabulary_size
+from gtp_exp.model.labelled import (
+    labelled_nll,
+    no_cache,
+    takes_logits_to_keep,
+    token_nll,
+    vocabulary_size,
+)
 
 # Logits of all positions up to which the reference lets the model compute them: 256 MiB in float32.
 _WHOLE_LOGITS = 1 << 26
@@ -43,7 +49,7 @@ def part_nats(model: Any, inputs: Mapping[str, torch.Tensor], parts: torch.Tenso
     """
     labels = inputs["labels"]
     rest = {name: value for name, value in inputs.items() if name != "labels"}
-    nll, row, column = labelled_nll(model, rest, labels)
+    nll, row, column = labelled_nll(model, {**rest, **no_cache(model)}, labels)
     nll = nll.double().cpu()
     row, column, parts = row.cpu(), column.cpu(), parts.cpu()
     totals = torch.zeros(len(labels), int(parts.max()) + 1, dtype=torch.float64)

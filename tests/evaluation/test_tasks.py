@@ -148,6 +148,17 @@ def test_held_out_loss_equals_a_plain_loop_for_any_batch_size(tiny, examples):
         assert found["nats_end"] == pytest.approx(end / len(examples), rel=1e-5)
 
 
+def test_passes_over_whole_rows_keep_no_keys_and_values(tiny, examples):
+    """They would take more memory than all else of long rows."""
+    loaded, kept = tiny.load(), []
+    loaded.model.base_model.register_forward_hook(lambda _, args, output: kept.append(output.past_key_values))
+    rows = tokenize(examples, tiny.tokenizer, max_length=256).examples
+    held_out_loss(rows, loaded, batch_size=64, label="x")
+    labelled_loss(rows, loaded, batch_size=64, label="x")
+    embed(rows, loaded, pooling=Pooling.POSITION, batch_size=64, label="x")
+    assert len(kept) >= 3 and not any(kept)
+
+
 @pytest.fixture
 def scaled_by_length(tiny, tiny_config, tmp_path):
     """A model whose positions are scaled where a batch has a row of more than 100 tokens (longrope)."""
