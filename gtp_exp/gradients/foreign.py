@@ -134,7 +134,8 @@ def _bergson_layout(info: Any) -> tuple[int, list[int], str, bool]:
 def read_numpy(path: Path) -> ForeignMatrix:
     """Map a .npy file that holds an array [N, d] of numbers."""
     if not path.is_file():
-        raise UserError(f"{path} does not exist; give one .npy file for each checkpoint")
+        state = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {state}; give one .npy file for each checkpoint")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

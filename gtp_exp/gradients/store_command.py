@@ -112,7 +112,10 @@ def export_files(arguments: argparse.Namespace) -> int:
 
 
 def _rates(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"'{text}' is no list of numbers; write 0.001,0.0005") from error
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -73,8 +73,9 @@ def _ids(file: Path | None, first: ForeignMatrix) -> list[str] | None:
     """Return the ids of a file; raise UserError, by file, where they do not fit the rows."""
     if file is None:
         return None
+    ids = read_labels(file, "id")
     try:
-        return list(checked_ids(read_labels(file, "id"), first.rows.shape[0]))
+        return list(checked_ids(ids, first.rows.shape[0]))
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
 

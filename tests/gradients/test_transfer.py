@@ -230,6 +230,7 @@ def test_files_that_are_cut_or_of_another_kind_are_named(tmp_path, capsys):
     gone = tmp_path / "nowhere"
     for kind, told in (("less", gone), ("bergson", gone / "gradients.bin"), ("numpy", gone)):
         assert f"{told} does not exist" in refused(tmp_path, capsys, kind, [gone])
+    assert f"{tmp_path} is a folder; give one .npy" in refused(tmp_path, capsys, "numpy", [tmp_path])
 
     index = write_bergson(tmp_path / "run", matrices()[0], {"q": D})
     file = index / "gradients.bin"
@@ -269,6 +270,12 @@ def test_checkpoints_ids_rates_and_subtasks_that_do_not_fit_are_named(tmp_path, 
     assert "[0.1, 0.2]" in refused(tmp_path, capsys, "numpy", [one], "--learning-rates=0.1,0.2").replace(
         "(0.1, 0.2)", "[0.1, 0.2]"
     )
+    absent = refused(tmp_path, capsys, "numpy", [one], f"--ids={tmp_path / 'absent'}")
+    assert absent.startswith(f"{tmp_path / 'absent'} cannot be read ([Errno 2] No such file")
+    with pytest.raises(SystemExit):
+        main(["import", "--from", "numpy", str(one), str(tmp_path / "out"), "--learning-rates=0.1,x"])
+    told = "argument --learning-rates: '0.1,x' is no list of numbers; write 0.001,0.0005"
+    assert told in capsys.readouterr().err
     assert "30 rows are not 7 groups of one size" in refused(tmp_path, capsys, "numpy", [one], "--subtasks=7")
     adam = write_less(tmp_path / "p-ckpt1-adam" / "dim12", matrices()[0])
     sgd = write_less(tmp_path / "p-ckpt2-sgd" / "dim12", matrices()[0])
