@@ -40,7 +40,8 @@ def measured_rates(parts: Parts, jobs: Sequence[Job]) -> dict[str, Rate]:
                 if units and cost.seconds > 0 and cost.key not in seen:
                     seen.add(cost.key)
                     rate = Rate(units, cost.seconds, frozenset({run.name}))
-                    for name in works[0].rates:
+                    same = all(work.rates == works[0].rates for work in works)
+                    for name in works[0].rates if same else works[0].rates[:1]:
                         rates[name] = rates[name] + rate if name in rates else rate
     return rates
 

@@ -98,7 +98,8 @@ def plan(jobs: Sequence[Job], parts: Parts | None = None, share_passes: bool = T
             key = f"{stage} {result.key}"
             planned.users.setdefault(stage, set()).add(i)
             if key not in planned.works:
-                work = _work(stage, result.cached, rate_names(stage, job), experiment, data, task)
+                rates = rate_names(stage, job, _tested(task, data.inputs))
+                work = _work(stage, result.cached, rates, experiment, data, task)
                 if stage == SELECTION and work.passes and share_passes:
                     if passes_of(job) in passed:
                         work = replace(work, passes=0, tokens=None, shared=True)
@@ -167,18 +168,31 @@ def walk(job: Experiment, data: Data, tests: dict[tuple[str | None, int], list[F
         yield from tests[key]
 
 
-def rate_names(stage: str, job: Job) -> list[str]:
-    """Return the names of a stage's rates, the closest first: with the same settings, and with any."""
+def _tested(task: PreparedTask | None, inputs: Inputs) -> str | None:
+    """Return the further benchmark that a task is of; None for one of the main benchmark, and for no task."""
+    found = (name for name, tests in inputs.further.items() if any(test is task for test in tests))
+    return next(found, None)
+
+
+def rate_names(stage: str, job: Job, tested: str | None = None) -> list[str]:
+    """Return the names of a stage's rates, the closest first: with the same settings, and with any.
+
+    Where a job has further tests, the closest is that of all its tests together, by which alone its records
+    measure them. tested: the further benchmark that a task is of; None for the main one.
+    """
     kind = stage.split(":")[0].split()[0]  # the same for pool and target, tuned and untuned
-    gradients = job["gradients"]
-    alike = {
+    gradients, further = job["gradients"], job.get("tests") or {}
+    benchmark = job["benchmark"] if tested is None else further[tested]
+    alike: dict[str, Sequence[Any]] = {
         WARMUP: (gradients.get("warmup"), None),
         "gradients": ({**gradients, "warmup": None}, None),
         SELECTION: (job["selector"]["_target_"],),  # one selector says nothing of another
         FINETUNE: (job["train"], None),
-        EVALUATION: (job["benchmark"], job["benchmark"]["_target_"]),
+        EVALUATION: (benchmark, _kind_of_test(benchmark)),
         VALIDATION: (job["benchmark"], None),
     }
+    if further and kind == EVALUATION:
+        alike[EVALUATION] = ([job["benchmark"], further], *alike[EVALUATION])
     model = (
         job["model"]
         if kind in (FINETUNE, EVALUATION, VALIDATION)
@@ -186,6 +200,13 @@ def rate_names(stage: str, job: Job) -> list[str]:
     )
     counted = {"epochs": None, "min_steps": None, "seed": None}  # by the units, or of no weight
     return [fingerprint(kind, model, {**s, **counted} if isinstance(s, Mapping) else s) for s in alike[kind]]
+
+
+def _kind_of_test(benchmark: Mapping[str, Any]) -> Any:
+    """Return what tells apart benchmarks whose rows take other times: the class, and of lm-eval's suites
+    whether answers are chosen or written."""
+    target, answers = benchmark["_target_"], benchmark.get("answers")
+    return target if answers is None else [target, answers]
 
 
 def _work(

@@ -29,7 +29,7 @@ from gtp_exp.estimate.parts import ASSUMED_ROWS, Parts, published_rows
 from gtp_exp.estimate.rates import measured_rates, price
 from gtp_exp.estimate.runs import earlier_runs, overhead
 from gtp_exp.estimate.table import axes, estimated_time, with_unit_prefix
-from gtp_exp.estimate.walk import POOL, TARGET, chosen, plan, store_bytes
+from gtp_exp.estimate.walk import POOL, TARGET, chosen, plan, rate_names, store_bytes
 from gtp_exp.gradients.directions import Direction
 from gtp_exp.gradients.settings import GradientConfig
 from gtp_exp.gradients.shards import StorageType
@@ -200,6 +200,37 @@ def test_a_finished_grid_is_done_and_measures_the_next_one(computed):
     assert all(price(work, rates) for work in planned.works.values())
     shown = estimate(configs(more), [job["names"] for job in more])
     assert "at the rates of sweep/0" in shown and "unknown" not in shown
+
+
+def test_further_tests_are_not_priced_by_what_the_main_ones_took(computed, tmp_path):
+    jobs, _, outputs = computed
+    own = tmp_path / "outputs"
+    shutil.copytree(outputs, own)
+    further = "tests=[{skills_target:{test_rows:4,generation_skills:[]}}]"
+    (job,) = compose("selector=random", "budget=10pct", "seed=7", f"outputs={own}", further)
+    finished = Parts(earlier_runs(own / "runs"))
+    works = plan([job["config"]], finished).of(EVALUATION)
+    rates = measured_rates(finished, [job["config"]])
+    assert [work.rows for work in works if price(work, rates) is None] == [4, 4, 4]
+    assert len(works) == 4
+
+    run(job, own / "runs" / "further")
+    stages = read_record(own / "runs" / "further" / "results.json").stages
+    measured = Parts(earlier_runs(own / "runs"))
+    rates = measured_rates(measured, [job["config"]])
+    planned = plan([job["config"]], measured)
+    priced = [price(work, rates) for stage in (EVALUATION, UNTUNED) for work in planned.of(stage)]
+    took = stages[EVALUATION].seconds + stages[UNTUNED].seconds
+    assert sum(found[0] for found in priced if found) == pytest.approx(took)
+
+
+def test_answers_that_are_written_are_not_priced_by_choices():
+    names = {
+        suite: rate_names(EVALUATION, compose(f"benchmark={suite}")[0]["config"])
+        for suite in ("mmlu", "bbh", "gsm8k")
+    }
+    assert not set(names["mmlu"]) & set(names["gsm8k"])
+    assert names["bbh"][-1] == names["gsm8k"][-1] and names["bbh"][0] != names["gsm8k"][0]
 
 
 def test_the_time_around_the_stages_is_what_they_leave_of_the_run(computed):
