@@ -188,10 +188,12 @@ def warm_up(
 
 
 def dropout_reads(model: Model, processes: Processes) -> dict[str, int]:
-    """Return what training reads besides its settings where LoRA has dropout: the number of processes, for
+    """Return what training reads besides its settings where values are dropped: the number of processes, for
     each of them draws the masks of its own rows."""
     lora = model.config.lora
-    return {"processes": processes.size} if lora is not None and lora.dropout > 0 else {}
+    if lora is not None and lora.dropout > 0:
+        return {"processes": processes.size}
+    return {"processes": processes.size} if model.own_dropout and processes.size > 1 else {}
 
 
 def collect_gradients(

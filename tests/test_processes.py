@@ -200,10 +200,21 @@ def test_processes_that_do_not_find_each_other_are_refused():
     assert "UserError launch.num_processes=2, but 1 joined" in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize(("dropout", "expected"), [(0.0, {}), (0.1, {"processes": 2})])
-def test_with_dropout_training_by_another_number_of_processes_is_another_stage(dropout, expected):
-    config = SimpleNamespace(lora=SimpleNamespace(dropout=dropout))
-    assert dropout_reads(SimpleNamespace(config=config), SimpleNamespace(size=2)) == expected
+@pytest.mark.parametrize(
+    ("dropout", "own", "size", "expected"),
+    [
+        (0.0, False, 2, {}),
+        (0.1, False, 2, {"processes": 2}),
+        (0.0, True, 2, {"processes": 2}),
+        (None, True, 2, {"processes": 2}),
+        (None, True, 1, {}),
+    ],
+)
+def test_with_dropout_training_by_another_number_of_processes_is_another_stage(dropout, own, size, expected):
+    """Of the adapters, or of the base model's own layers."""
+    lora = None if dropout is None else SimpleNamespace(dropout=dropout)
+    model = SimpleNamespace(config=SimpleNamespace(lora=lora), own_dropout=own)
+    assert dropout_reads(model, SimpleNamespace(size=size)) == expected
 
 
 def test_one_process_needs_no_group():

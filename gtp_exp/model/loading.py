@@ -110,6 +110,7 @@ class Model:
     identity: Mapping[str, Any]  # what the weights, template and precision are: enters cache keys
     n_embeddings: Optional[int] = None  # token ids from here on have none; None: unknown
     sharding: Optional[Sharding] = None  # of the layers' weights among processes; None: each holds them all
+    own_dropout: bool = False  # whether layers of the base model drop values in training
 
     def load(self) -> LoadedModel:
         """Return the untuned model, in eval mode."""
@@ -259,7 +260,8 @@ def prepare(config: ModelConfig, cache_root: Path, device: torch.device, *, make
         identity |= {"quantization": config.quantization.value, "bitsandbytes": package_version()}
     if config.attention is not None:
         identity["attention"] = config.attention.value
-    return Model(config, location, dtype, device, tokenizer, identity, n_embeddings)
+    own_dropout = has_dropout(architecture)
+    return Model(config, location, dtype, device, tokenizer, identity, n_embeddings, own_dropout=own_dropout)
 
 
 def _check_whole(found: Mapping[str, Any], name: str) -> None:
@@ -294,6 +296,17 @@ def context_of(architecture: Any) -> int | None:
     """Return the tokens of text that a model was made for, by its transformers configuration; None where that
     does not say."""
     return getattr(architecture.get_text_config(), "max_position_embeddings", None)
+
+
+def has_dropout(architecture: Any) -> bool:
+    """Say whether a model's own layers drop values in training, as those of GPT-2 and OPT do, by its
+    transformers configuration. What other heads than that of a language model drop does not count."""
+    settings = architecture.get_text_config().to_dict().items()
+    shares = [value for name, value in settings if "drop" in name and not name.startswith(_OTHER_HEADS)]
+    return any(isinstance(share, (int, float)) and share > 0 for share in shares)
+
+
+_OTHER_HEADS = ("classifier", "summary")
 
 
 def check_token_ids(ids: Iterable[int], tokenizer: Any, n_embeddings: int | None, name: str) -> None:

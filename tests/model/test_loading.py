@@ -34,7 +34,7 @@ from gtp_exp.model.attention import Attention, check_attention
 from gtp_exp.model.device import Precision, choose_device, choose_dtype, memory_fault
 from gtp_exp.model.identity import weights_fingerprint
 from gtp_exp.model.labelled import labelled_nll
-from gtp_exp.model.loading import ModelConfig, ModelNotHere, ModelSource, prepare
+from gtp_exp.model.loading import ModelConfig, ModelNotHere, ModelSource, has_dropout, prepare
 from gtp_exp.model.lora import LoRA
 
 CPU = torch.device("cpu")
@@ -493,6 +493,20 @@ def test_a_name_among_target_modules_that_no_module_has_is_told(tiny_config, tmp
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         prepare(replace(tiny_config, lora=LoRA(4, 8)), tmp_path, CPU).load_trainable(0)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "expected"),
+    [
+        (GPT2Config(), True),
+        (GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0), False),
+        (LlamaConfig(), False),
+        (LlamaConfig(attention_dropout=0.1), True),
+        (BloomConfig(), False),
+    ],
+)
+def test_a_model_says_whether_its_own_layers_drop_values(architecture, expected):
+    assert has_dropout(architecture) == expected
 
 
 def test_a_context_above_the_models_own_is_refused(tiny_config, tmp_path):
