@@ -202,6 +202,13 @@ def test_parent_and_worker_end_together_and_the_record_says_how(tmp_path, victim
         assert parent.returncode == 128 + number and "the worker was killed by signal 9" in printed
 
 
+@pytest.mark.parametrize("names", [("RANK", "WORLD_SIZE"), ("PMI_RANK", "PMI_SIZE")])
+def test_a_job_is_whole_where_the_environment_tells_of_ranks_of_another_launcher(tmp_path, names):
+    told = {**dict(zip(names, ("1", "2"), strict=True)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
+    done = forked.run(command("selector=random"), tmp_path, {**ENVIRONMENT, **told}, timeout=90)
+    assert done.returncode == 0 and record(tmp_path)["state"] == "complete", done.stderr
+
+
 def test_a_job_without_enough_memory_says_which_settings_need_less(tmp_path):
     done = call(tmp_path, "dataset._target_=toy.HugePool", "selector=random")
     assert done.returncode == 2 and "Traceback" not in done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,6 +30,13 @@ GRACE_S = 20.0  # seconds that a worker has to write its state before it is kill
 TIMED_OUT = 124  # exit status, the same as that of timeout(1)
 MARGIN_S = 5.0  # seconds more for the parent of several workers, which kills them after GRACE_S
 WORKER = "gtp_exp.worker"  # the module that runs a job
+
+# What torchrun, MPI and clusters tell the processes that they start of each other. Those of a job are told by
+# its own launcher; one that believed the others would wait for ranks that never come.
+_OF_RANKS = re.compile(
+    r"(LOCAL_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|PMI_(RANK|SIZE)|MPI_LOCAL(RANKID|NRANKS)"
+    r"|(OMPI|MV2)_COMM_WORLD_(LOCAL_)?(RANK|SIZE)"
+)
 
 Worker: TypeAlias = "subprocess.Popen[bytes] | ForkedJob"
 
@@ -78,7 +86,8 @@ class Launch:
 
     def environment(self) -> dict[str, str]:
         """Return the environment variables that all workers share."""
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+        environment = {name: value for name, value in os.environ.items() if not _OF_RANKS.fullmatch(name)}
+        environment |= {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
         environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic products on a GPU
         # bm25s uses JAX where that is installed, which would take most of the GPU's memory for itself
         environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
