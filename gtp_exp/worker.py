@@ -41,6 +41,7 @@ from gtp_exp.selection.base import Selector
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "lm-eval", "numpy")
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+REPEAT_S = 10.0  # seconds after which an interrupt that has not ended the job comes again
 # What most jobs import sooner or later, for the server that forks them.
 PRELOADED = (
     "gtp_exp.experiment",
@@ -112,6 +113,7 @@ def _complete(
         log.error("%s", error)
         return replace(record, state=State.FAILED, error=str(error)), 2
     except (KeyboardInterrupt, SystemExit):
+        _end_by_alarm()
         log.error("interrupted; run the same command again to go on from the last finished stage")
         return replace(record, state=State.INTERRUPTED, error="interrupted"), 130
     except Exception as error:
@@ -252,8 +254,21 @@ def _interrupt(_signum: int, _frame: object) -> None:
     """Interrupt the job, once, however many signals come."""
     for signum in INTERRUPTS:  # a terminal tells this process and its parent, which then tells it again
         signal.signal(signum, _unheard)  # not SIG_IGN, which Python complains about where one is on its way
-    signal.alarm(int(GRACE_S))  # ends this process if a long call, or a callback, swallows what is raised
+    signal.signal(signal.SIGALRM, _interrupt_again)
+    signal.setitimer(signal.ITIMER_REAL, REPEAT_S)
     raise KeyboardInterrupt
+
+
+def _interrupt_again(_signum: int, _frame: object) -> None:
+    """Interrupt the job a second time: a callback of a library has swallowed the first exception."""
+    _end_by_alarm()
+    raise KeyboardInterrupt
+
+
+def _end_by_alarm() -> None:
+    """Let the kernel end this process, unless it ends by itself in time."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, GRACE_S - REPEAT_S)
 
 
 def _unheard(_signum: int, _frame: object) -> None:

@@ -141,7 +141,7 @@ def test_less_original_has_the_published_settings():
             f"{part}.learning_rate": "2e-05",
             f"{part}.schedule": "linear",
             f"{part}.warmup_ratio": "0.03",
-            f"{part}.weight_decay": "0.0",
+            f"{part}.weight_decay": "0",
             f"{part}.batch_size": "128",
             f"{part}.loss": "example_mean",
             f"{part}.use_weights": "false",
@@ -173,8 +173,8 @@ def test_date_lm_has_the_settings_of_its_leaderboard():
             "learning_rate": "2e-05",
             "schedule": "cosine",
             "warmup_ratio": "0.015",  # 0.03 of one of the two epochs
-            "weight_decay": "0.0",
-            "max_grad_norm": "1000000000.0",  # none
+            "weight_decay": "0",
+            "max_grad_norm": "1000000000",  # none
             "batch_size": "128",
             "loss": "example_mean",
         }
