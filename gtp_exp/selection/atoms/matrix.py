@@ -135,7 +135,8 @@ class BlockAtoms:
         for block, part in zip(self.blocks, self._split(residual.float()), strict=True):
             lifted = block.lift(part)
             whole = in_memory(block.rows)  # there a chunk is a view and costs nothing
-            product = self._product(block.rows.dtype, lifted)
+            # Beside rounded rows the store is passed over once, which is not worth a kernel.
+            product = dot if block.rounded is not None else self._product(block.rows.dtype, lifted)
             for start, chunk in block.rows.chunks(self.shape[0] if whole else self.chunk_rows):
                 stop = start + len(chunk)
                 total[start:stop] += block.scale[start:stop, None] * product(chunk, lifted)
