@@ -91,7 +91,8 @@ def attach(model: Any, lora: LoRA, seed: int, name: str) -> Any:
         use_dora=lora.use_dora,
         task_type="CAUSAL_LM",
     )
-    absent, linear = _absent(lora, model), _linear_names(model)
+    absent = _absent(lora, model)
+    linear = _linear_names(model) if absent else []  # PEFT gives them other names
     try:
         adapted = get_peft_model(model, settings)
     except ValueError as error:

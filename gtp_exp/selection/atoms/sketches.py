@@ -8,7 +8,7 @@ One pass over the pool's sketches measures the norms and hashes the rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import torch
@@ -235,8 +235,7 @@ def _kept(pool: GradientFeatures, settings: AtomSettings, checkpoints: int, proc
     """Return what of the largest share of the pool, in its subspaces, fits into memory_gib: the same in every
     process.
     """
-    ranks, size = range(processes.size), processes.size
-    share = max(len(share_of(pool.n, rank, size)) for rank in ranks)
+    share = max(len(share_of(pool.n, rank, processes.size)) for rank in range(processes.size))
     dim = pool.dim if settings.subspace is Subspace.NONE else min(settings.subspace_dim, pool.dim)
     numbers, room = share * checkpoints * dim, settings.memory_gib * GIB
     if numbers * torch.float32.itemsize <= room:
@@ -290,15 +289,14 @@ def _checkpoint_part(
     metric = settings.metric.of(rows, basis, processes)
     if metric is not None and target is not None:
         target = metric.apply(target)
-    dim = rows.shape[1] if basis is None else len(basis)
-    rounded = None
+    seen = Block(rows, torch.ones(0), basis, metric)
     if keep is Kept.ROUNDED:
-        rounded = RoundedRows.empty(len(own_span(rows)), dim, seed=checkpoint)
-    seen = Block(rows, torch.ones(0), basis, metric, rounded)
+        room = RoundedRows.empty(len(own_span(rows)), seen.dim, seed=checkpoint)
+        seen = replace(seen, rounded=room)
     norms, kept = _scan(seen, checkpoint, hashes, keep is Kept.WHOLE, settings.chunk_rows, processes)
     if keep is Kept.WHOLE:
         basis = metric = None
-    return _CheckpointPart(kept, basis, metric, rounded, norms, target, explained, target_explained)
+    return _CheckpointPart(kept, basis, metric, seen.rounded, norms, target, explained, target_explained)
 
 
 def _scan(
