@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from options import option
 
 from gtp_exp.config import build
 from gtp_exp.data.examples import Example
-from gtp_exp.gradients.features import MemoryFeatures
+from gtp_exp.gradients.features import MemoryFeatures, TensorRows
 from gtp_exp.selection.base import Budget, SelectionProblem, Unit
 from gtp_exp.selection.gtp import GTP
 
@@ -35,6 +35,48 @@ def features(matrices: Sequence[torch.Tensor], rates=None, directions=("sgd", "a
     """Return gradients that hold one matrix [n, d] per checkpoint, the same in every direction."""
     rates = [1e-4 / (t + 1) for t in range(len(matrices))] if rates is None else rates
     return MemoryFeatures(tuple({d: x for d in directions} for x in matrices), tuple(rates))
+
+
+@dataclass
+class CountedRows:
+    """Rows that count as read from a disk: `passes` over all of them, and in `sizes` how many at once."""
+
+    matrix: torch.Tensor
+    passes: int = 0
+    sizes: list[int] = field(default_factory=list)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.matrix.shape[0], self.matrix.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.matrix.dtype
+
+    def chunks(self, size: int, span: range | None = None) -> Iterator[tuple[int, torch.Tensor]]:
+        self.passes += 1
+        for start, chunk in TensorRows(self.matrix).chunks(size, span):
+            self.sizes.append(len(chunk))
+            yield start, chunk
+
+    def rows(self, index: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(len(index))
+        return self.matrix[index]
+
+
+@dataclass(frozen=True)
+class CountedFeatures(MemoryFeatures):
+    """Gradients whose rows, one of `counted` per checkpoint, remember what was asked for."""
+
+    counted: tuple[CountedRows, ...]
+
+    @classmethod
+    def of(cls, matrices: Sequence[torch.Tensor]) -> CountedFeatures:
+        held = features(matrices)
+        return cls(held.matrices, held.learning_rates, tuple(CountedRows(matrix) for matrix in matrices))
+
+    def features(self, checkpoint: int, direction: str) -> Any:
+        return self.counted[checkpoint]
 
 
 def problem(

@@ -8,11 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 from planted import clusters
-from problems import features, gtp, problem, with_features
+from problems import CountedFeatures, features, gtp, problem, with_features
 from tqdm import tqdm
 
 from gtp_exp.errors import UserError
-from gtp_exp.gradients.features import MemoryFeatures, TensorRows
 from gtp_exp.selection import gtp as gtp_module
 from gtp_exp.selection.base import Budget, Unit
 from gtp_exp.selection.cross_validation import CrossValidationPoint, RegularisationChoice
@@ -545,47 +544,15 @@ def test_uncollapsed_copies_compete():
     assert both.diagnostics["exact_copies_collapsed"] == 0
 
 
-class Counted:
-    """Rows that remember how many were asked for at once."""
-
-    def __init__(self, matrix: torch.Tensor, log: list[int]) -> None:
-        self.inner, self.log = TensorRows(matrix), log
-
-    @property
-    def shape(self):
-        return self.inner.shape
-
-    @property
-    def dtype(self):
-        return self.inner.dtype
-
-    def chunks(self, size):
-        for start, chunk in self.inner.chunks(size):
-            self.log.append(len(chunk))
-            yield start, chunk
-
-    def rows(self, index):
-        self.log.append(len(index))
-        return self.inner.rows(index)
-
-
-class CountedFeatures(MemoryFeatures):
-    log: list[int]
-
-    def features(self, checkpoint, direction):
-        return Counted(self.matrices[checkpoint][direction], self.log)
-
-
 def test_a_streamed_store_is_never_asked_for_more_rows_than_chunks_and_candidates():
     asked = {}
     for n in (1000, 8000):
         pool, target = two_checkpoints(n, 64)
         posed = problem(pool, target, rows=20)
-        counted = CountedFeatures(tuple({"sgd": x, "adam": x} for x in pool), (1e-4, 5e-5))
-        object.__setattr__(counted, "log", [])
+        counted = CountedFeatures.of(pool)
         selector = gtp(memory_gib=0.0, chunk_rows=128, **FIXED)
         streamed = selector.select(with_features(posed, counted))
         assert streamed.indices.tolist() == gtp(**FIXED).select(posed).indices.tolist()
         assert streamed.diagnostics["in_memory"] == "nothing"
-        asked[n] = max(counted.log)
+        asked[n] = max(size for rows in counted.counted for size in rows.sizes)
     assert asked[8000] == asked[1000] <= 128

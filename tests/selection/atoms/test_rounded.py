@@ -2,45 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pytest
 import torch
 from planted import clusters
-from problems import gtp, problem, with_features
+from problems import CountedFeatures, CountedRows, gtp, problem, with_features
 
-from gtp_exp.gradients.features import MemoryFeatures, TensorRows
 from gtp_exp.selection.atoms.matrix import Block, BlockAtoms, dot
 from gtp_exp.selection.atoms.rounded import RoundedRows
 from gtp_exp.selection.solvers.pursuit import alignment, strongest
 
 N, DIM = 4000, 64
 ROUNDED = N * 2 * DIM / 2**30  # GiB that hold a byte of every number, and not four
-
-
-@dataclass
-class Stored:
-    """Rows that count as read from a disk: how often all are, and how many by their index."""
-
-    of: torch.Tensor
-    passes: list[int] = field(default_factory=list)
-    asked: list[int] = field(default_factory=list)
-
-    @property
-    def shape(self):
-        return self.of.shape
-
-    @property
-    def dtype(self):
-        return self.of.dtype
-
-    def chunks(self, size, span=None):
-        self.passes.append(size)
-        yield from TensorRows(self.of).chunks(size, span)
-
-    def rows(self, index):
-        self.asked.append(len(index))
-        return self.of[index]
 
 
 def rounded(rows, seed=0):
@@ -50,7 +24,7 @@ def rounded(rows, seed=0):
 
 
 def atoms_of(rows, scale):
-    return BlockAtoms((Block(Stored(rows), scale, None, rounded=rounded(rows.float())),), 1000)
+    return BlockAtoms((Block(CountedRows(rows), scale, None, rounded=rounded(rows.float())),), 1000)
 
 
 def rows_of(kind, generator):
@@ -87,7 +61,7 @@ def test_atoms_of_two_checkpoints_lie_within_the_bounds():
     residual, blocks, most = torch.randn(3 * DIM, 2, generator=generator), [], 0
     for t, dim in enumerate((DIM, 2 * DIM)):
         rows, scale = torch.randn(N, dim, generator=generator), 10 ** torch.randn(N, generator=generator)
-        blocks.append(Block(Stored(rows), scale, None, None, rounded(rows, t)))
+        blocks.append(Block(CountedRows(rows), scale, None, None, rounded(rows, t)))
         most = most + scale * torch.linalg.vector_norm(rows, dim=1)
     atoms = BlockAtoms(tuple(blocks), 1000)
     low, high = atoms.bounds(residual)
@@ -122,8 +96,7 @@ def test_the_errors_of_two_checkpoints_are_independent():
     rows = torch.randn(200, DIM, generator=torch.Generator().manual_seed(4))
     pool = problem([rows, rows], [rows[:3]] * 2, rows=5)
     selector = gtp(memory_gib=200 * 2 * DIM / 2**30)
-    features = StoredFeatures(tuple({"sgd": rows, "adam": rows} for _ in range(2)), (1e-4, 1e-4))
-    object.__setattr__(features, "stored", [Stored(rows), Stored(rows)])
+    features = CountedFeatures.of([rows, rows])
     first, second = (
         block.rounded for block in selector.pursuit_data(with_features(pool, features)).atoms.blocks
     )
@@ -153,12 +126,12 @@ def test_few_rows_are_read_and_no_pass_is_made_where_the_bounds_are_tight():
     atoms = atoms_of(rows, torch.ones(N))
     stored = atoms.blocks[0].rows
     strongest(atoms, residual, torch.ones(N, dtype=torch.bool), 10)
-    assert not stored.passes and max(stored.asked) < N / 16
+    assert not stored.passes and max(stored.sizes) < N / 16
     # Where one number of each row drowns the others, a step is too long to tell the others apart.
     rows[:, 3], residual[3] = 3000, 0
     atoms = atoms_of(rows, torch.ones(N))
     strongest(atoms, residual, torch.ones(N, dtype=torch.bool), 10)
-    assert len(atoms.blocks[0].rows.passes) == 1
+    assert atoms.blocks[0].rows.passes == 1
 
 
 SETTINGS = (
@@ -180,21 +153,12 @@ def test_the_choice_is_that_of_passes_over_the_store_and_two_of_these_suffice(se
     share = 1 if "subspace" not in settings else 0.5
     chosen, passes = {}, {}
     for kept, memory in (("nothing", 0.0), ("rounded", ROUNDED * share), ("whole", 4.0)):
-        stored = [Stored(matrix) for matrix in pool]
-        features = StoredFeatures(tuple({"sgd": x, "adam": x} for x in pool), (1e-4, 5e-5))
-        object.__setattr__(features, "stored", stored)
+        features = CountedFeatures.of(pool)
         chosen[kept] = gtp(memory_gib=memory, **settings).select(with_features(asked, features))
-        passes[kept] = len(stored[0].passes)
+        passes[kept] = features.counted[0].passes
         assert chosen[kept].diagnostics["in_memory"] == kept
     for kept in ("rounded", "whole"):
         assert chosen[kept].indices.tolist() == chosen["nothing"].indices.tolist()
         torch.testing.assert_close(chosen[kept].weights, chosen["nothing"].weights, rtol=1e-4, atol=1e-5)
     # What is held whole is read to measure it; rounded, it is read once more to correlate it with the target.
     assert passes["rounded"] == passes["whole"] + 1 < passes["nothing"]
-
-
-class StoredFeatures(MemoryFeatures):
-    stored: list[Stored]
-
-    def features(self, checkpoint, direction):
-        return self.stored[checkpoint]
