@@ -36,25 +36,18 @@ from gtp_exp.records.record import METRICS_NAME, FurtherTest, RunRecord, Selecti
 from gtp_exp.records.row_results import write_row_results
 from gtp_exp.records.selected import export, selected_rows, summarise_selection
 from gtp_exp.selection.base import Budget, Need, Selection, Selector
-from gtp_exp.stages import (
-    VALIDATION,
-    EvaluatedModel,
+from gtp_exp.stages.evaluation import VALIDATION, EvaluatedModel
+from gtp_exp.stages.gradients import (
     GradientStores,
-    SelectionSources,
-    StageRunner,
     check_quarantine,
     collect_gradients,
-    mirror_history,
     proven_engine,
-    read_beside_rows,
-    read_saved_seconds,
-    read_selection,
-    read_training_length,
     rows_with_gradients,
-    select,
-    tune,
-    warm_up,
 )
+from gtp_exp.stages.passes import read_saved_seconds
+from gtp_exp.stages.runner import StageRunner
+from gtp_exp.stages.selection import SelectionSources, read_beside_rows, read_selection, select
+from gtp_exp.stages.training import mirror_history, read_training_length, tune, warm_up
 from gtp_exp.tracking import Journal, NoTracker, RunInfo, Tracker, tracked
 from gtp_exp.training.config import TrainConfig, check_divisible
 

@@ -16,7 +16,8 @@ from gtp_exp.gradients.matching import GivenStore, is_numbered, match_rows
 from gtp_exp.gradients.store import GradientStore
 from gtp_exp.inputs import Inputs, PreparedRows
 from gtp_exp.selection.base import Selector
-from gtp_exp.stages import StageRunner, check_quarantine
+from gtp_exp.stages.gradients import check_quarantine
+from gtp_exp.stages.runner import StageRunner
 
 log = logging.getLogger(__name__)
 

@@ -8,16 +8,16 @@ from dataclasses import asdict, dataclass, field
 from gtp_exp.inputs import Inputs, PreparedTask
 from gtp_exp.records.record import TokenLoss
 from gtp_exp.records.row_results import TaskRows
-from gtp_exp.stages import (
+from gtp_exp.stages.evaluation import (
     VALIDATION,
     EvaluatedModel,
-    StageRunner,
     evaluate_task,
     read_by_row,
     read_loss,
     read_metrics,
     validate,
 )
+from gtp_exp.stages.runner import StageRunner
 
 MAIN = ""  # stands for the benchmark whose target was aimed at, beside the names of further tests
 

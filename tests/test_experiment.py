@@ -24,7 +24,7 @@ from gtp_exp.errors import UserError
 from gtp_exp.gradients.checkpoints import load_checkpoint
 from gtp_exp.leaderboard.metrics import n_test_rows
 from gtp_exp.records.record import State, TrainingLength
-from gtp_exp.stages import KeptPasses
+from gtp_exp.stages.passes import KeptPasses
 from gtp_exp.worker import _begin, assemble
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -18,7 +18,7 @@ from gtp_exp.errors import UserError
 from gtp_exp.estimate.parts import Parts
 from gtp_exp.estimate.walk import plan
 from gtp_exp.records.row_results import read_row_results
-from gtp_exp.stages import EVALUATION, UNTUNED
+from gtp_exp.stages.evaluation import EVALUATION, UNTUNED
 from gtp_exp.worker import _begin, assemble
 
 SKILLS = "tests=[{skills_target:{test_rows:4,generation_skills:[]}}]"

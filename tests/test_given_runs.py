@@ -10,12 +10,12 @@ import pytest
 from test_command_line import command
 from test_experiment import ROOT, computed, run
 
-from gtp_exp import stages
 from gtp_exp.errors import UserError
 from gtp_exp.estimate.jobs import compose_jobs
 from gtp_exp.estimate.walk import plan
 from gtp_exp.leaderboard.comparability import group
 from gtp_exp.leaderboard.records import Run
+from gtp_exp.stages import selection as stage
 
 pytestmark = pytest.mark.slow
 
@@ -78,8 +78,8 @@ def test_scores_reach_the_selector_that_names_them_and_no_other(listed, folder, 
         seen.append(problem)
         return choose(selector, problem, *quarantined)
 
-    choose = stages.select_outside_quarantine
-    monkeypatch.setattr(stages, "select_outside_quarantine", looked_at)
+    choose = stage.select_outside_quarantine
+    monkeypatch.setattr(stage, "select_outside_quarantine", looked_at)
     scored = pool(folder, "a", "b")
     for selector in ("random", "top_k", "length", "gtp"):
         run(outputs, *scored, f"selector={selector}", "until=selection", "seed=3")

@@ -25,7 +25,7 @@ from gtp_exp.distributed import ALONE, connect
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.store import GradientStore
 from gtp_exp.records.record import State, write_record
-from gtp_exp.stages import dropout_reads
+from gtp_exp.stages.training import dropout_reads
 from gtp_exp.training.batches import NO_ROW, RowOrder
 from gtp_exp.training.config import TrainConfig, micro_batch_size
 

@@ -14,18 +14,11 @@ from test_experiment import ROOT, TOY, run
 from gtp_exp.estimate.walk import CacheThatOnlyLooks
 from gtp_exp.experiment import prepare_models
 from gtp_exp.inputs import load_inputs
-from gtp_exp.stages import (
-    EvaluatedModel,
-    GradientStores,
-    SelectionSources,
-    StageRunner,
-    collect_gradients,
-    evaluate_task,
-    rows_with_gradients,
-    select,
-    tune,
-    warm_up,
-)
+from gtp_exp.stages.evaluation import EvaluatedModel, evaluate_task
+from gtp_exp.stages.gradients import GradientStores, collect_gradients, rows_with_gradients
+from gtp_exp.stages.runner import StageRunner
+from gtp_exp.stages.selection import SelectionSources, select
+from gtp_exp.stages.training import tune, warm_up
 from gtp_exp.tracking import Journal, NoTracker
 from gtp_exp.worker import assemble
 

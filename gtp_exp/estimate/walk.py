@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from gtp_exp import stages
 from gtp_exp.cache import Cache, StageResult
 from gtp_exp.distributed import Processes
 from gtp_exp.estimate.parts import Data, Parts, unread
@@ -23,7 +22,19 @@ from gtp_exp.gradients.shards import shard_tensors
 from gtp_exp.gradients.sketch import SketchKind
 from gtp_exp.inputs import Inputs, PreparedRows, PreparedTask
 from gtp_exp.selection.base import Budget, Need, Selector, Unit
-from gtp_exp.stages import EVALUATION, UNTUNED, UNTUNED_VALIDATION, VALIDATION
+from gtp_exp.stages.evaluation import (
+    EVALUATION,
+    UNTUNED,
+    UNTUNED_VALIDATION,
+    VALIDATION,
+    EvaluatedModel,
+    evaluate_task,
+    validate,
+)
+from gtp_exp.stages.gradients import Gradients, GradientStores, collect_gradients, rows_with_gradients
+from gtp_exp.stages.runner import StageRunner
+from gtp_exp.stages.selection import SelectionSources, select
+from gtp_exp.stages.training import tune, warm_up
 from gtp_exp.tracking import Journal, NoTracker
 
 WARMUP, POOL, TARGET = "warmup", "gradients: pool", "gradients: target"  # as results.json names them
@@ -114,11 +125,11 @@ def passes_of(job: Job) -> str:
 
 
 def _rows_with_gradients(inputs: Inputs, selector: Selector) -> list[tuple[str, PreparedRows]]:
-    """Return `stages.rows_with_gradients`; without their tokens, target rows are taken whole."""
+    """Return the rows whose gradients a selector reads; target rows without tokens are taken whole."""
     pool, target = inputs.candidates_to_select, inputs.target
     if target is not None and not all(row.labels for row in target.tokenized):
         return [("pool", pool), ("target", target)]
-    return stages.rows_with_gradients(inputs, selector)
+    return rows_with_gradients(inputs, selector)
 
 
 def walk(job: Experiment, data: Data, tests: dict[tuple[str | None, int], list[Found]]) -> Iterator[Found]:
@@ -130,39 +141,39 @@ def walk(job: Experiment, data: Data, tests: dict[tuple[str | None, int], list[F
     cache = CacheThatOnlyLooks(
         Path(job.settings.outputs).expanduser() / "cache", Processes(0, job.launch.num_processes)
     )
-    runner = stages.StageRunner(cache, Journal(None, NoTracker()))
+    runner = StageRunner(cache, Journal(None, NoTracker()))
     chooser, inputs, settings, gradients = data.chooser, data.inputs, job.settings, job.gradients
-    stores: list[stages.Gradients] = []
+    stores: list[Gradients] = []
     if isinstance(gradients, GivenGradients):
         if Need.GRADIENTS in job.selector.needs and not unread(inputs.candidates.examples):
             inputs, given = match_stores(inputs, gradients)
             stores = list(given.values())
     elif Need.GRADIENTS in job.selector.needs:
-        trajectory = stages.warm_up(runner, chooser, inputs.candidates_to_select, gradients)
+        trajectory = warm_up(runner, chooser, inputs.candidates_to_select, gradients)
         yield WARMUP, trajectory, None
         for split, rows in _rows_with_gradients(inputs, job.selector):
-            collected = stages.collect_gradients(runner, chooser, split, rows, trajectory, gradients)
+            collected = collect_gradients(runner, chooser, split, rows, trajectory, gradients)
             stores.append(collected)
             yield f"gradients: {split}", collected, None
-    sources = stages.SelectionSources(chooser, data.tuned, inputs, stages.GradientStores(*stores))
-    selected = stages.select(runner, sources, job.selector, job.budget, settings.seed)
+    sources = SelectionSources(chooser, data.tuned, inputs, GradientStores(*stores))
+    selected = select(runner, sources, job.selector, job.budget, settings.seed)
     yield SELECTION, selected, None
     if settings.until is Until.SELECTION:
         return
-    tuned = stages.tune(runner, data.tuned, inputs.candidates, selected, job.train, settings.seed)
+    tuned = tune(runner, data.tuned, inputs.candidates, selected, job.train, settings.seed)
     yield FINETUNE, tuned, None
     if inputs.validation is not None:
         for stage, tested in ((VALIDATION, tuned), (UNTUNED_VALIDATION, None)):
-            model = stages.EvaluatedModel(data.tuned, tested)
-            yield stage, stages.validate(runner, model, inputs.validation, settings.eval_batch_size), None
+            model = EvaluatedModel(data.tuned, tested)
+            yield stage, validate(runner, model, inputs.validation, settings.eval_batch_size), None
     if settings.held_back is not None:
         return
     for stage, tested in ((EVALUATION, tuned), (UNTUNED, None)):
         key = None if tested is None else tested.key, id(data)
         if key not in tests:
-            model = stages.EvaluatedModel(data.tuned, tested)
+            model = EvaluatedModel(data.tuned, tested)
             tests[key] = [
-                (stage, stages.evaluate_task(runner, model, task, settings.eval_batch_size), task)
+                (stage, evaluate_task(runner, model, task, settings.eval_batch_size), task)
                 for task in inputs.all_tasks
             ]
         yield from tests[key]

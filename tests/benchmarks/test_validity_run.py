@@ -14,8 +14,9 @@ from gtp_benchmarks.validity import __main__ as command
 from gtp_benchmarks.validity.measure import validation_task
 from gtp_benchmarks.validity.study import prepare_study
 from gtp_benchmarks.validity.targets import answers_covered, target_like
-from gtp_exp import stages
 from gtp_exp.estimate.jobs import compose_jobs
+from gtp_exp.stages import training
+from gtp_exp.stages.gradients import read_store
 from gtp_exp.worker import assemble
 
 JOB = [*TOY, "model.precision=fp32", "launch.threads=1", "budget=rows", "budget.amount=6"]
@@ -42,7 +43,7 @@ def trained(outputs):
     """The labels of all that was trained: a study is interrupted in its third subset, then run again."""
     labels: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        finetune = stages.finetune
+        finetune = training.finetune
 
         def counted(*arguments, label, **more):
             if labels.count("fine-tune") == 3 and "killed" not in labels:
@@ -51,7 +52,7 @@ def trained(outputs):
             labels.append(label)
             return finetune(*arguments, label=label, **more)
 
-        patch.setattr(stages, "finetune", counted)
+        patch.setattr(training, "finetune", counted)
         folder = outputs / "validity"
         with pytest.raises(KeyboardInterrupt):
             command.run_study(study_of(outputs), COUNT, 0, folder)
@@ -105,7 +106,7 @@ def test_other_test_rows_change_the_tests_column_alone(trained, outputs, monkeyp
         return (toy.EvalTask("other_sums", "acc,none", toy.CHOICE, docs, held_out=held_out),)
 
     monkeypatch.setattr(toy.ToyBenchmark, "tasks", other_tasks)
-    monkeypatch.setattr(stages, "finetune", None)
+    monkeypatch.setattr(training, "finetune", None)
     command.run_study(study_of(outputs), COUNT, 0, outputs / "other")
     told, other = (
         json.loads((outputs / name / "subsets.json").read_text()) for name in ("validity", "other")
@@ -122,7 +123,7 @@ def test_objectives_see_no_row_that_the_validation_measures(trained, outputs):
     whole = toy.ToyBenchmark(6, 8, False).target()
     assert held_back and study.inputs.tasks == ()
     for stores in study.stores.values():
-        assert set(stages.read_store(stores.target).ids) == {row.id for row in whole} - held_back
+        assert set(read_store(stores.target).ids) == {row.id for row in whole} - held_back
     task = validation_task(study).task
     assert {doc["id"] for doc in task.docs} == held_back
     assert task.docs[0]["choices"] == sorted(row.completion for row in whole)

@@ -38,7 +38,7 @@ from gtp_exp.gradients.store import GradientStore
 from gtp_exp.model.loading import ModelConfig, ModelSource, prepare
 from gtp_exp.records.record import State, read_record, write_record
 from gtp_exp.selection.base import Budget, Unit
-from gtp_exp.stages import EVALUATION, UNTUNED
+from gtp_exp.stages.evaluation import EVALUATION, UNTUNED
 from gtp_exp.worker import _begin, _now, assemble
 
 ROOT = Path(__file__).resolve().parents[2]

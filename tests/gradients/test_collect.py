@@ -23,7 +23,7 @@ from gtp_exp.gradients.store_command import main
 from gtp_exp.model.lora import base_model
 from gtp_exp.model.loss import Reduction, reference_gradients
 from gtp_exp.model.parameters import trainable_parameters
-from gtp_exp.stages import proven_engine
+from gtp_exp.stages.gradients import proven_engine
 
 SETTINGS = GradientConfig(
     directions=[Direction.SGD, Direction.ADAM, Direction.LESS],

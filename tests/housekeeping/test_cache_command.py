@@ -18,7 +18,7 @@ from gtp_exp.housekeeping.prune import remove
 from gtp_exp.housekeeping.uses import find_uses
 from gtp_exp.leaderboard.records import load
 from gtp_exp.records.record import State, read_record, write_record
-from gtp_exp.stages import VERSIONS
+from gtp_exp.stages.runner import VERSIONS
 
 ALL = {"models", "warmup", "gradients", "selection", "finetune", "evaluation"}
 

@@ -16,7 +16,9 @@ from gtp_exp.data.examples import Example
 from gtp_exp.data.validation import NAME as VALIDATION
 from gtp_exp.inputs import PreparedTask
 from gtp_exp.selection.base import Budget, Selection, SelectionProblem, Selector, Unit, unit_weights
-from gtp_exp.stages import EvaluatedModel, evaluate_task, read_metrics, select, tune
+from gtp_exp.stages.evaluation import EvaluatedModel, evaluate_task, read_metrics
+from gtp_exp.stages.selection import select
+from gtp_exp.stages.training import tune
 
 LOSS, CONTENT, TEST = HELD_OUT_LOSS, "content", "test"
 MOST_CHOICES = 32  # distinct answers of target rows, above which they are no choice among labels

@@ -30,18 +30,10 @@ from gtp_exp.inputs import Inputs, Overlap, PreparedTask, load_inputs
 from gtp_exp.model.loading import Model
 from gtp_exp.selection.base import Selector
 from gtp_exp.selection.subset import others
-from gtp_exp.stages import (
-    GradientStores,
-    SelectionSources,
-    StageRunner,
-    read_quarantined,
-    read_selection,
-    read_store,
-    rows_with_gradients,
-    select,
-    target_gradients,
-    warm_up,
-)
+from gtp_exp.stages.gradients import GradientStores, read_quarantined, read_store, rows_with_gradients
+from gtp_exp.stages.runner import StageRunner
+from gtp_exp.stages.selection import SelectionSources, read_selection, select, target_gradients
+from gtp_exp.stages.training import warm_up
 from gtp_exp.tracking import Journal, NoTracker
 
 # The weights of the end of turn in target rows, by the names that objectives give them.
