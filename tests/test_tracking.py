@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import getpass
 import json
+import math
 import os
 import re
 import socket
 import struct
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -157,6 +160,42 @@ def test_a_server_that_does_not_answer_is_told_and_the_run_is_tracked_offline(is
     assert not any(b"0123456789" * 4 in p.read_bytes() for p in (isolated / "run").rglob("*") if p.is_file())
 
 
+class Server(BaseHTTPRequestHandler):
+    """Answers as W&B's server where a run begins, and from then on that it is not available."""
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or "{}")
+        query, name = asked.get("query", ""), asked.get("variables", {}).get("name")
+        known = self.path == "/graphql" and not self.server.gone
+        self.server.gone = self.server.gone or "UpsertBucket" in query
+        project = {"id": "p", "name": "p", "entity": {"id": "e", "name": "e"}}
+        run = {"id": "x", "name": name, "displayName": "run", "historyLineCount": 0, "project": project}
+        data = {"upsertBucket": {"bucket": run, "inserted": True}} if "UpsertBucket" in query else {}
+        body = json.dumps({"data": data}).encode()
+        self.send_response(200 if known else 503)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_a_server_that_goes_away_does_not_hold_the_end_of_a_run(isolated, monkeypatch, caplog):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    server.gone = False
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+    settings = WandbTracking("p", None, WandbMode.ONLINE, 20.0, finish_timeout_s=1.0)
+    session(settings.tracker(), isolated / "run")
+    server.shutdown()
+    (folder,) = (isolated / "run" / "wandb").glob("run-*")
+    told = f"did not take the end of the run within 1 seconds; `wandb sync {folder}` sends it"
+    assert server.gone and told in caplog.text and "did not start" not in caplog.text
+    (file,) = folder.glob("run-*.wandb")
+    assert b"finetune/loss" in file.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("message", "told"), [("server on fire", "server on fire"), ("", "RuntimeError"), ("\n", "RuntimeError")]
 )
@@ -190,6 +229,20 @@ def test_a_tracker_that_breaks_later_and_says_nothing_does_not_break_the_run(iso
 
 def test_no_tracking_still_writes_the_journal(tmp_path):
     assert session(NoTracking().tracker(), tmp_path / "run")[0]["kind"] == "finetune"
+
+
+def test_the_event_log_is_json_where_a_number_is_not_finite(tmp_path):
+    def no_json(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    seen = []
+    tracker = SimpleNamespace(event=lambda kind, values: seen.append(values))
+    values = {"step": 1, "loss": 2.0, "grad_norm": math.nan, "learning_rate": math.inf}
+    Journal(tmp_path / "metrics.jsonl", tracker).event("finetune", values)
+    told = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=no_json)
+    del told["time"]
+    assert told == {"kind": "finetune", "step": 1, "loss": 2.0, "grad_norm": None, "learning_rate": None}
+    assert seen == [values]  # a tracker shows by its own means that a number is not finite
 
 
 def records(file: Path) -> Iterator[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -127,11 +128,13 @@ class Journal:
         return public_address(getattr(self.tracker, "address", None))
 
     def event(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Append one event. kind: "stage", "selection", "finetune", ..."""
+        """Append one event; what is not finite is null. kind: "stage", "selection", "finetune", ..."""
         if self.path is None:
             return
+        lost = {k: None for k, v in values.items() if isinstance(v, float) and not math.isfinite(v)}
+        told = {"time": time.time(), "kind": kind, **values, **lost}
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": time.time(), "kind": kind, **values}, ensure_ascii=False) + "\n")
+            file.write(json.dumps(told, ensure_ascii=False) + "\n")
         self.tracker.event(kind, values)
 
 

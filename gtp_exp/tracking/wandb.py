@@ -34,6 +34,7 @@ class WandbTracking:
     entity: Optional[str] = None  # null: WANDB_ENTITY, else the account's own
     mode: Optional[WandbMode] = None  # null: WANDB_MODE and WANDB_DISABLED, else offline
     timeout_s: float = 30.0  # of a connection attempt; then the run goes on offline
+    finish_timeout_s: float = 600.0  # of sending what is left at the end of a run; 0 waits without limit
 
     def tracker(self) -> Tracker:
         """Return a tracker of one run, not yet started."""
@@ -160,6 +161,8 @@ def _init(settings: WandbTracking, directory: Path, mode: Any, about: Mapping[st
         mode=mode,
         settings=wandb.Settings(
             init_timeout=settings.timeout_s,
+            finish_timeout=settings.finish_timeout_s,
+            finish_timeout_raises=True,
             console="off",
             # This machine's folders, names and packages: no one's business, and results.json says what
             # was run. None would be this machine's name.
@@ -188,8 +191,15 @@ def log_table(run: Any, name: str, columns: Sequence[str], rows: Sequence[Sequen
 
 def end_run(run: Any, folder: Path | None, exit_code: int = 0) -> None:
     """End a run, and remove W&B's own logs: they name folders of this machine, and `wandb sync` does not
-    need them."""
-    run.finish(exit_code=exit_code)
+    need them. What the server does not take in time stays on the disk, and is told."""
+    try:
+        run.finish(exit_code=exit_code)
+    except TimeoutError:
+        log.warning(
+            "W&B: the server did not take the end of the run within %g seconds; `wandb sync %s` sends it",
+            run.settings.finish_timeout,
+            Path(run.dir).parent,
+        )
     shutil.rmtree(run.settings.log_dir, ignore_errors=True)
     if folder is not None and os.environ["WANDB_CACHE_DIR"] == str(folder):  # not a person's
         shutil.rmtree(folder / "wandb" / "logs", ignore_errors=True)
