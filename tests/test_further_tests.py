@@ -128,6 +128,12 @@ def compose_tests_again(tests: Any) -> Any:
     return config.tests
 
 
+def test_a_test_is_called_by_its_option_where_its_name_is_an_interpolation():
+    tests = composed("tests=[{jsonl_choice:{name:'test-${seed}',test:t.jsonl}}]")["tests"]
+    assert list(tests) == list(compose_tests_again(tests)) == ["jsonl_choice"]
+    assert tests["jsonl_choice"]["name"] == "test-0"
+
+
 def test_a_job_until_validation_reads_no_further_test(outputs):
     found = run(outputs, "tests=[{jsonl_choice:{test:/nowhere.jsonl}}]", "until=validation")
     assert found.validation is not None and not found.tests
