@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
 from gtp_exp.data.benchmark import Mean
 from gtp_exp.errors import UserError
-from gtp_exp.leaderboard.board import Board
+from gtp_exp.leaderboard.board import Board, BoardBlock
 from gtp_exp.leaderboard.comparability import Row, Table
 from gtp_exp.leaderboard.enough import enough
 from gtp_exp.leaderboard.metrics import (
@@ -76,22 +76,11 @@ def score(table: Table, *, metric: str | None, baseline: str, mean: Mean | None 
     ]
     blocks.sort(key=lambda block: (block.n_selected, block.budget))
     untuned, untuned_differs = _untuned(table.runs, covered, metrics, weights)
-    notes = notes_on(table, blocks, metrics, baseline)
-    if metrics and CHOICE not in tasks:  # of all rows, labels tell the pool's shares and no worth
-        of_all = tested.numbers(table.references, metrics[0])
-        references = {reference_label(row.label, row.runs): own for row, own in of_all.items()}
-        of_rows = {row: own.get(metrics[0].name, NO_NUMBERS) for row, own in numbers.items()}
-        of_choices = {row: own for row, own in of_rows.items() if not all(map(takes_all, row.runs))}
-        references |= {row.label: own for row, own in of_rows.items() if row not in of_choices}
-        notes += enough(blocks, of_choices, references, metrics[0])
-    if uncounted:
-        notes.append(
-            "Means are over tasks, not over test rows, for no run tells the number of test rows of "
-            f"{', '.join(uncounted)}."
-        )
-    for kind in metrics:
-        if without := [task for task in tasks if task not in covered[kind.name]]:
-            notes.append(f"{kind.label} is a mean over the tasks that have it: not {', '.join(without)}.")
+    notes = [
+        *notes_on(table, blocks, metrics, baseline),
+        *_enough(tested, table, blocks, numbers, metrics),
+        *_means(covered, tasks, metrics, uncounted),
+    ]
     if untuned_differs:
         notes.append("The runs disagree on the untuned model's numbers; the first run's are shown.")
     notes += [f"Intervals are over seeds alone where {fault}." for fault in damaged]
@@ -106,6 +95,42 @@ def score(table: Table, *, metric: str | None, baseline: str, mean: Mean | None 
         ranked_by=why,
         references=_references(table, covered, metrics, weights),
     )
+
+
+def _enough(
+    tested: Tested,
+    table: Table,
+    blocks: Sequence[BoardBlock],
+    numbers: Mapping[Row, Mapping[str, Numbers]],
+    metrics: tuple[Metric, ...],
+) -> list[str]:
+    """Tell from which budget on a choice is as good as all rows, whose models are references or rows."""
+    if not metrics or CHOICE in tested.tasks:  # of all rows, labels tell the pool's shares and no worth
+        return []
+    first = metrics[0]
+    of_all = tested.numbers(table.references, first)
+    references = {reference_label(row.label, row.runs): own for row, own in of_all.items()}
+    of_rows = {row: own.get(first.name, NO_NUMBERS) for row, own in numbers.items()}
+    of_choices = {row: own for row, own in of_rows.items() if not all(map(takes_all, row.runs))}
+    references |= {row.label: own for row, own in of_rows.items() if row not in of_choices}
+    return enough(blocks, of_choices, references, first)
+
+
+def _means(
+    covered: Mapping[str, tuple[str, ...]],
+    tasks: tuple[str, ...],
+    metrics: tuple[Metric, ...],
+    uncounted: Sequence[str],
+) -> Iterator[str]:
+    """Tell what means are over. uncounted: tasks whose number of test rows no run tells."""
+    if uncounted:
+        yield (
+            "Means are over tasks, not over test rows, for no run tells the number of test rows of "
+            f"{', '.join(uncounted)}."
+        )
+    for kind in metrics:
+        if without := [task for task in tasks if task not in covered[kind.name]]:
+            yield f"{kind.label} is a mean over the tasks that have it: not {', '.join(without)}."
 
 
 def _metrics(runs: Sequence[Run], first: str) -> tuple[Metric, ...]:
