@@ -187,6 +187,11 @@ def _check_folder_to_make(folder: Path, key: str, remedy: str) -> None:
         ) from error
 
 
+def chosen_options(hydra: Any) -> dict[str, str]:
+    """Return the chosen option of every group but Hydra's. hydra: its own node of the configuration."""
+    return {k: v for k, v in hydra.runtime.choices.items() if not str(k).startswith("hydra/")}
+
+
 def prepare_job(config: DictConfig, directory: Path) -> tuple[Launch, Path]:
     """Write resolved.yaml into the job's folder; return how the job is launched, and that file.
 
@@ -196,10 +201,7 @@ def prepare_job(config: DictConfig, directory: Path) -> tuple[Launch, Path]:
     """
     check_folder(directory)
     try:
-        chosen = {
-            k: v for k, v in HydraConfig.get().runtime.choices.items() if not str(k).startswith("hydra/")
-        }
-        config, choices = with_earlier_options(config, chosen)
+        config, choices = with_earlier_options(config, chosen_options(HydraConfig.get()))
         launch: Any = OmegaConf.to_container(config.launch, resolve=True)
         launch = build(launch, "launch")
         described = _described(config, choices, directory)

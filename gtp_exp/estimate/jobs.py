@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from gtp_exp.api.again import with_earlier_options
 from gtp_exp.api.further_tests import compose_tests
+from gtp_exp.api.start import chosen_options
 from gtp_exp.errors import UserError
 
 Composition = tuple[DictConfig, dict[str, str]]  # a job's own part, and the option of every group
@@ -153,7 +154,7 @@ def _is_value(override: Override, loader: Any) -> bool:
 
 def _without_hydra(config: DictConfig) -> tuple[DictConfig, dict[str, str]]:
     """The job's own part, and the chosen option of every group."""
-    names = {k: v for k, v in config.hydra.runtime.choices.items() if not str(k).startswith("hydra/")}
+    names = chosen_options(config.hydra)
     with open_dict(config):
         del config["hydra"]
     return config, names
