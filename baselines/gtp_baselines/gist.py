@@ -42,7 +42,7 @@ class GIST(Selector):
     target_end_of_turn: Weight = 0.0  # published: target rows carry no loss on it
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     def __post_init__(self) -> None:
         check_fields(self, "selector")

@@ -47,7 +47,7 @@ class LESS(Selector):
     metric_dim: int = 512  # leading directions that are scaled one by one, at most
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     def __post_init__(self) -> None:
         check_fields(self, "selector")

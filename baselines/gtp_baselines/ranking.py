@@ -3,7 +3,7 @@
 Many scores tie (lengths, BM25 of rows without a shared word). A stable sort would then prefer the first
 rows of the pool, that is, the first source of a mixture. Here ties fall by a hash of the text and the seed:
 another seed breaks them differently, another order of the pool does not. Exact copies of a text keep the
-pool's order.
+pool's order. Where only gradients are given, by `gtp_exp.select` or a store, a row's id stands for its text.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ def text(example: Example) -> str:
 
 
 def tie_order(examples: Sequence[Example], seed: int) -> torch.Tensor:
-    """The rows in the order of their texts' hashes: int64 [n]."""
+    """The rows in the order of their texts' hashes, of their ids' where they have no text: int64 [n]."""
     salt = seed.to_bytes(16, "little", signed=True)
-    hashes = [blake2b(text(e).encode(), digest_size=8, salt=salt).digest() for e in examples]
+    texts = [text(e) if e.messages else e.id for e in examples]
+    hashes = [blake2b(one.encode(), digest_size=8, salt=salt).digest() for one in texts]
     return torch.tensor(sorted(range(len(hashes)), key=hashes.__getitem__), dtype=torch.long)
 
 

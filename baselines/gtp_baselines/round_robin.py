@@ -37,7 +37,7 @@ class RoundRobin(Selector):
     target_end_of_turn: Weight = 1.0
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
         check_fields(self, "selector")

@@ -54,8 +54,10 @@ def select(
 
     Returns the choice: `indices` int64 [M], most important first, `weights` float32 [M] of mean 1, `scores`
     float32 [N], larger is better, and `diagnostics`. The same input and seed give the choice of the command
-    line's job. Raises UserError for input that does not fit, and by row for numbers that are not finite; rows
-    that a store holds in quarantine are passed over, as in a job.
+    line's job, but for what that decides by the rows' texts (turns, ties and parts of some selectors, folds
+    of cross-validation): here ids stand for texts in turns, ties and parts, and gradients in folds. Raises
+    UserError for input that does not fit, and by row for numbers that are not finite; rows that a store holds
+    in quarantine are passed over, as in a job.
     """
     selector = _checked_selector(selector)
     _check_seed(seed)

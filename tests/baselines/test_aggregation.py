@@ -8,8 +8,10 @@ import pytest
 import torch
 from baseline_problems import problem, with_rows
 
+import gtp_exp
 from gtp_baselines.aggregation import Aggregation, choose_by_similarity, group_target
 from gtp_baselines.ranking import rank, tie_order
+from gtp_baselines.round_robin import RoundRobin
 from gtp_exp.selection.base import Budget, Unit
 
 
@@ -90,6 +92,16 @@ def test_a_round_that_is_not_full_serves_no_row_for_its_place_in_the_file():
         assert choose_by_similarity(table[order], moved, Aggregation.ROUND_ROBIN)[0].tolist() == first
         served |= set(first)
     assert served == set(range(6))
+
+
+def test_rows_of_arrays_which_have_no_text_take_turns_by_the_seed():
+    """Two rows for six target rows, each of which likes its own."""
+    axes = torch.eye(6)
+    pairs = {
+        frozenset(gtp_exp.select(axes, axes, budget=2, selector=RoundRobin(), seed=seed).indices.tolist())
+        for seed in range(20)
+    }
+    assert frozenset().union(*pairs) == set(range(6)) and len(pairs) > 5
 
 
 @pytest.mark.parametrize("aggregation", Aggregation)
