@@ -156,7 +156,8 @@ class Experiment:
 def _check_gradients(gradients: GradientConfig | GivenGradients, selector: Selector) -> None:
     """Raise UserError where gradients are collected without what a selector reads of them, or are given."""
     if isinstance(gradients, GivenGradients):
-        check_whole(selector.target_end_of_turn, type(selector).target_end_of_turn)
+        own = type(selector).target_end_of_turn
+        check_whole(selector.target_end_of_turn, own, "gradients.target")
         return
     stored = [direction.value for direction in gradients.directions]
     for key in ("direction", "target_direction"):

@@ -353,6 +353,8 @@ def spoiled(value, row=7):
         (POOL, TARGET, {"selector": "gtp"}, "is no selector"),
         (POOL, TARGET, {"selector": BM25()}, "BM25 does not choose by gradients alone"),
         (POOL, TARGET, {"selector": gtp_exp.GTP(direction="adm")}, "adm is not one of sgd, adam, less"),
+        (POOL, TARGET, {"selector": gtp_exp.GTP(target_end_of_turn=0.5)}, "turn=0.5: the target holds"),
+        (POOL, TARGET, {"selector": LESS(target_end_of_turn="balanced")}, "balanced: .*; set it to 0.0, or"),
         (POOL, TARGET, {"selector": Doubled(factor="2")}, "selector.factor should be a number, not '2'"),
     ],
 )

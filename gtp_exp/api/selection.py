@@ -21,6 +21,7 @@ from gtp_exp.gradients.arrays import (
     checked_ids,
     checked_rates,
 )
+from gtp_exp.gradients.end_of_turn import check_whole
 from gtp_exp.gradients.imported import checked_subtasks
 from gtp_exp.gradients.manifest import check_same_space
 from gtp_exp.gradients.store import GradientStore
@@ -117,6 +118,7 @@ def _checked_selector(selector: Selector | None) -> Selector:
         asked = getattr(selector, key, None)
         if asked is not None and asked not in DIRECTIONS:
             raise UserError(f"selector.{key}={asked} is not one of {', '.join(DIRECTIONS)}")
+    check_whole(selector.target_end_of_turn, type(selector).target_end_of_turn, "the target")
     if is_dataclass(selector):  # options of any selector that are given by their words, or of a wrong type
         return replace(selector, **checked_fields(selector, "selector"))  # type: ignore[type-var]
     return selector

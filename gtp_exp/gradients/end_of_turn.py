@@ -44,16 +44,17 @@ def check_weight(weight: Weight, direction: str) -> None:
         )
 
 
-def check_whole(weight: Weight, own: Weight) -> None:
-    """Raise UserError for a weight that a given store cannot serve, which holds target rows as they are.
+def check_whole(weight: Weight, own: Weight, target: str) -> None:
+    """Raise UserError for a weight that given gradients cannot serve, which hold target rows as they are.
 
-    own: the selector's default, which says how its authors have made theirs.
+    own: the selector's default, which says how its authors have made theirs. target: what holds the rows, for
+    the message.
     """
     if weight not in (1.0, own):
         raise UserError(
-            f"selector.target_end_of_turn={getattr(weight, 'value', weight)}: gradients.target holds the end "
-            f"of turn and the content of each row in one; set it to {getattr(own, 'value', own)}, or collect "
-            "the gradients in the job (gradients=lora_trajectory)"
+            f"selector.target_end_of_turn={getattr(weight, 'value', weight)}: {target} holds the end of turn "
+            f"and the content of each row in one; set it to {getattr(own, 'value', own)}, or collect the "
+            "gradients in a job (gradients=lora_trajectory)"
         )
 
 
