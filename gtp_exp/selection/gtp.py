@@ -277,24 +277,11 @@ class GTP(Selector):
         self, problem: SelectionProblem, data: PursuitData, round_rows: int, scale: float
     ) -> tuple[RegularisationChoice | None, str | None]:
         """Return the choice, or None and the reason why the ridge is the configured one."""
-        if self._at_once():
-            return None, f"the solver {self.solver.name} has no ridge and no rounds"
-        if self.regularisation is Regularisation.FIXED:
-            return None, "selector.regularisation=fixed"
-        if problem.target is not None and self.target_columns is TargetColumns.ROWS:
-            return None, "selector.target_columns=rows leaves no row of a column to be held out"
-        if self.subspace is Subspace.SVD:
-            reason = "selector.subspace=svd is spanned by the rows that a fold holds out, too"
-            if problem.processes.main:
-                log.warning("GTP: %s, so selector.ridge=%g is taken as it is", reason, self.ridge)
-            return None, reason
-        if problem.target is None:
-            folds = pool_folds(data.atoms, self.folds, problem.seed)
-        else:
-            assert data.target_rows is not None
-            alike = alike_rows(problem.target, data.target_rows, self.near_copy_cosine)
-            folds = target_folds(data.target_rows, self._groups(problem), self.folds, problem.seed, alike)
+        folds = self._folds(problem, data)
         if isinstance(folds, str):
+            if self.regularisation is Regularisation.CROSS_VALIDATION and problem.processes.main:
+                instead = "" if self._at_once() else f"; selector.ridge={self.ridge:g} is taken as it is"
+                log.warning("GTP: nothing is cross-validated: %s%s", folds, instead)
             return None, folds
         originals = data.copies.multiplicity > 0
         folds = correlated(data.atoms, folds)
@@ -324,6 +311,22 @@ class GTP(Selector):
             for doubt in choice.doubts(self.ridges):
                 log.warning("GTP: %s", doubt)
         return choice, None
+
+    def _folds(self, problem: SelectionProblem, data: PursuitData) -> list[Fold] | str:
+        """Return the folds of cross-validation, or the reason why there is none."""
+        if self._at_once():
+            return f"the solver {self.solver.name} has no ridge and no rounds"
+        if self.regularisation is Regularisation.FIXED:
+            return "selector.regularisation=fixed"
+        if problem.target is None:
+            return pool_folds(data.atoms, self.folds, problem.seed)
+        if self.target_columns is TargetColumns.ROWS:
+            return "selector.target_columns=rows leaves no row of a column to be held out"
+        if self.subspace is Subspace.SVD:
+            return "selector.subspace=svd is spanned by the rows that a fold holds out, too"
+        assert data.target_rows is not None
+        alike = alike_rows(problem.target, data.target_rows, self.near_copy_cosine)
+        return target_folds(data.target_rows, self._groups(problem), self.folds, problem.seed, alike)
 
     def _at_once(self) -> bool:
         """Tell whether the solver fills the whole budget in one call, with equal weights."""

@@ -15,6 +15,7 @@ from gtp_exp.data.links import linked_groups
 from gtp_exp.selection import alike
 from gtp_exp.selection.alike import alike_rows
 from gtp_exp.selection.cross_validation import target_folds
+from gtp_exp.selection.solvers.greedy import Greedy
 
 
 def sides(rows, groups, alike, count=4, seed=0):
@@ -111,6 +112,23 @@ def test_no_ridge_is_chosen_on_rows_that_span_the_subspace(caplog):
     assert "svd" in caplog.text
     in_pca = gtp(subspace="pca", regularisation="cross_validation").select(replace(posed))
     assert in_pca.diagnostics["cross_validation_skipped"] is None
+
+
+def test_where_nothing_can_be_cross_validated_it_is_said_why(caplog):
+    data = clusters(200, 16, 0, count=10, wanted=3)
+    few = problem([data.atoms], [data.target_rows[:7]], rows=20)
+    asked = {"regularisation": "cross_validation", "ridge": 0.7}
+    for settings, words in (
+        ({}, "7 target rows are too few for 4 folds of at least 2 rows; selector.ridge=0.7 is taken"),
+        ({"target_columns": "rows"}, "selector.target_columns=rows leaves no row of a column to be held out"),
+        ({"solver": Greedy()}, "the solver greedy has no ridge and no rounds\n"),
+    ):
+        caplog.clear()
+        gtp(**asked, **settings).select(few)
+        assert f"nothing is cross-validated: {words}" in caplog.text
+    caplog.clear()
+    gtp(ridge=0.7).select(few)
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("seed", range(3))
