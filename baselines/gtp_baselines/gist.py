@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from gtp_baselines.aggregation import Aggregation, choose_by_similarity, group_target
-from gtp_baselines.gradient_rows import chunks_of, pool_and_target
+from gtp_baselines.gradient_rows import check_similar, chunks_of, pool_and_target
 from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.end_of_turn import Weight
@@ -66,6 +66,7 @@ class GIST(Selector):
         alignment = torch.empty(len(means), pool.n)
         for start, chunk in chunks_of(pool.features(t, self.direction)):
             alignment[:, start : start + len(chunk)] = means @ F.normalize(chunk @ basis.vectors.T, dim=1).T
+        check_similar(alignment)
         chosen, scores = choose_by_similarity(alignment, problem, self.aggregation)
         diagnostics = {
             "checkpoint": t,

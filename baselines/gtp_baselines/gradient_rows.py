@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from gtp_exp.data.examples import Example
+from gtp_exp.errors import NothingToChoose
 from gtp_exp.gradients.features import GradientFeatures, Rows
 from gtp_exp.selection.atoms.sketches import require_directions
 from gtp_exp.selection.base import SelectionProblem
@@ -34,3 +35,12 @@ def chunks_of(rows: Rows) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield (first row, rows as float32 [c, dim]) in order."""
     for start, chunk in rows.chunks(CHUNK):
         yield start, chunk.float()
+
+
+def check_similar(similarity: torch.Tensor) -> None:
+    """Raise NothingToChoose where no candidate is similar to the target at all, and chance would choose."""
+    if not similarity.any():
+        raise NothingToChoose(
+            "no candidate's gradient has any similarity with the target's, so none can be preferred: those of"
+            " the candidates or of the target are zero; check how they were computed"
+        )

@@ -29,7 +29,7 @@ from typing import ClassVar
 import torch
 
 from gtp_baselines.aggregation import Aggregation, choose_by_similarity, group_target
-from gtp_baselines.gradient_rows import pool_and_target
+from gtp_baselines.gradient_rows import check_similar, pool_and_target
 from gtp_baselines.less import add_cosines
 from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError
@@ -69,6 +69,7 @@ class InfluenceDistillation(Selector):
         rows, aims = pool.features(t, self.direction), target.features(t, self.target_direction)
         p = torch.zeros(len(groups.names), pool.n)
         add_cosines(p, 1.0, groups, rows, aims, None)
+        check_similar(p)
         chosen, scores = choose_by_similarity(p, problem, self.aggregation)
         weights = objective_weights(scores, chosen) if self.use_objective else unit_weights(len(chosen))
         return Selection(chosen, weights, scores, {"checkpoint": t, "groups": len(groups.names)})

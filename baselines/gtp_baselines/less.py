@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from gtp_baselines.aggregation import Aggregation, Groups, choose_by_similarity, group_target
-from gtp_baselines.gradient_rows import chunks_of, pool_and_target
+from gtp_baselines.gradient_rows import check_similar, chunks_of, pool_and_target
 from gtp_exp.decode import check_fields
 from gtp_exp.gradients.end_of_turn import Weight
 from gtp_exp.gradients.features import Rows
@@ -80,6 +80,7 @@ def influence(
     for t, share in enumerate(checkpoint_shares(pool.learning_rates, CheckpointWeights.LEARNING_RATE)):
         rows, aims = pool.features(t, direction), target.features(t, target_direction)
         add_cosines(total, share, groups, rows, aims, metric.of(rows))
+    check_similar(total)
     return total
 
 

@@ -16,6 +16,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
+from gtp_baselines.gradient_rows import check_similar
 from gtp_exp.decode import check_fields
 from gtp_exp.gradients.end_of_turn import Weight
 from gtp_exp.selection.atoms.matrix import dot
@@ -78,6 +79,7 @@ class TopK(Selector):
                 if self.similarity is Similarity.COSINE:
                     value /= torch.linalg.vector_norm(chunk.float(), dim=1).clamp(min=1e-30)
                 score[start : start + len(chunk)] += share * value
+        check_similar(score)
         order = torch.argsort(score, descending=True, stable=True)  # ties go to the lower index
         chosen = problem.budget.take(order, problem.n_tokens)
         return Selection(chosen, unit_weights(len(chosen)), score, {"similarity": self.similarity.value})

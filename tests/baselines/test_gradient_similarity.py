@@ -11,10 +11,13 @@ from baseline_problems import RATES, problem
 
 import gtp_exp
 from gtp_baselines.aggregation import Aggregation
+from gtp_baselines.bids import BIDS
 from gtp_baselines.gist import GIST
+from gtp_baselines.influence_distillation import InfluenceDistillation
 from gtp_baselines.less import LESS
 from gtp_baselines.ranking import tie_order
 from gtp_baselines.round_robin import RoundRobin
+from gtp_baselines.top_k import TopK
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.features import MemoryFeatures
 
@@ -110,6 +113,16 @@ def test_gist_ignores_what_is_orthogonal_to_the_target():
 def test_gist_refuses_a_checkpoint_off_the_trajectory():
     with pytest.raises(UserError, match="checkpoint=2"):
         GIST("sgd", 2, 150, 8192, Aggregation.MAX_SUBTASK).select(problem())
+
+
+@pytest.mark.parametrize("side", ["pool", "target"])
+@pytest.mark.parametrize("selector", [LESS(), RoundRobin(), BIDS(), InfluenceDistillation(), TopK(), GIST()])
+def test_where_all_gradients_are_zero_chance_does_not_choose(selector, side):
+    given = problem()
+    none = torch.zeros(40 if side == "pool" else 6, 16)
+    zero = MemoryFeatures(({"sgd": none, "less": none},) * 2, RATES)
+    with pytest.raises(UserError, match="zero"):
+        selector.select(replace(given, **{f"{side}_gradients": zero}))
 
 
 @pytest.mark.parametrize(
