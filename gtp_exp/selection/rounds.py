@@ -17,6 +17,7 @@ times the number of rounds, which asks the same of weights that share the work w
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -31,6 +32,8 @@ from gtp_exp.selection.atoms.matrix import Atoms
 from gtp_exp.selection.solvers.nnls import GramCache, columns_of
 from gtp_exp.selection.solvers.pruning import fit_columns
 from gtp_exp.selection.solvers.pursuit import Pursuit
+
+log = logging.getLogger(__name__)
 
 FRUITLESS = 3  # pursuits in a row with near copies of chosen rows alone, until all such copies are sought
 
@@ -182,11 +185,25 @@ def fill_budget(
         raise NothingToChoose(
             f"budget.amount={tokens} tokens is below the shortest candidate ({int(cost.min())} tokens)"
         )
+    if not rounds and apart.atoms.processes.main:
+        _warn_of_no_round(len(indices), bool((correlation > 0).any()))
     weights = torch.cat(
         [r.weights * (len(r.support) / count) for r in rounds]  # pyrefly: ignore[division-by-zero]
         + [torch.zeros(len(picked), columns, dtype=torch.float64)]
     )
     return Filled(indices, weights, count, tuple(rounds), classes, tuple(shortfalls))
+
+
+def _warn_of_no_round(chosen: int, positive: bool) -> None:
+    """Log that correlation alone has chosen all rows. positive: whether any candidate's is above zero."""
+    reason = "no candidate's gradient points towards the target's"
+    if positive:
+        reason = "the ridge is too large, or what would help does not fit"
+    log.warning(
+        "no pursuit has found a row, as %s: the %d rows that correlate most with the target are chosen",
+        reason,
+        chosen,
+    )
 
 
 def _without(pursuit: Pursuit, repeats: torch.Tensor) -> Pursuit:

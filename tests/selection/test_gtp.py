@@ -148,14 +148,22 @@ def test_all_rows_equal(solver):
     assert selection.indices.tolist() == list(range(7))  # lowest indices first
 
 
-def test_no_row_points_towards_the_target():
+def test_no_row_points_towards_the_target(caplog):
     posed = problem([-torch.rand(30, 4) - 0.1], [torch.ones(5, 4)], rows=7)
     selection = gtp(near_copy_cosine=None, **FIXED).select(posed)
+    assert "as no candidate's gradient points towards the target's: the 7 rows that correlate" in caplog.text
     check(selection, posed)
     assert selection.diagnostics["rows_by_fill"] == 7 and selection.diagnostics["shortfalls"]
     assert (selection.weights == 1).all()
     best = selection.scores.sort(descending=True).indices[:7]
     assert set(selection.indices.tolist()) == set(best.tolist())
+
+
+def test_a_ridge_that_leaves_no_weight_is_told(caplog):
+    pool, target = two_checkpoints()
+    selection = gtp(ridge=1e30).select(problem(pool, target, rows=7))
+    assert selection.diagnostics["rows_by_fill"] == 7
+    assert "no pursuit has found a row, as the ridge is too large" in caplog.text
 
 
 @pytest.mark.parametrize("columns", ["mean", "subtasks", "rows"])
