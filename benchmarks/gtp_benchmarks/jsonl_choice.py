@@ -94,7 +94,7 @@ class JsonlChoice:
         seen: dict[str, Place] = {}
         docs = []
         for made_up, place, row in rows:
-            doc = _test_doc(place, {"id": made_up, **row}, self.name)
+            doc = _test_doc(place, {"id": made_up, "subtask": self.name, **_said(row)})
             if doc["id"] in seen:
                 raise UserError(
                     f"id '{doc['id']}' occurs twice: {seen[doc['id']]} and {place}; make ids unique"
@@ -125,9 +125,13 @@ def _rows(path: str, key: str, columns: Sequence[str]) -> list[PlacedRow]:
     return rows
 
 
-def _test_doc(place: Place, row: Mapping[str, Any], name: str) -> dict[str, Any]:
-    query, choices, gold = row["query"], row["choices"], row["gold"]
-    subtask = row.get("subtask", name)
+def _said(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row without an id or a subtask that is null, as tables have it for a missing one."""
+    return {name: value for name, value in row.items() if value is not None or name not in ("id", "subtask")}
+
+
+def _test_doc(place: Place, row: Mapping[str, Any]) -> dict[str, Any]:
+    query, choices, gold, subtask = row["query"], row["choices"], row["gold"], row["subtask"]
     for column, value in (("query", query), ("subtask", subtask)):
         if not as_text(value, column, place).strip():
             raise UserError(f"{place}: '{column}' must not be empty")

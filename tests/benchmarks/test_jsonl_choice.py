@@ -175,6 +175,14 @@ def test_a_bad_validation_row_is_refused(benchmark, tmp_path, row, message):
         bad.target()
 
 
+def test_an_id_or_a_subtask_that_is_null_is_a_missing_one(benchmark, tmp_path):
+    row = {"query": "?", "choices": ["a", "b"], "gold": 1}
+    rows = [{**row, "id": None, "subtask": None}, {**row, "id": None, "subtask": "s"}, row]
+    whole, part = replace(benchmark, test=write(tmp_path / "nulls.jsonl", rows)).tasks()
+    assert [doc["id"] for doc in whole.docs] == ["nulls-000001", "nulls-000003"]
+    assert (whole.name, part.name, part.docs[0]["id"]) == ("parity", "parity_s", "nulls-000002")
+
+
 @pytest.mark.parametrize("key", ["validation", "test"])
 def test_a_missing_or_empty_file_is_refused_with_its_key(benchmark, tmp_path, key):
     def read(b):
