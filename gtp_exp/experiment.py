@@ -32,6 +32,7 @@ from gtp_exp.model.device import be_deterministic, choose_device
 from gtp_exp.model.loading import Model, ModelConfig, prepare
 from gtp_exp.model.loss import Reduction
 from gtp_exp.model.quantized import Quantization
+from gtp_exp.paths import at_home
 from gtp_exp.records.record import METRICS_NAME, FurtherTest, RunRecord, SelectionSummary, ValidationSummary
 from gtp_exp.records.row_results import write_row_results
 from gtp_exp.records.selected import export, selected_rows, summarise_selection
@@ -201,7 +202,7 @@ def run(experiment: Experiment, record: RunRecord, directory: Path, job: Mapping
     """
     settings, selector, gradients = experiment.settings, experiment.selector, experiment.gradients
     processes, device = start_processes(experiment.launch)
-    cache = Cache(Path(settings.outputs).expanduser() / "cache", processes)
+    cache = Cache(at_home(settings.outputs) / "cache", processes)
     tracker = experiment.tracking.tracker() if processes.main else NoTracker()
     journal = Journal(directory / METRICS_NAME if processes.main else None, tracker)
     runner = StageRunner(cache, journal)

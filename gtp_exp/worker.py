@@ -36,6 +36,7 @@ from gtp_exp.launch.faults import storage_fault
 from gtp_exp.launch.fork_server import SERVE, serve
 from gtp_exp.launch.launcher import GRACE_S, not_deterministic
 from gtp_exp.launch.parent import die_with_parent
+from gtp_exp.paths import at_home
 from gtp_exp.records.record import METRICS_NAME, WORKER_LOG, Names, RunRecord, State, write_record
 from gtp_exp.selection.base import Selector
 
@@ -119,7 +120,7 @@ def _complete(
     except Exception as error:
         from gtp_exp.model.device import memory_fault
 
-        outputs = Path(str(config.get("outputs"))).expanduser()
+        outputs = at_home(str(config.get("outputs")))
         if told := storage_fault(error, outputs) or not_deterministic(error) or memory_fault(error):
             log.error("%s", told)
             return replace(record, state=State.FAILED, error=told), 2

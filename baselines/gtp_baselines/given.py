@@ -24,6 +24,7 @@ from gtp_exp.data.reading import expand, read_rows, shown
 from gtp_exp.data.values import Place, as_text
 from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError
+from gtp_exp.paths import at_home
 from gtp_exp.selection.base import Budget, Selection, SelectionProblem, Selector, unit_weights
 
 log = logging.getLogger(__name__)
@@ -162,7 +163,7 @@ def read_list(file: str) -> list[ListedRow]:
     file: a path, of a file or of a folder that a run wrote. Raises UserError, by file and line, for a list
     that cannot be read or is empty, an id that is there twice, and a weight that is no number of 0 or more.
     """
-    path = _file_of(Path(file).expanduser(), file)
+    path = _file_of(at_home(file), file)
     rows: dict[str, ListedRow] = {}
     for row in _lines(path) if path.suffix.lower() == ".txt" else _entries(path):
         if row.id in rows:

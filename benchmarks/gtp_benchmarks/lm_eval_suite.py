@@ -20,6 +20,7 @@ from gtp_exp.data.benchmark import Answers, EvalTask, Mean
 from gtp_exp.data.examples import Example, Message
 from gtp_exp.data.local_folder import cache_of_content, content_digest
 from gtp_exp.errors import UserError, first_line
+from gtp_exp.paths import at_home
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +142,7 @@ def _load(
     """
     import lm_eval.tasks
 
-    bundled = Path(lm_eval.tasks.__file__).parent / Path(folder or "").expanduser()
+    bundled = Path(lm_eval.tasks.__file__).parent / at_home(folder or "")
     if not bundled.is_dir():
         raise UserError(
             f"benchmark.folder='{folder}' is no folder of {bundled.parent}; null searches all tasks"
@@ -172,7 +173,7 @@ def _load(
 
 
 def _local_copy(path: str) -> Path:
-    folder = Path(path).expanduser().resolve()
+    folder = at_home(path).resolve()
     if not folder.is_dir():
         raise UserError(
             f"benchmark.dataset_path={path} is no folder; give the folder of a downloaded data set"

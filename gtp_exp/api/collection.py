@@ -29,6 +29,7 @@ from gtp_exp.gradients.engines.adapters import check_differentiable
 from gtp_exp.gradients.settings import GradientConfig
 from gtp_exp.gradients.store import GradientStore
 from gtp_exp.model.loading import context_of
+from gtp_exp.paths import at_home
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def collect(
             "of a warm-up; give its checkpoints, or set directions=[Direction.SGD]"
         )
     examples = _tokenized(_examples(rows), tokenizer, _max_length(model, max_length))
-    folder = _temporary("store") if path is None else Path(path).expanduser()
+    folder = _temporary("store") if path is None else at_home(path)
     if checkpoints is not None:
         trajectory = [load_checkpoint(Path(checkpoint)) for checkpoint in checkpoints]
         return _collect(model, examples, trajectory, folder, settings)

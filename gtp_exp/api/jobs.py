@@ -32,6 +32,7 @@ from gtp_exp.errors import UserError, first_line
 from gtp_exp.launch.claim import claimed
 from gtp_exp.launch.faults import storage_fault
 from gtp_exp.launch.launcher import TIMED_OUT
+from gtp_exp.paths import at_home
 from gtp_exp.records.record import RECORD_NAME, WORKER_LOG, RunRecord, read_record
 
 _COMPOSING = threading.Lock()  # Hydra keeps what it composes in variables of the process
@@ -92,7 +93,7 @@ def _compose(overrides: Sequence[str], config_dir: str | os.PathLike[str] | None
     """Return the job's configuration with Hydra's own under `hydra`, and make the latter the current one."""
     search: list[str] = []
     if config_dir is not None:
-        folder = Path(config_dir).expanduser().resolve()
+        folder = at_home(config_dir).resolve()
         if not folder.is_dir():
             raise UserError(f"config_dir={config_dir} is not a folder")
         search = [searched_as_well(folder)]

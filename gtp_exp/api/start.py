@@ -28,6 +28,7 @@ from gtp_exp.files import read_json
 from gtp_exp.launch.faults import check_room, storage_fault
 from gtp_exp.launch.launcher import JobExit, Launch, run_worker
 from gtp_exp.launch.secrets import check_no_secrets
+from gtp_exp.paths import at_home
 from gtp_exp.records.record import (
     MADE_FROM,
     MODEL_FOLDER,
@@ -156,7 +157,7 @@ def _check_folders(arguments: Sequence[str]) -> None:
                 folder = _named_folder(text, key)
         if folder and "${" not in folder:
             remedy = "set outputs=DIR" if key == "outputs" else f"give another {key}=DIR"
-            _check_folder_to_make(Path(folder).expanduser(), key, remedy)
+            _check_folder_to_make(at_home(folder), key, remedy)
 
 
 def _named_folder(text: str, key: str) -> str:

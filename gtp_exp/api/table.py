@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from gtp_exp.leaderboard.records import Run, load
+from gtp_exp.paths import at_home
 from gtp_exp.records.record import RunRecord
 
 
@@ -25,7 +25,7 @@ def results(folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -
     holds no run.
     """
     folders = [folder] if isinstance(folder, (str, os.PathLike)) else list(folder)
-    loaded = load([Path(path).expanduser() for path in folders])
+    loaded = load([at_home(path) for path in folders])
     rows = [_row(run) for run in loaded.runs]
     rows += [{"run": each.name, "state": "unreadable", "error": each.reason} for each in loaded.unreadable]
     # Columns of every run first, then those of the tasks; each in the order in which they were met.

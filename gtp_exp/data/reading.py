@@ -21,6 +21,7 @@ from gtp_exp.data.forms import ReadAs, Record, detect_layout
 from gtp_exp.data.tables import cell_rows, column_rows, without_folders
 from gtp_exp.data.values import Place
 from gtp_exp.errors import UserError, first_line
+from gtp_exp.paths import at_home
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def expand(patterns: Sequence[str]) -> list[Path]:
     """
     paths: list[Path] = []
     for pattern in patterns:
-        literal = Path(pattern).expanduser()
+        literal = at_home(pattern)
         matches = (
             [literal] if literal.exists() else sorted(map(Path, glob.glob(str(literal), recursive=True)))
         )

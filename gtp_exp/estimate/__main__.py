@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gtp_exp.errors import UserError
+from gtp_exp.paths import at_home
 
 
 def main() -> int:
@@ -36,7 +37,7 @@ def estimate(jobs: list[dict[str, Any]], names: list[dict[str, str]]) -> str:
     from gtp_exp.estimate.table import estimate_table
     from gtp_exp.estimate.walk import plan
 
-    parts = Parts(earlier_runs(Path(jobs[0]["outputs"]).expanduser() / "runs"))
+    parts = Parts(earlier_runs(at_home(jobs[0]["outputs"]) / "runs"))
     planned = plan(jobs, parts)
     return estimate_table(jobs, names, planned, measured_rates(parts, jobs), overhead(parts.runs, jobs))
 

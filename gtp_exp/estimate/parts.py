@@ -10,7 +10,6 @@ import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from gtp_exp.inputs import Inputs, PreparedRows, load_inputs, prepare_rows
 from gtp_exp.launch.launcher import Device
 from gtp_exp.model.device import Precision, choose_device
 from gtp_exp.model.loading import Model, ModelConfig, ModelNotHere, prepare
+from gtp_exp.paths import at_home
 from gtp_exp.worker import assemble
 
 ASSUMED_ROWS = 100_000  # of a pool whose size is known nowhere here
@@ -181,7 +181,7 @@ class Parts:
 
     def _model(self, config: ModelConfig, experiment: Experiment) -> Model:
         """Return a model that is here, or a placeholder without a tokenizer."""
-        root, device = Path(experiment.settings.outputs).expanduser() / "cache", torch.device("cpu")
+        root, device = at_home(experiment.settings.outputs) / "cache", torch.device("cpu")
         with contextlib.suppress(UserError):  # where the job is meant for another machine, with a GPU
             device = choose_device(experiment.launch.device.value)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from gtp_exp.gradients.settings import GradientConfig
 from gtp_exp.gradients.shards import shard_tensors
 from gtp_exp.gradients.sketch import SketchKind
 from gtp_exp.inputs import Inputs, PreparedRows, PreparedTask
+from gtp_exp.paths import at_home
 from gtp_exp.selection.base import Budget, Need, Selector, Unit
 from gtp_exp.stages.evaluation import (
     EVALUATION,
@@ -139,7 +139,7 @@ def walk(job: Experiment, data: Data, tests: dict[tuple[str | None, int], list[F
     take long to ask for.
     """
     cache = CacheThatOnlyLooks(
-        Path(job.settings.outputs).expanduser() / "cache", Processes(0, job.launch.num_processes)
+        at_home(job.settings.outputs) / "cache", Processes(0, job.launch.num_processes)
     )
     runner = StageRunner(cache, Journal(None, NoTracker()))
     chooser, inputs, settings, gradients = data.chooser, data.inputs, job.settings, job.gradients

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from enum import Enum
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 from gtp_exp.config import without_folders
 from gtp_exp.model.builtin import SMOLLM2_HUB
 from gtp_exp.model.loading import ModelConfig, ModelSource
+from gtp_exp.paths import at_home
 from gtp_exp.records.record import RunRecord
 
 MERGE = "gtp-exp-export RUN --merge OUT"
@@ -47,7 +48,7 @@ def model_card(record: RunRecord, config: ModelConfig, kind: Kind) -> str:
 
 def base_on_hub(config: ModelConfig) -> str | None:
     """Return the hub id of a base model that others can load by it, or None."""
-    local = config.source is not ModelSource.HUB or Path(config.name_or_path).expanduser().is_dir()
+    local = config.source is not ModelSource.HUB or at_home(config.name_or_path).is_dir()
     return None if local else config.name_or_path
 
 

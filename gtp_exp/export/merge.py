@@ -17,6 +17,7 @@ from gtp_exp.export.runs import model_config, no_model, read_run
 from gtp_exp.files import folder_aside, read_json, write_whole
 from gtp_exp.model.loading import Model, ModelConfig, prepare
 from gtp_exp.model.quantized import Quantization, with_dense_weights
+from gtp_exp.paths import at_home
 from gtp_exp.records.record import MADE_FROM, MODEL_FOLDER, RunRecord
 
 
@@ -106,7 +107,7 @@ def _check_base(record: RunRecord, model: Model) -> None:
 @contextmanager
 def _cache_root(run: Path, record: RunRecord) -> Iterator[Path]:
     """Give the cache that holds the run's built-in base model; a temporary one where it is gone."""
-    outputs = Path(str(record.config.get("outputs", "outputs"))).expanduser()
+    outputs = at_home(str(record.config.get("outputs", "outputs")))
     for folder in (*run.resolve().parents, outputs):
         if (folder / "cache" / "models").is_dir():
             yield folder / "cache"

@@ -14,6 +14,7 @@ from typing import Any, Optional
 from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.manifest import check_same_space, read_manifest
+from gtp_exp.paths import at_home
 
 NAME = "gtp_exp.gradients.given.GivenGradients"
 
@@ -39,7 +40,7 @@ class GivenGradients:
 
     def folder(self, split: str) -> Path:
         """Return the folder of a store. split: pool or target."""
-        return Path(getattr(self, split)).expanduser()
+        return at_home(getattr(self, split))
 
     @cached_property
     def manifests(self) -> Mapping[str, Mapping[str, Any]]:

@@ -38,6 +38,7 @@ from gtp_exp.gradients.shards import (
     shard_name,
     shard_tensors,
 )
+from gtp_exp.paths import at_home
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class GradientStore:
     def open(cls, path: Path | str) -> GradientStore:
         """Open the store in a directory. Raise UserError for one that is unfinished, damaged or of another
         format."""
-        directory = Path(path).expanduser()
+        directory = at_home(path)
         return cls(directory, read_manifest(directory))
 
     @classmethod
@@ -77,7 +78,7 @@ class GradientStore:
         """
         matrices = as_matrices(arrays, "pool")
         source = imported_arrays(matrices, ids, learning_rates, direction, subtasks)
-        return write_arrays(Path(path).expanduser(), source)
+        return write_arrays(at_home(path), source)
 
     @property
     def key(self) -> str:

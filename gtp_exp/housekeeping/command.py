@@ -14,6 +14,7 @@ from gtp_exp.housekeeping.entries import STAGES, Entry, Form, list_entries
 from gtp_exp.housekeeping.prune import Wanted, remove, unused
 from gtp_exp.housekeeping.uses import Uses, find_uses
 from gtp_exp.launch.faults import storage_fault
+from gtp_exp.paths import at_home
 
 _SHOWN = 2  # runs that are named per entry
 _SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         stages = _checked_stages(arguments.stage)
-        cache = arguments.outputs.expanduser() / "cache"
+        cache = at_home(arguments.outputs) / "cache"
         if not cache.is_dir():
             raise UserError(f"--outputs {arguments.outputs} has no cache; give the outputs=DIR of your jobs")
         entries = list_entries(cache)
@@ -45,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run_folders(arguments: argparse.Namespace) -> list[Path]:
     """Return where the runs lie that use the cache."""
-    own = arguments.outputs.expanduser() / "runs"
-    return [*([own] if own.is_dir() else []), *(path.expanduser() for path in arguments.runs)]
+    own = at_home(arguments.outputs) / "runs"
+    return [*([own] if own.is_dir() else []), *(at_home(path) for path in arguments.runs)]
 
 
 def _listing(entries: Sequence[Entry], stages: Sequence[str], uses: Uses) -> str:

@@ -25,6 +25,7 @@ from gtp_exp.launch.fork_server import ForkedJob
 from gtp_exp.launch.heartbeat import JobWatch
 from gtp_exp.launch.parent import die_with_parent
 from gtp_exp.launch.sharding import Sharding, read_sharding
+from gtp_exp.paths import at_home
 
 GRACE_S = 20.0  # seconds that a worker has to write its state before it is killed
 TIMED_OUT = 124  # exit status, the same as that of timeout(1)
@@ -71,7 +72,7 @@ class Launch:
             limit = getattr(self, name)
             if limit is not None and not limit > 0:
                 raise UserError(f"launch.{name}={limit} must be above 0, or null for no limit")
-        if self.config_file is not None and not Path(self.config_file).expanduser().is_file():
+        if self.config_file is not None and not at_home(self.config_file).is_file():
             raise UserError(
                 f"launch.config_file={self.config_file} does not exist; `accelerate config` writes one"
             )
@@ -112,7 +113,7 @@ class Launch:
             return [sys.executable, "-m", WORKER, str(resolved)]
         line = [sys.executable, "-m", "gtp_exp.launch.ranks", str(resolved), str(self.num_processes)]
         if self.config_file is not None:
-            line += ["--config_file", str(Path(self.config_file).expanduser())]
+            line += ["--config_file", str(at_home(self.config_file))]
             if self.machines == 1:  # any free port; several machines meet at the one that the file names
                 line += ["--main_process_port", "0"]
         return line
@@ -140,7 +141,7 @@ class Launch:
         if self.config_file is None:
             return {}
         try:
-            settings: Any = OmegaConf.to_container(OmegaConf.load(Path(self.config_file).expanduser()))
+            settings: Any = OmegaConf.to_container(OmegaConf.load(at_home(self.config_file)))
             for name in ("num_machines", "num_processes", "machine_rank"):
                 if not str(settings.get(name) or 0).isdecimal():
                     raise ValueError(f"{name}: {settings[name]} is no whole number")

@@ -7,13 +7,13 @@ import logging
 from collections.abc import Sequence
 from enum import Enum
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from gtp_benchmarks.clinc150.intents import DOMAIN_OF, INTENTS, OUT_OF_SCOPE
 from gtp_exp.data.reading import shown
 from gtp_exp.data.tables import without_folders
 from gtp_exp.errors import UserError, first_line
+from gtp_exp.paths import at_home
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def read_split(split: Split, version: Version, path: str | None, key: str) -> li
 
 
 def _from_file(path: str, split: Split, key: str) -> list[tuple[str, str]]:
-    file = Path(path).expanduser()
+    file = at_home(path)
     if not file.is_file():
         log.info("looked for %s", file.absolute())
         raise UserError(

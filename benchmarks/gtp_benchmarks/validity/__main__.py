@@ -38,6 +38,7 @@ from gtp_exp.api.start import check_arguments, conf_dir
 from gtp_exp.errors import UserError
 from gtp_exp.estimate.jobs import compose_jobs
 from gtp_exp.files import write_json, write_whole
+from gtp_exp.paths import at_home
 from gtp_exp.worker import assemble
 
 VERSION = 2  # of the objectives' values; raise it when they change for equal gradients
@@ -125,7 +126,7 @@ def main(arguments: Sequence[str]) -> int:
         if len(jobs) != 1:
             raise UserError(f"the overrides stand for {len(jobs)} jobs; give those of one")
         experiment = assemble(jobs[0]["config"])
-        folder = asked.folder or Path(experiment.settings.outputs).expanduser() / "validity"
+        folder = asked.folder or at_home(experiment.settings.outputs) / "validity"
         run_study(prepare_study(experiment), asked.subsets, asked.draw_seed, folder)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

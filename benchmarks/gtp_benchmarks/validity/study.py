@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
@@ -28,6 +27,7 @@ from gtp_exp.gradients.settings import GradientConfig
 from gtp_exp.gradients.weight import Balance, Weight
 from gtp_exp.inputs import Inputs, Overlap, PreparedTask, load_inputs
 from gtp_exp.model.loading import Model
+from gtp_exp.paths import at_home
 from gtp_exp.selection.base import Selector
 from gtp_exp.selection.subset import others
 from gtp_exp.stages.gradients import GradientStores, read_quarantined, read_store, rows_with_gradients
@@ -116,7 +116,7 @@ def prepare_study(experiment: Experiment) -> Study:
     processes, device = start_processes(experiment.launch)
     if experiment.launch.threads:
         torch.set_num_threads(experiment.launch.threads)
-    cache = Cache(Path(settings.outputs).expanduser() / "cache", processes)
+    cache = Cache(at_home(settings.outputs) / "cache", processes)
     runner = StageRunner(cache, Journal(None, NoTracker()))
     tuned, chooser = prepare_models(experiment.model, experiment.selection_model, cache, device)
     inputs = load_inputs(

@@ -20,6 +20,7 @@ from gtp_exp.data.sources.base import DataSource
 from gtp_exp.data.tables import without_folders
 from gtp_exp.data.values import Place
 from gtp_exp.errors import UserError, first_line
+from gtp_exp.paths import at_home
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Hub(DataSource):
         if self.path is None:
             return None
         check_path(self.path)
-        file = Path(self.path).expanduser()
+        file = at_home(self.path)
         if not file.is_file():
             return None
         records = FirstSecond(self._records_of(file))
@@ -65,7 +66,7 @@ class Hub(DataSource):
         read."""
         rng = random.Random(self.seed)
         seen: dict[str, Place] = {}
-        file = None if self.path is None else Path(self.path).expanduser()
+        file = None if self.path is None else at_home(self.path)
         if file is not None and file.is_file():
             records = self._records_of(file)
             pool = with_scores(read_pool(records, seen=seen, strict=self.strict), self.scores, seen)
@@ -95,7 +96,7 @@ class Hub(DataSource):
 
 def check_path(path: str) -> None:
     """Raise UserError where dataset.path leads nowhere."""
-    given = Path(path).expanduser()
+    given = at_home(path)
     if not given.exists():
         log.info("looked for %s", given.absolute())
         raise UserError(f"dataset.path={path} does not exist; a path is relative to the working directory")
@@ -135,7 +136,7 @@ def _dataset(source: Hub) -> Any:
                 source.hub_id, name=source.config, split=source.split, revision=source.revision
             )
         check_path(source.path)
-        folder = Path(source.path).expanduser()
+        folder = at_home(source.path)
         if (folder / "dataset_dict.json").exists():
             return load_from_disk(str(folder))[source.split]
         if (folder / "state.json").exists():

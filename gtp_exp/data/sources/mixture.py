@@ -22,6 +22,7 @@ from gtp_exp.data.sources.hub import check_hub_id, check_path, check_size
 from gtp_exp.data.tables import without_folders
 from gtp_exp.data.values import Place
 from gtp_exp.errors import UserError, first_line
+from gtp_exp.paths import at_home
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ def _home(mixture: Mixture) -> Path | None:
     """Return the folder or zip file that holds the sources; None where each file is fetched from the hub."""
     if mixture.path is not None:
         check_path(mixture.path)
-        return Path(mixture.path).expanduser()
+        return at_home(mixture.path)
     if mixture.hub_id is None:
         return Path()
     return _fetch(mixture, mixture.archive) if mixture.archive is not None else None
