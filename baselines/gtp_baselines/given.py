@@ -21,7 +21,7 @@ from gtp_exp.config import IN_KEY
 from gtp_exp.data.examples import Example, Pool
 from gtp_exp.data.hashing import digest
 from gtp_exp.data.reading import expand, read_rows, shown
-from gtp_exp.data.values import Place, as_text
+from gtp_exp.data.values import TO_UTF8, Place, as_text
 from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError
 from gtp_exp.paths import at_home
@@ -205,7 +205,7 @@ def _lines(path: Path) -> Iterator[ListedRow]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{shown(path)} is not UTF-8 ({error.reason}); convert it, as iconv does") from error
+        raise UserError(f"{shown(path)} is not UTF-8 ({error.reason}); {TO_UTF8}") from error
     except OSError as error:
         raise UserError(f"{shown(path)} cannot be read: {error.strerror}") from error
     for number, line in enumerate(text.split("\n"), 1):

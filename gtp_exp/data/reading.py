@@ -19,7 +19,7 @@ from typing import Any, cast
 
 from gtp_exp.data.forms import ReadAs, Record, detect_layout
 from gtp_exp.data.tables import cell_rows, column_rows, without_folders
-from gtp_exp.data.values import Place
+from gtp_exp.data.values import TO_UTF8, Place
 from gtp_exp.errors import UserError, first_line
 from gtp_exp.paths import at_home
 
@@ -235,8 +235,7 @@ def _decode(raw: bytes, place: Place) -> str:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{place} is not UTF-8: byte 0x{raw[error.start]:02x} at position {error.start}; "
-            "convert the file, for instance with iconv -t UTF-8"
+            f"{place} is not UTF-8: byte 0x{raw[error.start]:02x} at position {error.start}; {TO_UTF8}"
         ) from error
 
 

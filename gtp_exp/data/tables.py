@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gtp_exp.data.values import Place
+from gtp_exp.data.values import TO_UTF8, Place
 from gtp_exp.errors import UserError, first_line
 
 BLOCK = 1024  # rows turned into Python objects at a time
@@ -81,9 +81,7 @@ def cell_rows(file: io.BufferedReader, between: str, name: str) -> Iterator[tupl
     except csv.Error as error:
         raise UserError(f"{name}:{reader.line_num} cannot be read as a table: {error}") from error
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{name} is not UTF-8 after row {number}; convert the file, for instance with iconv -t UTF-8"
-        ) from error
+        raise UserError(f"{name} is not UTF-8 after row {number}; {TO_UTF8}") from error
     finally:
         text.detach()
 

@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 
 from gtp_exp.errors import UserError
 
+# What to do with a text file that is not UTF-8; iconv without -f takes it for the terminal's, which is UTF-8.
+TO_UTF8 = "convert the file, naming the encoding that it has: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
+
 
 class Place(NamedTuple):
     """Says where a row stands, for messages and for made-up ids."""

@@ -223,6 +223,7 @@ MALFORMED: list[tuple[Any, str]] = [
     ('{"id": NaN}', "NaN is no JSON value"),
     ('{"id": "x", "id": "y"}', "'id' occurs twice in one object"),
     (b'{"id": "\xff"}', "is not UTF-8: byte 0xff at position 8"),
+    (b'{"id": "caf\xe9"}', "naming the encoding that it has: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"),
     ("[1, 2]", "must hold one JSON object, found list"),
     ("3", "must hold one JSON object, found int"),
     ('{"id": ' + "[" * 100_000, "is nested too deeply"),
