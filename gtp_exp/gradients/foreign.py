@@ -160,7 +160,7 @@ def read_labels(file: Path, key: str) -> list[str]:
     Raise UserError that names the file, and the line where one is to blame.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{file} cannot be read ({first_line(error)}); give a text file, a row a line"

@@ -288,3 +288,9 @@ def test_labels_in_json_lines_may_hold_any_character_and_blank_lines(tmp_path):
     assert read_labels(file, "id") == ["a", "b"]
     (tmp_path / "ids.txt").write_text("a\u2028b\nc\n", encoding="utf-8")
     assert read_labels(tmp_path / "ids.txt", "id") == ["a\u2028b", "c"]
+
+
+@pytest.mark.parametrize(("name", "text"), [("ids.txt", "a\nb\n"), ("ids.json", '["a", "b"]')])
+def test_a_byte_order_mark_is_no_part_of_the_first_label(tmp_path, name, text):
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert read_labels(tmp_path / name, "id") == ["a", "b"]
