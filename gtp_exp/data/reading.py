@@ -52,7 +52,7 @@ def expand(patterns: Sequence[str]) -> list[Path]:
             raise UserError(f"no such file: {pattern}; a path is relative to the working directory")
         for path in matches:
             if path.is_dir():
-                raise UserError(f"{shown(path)} is a folder; name its files, such as '{shown(path)}/*.jsonl'")
+                raise UserError(f"{shown(path)} is a folder; name its files, such as '{_files_in(path)}'")
             check_kind(path, shown(path))
         paths += matches
     given: dict[Path, list[Path]] = {}
@@ -62,6 +62,15 @@ def expand(patterns: Sequence[str]) -> list[Path]:
         if len(same) > 1:
             raise UserError(f"{shown(same[0])} is named {len(same)} times; name each file once")
     return paths
+
+
+def _files_in(folder: Path) -> str:
+    """Return a pattern of a folder's files of rows; .json comes last, as beside a table it describes that."""
+    kinds: set[tuple[str, str]] = set()
+    with contextlib.suppress(OSError):  # of a folder that may not be listed
+        kinds = {_kind(path) for path in folder.iterdir()}
+    known = ((kind, packed) for kind in (*LINES, *COLUMNS, *CELLS, ".json") for packed in ("", *PACKED))
+    return f"{shown(folder)}/*{''.join(next((each for each in known if each in kinds), LINES[:1]))}"
 
 
 def check_kind(path: Path, name: str) -> None:

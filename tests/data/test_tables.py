@@ -122,3 +122,21 @@ def test_tools_that_hold_a_date_leave_the_row_out(tmp_path):
     pq.write_table(pa.table({"messages": [turns, turns], "tools": tools}), tmp_path / "pool.parquet")
     pool = load(tmp_path / "pool.parquet")
     assert pool.skipped == {"'tools' that holds a value which JSON has not": 1} and len(pool.examples) == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "pattern"),
+    [
+        (["state.json", "dataset_info.json", "data-00000.arrow"], "*.arrow"),  # by save_to_disk
+        (["a.parquet"], "*.parquet"),
+        (["README.md", "a.jsonl.gz"], "*.jsonl.gz"),
+        (["a.json"], "*.json"),
+        ([], "*.jsonl"),
+    ],
+)
+def test_a_folder_is_answered_with_a_pattern_of_the_files_that_are_in_it(tmp_path, files, pattern):
+    for file in files:
+        (tmp_path / file).touch()
+    with pytest.raises(UserError) as told:
+        load(tmp_path)
+    assert str(told.value) == f"{tmp_path} is a folder; name its files, such as '{tmp_path}/{pattern}'"
