@@ -11,11 +11,13 @@ differing keys are named.
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gtp_exp.errors import UserError
 from gtp_exp.files import json_digest
 from gtp_exp.leaderboard.metrics import TESTED_ON
 from gtp_exp.leaderboard.records import Run
@@ -119,6 +121,7 @@ class Grouped:
 def group(runs: Sequence[Run], *, beside: Sequence[str]) -> Grouped:
     """beside: configuration keys that may differ within a table; they make rows of their own."""
     settings, names = comparable_settings(runs)
+    _check_beside(beside, {key for run in runs for key in (*flatten(run.record.config), *settings[run])})
     of_row = ("selector", "budget", *beside)
     tables: list[Table] = []
     repeated: list[Repeated] = []
@@ -142,6 +145,16 @@ def group(runs: Sequence[Run], *, beside: Sequence[str]) -> Grouped:
             tables.append(Table(benchmark, differing, named, rows, beside_it))
             repeated.extend(again)
     return Grouped(tables=tuple(tables), repeated=tuple(repeated))
+
+
+def _check_beside(beside: Sequence[str], settings: Iterable[str]) -> None:
+    """Raise UserError for a key that is neither a setting nor a group of them: it would change no table."""
+    known = {key.rsplit(".", up)[0] for key in settings for up in range(key.count(".") + 1)}
+    for key in beside:
+        if known and key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            meant = f"; did you mean {near[0]}?" if near else "; give one such as train or train.epochs"
+            raise UserError(f"--beside {key} is a setting of none of the runs{meant}")
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -57,6 +57,13 @@ def test_a_latex_table_has_means_intervals_and_differences(runs):
     assert rows["untuned model"][place]
 
 
+def test_a_setting_to_stand_beside_that_no_run_has_is_refused(runs, capsys):
+    for key, told in (("trin", "; did you mean train?"), ("train.l", "; did you mean train.lr?"), ("x", "")):
+        assert main([str(runs / "runs"), "--out", str(runs / "out"), "--beside", key]) == 2
+        assert f"--beside {key} is a setting of none of the runs{told}" in capsys.readouterr().err
+    written(runs, "--beside", "train", "--beside", "model.lora", "--beside", "model.found.dtype")
+
+
 def test_a_file_that_an_earlier_command_left_beside_the_new_tables_is_told(runs, capsys):
     written(runs, "--latex")
     assert "earlier command" not in capsys.readouterr().out
