@@ -32,14 +32,14 @@ def _what_was_tested(runs: Sequence[Run], metrics: tuple[Metric, ...]) -> Iterat
     by_labels = judged_by_labels(runs)
     if by_labels:
         yield (
-            "No model was tested: the choices are judged by labels of the rows that no selector has seen. "
-            "A row on target need not be the better one to train on."
+            "No test of a model counts here: the choices are judged by labels of the rows that no selector "
+            "has seen. A row on target need not be the better one to train on."
         )
     elif by_labels is False:
         yield (
-            "No model was tested and the rows have no labels: copies among the chosen rows say little of "
-            "what a choice is worth. until=validation trains a model and measures it, and so does a job "
-            "without until."
+            "No test of a model counts here, and the rows have no labels: copies among the chosen rows say "
+            "little of what a choice is worth. until=validation trains a model and measures it, and so does "
+            "a job without until."
         )
 
 

@@ -23,9 +23,12 @@ def ranked_by(tested: Tested, rows: Sequence[Row]) -> tuple[str, str]:
     answers = {run.record.answers for run in tested.runs}
     by_labels = judged_by_labels(tested.runs)
     if by_labels:
-        return HEADLINE, "Ranked by what hidden labels say of the choice, for no model was tested."
+        return HEADLINE, "Ranked by what hidden labels say of the choice; no test of a model counts here."
     if by_labels is False:
-        return HEADLINE, "Ranked by copies among the chosen rows: no model was tested, no row has labels."
+        return (
+            HEADLINE,
+            "Ranked by copies among the chosen rows: no test of a model counts, no row has labels.",
+        )
     if any(VALIDATED in run.record.metrics for run in tested.runs):
         return LOSS, "Ranked by the loss of rows that were held back from the selector; no test row was read."
     if Answers.REASONING in answers:

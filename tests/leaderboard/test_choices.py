@@ -57,7 +57,7 @@ def test_runs_that_were_not_tuned_are_ranked_by_what_they_chose(tmp_path, capsys
     assert float(rows["random", "corrupted"]["mean"]) == 0.2
     assert rows["gtp", "corrupted"]["higher_is_better"] == "False"
     printed = capsys.readouterr().out
-    assert "gtp has the highest mean on target" in printed and "No model was tested" in printed
+    assert "gtp has the highest mean on target" in printed and "No test of a model counts here" in printed
     assert "on target" in (tmp_path / "out" / "index.html").read_text()
 
 
@@ -84,12 +84,15 @@ def test_choices_among_rows_without_labels_are_not_said_to_be_judged_by_labels(t
         assert "hidden labels say" not in text and "judged by labels" not in text
 
 
-def test_tuned_runs_are_judged_by_labels_on_request_only(tmp_path):
+def test_tuned_runs_are_judged_by_labels_on_request_only(tmp_path, capsys):
     for seed in range(2):
         save(choice("gtp", seed, 0.6, tuned=True), tmp_path / "runs")
         save(choice("random", seed, 0.1, tuned=True), tmp_path / "runs")
     assert "on_target" not in {row["metric"] for row in board(tmp_path / "runs", tmp_path)}
     assert "on_target" in {row["metric"] for row in board(tmp_path / "runs", tmp_path, "--choices")}
+    told = capsys.readouterr().out + (tmp_path / "out" / "index.html").read_text()
+    assert "Ranked by what hidden labels say of the choice" in told
+    assert "no model was tested" not in told.lower()
 
 
 def test_shares_of_faults_are_better_low_and_stay_within_0_and_1():
