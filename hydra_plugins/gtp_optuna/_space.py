@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -46,10 +48,8 @@ def distribution(override: Override) -> BaseDistribution:
     if isinstance(sweep, IntervalSweep):
         return _numbers(override, sweep.start, sweep.end, None, log)
     if isinstance(sweep, RangeSweep):
-        values: list[Any] = list(sweep.range()) if sweep.step else []
-        if not values:
-            raise UserError(f"{override.input_line} holds no value; its stop is not part of a range")
-        return _numbers(override, min(values), max(values), abs(sweep.step), log)
+        ends = _ends(override, sweep)
+        return _numbers(override, min(ends), max(ends), abs(sweep.step), log)
     if log:
         raise UserError(f"{override.input_line}: log is for interval and range, not for a choice")
     choices = list(dict.fromkeys(override.sweep_string_iterator()))
@@ -58,8 +58,24 @@ def distribution(override: Override) -> BaseDistribution:
     return CategoricalDistribution(choices)
 
 
+def _ends(override: Override, sweep: RangeSweep) -> tuple[Any, Any]:
+    """Return the first and the last value of a range, reckoned in decimals: a sum of binary 0.3s misses 0.9,
+    and Optuna would leave it out."""
+    given = (sweep.start, sweep.stop, sweep.step)
+    start, stop, step = (Decimal(str(number)) for number in given)
+    if not all(number.is_finite() for number in (start, stop, step)):
+        raise UserError(f"{override.input_line} has no end; give numbers")
+    count = math.ceil((stop - start) / step) if step else 0
+    if count < 1:
+        raise UserError(f"{override.input_line} holds no value; its stop is not part of a range")
+    kind = int if all(isinstance(number, int) for number in given) else float
+    return kind(start), kind(start + (count - 1) * step)
+
+
 def _numbers(override: Override, low: Any, high: Any, step: Any, log: bool) -> BaseDistribution:
     """Return the numbers from low to high, both among them; step None: all in between."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise UserError(f"{override.input_line} has no end; give numbers")
     if low > high:
         raise UserError(f"{override.input_line} begins above its end; give interval({high}, {low})")
     if log and low <= 0:
