@@ -124,6 +124,13 @@ def test_what_hydra_cannot_read_is_said_with_how_to_quote_it(tmp_path, text):
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.parametrize("text", ["hydra/launcher=submitit_slurm", "hydra/sweeper=optuna"])
+def test_one_job_with_what_only_a_multirun_heeds_is_refused_before_it_runs_here(tmp_path, text):
+    done = call(tmp_path, text, "selector=random", "until=selection")
+    assert done.returncode == 2 and not list(tmp_path.rglob("results.json"))
+    assert f"error: {text} is heeded in a multirun alone, and one job would run here; add -m" in done.stderr
+
+
 def test_in_a_multirun_one_failing_job_stops_no_other(tmp_path):
     done = call(tmp_path, "-m", "selector=random", "budget=rows", "budget.amount=999,4")
     assert done.returncode == 1 and "1 job(s) failed" in done.stderr and "Traceback" not in done.stderr

@@ -196,10 +196,11 @@ def chosen_options(hydra: Any) -> dict[str, str]:
 def prepare_job(config: DictConfig, directory: Path) -> tuple[Launch, Path]:
     """Write resolved.yaml into the job's folder; return how the job is launched, and that file.
 
-    Raises UserError for a configuration that cannot be resolved or built, for a folder that is full, and for
-    one with files of others, or a finished run of other settings, that the job would replace. An earlier
-    job's record then stays in the folder.
+    Raises UserError for a configuration that cannot be resolved or built, for a launcher or sweeper that
+    would not be heeded, for a folder that is full, and for one with files of others, or a finished run of
+    other settings, that the job would replace. An earlier job's record then stays in the folder.
     """
+    _check_heeded(HydraConfig.get())
     check_folder(directory)
     try:
         config, choices = with_earlier_options(config, chosen_options(HydraConfig.get()))
@@ -214,6 +215,17 @@ def prepare_job(config: DictConfig, directory: Path) -> tuple[Launch, Path]:
         raise UserError(first_line(error)) from error
     except OSError as error:
         raise UserError(storage_fault(error, directory) or str(error)) from error
+
+
+def _check_heeded(hydra_config: Any) -> None:
+    """Refuse a launcher or a sweeper that is given for a single job, which Hydra starts here and at once."""
+    if hydra_config.mode is RunMode.MULTIRUN:
+        return
+    for text in hydra_config.overrides.hydra:
+        if text.startswith(("hydra/launcher=", "hydra/sweeper=")) and not text.endswith("=basic"):
+            raise UserError(
+                f"{text} is heeded in a multirun alone, and one job would run here; add -m, or leave it out"
+            )
 
 
 def check_folder(directory: Path) -> None:
