@@ -14,6 +14,10 @@ class UserError(Exception):
     """Names the offending value and the remedy. The command line prints it and exits with status 2."""
 
 
+class NotHere(UserError):
+    """Names a file that is not there. An estimate goes on: the job may be meant for another machine."""
+
+
 class NothingToChoose(UserError):
     """Says that no candidate can be chosen. Where a pool is chosen in parts, one part may raise it and
     another not."""

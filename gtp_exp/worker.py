@@ -189,6 +189,11 @@ def check_inputs(config: Mapping[str, Any]) -> None:
     gradients, selector = config.get("gradients", {}), config.get("selector", {})
     if isinstance(gradients, Mapping) and gradients.get("_target_") == GIVEN_GRADIENTS:
         build(gradients, "gradients").check(selector.get("direction"), selector.get("target_direction"))
+    check_rows(config)
+
+
+def check_rows(config: Mapping[str, Any]) -> None:
+    """Look at the files of rows that a job names, and at those that its selector reads. Raises UserError."""
     dataset = build(config.get("dataset", {}), "dataset")
     pool = dataset.check_files() if isinstance(dataset, DataSource) else None
     tested = config.get("until") == "evaluation"

@@ -20,7 +20,7 @@ from typing import Any, cast
 from gtp_exp.data.forms import ReadAs, Record, detect_layout
 from gtp_exp.data.tables import cell_rows, column_rows, without_folders
 from gtp_exp.data.values import TO_UTF8, Place
-from gtp_exp.errors import UserError, first_line
+from gtp_exp.errors import NotHere, UserError, first_line
 from gtp_exp.paths import at_home
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def expand(patterns: Sequence[str]) -> list[Path]:
         )
         if not matches:
             log.info("looked for %s", literal.absolute())
-            raise UserError(f"no such file: {pattern}; a path is relative to the working directory")
+            raise NotHere(f"no such file: {pattern}; a path is relative to the working directory")
         for path in matches:
             if path.is_dir():
                 raise UserError(f"{shown(path)} is a folder; name its files, such as '{_files_in(path)}'")

@@ -20,7 +20,7 @@ from gtp_exp.data.examples import Example, Pool, TokenizedExample
 from gtp_exp.data.hashing import content_hash
 from gtp_exp.data.sources.base import DataSource, NearCopies
 from gtp_exp.data.tokenization import RowRules
-from gtp_exp.errors import UserError, first_line
+from gtp_exp.errors import NotHere, UserError, first_line
 from gtp_exp.estimate.runs import Earlier, Job, fingerprint
 from gtp_exp.experiment import Experiment, Until
 from gtp_exp.inputs import Inputs, PreparedRows, load_inputs, prepare_rows
@@ -28,7 +28,7 @@ from gtp_exp.launch.launcher import Device
 from gtp_exp.model.device import Precision, choose_device
 from gtp_exp.model.loading import Model, ModelConfig, ModelNotHere, prepare
 from gtp_exp.paths import at_home
-from gtp_exp.worker import assemble
+from gtp_exp.worker import assemble, check_rows
 
 ASSUMED_ROWS = 100_000  # of a pool whose size is known nowhere here
 MOST_ROWS = 5_000  # that are all tokenised, in a few seconds; of more only a sample is
@@ -108,6 +108,8 @@ class Parts:
         return self._once(lambda: self._data(job, experiment), fingerprint(parts))
 
     def _data(self, job: Job, experiment: Experiment) -> Data:
+        with contextlib.suppress(NotHere):
+            check_rows(job)  # what a job refuses at once has no price
         tuned = self._model(experiment.model, experiment)
         chooser = self._model(experiment.selection_model or experiment.model, experiment)
         dataset, splits = experiment.dataset, isinstance(experiment.benchmark, SplitsPool)

@@ -511,6 +511,29 @@ def test_the_command_names_what_is_wrong(tmp_path, overrides, code, named):
     assert list(tmp_path.iterdir()) == []
 
 
+OWN = ["dataset=jsonl", "dataset.files=[pool.jsonl]", "benchmark=jsonl", "benchmark.target=target.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("pool", "overrides", "told"),
+    [
+        ('{"prompt": "1 + 2?", "completion": "3"}\n' * 9, [], "benchmark.test=null, and until=evaluation"),
+        ('{"prompt": "1 + 2?", "comp', ["until=selection"], "pool.jsonl:1 is not JSON"),
+        ('{"question": "1 + 2?"}\n', ["until=selection"], "pool.jsonl:1 has the columns question"),
+    ],
+)
+def test_what_a_job_refuses_at_once_has_no_price(tmp_path, monkeypatch, pool, overrides, told):
+    monkeypatch.chdir(tmp_path)
+    Path("target.jsonl").write_text('{"prompt": "2 + 2?", "completion": "4"}\n')
+    (job,) = compose(*OWN, *overrides)
+    if overrides:  # the pool may lie on the machine that the job is meant for
+        text = estimate([job["config"]], [job["names"]])
+        assert "100,000 rows assumed, no such file: pool.jsonl" in text
+    Path("pool.jsonl").write_text(pool)
+    with pytest.raises(UserError, match=told):
+        estimate([job["config"]], [job["names"]])
+
+
 def test_composing_imports_no_torch():
     code = "import sys, gtp_exp.estimate.jobs; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

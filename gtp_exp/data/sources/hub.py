@@ -19,7 +19,7 @@ from gtp_exp.data.scores import with_scores
 from gtp_exp.data.sources.base import DataSource
 from gtp_exp.data.tables import without_folders
 from gtp_exp.data.values import Place
-from gtp_exp.errors import UserError, first_line
+from gtp_exp.errors import NotHere, UserError, first_line
 from gtp_exp.paths import at_home
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def check_path(path: str) -> None:
     given = at_home(path)
     if not given.exists():
         log.info("looked for %s", given.absolute())
-        raise UserError(f"dataset.path={path} does not exist; a path is relative to the working directory")
+        raise NotHere(f"dataset.path={path} does not exist; a path is relative to the working directory")
 
 
 def check_hub_id(hub_id: str) -> None:
