@@ -152,7 +152,8 @@ def _decode_dataclass(cls: Any, value: Any, where: str, whole: bool) -> Any:
     given = {key: item for key, item in value.items() if not (isinstance(item, str) and item == UNSET)}
     needed = {name for name, f in known.items() if whole or (f.default is f.default_factory is MISSING)}
     if missing := sorted(needed - set(given)):
-        raise UserError(f"{prefix}{missing[0]} is missing: {cls.__name__} lacks {', '.join(missing)}")
+        remedy = "" if whole else f"; give {prefix}{missing[0]}=VALUE"
+        raise UserError(f"{prefix}{missing[0]} is missing: {cls.__name__} lacks {', '.join(missing)}{remedy}")
     hints = get_type_hints(cls)
     return cls(**{name: decode(hints[name], given[name], prefix + name, whole) for name in sorted(given)})
 

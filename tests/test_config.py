@@ -71,7 +71,7 @@ def test_what_no_file_can_hold_is_refused_wherever_it_stands(value):
 
 
 def test_a_missing_key_is_named():
-    with pytest.raises(UserError, match="lacks amount"):
+    with pytest.raises(UserError, match="lacks amount; give budget.amount=VALUE"):
         build({k: v for k, v in BUDGET.items() if k != "amount"}, "budget")
 
 

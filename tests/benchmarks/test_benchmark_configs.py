@@ -19,7 +19,7 @@ def test_a_benchmark_builds_from_its_yaml(name):
 
 def test_jsonl_choice_asks_for_its_test_file():
     node = settings("benchmark", "jsonl_choice")
-    with pytest.raises(UserError, match="lacks test"):
+    with pytest.raises(UserError, match="lacks test; give benchmark.test=VALUE"):
         build(node, "benchmark")
     build({**node, "validation": "v.jsonl", "test": "t.jsonl"}, "benchmark")
 
