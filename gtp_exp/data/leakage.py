@@ -99,7 +99,7 @@ def leakage(tests: TestRows, parts: Mapping[str, Sequence[Example]]) -> dict[str
         if name == "target" and same:
             raise UserError(
                 f"{len(same)} target rows are test rows (the first: '{same[0].id}'); a selector must not see "
-                "the test: take them out of the benchmark's validation rows"
+                "the test: take them out of the benchmark's target, or of its test"
             )
         shared = sum(map(tests.shares_run, examples))
         report[name] = {"rows": len(examples), "same_prompt": len(same), "shared_ngram": shared}

@@ -258,7 +258,7 @@ def test_a_shared_run_of_words_is_found_and_a_shorter_one_is_not():
 
 
 def test_a_target_row_that_is_a_test_row_is_refused_by_its_id():
-    with pytest.raises(UserError, match="row-5"):
+    with pytest.raises(UserError, match="row-5.*: take them out of the benchmark's target, or of its test"):
         counts(conversation(5, "What is two plus two?", "four"), part="target")
 
 
