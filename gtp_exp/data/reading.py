@@ -255,7 +255,8 @@ def _parse(text: str, place: Place) -> Any:
     except RecursionError:
         raise UserError(f"{place} is nested too deeply to be read") from None
     except json.JSONDecodeError as error:  # its own line counts within the text
-        raise UserError(f"{place} is not JSON: {error.msg} at character {error.pos + 1}") from error
+        told = error.msg.removesuffix(" at")
+        raise UserError(f"{place} is not JSON: {told} at character {error.pos + 1}") from error
     except ValueError as error:
         raise UserError(f"{place} is not JSON: {error}") from error
 

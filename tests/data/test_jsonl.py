@@ -220,6 +220,7 @@ GOOD = chat("good", "Hi", "Hello")
 MALFORMED: list[tuple[Any, str]] = [
     ("{not json", "is not JSON"),
     ('{"id": "x"', "is not JSON"),
+    ('{"id": "x', "is not JSON: Invalid control character at character 10"),
     ('{"id": NaN}', "NaN is no JSON value"),
     ('{"id": "x", "id": "y"}', "'id' occurs twice in one object"),
     (b'{"id": "\xff"}', "is not UTF-8: byte 0xff at position 8"),
