@@ -67,6 +67,7 @@ def cell_rows(file: io.BufferedReader, between: str, name: str) -> Iterator[tupl
     reader, number = csv.reader(text, delimiter=between, strict=True), 0
     try:
         header = next(reader, [])
+        _check_separated(header, between, name)
         _check_named_once(header, name)
         for cells in reader:
             if not cells:
@@ -84,6 +85,16 @@ def cell_rows(file: io.BufferedReader, between: str, name: str) -> Iterator[tupl
         raise UserError(f"{name} is not UTF-8 after row {number}; {TO_UTF8}") from error
     finally:
         text.detach()
+
+
+def _check_separated(header: Sequence[str], between: str, name: str) -> None:
+    """Raise UserError for a single column whose name shows that something else is between the cells."""
+    for other in (",", ";", "\t"):
+        if len(header) == 1 and other != between and other in header[0]:
+            remedy = f"write it with {between!r}"
+            if suffix := {"\t": ".tsv", ",": ".csv"}.get(other):
+                remedy += f", or name it {suffix}"
+            raise UserError(f"{name} has {other!r} between its cells, and not {between!r}; {remedy}")
 
 
 def _check_named_once(columns: Sequence[str], name: str) -> None:

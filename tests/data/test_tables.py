@@ -62,6 +62,8 @@ def test_a_byte_order_mark_and_blank_lines_are_passed_over(tmp_path):
         (b"prompt,prompt\np,c\n", "two columns 'prompt'; name each once"),
         (b'prompt,completion\np,"c', "pool.csv:2 cannot be read as a table: unexpected end of data"),
         (b"prompt,completion\np,\xff\n", "pool.csv is not UTF-8 after row 0; .*iconv -f WINDOWS-1252"),
+        (b"prompt;completion\np;c\n", "pool.csv has ';' between its cells, and not ','; write it with ','"),
+        (b"prompt\tcompletion\np\tc\n", r"pool.csv has '\\t' .*; write it with ',', or name it .tsv"),
         (b"prompt,completion\n", "pool.csv holds no rows"),
         (b"", "pool.csv holds no rows"),
         (
