@@ -475,6 +475,7 @@ def test_stores_of_different_sketches_do_not_go_together(tmp_path):
         (["hydra/launcher=True"], "True is no option of hydra/launcher"),
         (["launch.threads=0"], "launch.threads=0 must be at least 1"),
         ("seed=1", "must be a list of texts"),
+        ({"seed": 1}, "must be a list of texts"),
     ],
 )
 def test_a_job_that_cannot_be_composed_is_refused(tmp_path, monkeypatch, overrides, words):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 
@@ -63,7 +63,7 @@ def run(overrides: Sequence[str], config_dir: str | os.PathLike[str] | None = No
 
 def _checked(overrides: Sequence[str]) -> list[str]:
     """Raise UserError for what the command line refuses before Hydra sees it."""
-    if isinstance(overrides, str) or not all(isinstance(text, str) for text in overrides):
+    if isinstance(overrides, (str, Mapping)) or not all(isinstance(text, str) for text in overrides):
         raise UserError(
             f"overrides={overrides!r} must be a list of texts, such as ['selector=gtp', 'seed=1']"
         )
