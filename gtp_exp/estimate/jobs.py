@@ -42,7 +42,8 @@ def compose_jobs(arguments: Sequence[str], conf_dir: str) -> list[dict[str, Any]
             return [_job(config, names, master.hydra.runtime.config_sources)]
         if "BasicSweeper" not in master.hydra.sweeper._target_:
             raise UserError(
-                f"{master.hydra.sweeper._target_} chooses its jobs as it goes; they cannot be told"
+                f"{master.hydra.sweeper._target_} chooses its jobs as it goes, so they cannot be told; "
+                "estimate one of them: without -m, and with values in place of what is searched"
             )
         params = [f"{key}={value}" for key, value in (master.hydra.sweeper.params or {}).items()]
         tasks: Any = OmegaConf.to_container(master.hydra.overrides.task, resolve=False)  # ${seed}: each job's

@@ -511,6 +511,11 @@ def test_the_command_names_what_is_wrong(tmp_path, overrides, code, named):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_search_is_told_how_its_jobs_can_be_estimated():
+    with pytest.raises(UserError, match="OptunaSweeper chooses .* estimate one of them: without -m"):
+        compose("-m", "hparams_search=optuna")
+
+
 OWN = ["dataset=jsonl", "dataset.files=[pool.jsonl]", "benchmark=jsonl", "benchmark.target=target.jsonl"]
 
 
