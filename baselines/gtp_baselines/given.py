@@ -20,8 +20,8 @@ from typing import Any, NamedTuple, Optional
 from gtp_exp.config import IN_KEY
 from gtp_exp.data.examples import Example, Pool
 from gtp_exp.data.hashing import digest
-from gtp_exp.data.reading import expand, read_rows, shown
-from gtp_exp.data.values import TO_UTF8, Place, as_text
+from gtp_exp.data.reading import expand, read_rows, read_text, shown
+from gtp_exp.data.values import Place, as_text
 from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError
 from gtp_exp.paths import at_home
@@ -202,13 +202,7 @@ def _only(files: Sequence[Path], given: str) -> Path:
 
 def _lines(path: Path) -> Iterator[ListedRow]:
     """Yield the ids of a text file, one a line; blank lines are passed over."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{shown(path)} is not UTF-8 ({error.reason}); {TO_UTF8}") from error
-    except OSError as error:
-        raise UserError(f"{shown(path)} cannot be read: {error.strerror}") from error
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             yield ListedRow(Place(shown(path), number), line.strip(), None)
 

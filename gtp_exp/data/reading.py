@@ -228,6 +228,16 @@ def parse_lines(lines: Iterable[bytes], name: str) -> Iterator[tuple[Place, Mapp
             yield place, _object(_parse(text, place), place)
 
 
+def read_text(path: Path) -> str:
+    """Return the text of a file without the byte order mark. Raises UserError where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{shown(path)} is not UTF-8 ({error.reason}); {TO_UTF8}") from error
+    except OSError as error:
+        raise UserError(f"{shown(path)} cannot be read: {error.strerror}") from error
+
+
 def _json_array(raw: bytes, name: str) -> Iterator[tuple[Place, Mapping[str, Any]]]:
     """Yield the objects of one JSON array."""
     whole = Place(name, 1)

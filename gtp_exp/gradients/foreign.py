@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gtp_exp.data.reading import read_rows
+from gtp_exp.data.reading import read_rows, read_text
 from gtp_exp.data.values import Place
 from gtp_exp.errors import UserError, first_line
 from gtp_exp.files import read_json
@@ -159,23 +159,18 @@ def read_labels(file: Path, key: str) -> list[str]:
 
     Raise UserError that names the file, and the line where one is to blame.
     """
+    if file.suffix == ".jsonl":
+        return [str(_of_row(place, row, key)) for place, row in read_rows(file)]
+    text = read_text(file)
+    if file.suffix != ".json":
+        return text.removesuffix("\n").split("\n")
     try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{file} cannot be read ({first_line(error)}); give a text file, a row a line"
-        ) from error
-    try:
-        if file.suffix == ".json":
-            values = json.loads(text)
-            if not isinstance(values, list):
-                raise UserError(f"{file} holds no JSON list; give one value for each row")
-            return [str(value) for value in values]
-        if file.suffix == ".jsonl":
-            return [str(_of_row(place, row, key)) for place, row in read_rows(file)]
+        values = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{file} is not JSON ({error})") from error
-    return text.removesuffix("\n").split("\n")
+    if not isinstance(values, list):
+        raise UserError(f"{file} holds no JSON list; give one value for each row")
+    return [str(value) for value in values]
 
 
 def _of_row(place: Place, row: Mapping[str, Any], key: str) -> Any:

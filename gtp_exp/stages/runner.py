@@ -25,7 +25,6 @@ VERSIONS = {
     "validation": 1,
 }
 
-
 # Another release of these may give other numbers too.
 LIBRARIES = {
     name: importlib.metadata.version(name)

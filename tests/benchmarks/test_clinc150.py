@@ -181,6 +181,7 @@ def test_without_network_the_error_says_what_to_download(monkeypatch):
         ({"decoys": 241}, "decoys=241 is more than the 240 that 60 sentences"),
         ({"decoys": 2, "rows": 2}, "decoys=2"),
         ({"decoys": 1, "domains": ["home"]}, "decoy_domain=banking must be one of dataset.domains"),
+        ({"version": Version.SMALL}, "version=small is of the hub; with dataset.path the file decides"),
         ({"path": "nowhere.json"}, "path=nowhere.json is not a file; it must be a copy of https"),
     ],
 )

@@ -271,7 +271,10 @@ def test_checkpoints_ids_rates_and_subtasks_that_do_not_fit_are_named(tmp_path, 
         "(0.1, 0.2)", "[0.1, 0.2]"
     )
     absent = refused(tmp_path, capsys, "numpy", [one], f"--ids={tmp_path / 'absent'}")
-    assert absent.startswith(f"{tmp_path / 'absent'} cannot be read ([Errno 2] No such file")
+    assert absent.startswith(f"{tmp_path / 'absent'} cannot be read: No such file")
+    (tmp_path / "latin.txt").write_bytes("é\n".encode("latin-1") * N)
+    latin = refused(tmp_path, capsys, "numpy", [one], f"--ids={tmp_path / 'latin.txt'}")
+    assert "latin.txt is not UTF-8" in latin and "iconv -f WINDOWS-1252 -t UTF-8" in latin
     with pytest.raises(SystemExit):
         main(["import", "--from", "numpy", str(one), str(tmp_path / "out"), "--learning-rates=0.1,x"])
     told = "argument --learning-rates: '0.1,x' is no list of numbers; write 0.001,0.0005"

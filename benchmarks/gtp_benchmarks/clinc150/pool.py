@@ -53,6 +53,11 @@ class Clinc150Pool(DataSource):
     def __post_init__(self) -> None:
         check_domains(self.domains, "dataset.domains")
         check_rows(self.rows, "dataset.rows")
+        if self.path is not None and self.version is not Version.PLUS:
+            raise UserError(
+                f"dataset.version={self.version.value} is of the hub; with dataset.path the file decides: "
+                "leave dataset.version out, and name that version's file"
+            )
         if not 0 < self.copied_share <= 1:
             raise UserError(
                 f"dataset.copied_share={self.copied_share} must lie in (0, 1]; copies=0 copies none"
