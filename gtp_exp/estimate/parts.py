@@ -312,6 +312,7 @@ def _note_on_pool(rows: PreparedRows, model: Model, run: Earlier | None) -> str:
     elif len(rows.examples) > MOST_ROWS:
         read = f"those that {run.name} has used" if run else "read, all taken to have a completion"
         how = f"tokenised {SAMPLED_ROWS:,} of them"
+        how += "" if run else "; which stages are done is not known"
     return f"{len(rows.examples):,} rows ({read}), {mean_tokens(rows):,.0f} tokens a row ({how})"
 
 

@@ -417,8 +417,12 @@ def test_of_a_large_pool_only_a_sample_is_tokenised(computed, monkeypatch):
     monkeypatch.setattr(parts, "MOST_ROWS", 30)
     monkeypatch.setattr(parts, "SAMPLED_ROWS", 10)
     text = estimate(configs(jobs), [job["names"] for job in jobs])
-    assert "tokenised 10 of them" in text and "the cache holds every stage" in text
+    assert "(tokenised 10 of them)" in text and "the cache holds every stage" in text
     assert {work.rows for work in plan(configs(jobs)).of(POOL)} == {41}
+    # The key of a stage is of all rows' tokens, so a cache whose runs are elsewhere is not recognised.
+    monkeypatch.setattr("gtp_exp.estimate.runs.earlier_runs", lambda _: ())
+    text = estimate(configs(jobs), [job["names"] for job in jobs])
+    assert "(tokenised 10 of them; which stages are done is not known)" in text
 
 
 def test_a_model_that_was_never_made_is_said_to_be_missing(tmp_path):
