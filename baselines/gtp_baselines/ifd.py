@@ -20,11 +20,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from gtp_baselines.model_passes import labelled_loss, to_last_label, tokens_of
+from gtp_baselines.model_passes import check_batch_size, labelled_loss, to_last_label, tokens_of
 from gtp_baselines.ranking import rank
 from gtp_exp.data.examples import IGNORE, TokenizedExample
 from gtp_exp.decode import check_fields
-from gtp_exp.errors import UserError
 from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector, unit_weights
 
 
@@ -39,8 +38,7 @@ class IFD(Selector):
 
     def __post_init__(self) -> None:
         check_fields(self, "selector")
-        if self.batch_size < 1:
-            raise UserError(f"selector.batch_size={self.batch_size} must be at least 1")
+        check_batch_size(self.batch_size)
 
     def select(self, problem: SelectionProblem) -> Selection:
         model = problem.model

@@ -31,6 +31,12 @@ class Pooling(Enum):
     POSITION = "position"  # token i of L weighs i / (1 + ... + L)
 
 
+def check_batch_size(batch_size: int) -> None:
+    """Raise UserError unless a forward pass has at least one row."""
+    if batch_size < 1:
+        raise UserError(f"selector.batch_size={batch_size} must be at least 1")
+
+
 def tokens_of(
     examples: Sequence[Example], loaded: LoadedModel, tokenized: Sequence[TokenizedExample] = ()
 ) -> list[TokenizedExample]:

@@ -16,10 +16,9 @@ from typing import ClassVar
 
 import torch
 
-from gtp_baselines.model_passes import labelled_loss, tokens_of
+from gtp_baselines.model_passes import check_batch_size, labelled_loss, tokens_of
 from gtp_baselines.ranking import rank, toward_middle
 from gtp_exp.decode import check_fields
-from gtp_exp.errors import UserError
 from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector, unit_weights
 
 
@@ -43,8 +42,7 @@ class Perplexity(Selector):
 
     def __post_init__(self) -> None:
         check_fields(self, "selector")
-        if self.batch_size < 1:
-            raise UserError(f"selector.batch_size={self.batch_size} must be at least 1")
+        check_batch_size(self.batch_size)
 
     def select(self, problem: SelectionProblem) -> Selection:
         assert problem.model is not None

@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gtp_baselines.aggregation import Aggregation
-from gtp_baselines.model_passes import Pooling
+from gtp_baselines.model_passes import Pooling, check_batch_size
 from gtp_baselines.neighbours import nearest
 from gtp_exp.decode import check_fields
-from gtp_exp.errors import UserError
 from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector
 
 
@@ -36,8 +35,7 @@ class RDSPlus(Selector):
 
     def __post_init__(self) -> None:
         check_fields(self, "selector")
-        if self.batch_size < 1:
-            raise UserError(f"selector.batch_size={self.batch_size} must be at least 1")
+        check_batch_size(self.batch_size)
 
     def select(self, problem: SelectionProblem) -> Selection:
         return nearest(problem, Pooling.POSITION, self.aggregation, self.batch_size)

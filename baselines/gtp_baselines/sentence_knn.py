@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from gtp_baselines.aggregation import Aggregation
+from gtp_baselines.model_passes import check_batch_size
 from gtp_baselines.neighbours import choose_nearest
 from gtp_baselines.ranking import text
 from gtp_exp.data.examples import Example
@@ -45,8 +46,7 @@ class SentenceKNN(Selector):
     def __post_init__(self) -> None:
         check_installed("selector=sentence_knn", "sentence_transformers", extra="sentence")
         check_fields(self, "selector")
-        if self.batch_size < 1:
-            raise UserError(f"selector.batch_size={self.batch_size} must be at least 1")
+        check_batch_size(self.batch_size)
 
     def select(self, problem: SelectionProblem) -> Selection:
         encoder = self._load()

@@ -59,6 +59,12 @@ def test_embeddings_are_the_pooled_states_of_each_row_alone(pooling, model, toke
         assert torch.allclose(embedding.double(), F.normalize(expected, dim=0), atol=1e-5)
 
 
+@pytest.mark.parametrize("selector", [EmbeddingKNN, IFD, Perplexity, RDSPlus])
+def test_a_batch_of_no_row_is_refused(selector):
+    with pytest.raises(UserError, match="selector.batch_size=0 must be at least 1"):
+        selector(batch_size=0)
+
+
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
 def test_the_batch_size_changes_nothing(batch_size, model, tokens):
     kwargs = {"label": "test", "batch_size": batch_size}
