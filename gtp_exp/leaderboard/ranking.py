@@ -17,8 +17,10 @@ from gtp_exp.leaderboard.statistics import (
     ALPHA,
     Paired,
     RankComparison,
+    Summary,
     compare_ranks,
     holm,
+    ties_made_equal,
 )
 
 MIN_RANK_SEEDS, MIN_RANK_ROWS = 3, 3  # below these a rank diagram says nothing
@@ -41,16 +43,10 @@ def ranked_block(
         row: {name: own.summary(share=name in shares) for name, own in numbers[row].items()} for row in rows
     }
 
-    def order(row: Row) -> tuple[bool, float, str]:
-        if first is None or first.name not in summary[row]:
-            return True, 0.0, row.label
-        mean = summary[row][first.name].mean
-        return False, -mean if first.higher_is_better else mean, row.label
-
-    ordered = sorted(rows, key=order)
-    ranked = [row for row in ordered if of_first[row].values]
-    means = [order(row)[1] for row in ranked]
-    rank = {row: 1 + sum(other < mean for other in means) for row, mean in zip(ranked, means, strict=True)}
+    place = _places(summary, first)
+    ordered = sorted(rows, key=lambda row: (row not in place, place.get(row, 0.0), row.label))
+    ranked = [row for row in ordered if row in place]
+    rank = {row: 1 + sum(other < place[row] for other in place.values()) for row in ranked}
 
     references = {row: baseline_of(row, rows, baseline) for row in rows}
     versus: dict[Row, Paired | None] = {}
@@ -88,6 +84,16 @@ def ranked_block(
         close=close,
         ranks=_ranks([of_first[row].values for row in ranked], first),
     )
+
+
+def _places(summary: Mapping[Row, Mapping[str, Summary]], first: Metric | None) -> dict[Row, float]:
+    """Return by row the mean that orders it, lowest first, of the rows that have the metric."""
+    if first is None:
+        return {}
+    rows = [row for row, of_row in summary.items() if first.name in of_row]
+    means = np.array([summary[row][first.name].mean for row in rows])
+    places = ties_made_equal(-means if first.higher_is_better else means)
+    return dict(zip(rows, places.tolist(), strict=True))
 
 
 def _close_to_leader(

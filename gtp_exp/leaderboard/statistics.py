@@ -24,6 +24,7 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import special, stats
@@ -33,6 +34,7 @@ ALPHA = 0.05
 DRAWS = 10_000
 SEED = 0  # of all draws: the same runs give the same page
 T, TWO_WAY = "t", "two-way"  # how an interval was found
+ROUNDING = 1e-12  # relative: numbers that are no further apart differ by how they were added up
 
 
 @dataclass(frozen=True)
@@ -133,18 +135,20 @@ def paired(
     seeds = sorted(a.keys() & b.keys())
     if not seeds:
         return None
-    d = np.array([a[seed] - b[seed] for seed in seeds])
+    of = [a[seed] for seed in seeds] + [b[seed] for seed in seeds]
+    d = _without_rounding(np.array([a[seed] - b[seed] for seed in seeds]), of)
     gain = d if higher_is_better else -d
     win_rate = float(((gain > 0) + 0.5 * (gain == 0)).mean())
     n = len(d)
+    difference = float(_without_rounding(d.mean(), of))
     if n == 1:
-        return Paired(n=1, difference=float(d[0]), interval=None, p=None, win_rate=win_rate)
+        return Paired(n=1, difference=difference, interval=None, p=None, win_rate=win_rate)
     by_rows = None
     if draws is not None and all(seed in draws[0] and seed in draws[1] for seed in seeds):
         by_rows = np.stack([draws[0][seed] - draws[1][seed] for seed in seeds])
-    if not _spread(d, [a[seed] for seed in seeds] + [b[seed] for seed in seeds], by_rows):
+    if not _spread(d, of, by_rows):
         p = None if d.any() else 1.0
-        return Paired(n=n, difference=float(d.mean()), interval=None, p=p, win_rate=win_rate)
+        return Paired(n=n, difference=difference, interval=None, p=p, win_rate=win_rate)
     if by_rows is None:
         t = float(d.mean()) / (float(d.std(ddof=1)) / math.sqrt(n))
         interval, p = t_interval(d), float(2 * stats.t.sf(abs(t), n - 1))
@@ -153,7 +157,7 @@ def paired(
         drawn = side * two_way_draws(side * d, side * by_rows)
         interval = two_way_interval(drawn)
         p = _two_sided(by_rows.mean(axis=0), float(d.std(ddof=1)) / math.sqrt(n), n - 1)
-    return Paired(n=n, difference=float(d.mean()), interval=interval, p=p, win_rate=win_rate)
+    return Paired(n=n, difference=difference, interval=interval, p=p, win_rate=win_rate)
 
 
 def _two_sided(of_rows: np.ndarray, step: float, degrees: int) -> float:
@@ -201,7 +205,24 @@ def _spread(sample: np.ndarray, of: Sequence[float] | np.ndarray, draws: np.ndar
     apart = float(np.ptp(sample))
     if draws is not None:
         apart = max(apart, float(np.ptp(draws, axis=0).max()))
-    return apart > 1e-12 * float(np.abs(of).max())
+    return apart > ROUNDING * float(np.abs(of).max())
+
+
+def _without_rounding(differences: Any, of: Sequence[float]) -> np.ndarray:
+    """Return differences with zero for those that are what rounding does to the numbers that they are of."""
+    return np.where(np.abs(differences) > ROUNDING * float(np.abs(of).max()), differences, 0.0)
+
+
+def ties_made_equal(values: np.ndarray) -> np.ndarray:
+    """Return numbers in which those that differ by rounding alone are equal: as many right answers, spread
+    over the tasks in another way, are the same score."""
+    order = np.argsort(values, axis=None)
+    ascending = values.ravel()[order]
+    steps = np.diff(ascending, prepend=ascending[:1])
+    first = np.where(steps > ROUNDING * np.abs(ascending).max(initial=0.0), np.arange(len(order)), 0)
+    equal = np.empty_like(ascending)
+    equal[order] = ascending[np.maximum.accumulate(first)]
+    return equal.reshape(values.shape)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -228,6 +249,7 @@ class RankComparison:
 def compare_ranks(values: np.ndarray, *, higher_is_better: bool) -> RankComparison:
     """values: [blocks, methods], at least 2 x 3."""
     blocks, k = values.shape
+    values = ties_made_equal(values)
     ranks = stats.rankdata(-values if higher_is_better else values, axis=1)
     # CD = q_alpha sqrt(k (k+1) / (6 N)), q_alpha = studentised range at infinite degrees of freedom / sqrt 2
     q = float(stats.studentized_range.ppf(1 - ALPHA, k, np.inf)) / math.sqrt(2)

@@ -125,3 +125,26 @@ def test_one_task_is_no_mean(tmp_path):
     found = board(tmp_path, suite(metrics=one, untuned={}))
     assert found.metrics[0].label == "acc" and found.lines[0].summary["acc"].mean == 0.4
     assert not any("number of test rows" in note for note in found.notes)
+
+
+def spread_otherwise(selector: str, seed: int, right: tuple[int, int]):
+    """A run of two tasks of unequal size, of which it has so many rows right."""
+    tasks = {
+        f"task {n}": {"acc": k / n, "headline": "acc", "rows_tested": float(n)}
+        for k, n in zip(right, (49, 51), strict=True)
+    }
+    return suite(seed, selector, metrics=tasks, untuned={})
+
+
+def test_as_many_right_answers_spread_otherwise_over_the_tasks_are_a_tie(tmp_path):
+    for seed in range(3):
+        for selector, right in (("full", (0, 1)), ("gtp", (1, 0)), ("random", (0, 1))):
+            save(spread_otherwise(selector, seed, right), tmp_path / f"{selector}{seed}")
+    (table,) = group(load([tmp_path]).complete, beside=()).tables
+    (block,) = score(table, metric="acc", baseline="random").blocks
+    means = {line.row.label: line.summary["acc"].mean for line in block.lines}
+    assert means["gtp"] != means["random"]  # by rounding alone
+    assert [(line.row.label, line.rank) for line in block.lines] == [("full", 1), ("gtp", 1), ("random", 1)]
+    tests = [line.versus for line in block.lines if line.versus is not None]
+    assert [(test.difference, test.win_rate, test.p) for test in tests] == [(0.0, 0.5, 1.0)] * 2
+    assert block.ranks is not None and block.ranks.mean_ranks == (2.0, 2.0, 2.0)

@@ -75,6 +75,11 @@ def test_the_win_rate_follows_the_direction_and_halves_ties(higher, wins):
     assert found is not None and found.win_rate == wins
 
 
+def test_equal_means_that_are_added_up_otherwise_have_no_difference():
+    found = paired({0: 0.1, 1: 0.5}, {0: 0.3, 1: 0.3}, higher_is_better=True)
+    assert found is not None and (found.difference, found.win_rate) == (0.0, 0.5)
+
+
 def test_without_spread_nothing_is_tested():
     """Equal differences at every seed would give p = 0: a sign of a seed that does nothing."""
     constant = paired({0: 1.1, 1: 2.1, 2: 3.1}, {0: 1.0, 1: 2.0, 2: 3.0}, higher_is_better=True)
