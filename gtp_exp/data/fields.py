@@ -135,7 +135,9 @@ def history_of(value: Any) -> list[tuple[str, str]]:
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise LeftOut("'history' that is no list")
     for pair in value:
-        if not (isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(p, str) for p in pair)):
+        # A text of two characters is a sequence of two texts as well.
+        texts = [] if isinstance(pair, str) or not isinstance(pair, Sequence) else pair
+        if not (len(texts) == 2 and all(isinstance(text, str) for text in texts)):
             raise LeftOut("'history' that holds no pairs of texts")
         pairs.append((_whole(pair[0], "history"), _whole(pair[1], "history")))
     return pairs

@@ -122,6 +122,7 @@ def test_what_only_other_rows_tools_have_is_no_part_of_a_tool(load):
         ({"history": 5}, "'history' that is no list"),
         ({"history": {"a": "b"}}, "'history' that is no list"),
         ({"history": "before"}, "'history' that is no list"),
+        ({"history": ["你好", "再见"]}, "'history' that holds no pairs of texts"),
         ({"tools": ["weather", 3, None]}, "'tools' that holds something other than objects"),
         ({"tools": '[{"least": NaN}]'}, "'tools' that holds a value which JSON has not"),
     ],
