@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,6 +30,8 @@ from gtp_exp.model.loading import Model, check_token_ids
 from gtp_exp.records.record import PoolSummary, RowCounts
 
 TEST_RULES = RowRules(OverLength.DROP)  # a test asks what it asks, or does not ask
+
+TARGET = "target"  # what a run's record calls the rows that a selector aims at, beside the tests' names
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +100,7 @@ class Inputs:
     def named_rows(self) -> dict[str, PreparedRows]:
         """Return the target, what is held back of it and the test rows of each task, as far as there are any,
         by name."""
-        rows = {"target": self.target, VALIDATION: self.validation}
+        rows = {TARGET: self.target, VALIDATION: self.validation}
         rows |= {test.task.name: test.held_out for test in self.tasks}
         return {name: part for name, part in rows.items() if part is not None}
 
@@ -167,6 +170,7 @@ def load_inputs(
 
     def tests_of(tested: Benchmark) -> tuple[PreparedTask, ...]:
         tests = described(tested).tasks() if validation is None else ()
+        _check_names(tests)
         for task in tests:
             check_room_to_generate(task, tuned.config.max_length)
         return tuple(
@@ -188,6 +192,19 @@ def load_inputs(
         further_tasks,
         scores_of(pool, candidates.examples, dataset.scores),
     )
+
+
+def _check_names(tests: Sequence[EvalTask]) -> None:
+    """Raise UserError for a test under whose name a run would record something else as well: the rows of its
+    target, or another test."""
+    names = Counter(test.name for test in tests)
+    if TARGET in names:
+        raise UserError(
+            f"a test is called '{TARGET}', the name under which a run records its target rows; "
+            "give the test another, such as benchmark.name=mine"
+        )
+    if twice := [name for name, times in names.items() if times > 1]:
+        raise UserError(f"two tests are called '{twice[0]}'; results are recorded by name, so name each once")
 
 
 def prepare_rows(name: str, examples: Sequence[Example], model: Model, rules: RowRules) -> PreparedRows:

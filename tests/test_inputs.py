@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import pytest
 
+from gtp_exp.data.benchmark import HELD_OUT_LOSS, EvalTask
 from gtp_exp.data.sources.base import NearCopies
 from gtp_exp.data.sources.jsonl import Jsonl
 from gtp_exp.data.tokenization import OverLength, SpecialTokens
@@ -18,14 +19,17 @@ from gtp_exp.inputs import load_inputs
 def load(tiny, examples, tmp_path):
     """Load one row of these texts and copies of it, and a target whose first row has them, too."""
 
-    def load(prompt: str, completion: str, copies: int = 0, **rules):
+    def load(prompt: str, completion: str, copies: int = 0, tests=MappingProxyType({}), **rules):
         file = tmp_path / "pool.jsonl"
         row = json.dumps({"prompt": prompt, "completion": completion}) + "\n"
         file.write_text(row * (1 + copies))
         dataset = Jsonl([str(file)], **rules)
         target = (dataset.load().examples[0], *examples[:2])
-        benchmark = SimpleNamespace(target=lambda: target, tasks=lambda: ())
-        return load_inputs(dataset, benchmark, tiny, tiny)
+        own, further = (
+            SimpleNamespace(target=lambda: target, tasks=lambda name=name: tests.get(name, ()))
+            for name in ("own", "further")
+        )
+        return load_inputs(dataset, own, tiny, tiny, further={"further": further})
 
     return load
 
@@ -48,6 +52,20 @@ def test_long_rows_of_pool_and_target_are_taken_as_the_data_set_says(load):
         load("Count.", "1 2 3 " * 99)
     with pytest.raises(UserError, match="dataset.over_length=drop"):
         load("Count.", "1 2 3 " * 99, over_length=OverLength.ERROR)
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [(["target"], "called 'target', .* benchmark.name"), (["sums", "sums"], "two tests are called 'sums'")],
+)
+@pytest.mark.parametrize("further", [False, True])
+def test_a_name_under_which_a_run_records_something_else_is_no_name_of_a_test(
+    load, examples, names, told, further
+):
+    """The counts and the hash of the target's rows were replaced by the test's."""
+    tests = tuple(EvalTask(name, HELD_OUT_LOSS, {}, (), held_out=examples[2:4]) for name in names)
+    with pytest.raises(UserError, match=told):
+        load("Count.", "1 2", tests={"further" if further else "own": tests})
 
 
 @pytest.mark.parametrize("policy", list(NearCopies))
