@@ -103,7 +103,7 @@ def summarise_selection(
     """Compare the chosen rows with the pool, and count duplicates. tokenized: every candidate."""
     n_tokens = [row.n_tokens for row in tokenized]
     chosen_tokens = [n_tokens[i] for i in selection.indices.tolist()]
-    texts = [json.dumps(r.messages, sort_keys=True, ensure_ascii=False) for r in chosen]
+    texts = [json.dumps([r.messages, r.tools], sort_keys=True, ensure_ascii=False) for r in chosen]
     pool_labels = [pool.hidden.get(example.id, {}) for example in pool.examples]
     labels = sorted({label for row in pool_labels for label in row})
     wanted = target_labels(pool_labels, target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -108,6 +109,14 @@ def test_the_summary_counts_duplicates_and_compares_labels_with_the_pool():
     assert summary.near_duplicates == 2  # the exact copy counts too
     assert summary.label_mix["skill"] == {"echo": 1.0}
     assert summary.pool_mix["skill"] == {"echo": 0.75, "talk": 0.25}
+
+
+def test_the_same_turns_with_other_tools_are_no_exact_copy():
+    row = POOL.examples[0]
+    pool = Pool(tuple(replace(row, id=f"{k}", tools=tools) for k, tools in enumerate(("", '[{"name": "a"}]'))))
+    both = Selection(torch.tensor([0, 1]), torch.ones(2), torch.ones(2))
+    chosen = selected.selected_rows(pool.examples, TOKENIZED, both, {})
+    assert selected.summarise_selection(chosen, pool, TOKENIZED, both).exact_duplicates == 0
 
 
 @pytest.mark.parametrize("n", [1, 4])
