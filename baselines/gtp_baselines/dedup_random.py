@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from tqdm import tqdm
 
-from gtp_baselines.ranking import text
 from gtp_exp.data.near_duplicates import NEAR
 from gtp_exp.data.words import comparable, words
 from gtp_exp.decode import check_fields
@@ -40,7 +39,7 @@ BATCH = 1024  # texts hashed at a time
 class DedupRandom(Selector):
     """Choose at random among rows that do not nearly repeat one another."""
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     threshold: float = NEAR  # Jaccard similarity of word n-grams from which a row is a near copy
     ngram: int = 3
     hashes: int = 128
@@ -59,7 +58,7 @@ class DedupRandom(Selector):
     def select(self, problem: SelectionProblem) -> Selection:
         n = len(problem.candidates)
         order = torch.randperm(n, generator=torch.Generator().manual_seed(problem.seed))
-        copies = self.near_copies([text(problem.candidates[i]) for i in order.tolist()])
+        copies = self.near_copies([problem.candidates[i].text for i in order.tolist()])
         order = torch.cat([order[~copies], order[copies]])
         chosen = problem.budget.take(order, problem.n_tokens)
         kept = set(order[: n - int(copies.sum())].tolist())

@@ -45,8 +45,8 @@ class Example:
 
     @property
     def text(self) -> str:
-        """Return all turns as plain text."""
-        return " ".join(m.content for m in self.messages)
+        """Return all turns as plain text, each answer with the reasoning before it."""
+        return " ".join(part for m in self.messages for part in (m.reasoning, m.content) if part)
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,8 @@ def _met(rarest: Iterable[int], having: Mapping[int, Iterable[int]]) -> Iterator
 
 
 def without_near_duplicates(pool: Pool) -> Pool:
-    """Return a pool without rows whose text, question and answer together, resembles an earlier row's."""
+    """Return a pool without rows whose text (question, reasoning and answer together) resembles an earlier
+    row's."""
     near = near_duplicates([example.text for example in pool.examples])
     kept = tuple(example for example, again in zip(pool.examples, near, strict=True) if not again)
     if len(kept) == len(pool.examples):

@@ -121,12 +121,17 @@ def summarise_selection(
         | {LENGTH: _lengths(n_tokens)},
         exact_duplicates=len(texts) - len(set(texts)),
         n_cut=sum(tokenized[i].cut for i in selection.indices.tolist()),
-        near_duplicates=sum(near_duplicates([" ".join(m["content"] for m in r.messages) for r in chosen])),
+        near_duplicates=sum(near_duplicates([_text(r.messages) for r in chosen])),
         target_labels=len(wanted),
         labels_chosen=len(taught),
         labels_entropy=entropy(taught.values()) if wanted else None,
         repeats=_repeats(chosen) if set(COPY_LABELS) & set(labels) else None,
     )
+
+
+def _text(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Return the turns of a chosen row as `Example.text` has them."""
+    return " ".join(m[name] for m in messages for name in ("reasoning_content", "content") if m.get(name))
 
 
 def _repeats(chosen: Sequence[SelectedRow]) -> int:

@@ -13,6 +13,7 @@ from gtp_baselines.dedup_random import DedupRandom
 from gtp_baselines.length import Length
 from gtp_baselines.random import Random
 from gtp_baselines.ranking import text
+from gtp_exp.data.examples import Message
 
 
 def test_the_longest_completions_are_chosen():
@@ -54,6 +55,17 @@ def test_near_copies_are_those_of_the_exact_similarity(copies, selector):
             kept.append(one)
     assert sum(expected) == 15
     assert selector.near_copies(texts).tolist() == expected
+
+
+def test_the_same_answer_reached_by_other_reasoning_is_no_near_copy(selector):
+    def reasoned(i, example):
+        thought = " ".join(f"thought{i}-{k}" for k in range(20))
+        return replace(example, messages=(Message("user", "2 + 2?"), Message("assistant", "4", thought)))
+
+    given = problem()
+    rows = tuple(reasoned(i, example) for i, example in enumerate(given.candidates))
+    chosen = selector.select(replace(given, candidates=rows))
+    assert chosen.diagnostics["near_copies_in_pool"] == 0
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -12,7 +12,7 @@ import torch
 from conftest import conversation
 from gtp_exp.data import near_duplicates as counting
 from gtp_exp.data.examples import Example, Message, Pool, TokenizedExample
-from gtp_exp.data.near_duplicates import NEAR, near_duplicates
+from gtp_exp.data.near_duplicates import NEAR, near_duplicates, without_near_duplicates
 from gtp_exp.records import selected
 from gtp_exp.selection.base import Selection
 
@@ -113,10 +113,32 @@ def test_the_summary_counts_duplicates_and_compares_labels_with_the_pool():
 
 def test_the_same_turns_with_other_tools_are_no_exact_copy():
     row = POOL.examples[0]
-    pool = Pool(tuple(replace(row, id=f"{k}", tools=tools) for k, tools in enumerate(("", '[{"name": "a"}]'))))
+    pool = Pool((row, replace(row, id="other", tools='[{"name": "weather"}]')))
     both = Selection(torch.tensor([0, 1]), torch.ones(2), torch.ones(2))
     chosen = selected.selected_rows(pool.examples, TOKENIZED, both, {})
     assert selected.summarise_selection(chosen, pool, TOKENIZED, both).exact_duplicates == 0
+
+
+REASONED = tuple(
+    Example(f"{k}", (Message("user", "How many are two and two?"), Message("assistant", "Four.", thought)))
+    for k, thought in enumerate(
+        (
+            "I count on my fingers: one, two, and then three, four. So it must be four in the end.",
+            "Doubling a number adds it to itself, and the double of two is known to everybody.",
+        )
+    )
+)
+
+
+def test_the_same_answer_reached_by_other_reasoning_is_no_near_copy():
+    """As where the reasoning is part of the answer's text: what is trained is mostly reasoning."""
+    assert len(without_near_duplicates(Pool(REASONED)).examples) == 2
+    both = Selection(torch.tensor([0, 1]), torch.ones(2), torch.ones(2))
+    chosen = selected.selected_rows(REASONED, TOKENIZED, both, {})
+    assert selected.summarise_selection(chosen, Pool(REASONED), TOKENIZED, both).near_duplicates == 0
+    thought = replace(REASONED[1].messages[1], reasoning=REASONED[0].messages[1].reasoning)
+    again = replace(REASONED[1], messages=(REASONED[1].messages[0], thought))
+    assert len(without_near_duplicates(Pool((REASONED[0], again))).examples) == 1
 
 
 @pytest.mark.parametrize("n", [1, 4])
