@@ -83,6 +83,13 @@ def test_copies_by_hidden_labels_are_told_where_there_are_any():
         assert closing(record, RUN).splitlines()[1] == line
 
 
+def test_a_test_of_one_row_has_no_error():
+    """A record tells 0 there, as if the number were certain."""
+    rows = {n: {**BETTER, "acc_stderr": 0.0, "rows_tested": float(n)} for n in (1, 2)}
+    told = closing(replace(RECORD, metrics={f"of {n}": values for n, values in rows.items()}), RUN)
+    assert told.startswith("of 1: acc 50.0%, untuned not measured; of 2: acc 50.0% ± 0.0%, untuned")
+
+
 def test_of_many_tests_the_mean_is_told():
     metrics = {name: BETTER for name in "abc"} | {"d": {**BETTER, "acc": 0.9}}
     told = replace(RECORD, metrics=metrics, untuned=dict.fromkeys("abcd", ACC))

@@ -8,7 +8,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from gtp_exp.leaderboard.metrics import LOSS, Metric, headline_mean, headline_metric, metric_named
+from gtp_exp.leaderboard.metrics import (
+    LOSS,
+    Metric,
+    error_over_rows,
+    headline_mean,
+    headline_metric,
+    metric_named,
+)
 from gtp_exp.records.record import SELECTED_NAME, RunRecord, SelectionSummary, ValidationSummary
 
 FEW_TASKS = 3  # whose metrics have room in a line
@@ -110,8 +117,8 @@ def _beside(values: Values, untuned: Values) -> str:
 
 def _with_error(metric: Metric, values: Values) -> str:
     """Return a metric's value with its standard error over test rows, where that is known."""
-    told, error = metric.show(float(values[metric.name])), values.get(f"{metric.name}_stderr")
-    return told if error is None else f"{told} \u00b1 {metric.show(float(error))}"
+    told, error = metric.show(float(values[metric.name])), error_over_rows(values, metric.name)
+    return told if error is None else f"{told} \u00b1 {metric.show(error)}"
 
 
 def _mean_worth(record: RunRecord, n: int) -> str:

@@ -128,6 +128,13 @@ def n_test_rows(record: RunRecord, task: str) -> int:
     return 0 if counts is None else counts.used + sum(counts.left_out.values())
 
 
+def error_over_rows(values: Mapping[str, float | str], name: str) -> float | None:
+    """Return the standard error of a task's metric over its test rows; None where it is not known, as of a
+    single row, for which records tell 0."""
+    error = values.get(f"{name}_stderr")
+    return None if isinstance(error, str) or error is None or values.get("rows_tested") == 1 else float(error)
+
+
 def row_weights(records: Sequence[RunRecord], mean: Mean | None) -> tuple[dict[str, int] | None, list[str]]:
     """Return the weight of each task in a mean over the tasks of these runs, and the tasks whose number of
     test rows no run tells. The weights are None where every task counts the same, as one such task or a

@@ -20,7 +20,7 @@ from gtp_exp.leaderboard.board import Board, BoardBlock, BoardLine, TaskChange, 
 from gtp_exp.leaderboard.comparability import Grouped
 from gtp_exp.leaderboard.diagnostics import ChoiceFacts, ChoiceOverlap, Mix
 from gtp_exp.leaderboard.exports import show_p
-from gtp_exp.leaderboard.metrics import CHOICE, metric_named
+from gtp_exp.leaderboard.metrics import CHOICE, error_over_rows, metric_named
 from gtp_exp.leaderboard.page import charts
 from gtp_exp.leaderboard.page.charts import BarPlot, DotPlot, LinePlot, Style, duration
 from gtp_exp.leaderboard.page.examples import Examples
@@ -175,9 +175,9 @@ def _test_error(board: Board) -> str:
         for run in board.table.runs:
             values = run.record.metrics.get(task, {})
             headline = str(values.get("headline", headline))
-            error = values.get(f"{headline}_stderr")
-            if isinstance(error, (int, float)):
-                errors.append(float(error))
+            error = error_over_rows(values, headline)
+            if error is not None:
+                errors.append(error)
         if errors:
             shown = metric_named(headline).show_difference(sum(errors) / len(errors)).lstrip("+")
             errors_shown.append(f"{shown} on {task}")
