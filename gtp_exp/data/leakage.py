@@ -141,12 +141,13 @@ def _question(text: str) -> str:
 
 
 def _words(messages: Sequence[Message]) -> tuple[str, ...]:
-    """Return the words of a conversation, a sign that stands alone joined to the word after it.
+    """Return the words of a conversation and its reasoning, a sign that stands alone joined to the word after
+    it.
 
     `1 - 2` becomes `1`, `-2`: signs are told apart, and a list with dashes has no more words than one
     without.
     """
-    text = comparable(" ".join([message.content for message in messages]))
+    text = comparable(" ".join([part for m in messages for part in (m.reasoning, m.content) if part]))
     bare_words = _bare(text)
     if _SIGNS.isdisjoint(bare_words):
         return tuple(bare_words)

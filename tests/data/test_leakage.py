@@ -257,6 +257,15 @@ def test_a_shared_run_of_words_is_found_and_a_shorter_one_is_not():
     assert counts(conversation(5, f"Something else. {shorter}!", "x"))["shared_ngram"] == 0
 
 
+def test_a_run_of_words_in_reasoning_of_its_own_field_is_found_as_one_in_the_answer():
+    said = " ".join(f"word{i}" for i in range(NGRAM))
+    answers = (Message("assistant", "7", said), Message("assistant", f"<think>\n{said}\n</think>\n7"))
+    asked, other = Message("user", "How much is it?"), Message("user", "What is the sum?")
+    for test, row in [(answers[0], answers[1]), (answers[1], answers[0])]:
+        rows = TestRows([EvalTask("sums", "", {}, (), held_out=(Example("test", (asked, test)),))])
+        assert rows.shares_run(Example("pool", (other, row)))
+
+
 def test_a_target_row_that_is_a_test_row_is_refused_by_its_id():
     with pytest.raises(UserError, match="row-5.*: take them out of the benchmark's target, or of its test"):
         counts(conversation(5, "What is two plus two?", "four"), part="target")
