@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 class BM25(Selector):
     """Choose the rows that share the target's words, rare words first."""
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     k1: float = 1.5  # saturation of repeated words
     b: float = 0.75  # how much long documents are held back
     stopwords: Optional[str] = "en"  # a language that bm25s knows, such as en; null keeps all words

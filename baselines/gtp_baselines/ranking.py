@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import blake2b
+from itertools import chain
 
 import torch
 
@@ -18,14 +19,16 @@ from gtp_exp.selection.base import SelectionProblem
 
 
 def text(example: Example) -> str:
-    """The whole conversation as plain text, one turn a line, without roles."""
-    return "\n".join(message.content for message in example.messages)
+    """The whole conversation as plain text, one turn a line, without roles; reasoning is a line of its own
+    before its answer."""
+    lines = (([m.reasoning] if m.reasoning else []) + [m.content] for m in example.messages)
+    return "\n".join(chain.from_iterable(lines))
 
 
 def tie_order(examples: Sequence[Example], seed: int) -> torch.Tensor:
     """The rows in the order of their texts' hashes, of their ids' where they have no text: int64 [n]."""
     salt = seed.to_bytes(16, "little", signed=True)
-    texts = [text(e) if e.messages else e.id for e in examples]
+    texts = ["\n".join(m.content for m in e.messages) if e.messages else e.id for e in examples]
     hashes = [blake2b(one.encode(), digest_size=8, salt=salt).digest() for one in texts]
     return torch.tensor(sorted(range(len(hashes)), key=hashes.__getitem__), dtype=torch.long)
 

@@ -41,7 +41,7 @@ class SentenceKNN(Selector):
     aggregation: Aggregation = Aggregation.ROUND_ROBIN
     batch_size: int = 64  # of the forward pass; no part of the result
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
         check_installed("selector=sentence_knn", "sentence_transformers", extra="sentence")

@@ -157,6 +157,19 @@ def test_a_word_is_the_same_however_its_accents_are_encoded():
     assert selection.diagnostics["candidates_with_shared_word"] == 3
 
 
+def test_reasoning_in_a_field_of_its_own_is_text_as_any_other():
+    made = problem(texts=[(f"question{i}", "other") for i in range(20)])
+    rows = [
+        replace(row, messages=(row.messages[0], replace(row.messages[1], reasoning="arithmetic")))
+        if i < 3
+        else row
+        for i, row in enumerate(made.candidates)
+    ]
+    asked = [type(e)("target", e.messages) for e in problem(texts=[("arithmetic", "yes")]).candidates]
+    selection = BM25().select(replace(made, candidates=rows, target=asked))
+    assert selection.diagnostics["candidates_with_shared_word"] == 3
+
+
 def test_a_part_of_the_target_without_a_shared_word_is_told(caplog):
     made = problem(texts=[(f"question{i}", "answer") for i in range(20)])
     asked = [type(e)(e.id, e.messages) for e in problem(texts=[("answer", "x"), ("今天", "晴")]).candidates]
