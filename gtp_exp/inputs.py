@@ -15,7 +15,7 @@ from typing import Any
 from gtp_exp.config import describe
 from gtp_exp.data.benchmark import HELD_OUT_LOSS, Benchmark, EvalTask, SplitsPool, described
 from gtp_exp.data.examples import Example, Pool, TokenizedExample
-from gtp_exp.data.generation import check_room_to_generate
+from gtp_exp.data.generation import check_room_to_generate, warn_of_long_answers
 from gtp_exp.data.hashing import digest, rows_hash
 from gtp_exp.data.leakage import TestRows, flagged, leakage
 from gtp_exp.data.near_duplicates import without_near_duplicates
@@ -173,13 +173,17 @@ def load_inputs(
         _check_names(tests)
         for task in tests:
             check_room_to_generate(task, tuned.config.max_length)
-        return tuple(
+        prepared = tuple(
             PreparedTask(
                 task,
                 prepare(f"test of {task.name}", task.held_out, tuned, TEST_RULES) if task.held_out else None,
             )
             for task in tests
         )
+        for test in prepared:
+            if test.held_out is not None:
+                warn_of_long_answers(test.task, [row.n_answer_tokens for row in test.held_out.tokenized])
+        return prepared
 
     tasks, further_tasks = tests_of(benchmark), {name: tests_of(b) for name, b in (further or {}).items()}
     return Inputs(

@@ -90,6 +90,11 @@ class TokenizedExample:
         return parts
 
     @property
+    def n_answer_tokens(self) -> int:
+        """Return how many tokens the answers themselves have."""
+        return sum(stop - first for first, stop in self.answers)
+
+    @property
     def n_completion_tokens(self) -> int:
         """Return how many label tokens are predicted, hence carry loss (the first token never is)."""
         predicted = self.labels[1:]

@@ -1,9 +1,11 @@
-"""Refuse, before any work, a test task whose answers may be longer than the model can write."""
+"""Compare, before any work, what a test task lets the model write with the model's length and the right
+answers'."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from gtp_exp.errors import UserError
 # (normalize_gen_kwargs, whose import takes seconds); and how many a Hugging Face model may write by default.
 _NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _DEFAULT = 256
+
+log = logging.getLogger(__name__)
 
 
 def check_room_to_generate(task: EvalTask, max_length: int) -> None:
@@ -28,6 +32,20 @@ def check_room_to_generate(task: EvalTask, max_length: int) -> None:
             f"the task '{task.name}' lets the model write {longest} tokens, which leaves none of "
             f"model.max_length={max_length} to the question; raise model.max_length above {longest} by as "
             "much as the longest question takes, or test on another task"
+        )
+
+
+def warn_of_long_answers(task: EvalTask, n_tokens: Sequence[int]) -> None:
+    """Warn where the model may write fewer tokens than right answers have: none that it writes equals these.
+
+    n_tokens: of the right answer of each row.
+    """
+    most = max_generated_tokens(task)
+    if most is not None and (long := sum(n > most for n in n_tokens)):
+        log.warning(
+            "%s: %d of %d right answers are longer than the %d tokens that the model may write, the longest "
+            "has %d; raise benchmark.max_new_tokens, or the task's max_gen_toks",
+            *(task.name, long, len(n_tokens), most, max(n_tokens)),
         )
 
 

@@ -7,10 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from gtp_benchmarks.written_task import written_task
 from gtp_exp.data.benchmark import HELD_OUT_LOSS, EvalTask
-from gtp_exp.data.examples import Pool
+from gtp_exp.data.examples import Example, Message, Pool
 from gtp_exp.data.generation import check_room_to_generate, max_generated_tokens
-from gtp_exp.data.sources.base import DataSource
+from gtp_exp.data.sources.base import DataSource, NearCopies
+from gtp_exp.data.tokenization import RowRules
 from gtp_exp.errors import UserError
 from gtp_exp.inputs import load_inputs
 
@@ -50,6 +52,23 @@ def test_the_default_and_the_order_of_names_are_those_of_lm_eval():
 
 def test_a_task_of_the_held_out_loss_writes_nothing():
     assert max_generated_tokens(task({}, metric=HELD_OUT_LOSS)) is None
+
+
+@pytest.mark.parametrize("most", [8, 9])
+def test_right_answers_that_the_model_may_not_write_in_full_are_told(tiny, caplog, most):
+    """No written answer could be the right one, and an accuracy of 0 would say nothing of the model."""
+    rows = tuple(
+        Example(f"{i}", (Message("user", "Count."), Message("assistant", text)))
+        for i, text in enumerate(("1", "1 2 3 4 5"))  # of one and nine tokens: the tokenizer takes bytes
+    )
+    docs = [{"id": row.id, "query": row.prompt, "answer": row.completion} for row in rows]
+    test = written_task("counting", docs, pattern="(.*)", until=[], max_tokens=most, held_out=rows)
+    dataset = SimpleNamespace(
+        load=lambda: Pool(rows), scores=[], near_copies=NearCopies.KEEP, rules=RowRules()
+    )
+    load_inputs(dataset, SimpleNamespace(target=lambda: None, tasks=lambda: (test,)), tiny, tiny)
+    told = "counting: 1 of 2 right answers are longer than the 8 tokens that the model may write"
+    assert (told in caplog.text) is (most == 8)
 
 
 def test_a_bundled_task_is_found_by_its_name():
