@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from gtp_baselines.gradient_rows import check_some
 from gtp_baselines.ranking import tie_order
 from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError
@@ -69,6 +70,9 @@ class CRAIG(Selector):
         require_directions(pool, [self.direction], "CRAIG")
         assert pool is not None
         n, wanted = pool.n, problem.budget.rows(pool.n)
+        check_some(
+            [pool.features(t, self.direction) for t in range(len(pool.learning_rates))], "every candidate's"
+        )
         shuffled = tie_order(problem.candidates, problem.seed)  # by text: the pool's order plays no part
         parts = shuffled.tensor_split(math.ceil(n / self.part_rows))
         scores = torch.zeros(n)

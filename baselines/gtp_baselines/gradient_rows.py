@@ -44,3 +44,12 @@ def check_similar(similarity: torch.Tensor) -> None:
             "no candidate's gradient has any similarity with the target's, so none can be preferred: those of"
             " the candidates or of the target are zero; check how they were computed"
         )
+
+
+def check_some(parts: Sequence[Rows], whose: str) -> None:
+    """Raise NothingToChoose where all rows of all parts are zero, and chance would choose. whose: for the
+    message."""
+    if not any(bool(chunk.any()) for part in parts for _, chunk in part.chunks(CHUNK)):
+        raise NothingToChoose(
+            f"{whose} gradient is zero, so no row can be preferred; check how they were computed"
+        )

@@ -36,7 +36,7 @@ import torch
 import torch.nn.functional as F
 
 from gtp_baselines.best_rows import best_rows
-from gtp_baselines.gradient_rows import chunks_of, pool_and_target
+from gtp_baselines.gradient_rows import check_some, chunks_of, pool_and_target
 from gtp_baselines.ranking import tie_order
 from gtp_exp.decode import check_fields
 from gtp_exp.errors import NothingToChoose, UserError
@@ -72,6 +72,8 @@ class TAROT(Selector):
         t = taken_checkpoint(len(pool.learning_rates), self.checkpoint)
         rows, aims = pool.features(t, self.direction), target.features(t, self.direction)
         in_domain = problem.target is None
+        check_some([rows], "every candidate's")
+        check_some([aims], "every target row's")
         whitening = Whitening.of([rows] if in_domain else [rows, aims], self.ridge)
         at_most = self.in_domain_rows if in_domain else target.n
         targets = whitening(evenly_spaced(aims, at_most))  # [n, dim]

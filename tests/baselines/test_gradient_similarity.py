@@ -12,13 +12,15 @@ from baseline_problems import RATES, problem
 import gtp_exp
 from gtp_baselines.aggregation import Aggregation
 from gtp_baselines.bids import BIDS
+from gtp_baselines.craig import CRAIG
 from gtp_baselines.gist import GIST
 from gtp_baselines.influence_distillation import InfluenceDistillation
 from gtp_baselines.less import LESS
 from gtp_baselines.ranking import tie_order
 from gtp_baselines.round_robin import RoundRobin
+from gtp_baselines.tarot import TAROT
 from gtp_baselines.top_k import TopK
-from gtp_exp.errors import UserError
+from gtp_exp.errors import NothingToChoose, UserError
 from gtp_exp.gradients.features import MemoryFeatures
 
 
@@ -122,6 +124,14 @@ def test_where_all_gradients_are_zero_chance_does_not_choose(selector, side):
     none = torch.zeros(40 if side == "pool" else 6, 16)
     zero = MemoryFeatures(({"sgd": none, "less": none},) * 2, RATES)
     with pytest.raises(UserError, match="zero"):
+        selector.select(replace(given, **{f"{side}_gradients": zero}))
+
+
+@pytest.mark.parametrize(("selector", "side"), [(CRAIG(), "pool"), (TAROT(), "pool"), (TAROT(), "target")])
+def test_where_all_gradients_are_zero_distances_do_not_choose(selector, side):
+    given = problem()
+    zero = MemoryFeatures(({"sgd": torch.zeros(40 if side == "pool" else 6, 16)},) * 2, RATES)
+    with pytest.raises(NothingToChoose, match="gradient is zero, so no row can be preferred"):
         selector.select(replace(given, **{f"{side}_gradients": zero}))
 
 
