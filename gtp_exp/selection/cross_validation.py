@@ -3,8 +3,8 @@
 The observed target is a mean over few rows, and a pursuit with thousands of candidates drives the residual to
 it far below its distance to the mean of all rows it was sampled from. So the target rows are split into
 folds; a pursuit of the mean of all folds but one is judged by its distance to the mean of that one.
-Screening, pursuit and fit see the training rows only. In-domain the rows are the pool's, and the candidates
-of a fold's pursuit are its training rows.
+Screening, pursuit and fit see the training rows only. In-domain the rows are the pool's, the candidates of a
+fold's pursuit are its training rows, and exact copies share a fold.
 
 The scale of a fit is free (selection weights have mean 1), so it is set on the training target before
 judging: the error is || v - s f ||^2 / || v ||^2 with s = <f, b> / <f, f>.
@@ -233,17 +233,21 @@ def _deal(
     return fold_of
 
 
-def pool_folds(atoms: Atoms, count: int, seed: int) -> list[Fold] | str:
+def pool_folds(atoms: Atoms, originals: torch.Tensor, count: int, seed: int) -> list[Fold] | str:
     """Deal the pool's own rows, whose mean is the target in-domain, to folds, or say why there are none.
 
-    Takes one pass over the pool.
+    originals: int64 [N], of every row the first of those that are equal to it, which share its fold: of a row
+    on both sides one copy would tell what the other holds out. Takes one pass over the pool.
     """
     n = atoms.shape[0]
-    if n < 2 * count:
-        return f"{n} pool rows are too few for {count} folds of at least 2 rows"
+    kinds, of_row = originals.unique(return_inverse=True)
+    if len(kinds) < 2 * count:
+        told = f"{n} pool rows" if len(kinds) == n else f"{n} pool rows of {len(kinds)} kinds"
+        return f"{told} are too few for {count} folds of at least 2 rows"
     generator = torch.Generator().manual_seed(seed)
-    fold_of = torch.empty(n, dtype=torch.long)
-    fold_of[torch.randperm(n, generator=generator)] = torch.arange(n) % count
+    fold_of = torch.empty(len(kinds), dtype=torch.long)
+    fold_of[torch.randperm(len(kinds), generator=generator)] = torch.arange(len(kinds)) % count
+    fold_of = fold_of[of_row]
     member = torch.nn.functional.one_hot(fold_of, count).float()  # [N, folds]
     sums, sizes = atoms.combine(member), member.sum(0).double()
     if not sums.any(0).all():

@@ -120,7 +120,7 @@ class GTP(Selector):
     metric_dim: int = 512  # leading directions that are scaled one by one, at most
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
-    version: ClassVar[int] = 6
+    version: ClassVar[int] = 7
     distributed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -319,7 +319,7 @@ class GTP(Selector):
         if self.regularisation is Regularisation.FIXED:
             return "selector.regularisation=fixed"
         if problem.target is None:
-            return pool_folds(data.atoms, self.folds, problem.seed)
+            return pool_folds(data.atoms, data.copies.representative, self.folds, problem.seed)
         if self.target_columns is TargetColumns.ROWS:
             return "selector.target_columns=rows leaves no row of a column to be held out"
         if self.subspace is Subspace.SVD:

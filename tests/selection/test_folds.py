@@ -12,9 +12,12 @@ from problems import gtp, problem
 from conftest import conversation
 from gtp_exp.data.examples import Example
 from gtp_exp.data.links import linked_groups
+from gtp_exp.gradients.features import TensorRows
 from gtp_exp.selection import alike
 from gtp_exp.selection.alike import alike_rows
-from gtp_exp.selection.cross_validation import target_folds
+from gtp_exp.selection.atoms.duplicates import exact_copies, row_hash
+from gtp_exp.selection.atoms.matrix import tensor_atoms
+from gtp_exp.selection.cross_validation import pool_folds, target_folds
 from gtp_exp.selection.solvers.greedy import Greedy
 
 
@@ -143,5 +146,25 @@ def test_a_fold_of_rows_without_a_gradient_leaves_the_ridge_as_it_is(seed):
     assert chosen.diagnostics["ridge"] == 0.7 and len(chosen.indices) == 20
     pool = torch.zeros(200, 16)
     pool[:2] = data.atoms[:2]
-    chosen = gtp(**settings).select(problem([pool], None, rows=20, seed=seed))
+    apart = gtp(**settings, collapse_copies=False)
+    chosen = apart.select(problem([pool], None, rows=20, seed=seed))
     assert "a mean gradient of zero" in chosen.diagnostics["cross_validation_skipped"]
+
+
+def test_in_domain_exact_copies_share_a_fold():
+    """Ten kinds of rows, three copies of each: unit vectors, so that means tell which are in them."""
+    rows = torch.eye(10).repeat(3, 1)
+    originals = exact_copies([TensorRows(rows)], row_hash(rows, 0)).representative
+    folds = pool_folds(tensor_atoms(rows), originals, 4, 0)
+    assert not isinstance(folds, str), folds
+    for fold in folds:
+        assert not ((fold.train > 0) & (fold.held_out > 0)).any()
+        assert fold.available.view(3, 10).float().std(0).max() == 0  # all copies of a row, or none
+    assert sum(fold.available.logical_not().int() for fold in folds).eq(1).all()
+
+
+def test_in_domain_a_pool_of_few_kinds_of_rows_cannot_be_divided():
+    pool = torch.eye(7).repeat(4, 1)
+    told = gtp(regularisation="cross_validation").select(problem([pool], None, rows=3))
+    reason = told.diagnostics["cross_validation_skipped"]
+    assert reason == "28 pool rows of 7 kinds are too few for 4 folds of at least 2 rows"
