@@ -28,6 +28,7 @@ from gtp_exp.launch.launcher import Device
 from gtp_exp.model.device import Precision, choose_device
 from gtp_exp.model.loading import Model, ModelConfig, ModelNotHere, prepare
 from gtp_exp.paths import at_home
+from gtp_exp.selection.base import Selector
 from gtp_exp.worker import assemble, check_rows
 
 ASSUMED_ROWS = 100_000  # of a pool whose size is known nowhere here
@@ -102,14 +103,16 @@ class Parts:
         )
 
     def data(self, job: Job, experiment: Experiment) -> Data:
-        """Return a job's models and rows, with placeholders for what is not here."""
+        """Return a job's models and rows, with placeholders for what is not here. Raises UserError for a job
+        that is refused at once, for its files: it has no price."""
+        asks = type(experiment.selector).check_pool is not Selector.check_pool
+        looks_at = ("dataset", "benchmark", "tests", "until", *["selector"] * asks)
+        self._once(lambda: _check(job), "checked", fingerprint([job.get(name) for name in looks_at]))
         read = ("model", "selection_model", "dataset", "benchmark", "outputs", "launch")
         parts = [*(job.get(name) for name in read), job.get("tests") or {}, held_back(job)]
         return self._once(lambda: self._data(job, experiment), fingerprint(parts))
 
     def _data(self, job: Job, experiment: Experiment) -> Data:
-        with contextlib.suppress(NotHere):
-            check_rows(job)  # what a job refuses at once has no price
         tuned = self._model(experiment.model, experiment)
         chooser = self._model(experiment.selection_model or experiment.model, experiment)
         dataset, splits = experiment.dataset, isinstance(experiment.benchmark, SplitsPool)
@@ -241,6 +244,12 @@ def _prepared(
             key, examples = run.pool.content, examples[: run.pool.candidates]
     n, row = len(examples), TokenizedExample("", (0,) * round(tokens), ())
     return PreparedRows(tuple(examples), (row,) * n, tuple(range(n)), {}, 0, key or content_hash(examples))
+
+
+def _check(job: Job) -> None:
+    """Look at the files of a job, as it does at once; what is not on this machine is no reason to refuse."""
+    with contextlib.suppress(NotHere):
+        check_rows(job)
 
 
 def held_back(job: Job) -> Any:

@@ -543,6 +543,28 @@ def test_what_a_job_refuses_at_once_has_no_price(tmp_path, monkeypatch, pool, ov
         estimate([job["config"]], [job["names"]])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["until=selection,evaluation"], "benchmark.test=null, and until=evaluation"),
+        (
+            ["until=selection", "selector=given", "budget=all", "selector.file=a.txt,b.txt"],
+            "1 of the 1 ids of selector.file=b.txt are not among",
+        ),
+    ],
+)
+def test_a_grid_has_no_price_where_a_later_job_is_refused_at_once(tmp_path, monkeypatch, overrides, told):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"id": f"p{i}", "prompt": f"{i} + 2?", "completion": f"{i + 2}"} for i in range(9)]
+    Path("pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("target.jsonl").write_text('{"prompt": "2 + 2?", "completion": "4"}\n')
+    Path("a.txt").write_text("p1\n")
+    Path("b.txt").write_text("q1\n")
+    jobs = compose("-m", *OWN, "model=tiny", *overrides)
+    with pytest.raises(UserError, match=told):
+        estimate([job["config"] for job in jobs], [job["names"] for job in jobs])
+
+
 def test_composing_imports_no_torch():
     code = "import sys, gtp_exp.estimate.jobs; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
