@@ -9,7 +9,17 @@ from typing import Any
 
 from gtp_exp.files import MANIFEST, PART, read_json
 
-STAGES = ("models", "warmup", "gradients", "pass", "selection", "finetune", "evaluation", "validation")
+STAGES = (
+    "models",
+    "warmup",
+    "gradients",
+    "pass",
+    "selection",
+    "objectives",  # of the subsets that gtp_benchmarks.validity draws
+    "finetune",
+    "evaluation",
+    "validation",
+)
 PRUNED = ".pruned"  # ends the name of an entry that is being removed
 
 

@@ -12,6 +12,7 @@ import pytest
 from filelock import FileLock
 from test_experiment import computed, run
 
+from gtp_exp.cache import Cache
 from gtp_exp.housekeeping.command import main
 from gtp_exp.housekeeping.entries import STAGES, Entry, Form, list_entries
 from gtp_exp.housekeeping.prune import remove
@@ -66,7 +67,18 @@ def stages(outputs):
 
 
 def test_every_stage_of_the_pipeline_is_known():
-    assert set(STAGES) == {"models", *VERSIONS}
+    assert set(STAGES) == {"models", "objectives", *VERSIONS}
+
+
+def test_what_the_validity_benchmark_has_computed_is_listed_and_belongs_to_no_run(outputs, capsys):
+    made = Cache(outputs / "cache").stage(
+        "objectives", 1, {"subsets": [[0, 1]]}, lambda folder: (folder / "objectives.json").write_text("[]")
+    )
+    make_old(outputs)
+    told = call(capsys, "list", "--outputs", outputs)[1]
+    (line,) = [line for line in told.splitlines() if line.startswith("objectives")]
+    assert line.split()[1] == made.key[:12] and line.endswith("  no run")
+    assert "would remove 1 entry," in call(capsys, "prune", "--outputs", outputs, "--stage", "objectives")[1]
 
 
 def test_the_list_tells_size_age_and_the_runs(outputs, capsys):
