@@ -466,6 +466,21 @@ def test_rows_of_parts_without_a_gradient_fill_what_the_others_lack(rows):
     assert len(gtp(partitions=2, **FIXED).select(whole).indices) == 20
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_parts_leave_no_tokens_that_a_row_would_take(seed):
+    """What the parts had chosen among them were dearer rows than the shortest of the pool."""
+    pool, target = two_checkpoints()
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(5, 120, (300,), generator=generator)
+    posed = replace(problem(pool, target, tokens=237), n_tokens=lengths)
+    for parts in (1, 2, 5):
+        chosen = gtp(partitions=parts, **FIXED).select(posed)
+        left = 237 - int(lengths[chosen.indices].sum())
+        unchosen = torch.ones(300, dtype=torch.bool)
+        unchosen[chosen.indices] = False
+        assert 0 <= left < int(lengths[unchosen].min())
+
+
 def test_parts_need_a_target_and_a_row_each():
     pool, target = two_checkpoints()
     with pytest.raises(UserError, match="selector.partitions=2 needs target rows"):
