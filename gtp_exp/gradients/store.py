@@ -42,6 +42,8 @@ from gtp_exp.paths import at_home
 
 log = logging.getLogger(__name__)
 
+COARSE = 0.1  # of a row's norm, by which its rounded numbers may be off
+
 
 class GradientStore:
     """Reads a finished store through memory maps: opening it costs nothing, rows are read when asked for."""
@@ -201,7 +203,7 @@ class StoreWriter:
         resolve: what only the machine can tell (engine, token budget). It is asked once, by the first
         process, and recorded, so that whoever goes on computes the same bytes.
         """
-        self.directory, self._ids = directory, rows["ids"]
+        self.directory, self._ids, self._told_of_small = directory, rows["ids"], False
         if directory.exists() and not directory.is_dir():
             raise UserError(f"'{directory}' is a file, and a store is a folder; give another path")
         directory.mkdir(parents=True, exist_ok=True)
@@ -298,7 +300,8 @@ class StoreWriter:
     ) -> None:
         """Write a shard. features[d]: float32 [rows, dim]; norms[d]: float32 [rows].
 
-        Raise UserError, by the example's id, for features that exceed the range of the storage type.
+        Raise UserError, by the example's id, for features that exceed the range of the storage type; warn,
+        once, of such that are so small that it keeps little of them.
         """
         tensors = shard_tensors(features, norms, StorageType(self.plan["storage"]))
         for direction in features:
@@ -309,6 +312,16 @@ class StoreWriter:
                     f"the {direction} features of example {self._ids[self.span(shard)[row]]} exceed the "
                     f"range of {self.plan['storage']}; set storage to bfloat16 or float32"
                 )
+            if not self._told_of_small and (small := _rounded_away(features[direction], tensors[direction])):
+                log.warning(
+                    "the %s features of example %s, and of %d more rows of its shard, are too small for %s, "
+                    "which rounds them by more than a tenth; set storage to bfloat16 or float32",
+                    direction,
+                    self._ids[self.span(shard)[small[0]]],
+                    len(small) - 1,
+                    self.plan["storage"],
+                )
+                self._told_of_small = True
         file = self._file(checkpoint, shard)
         file.path.parent.mkdir(exist_ok=True)
         file.write(lambda partial: save_file(tensors, partial))
@@ -338,6 +351,15 @@ class StoreWriter:
         for lock in self.directory.rglob("*.lock"):
             lock.unlink(missing_ok=True)
         return GradientStore.open(self.directory)
+
+
+def _rounded_away(features: torch.Tensor, stored: torch.Tensor) -> list[int]:
+    """Return the rows of features float32 [n, d] that a type of fewer bits keeps with an error of more than a
+    tenth of their norm: float16 has no numbers between 0 and 6e-8."""
+    if stored.dtype is not torch.float16:
+        return []
+    error = torch.linalg.vector_norm(stored.float() - features, dim=1)
+    return (error > COARSE * torch.linalg.vector_norm(features, dim=1)).nonzero().flatten().tolist()
 
 
 def write_arrays(directory: Path, source: ImportedArrays) -> GradientStore:

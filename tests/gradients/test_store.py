@@ -188,6 +188,18 @@ def test_what_the_storage_type_cannot_hold_names_its_example(tmp_path):
         writer.write(0, 1, {"adam": torch.tensor([[1.0, 1e6]])}, norms)
 
 
+@pytest.mark.parametrize("storage", StorageType)
+def test_gradients_that_the_storage_type_rounds_away_are_told_once(tmp_path, caplog, storage):
+    settings = {"rows": 6, "shard_rows": 3, "storage": storage.value, "checkpoints": [{}]}
+    writer = StoreWriter(tmp_path, settings, {"ids": list("abcdef")}, lambda: {})
+    rows = torch.randn(3, 8192, generator=torch.Generator().manual_seed(0)) / 8192**0.5
+    norms = torch.tensor([1e-3, 1e-6, 0.0])  # of rows that are learned: what is left of a gradient
+    for shard in (0, 1):
+        writer.write(0, shard, {"sgd": rows * norms[:, None]}, {"sgd": norms})
+    told = "the sgd features of example b, and of 0 more rows of its shard, are too small for float16"
+    assert caplog.text.count("too small") == caplog.text.count(told) == (storage is StorageType.FLOAT16)
+
+
 def test_a_row_that_is_not_finite_anywhere_is_quarantined(tmp_path):
     settings = {"rows": 4, "shard_rows": 2, "storage": "float16", "checkpoints": [{}, {}]}
     settings |= {"directions": ["sgd", "less"], "dim": 2}
