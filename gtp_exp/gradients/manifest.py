@@ -11,6 +11,8 @@ from gtp_exp.files import json_digest, read_json
 
 FORMAT = 2
 PLAN, ROWS, STORE = "plan.json", "rows.json", "store.json"
+# Of a record: what a store is read by.
+NEEDED = {"rows", "dim", "storage", "shard_rows", "checkpoints", "directions", "quarantined", "sha256"}
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -29,6 +31,8 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise UserError(
             f"{file} has format {about.get('format')}, this version reads {FORMAT}; collect it again"
         )
+    if missing := sorted(NEEDED - about.keys()):
+        raise UserError(f"{file} is damaged, it lacks {', '.join(missing)}; collect the store again")
     return about
 
 

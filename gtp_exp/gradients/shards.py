@@ -14,7 +14,9 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+
+from gtp_exp.errors import UserError, first_line
 
 
 class StorageType(Enum):
@@ -75,9 +77,14 @@ def holds_shards(path: Path) -> bool:
 
 
 def read_tensor(file: Path, key: str) -> torch.Tensor:
-    """Return one tensor of a shard, as a view into the memory-mapped file."""
-    with safe_open(file, framework="pt") as opened:
-        return opened.get_tensor(key)
+    """Return one tensor of a shard, as a view into the memory-mapped file. Raise UserError for a file that is
+    missing or no whole shard."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return opened.get_tensor(key)
+    except (FileNotFoundError, SafetensorError) as error:
+        told = f"{file} is missing or damaged ({first_line(error)}); make the store again"
+        raise UserError(told) from error
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,10 @@ class GradientStore:
 
     @cached_property
     def _rows(self) -> Mapping[str, Any]:
-        return json.loads((self.directory / ROWS).read_text())
+        file = self.directory / ROWS
+        if not file.is_file() or sha256_file(file) != self.about["sha256"][ROWS]:
+            raise UserError(f"{file} is missing or damaged; make the store again")
+        return json.loads(file.read_text())
 
     @property
     def ids(self) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from reliability.damage import Way, damage
 from small_models import make_examples, make_trajectory, small
 from test_collect import SETTINGS
 
+import gtp_exp
 from gtp_exp.errors import UserError
 from gtp_exp.files import sha256_file
 from gtp_exp.gradients.collect import collect
@@ -168,6 +169,27 @@ def test_what_is_not_a_store_says_so(tmp_path, trajectory, capsys):
         GradientStore.open(tmp_path)
     assert main([str(tmp_path)]) == 2
     assert "not finished" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("store.json", b'{"format": 2, "rows": 10}', "is damaged, it lacks checkpoints, dim, directions,"),
+        ("rows.json", b"{}", "rows.json is missing or damaged; make the store again"),
+        ("rows.json", None, "rows.json is missing or damaged; make the store again"),
+        ("checkpoint-00/shard-00000.safetensors", b"", "is missing or damaged .*; make the store again"),
+        ("checkpoint-00/shard-00000.safetensors", None, "is missing or damaged .*; make the store again"),
+    ],
+)
+def test_a_store_that_was_copied_in_part_is_refused_by_the_file(tmp_path, name, content, told):
+    """Each ended in a traceback: KeyError, FileNotFoundError or SafetensorError."""
+    rows = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
+    gtp_exp.GradientStore.from_arrays(tmp_path / "store", rows)
+    (tmp_path / "store" / name).unlink()
+    if content is not None:
+        (tmp_path / "store" / name).write_bytes(content)
+    with pytest.raises(UserError, match=told):
+        gtp_exp.select(GradientStore.open(tmp_path / "store"), rows, 3)
 
 
 def test_nothing_in_a_store_is_a_pickle(tmp_path, trajectory):
