@@ -155,12 +155,13 @@ READERS: dict[str, Callable[[Path], ForeignMatrix]] = {
 
 
 def read_labels(file: Path, key: str) -> list[str]:
-    """Return one text per row: the lines of a text file, a JSON list, or of .jsonl each row's `key`.
+    """Return one text per row: the lines of a text file, a JSON list of texts or numbers, or each row's `key`
+    of a JSON list of rows and of .jsonl.
 
     Raise UserError that names the file, and the line where one is to blame.
     """
     if file.suffix == ".jsonl":
-        return [str(_of_row(place, row, key)) for place, row in read_rows(file)]
+        return [str(_of_entry(place, row, key)) for place, row in read_rows(file)]
     text = read_text(file)
     if file.suffix != ".json":
         return text.removesuffix("\n").split("\n")
@@ -170,7 +171,17 @@ def read_labels(file: Path, key: str) -> list[str]:
         raise UserError(f"{file} is not JSON ({error})") from error
     if not isinstance(values, list):
         raise UserError(f"{file} holds no JSON list; give one value for each row")
-    return [str(value) for value in values]
+    places = [Place(str(file), number, "entry") for number in range(1, len(values) + 1)]
+    return [str(_of_entry(*entry, key)) for entry in zip(places, values, strict=True)]
+
+
+def _of_entry(place: Place, value: Any, key: str) -> Any:
+    """Return a text or a number of a list, or the value of a key where it is a row."""
+    if isinstance(value, dict):
+        value = _of_row(place, value, key)
+    if not isinstance(value, (str, int, float)):
+        raise UserError(f"{place}: {value!r} is neither a text nor a number; give one of these for each row")
+    return value
 
 
 def _of_row(place: Place, row: Mapping[str, Any], key: str) -> Any:

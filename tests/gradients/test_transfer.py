@@ -297,3 +297,28 @@ def test_labels_in_json_lines_may_hold_any_character_and_blank_lines(tmp_path):
 def test_a_byte_order_mark_is_no_part_of_the_first_label(tmp_path, name, text):
     (tmp_path / name).write_text(text, encoding="utf-8-sig")
     assert read_labels(tmp_path / name, "id") == ["a", "b"]
+
+
+def test_a_json_list_of_rows_is_read_by_the_key_of_each(tmp_path):
+    """Each row became one text, as Python prints it: no id of the pool's, and a group of its own."""
+    file = tmp_path / "pool.json"
+    rows = [{"id": i, "subtask": "sums", "prompt": f"{i}?"} for i in range(2)]
+    file.write_text(json.dumps(rows))
+    assert read_labels(file, "id") == ["0", "1"] and read_labels(file, "subtask") == ["sums", "sums"]
+    file.write_text('[7, "b"]')
+    assert read_labels(file, "id") == ["7", "b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("ids.json", '[{"id": "a"}, {}]', "ids.json entry 2: the row has no 'id'"),
+        ("ids.json", '["a", null]', "ids.json entry 2: None is neither a text nor a number"),
+        ("ids.json", '["a", ["b"]]', "ids.json entry 2: .* is neither a text nor a number"),
+        ("ids.jsonl", '{"id": "a"}\n{"id": ["b"]}\n', "ids.jsonl:2: .* is neither a text nor a number"),
+    ],
+)
+def test_what_is_no_label_is_refused_by_its_place(tmp_path, name, text, told):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=told):
+        read_labels(tmp_path / name, "id")
