@@ -23,6 +23,7 @@ _LOWER_IS_BETTER = {
     *("nats", "bits", "bpb", "nll", "loss", "perplexity", "ppl", "brier"),
     *("content", "form"),  # the parts of a choice's loss
     *("error", "errors", "wer", "cer", "ter", "mse", "rmse", "mae"),
+    *("bias", "toxicity", "stereotype", "preferred", "difference", "diff", "invalid"),  # lm-eval's, of bias
 }
 _FAULTS = (CORRUPTED, COPIES, NEAR_COPIES, REPEATS)
 _WRITTEN = ("exact_match", "em", "rouge_l", "sentence_chrf")  # of answers that the model writes

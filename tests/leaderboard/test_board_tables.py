@@ -473,6 +473,14 @@ def test_a_mean_is_over_tasks_then_over_seeds():
         ("answer_accuracy", True),  # "wer" within a word is no error rate
         ("ter", False),
         ("brier_score", False),
+        # As lm-eval's tasks declare their measures of bias.
+        ("amb_bias_score_Age", False),
+        ("likelihood_diff", False),
+        ("difference_male_female", False),
+        ("pct_male_preferred", False),
+        ("pct_stereotype", False),
+        ("pct_invalid", False),
+        ("perspective_api_toxicity_score", False),
     ],
 )
 def test_a_metrics_direction_follows_its_name(name, higher):
