@@ -113,6 +113,13 @@ def rich(tmp_path_factory):
     return build(path, runs)
 
 
+def test_a_test_of_one_row_adds_no_standard_error_to_the_page(tmp_path):
+    run = record()
+    of_one = {**run.metrics["roman"], "acc_stderr": 0.0, "rows_tested": 1}
+    page, _ = build(tmp_path, [replace(run, metrics={**run.metrics, "roman": of_one})])
+    assert "(standard error about 2.6 pt on sorting)" in page.text
+
+
 def test_every_part_of_the_page_is_there(rich):
     page, _ = rich
     for part in (
