@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,7 +46,12 @@ class Example:
     @property
     def text(self) -> str:
         """Return all turns as plain text, each answer with the reasoning before it."""
-        return " ".join(part for m in self.messages for part in (m.reasoning, m.content) if part)
+        return plain_text(self.messages)
+
+
+def plain_text(messages: Sequence[Message]) -> str:
+    """Return turns as plain text, each answer with the reasoning before it."""
+    return " ".join([part for m in messages for part in (m.reasoning, m.content) if part])
 
 
 @dataclass(frozen=True)

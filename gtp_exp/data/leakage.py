@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from gtp_exp.data.benchmark import EvalTask
-from gtp_exp.data.examples import Example, Message
+from gtp_exp.data.examples import Example, Message, plain_text
 from gtp_exp.data.words import comparable, words
 from gtp_exp.errors import UserError
 
@@ -147,7 +147,7 @@ def _words(messages: Sequence[Message]) -> tuple[str, ...]:
     `1 - 2` becomes `1`, `-2`: signs are told apart, and a list with dashes has no more words than one
     without.
     """
-    text = comparable(" ".join([part for m in messages for part in (m.reasoning, m.content) if part]))
+    text = comparable(plain_text(messages))
     bare_words = _bare(text)
     if _SIGNS.isdisjoint(bare_words):
         return tuple(bare_words)
