@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 
 from gtp_exp.data.benchmark import Mean
 from gtp_exp.records.record import RunRecord
@@ -19,12 +20,13 @@ ON_TARGET, CORRUPTED, COPIES, NEAR_COPIES = "on_target", "corrupted", "exact_cop
 REPEATS = "repeats"  # copies of another chosen row by hidden labels, in other words or the same
 LABELS = "labels_covered"  # of those that the pool has to teach for the target
 
-_LOWER_IS_BETTER = {
+_NEVER_NEGATIVE = {
     *("nats", "bits", "bpb", "nll", "loss", "perplexity", "ppl", "brier"),
     *("content", "form"),  # the parts of a choice's loss
     *("error", "errors", "wer", "cer", "ter", "mse", "rmse", "mae"),
-    *("bias", "toxicity", "stereotype", "preferred", "difference", "diff", "invalid"),  # lm-eval's, of bias
 }
+_OF_BIAS = {"bias", "toxicity", "stereotype", "preferred", "difference", "diff", "invalid"}  # lm-eval's
+_LOWER_IS_BETTER = _NEVER_NEGATIVE | _OF_BIAS
 _FAULTS = (CORRUPTED, COPIES, NEAR_COPIES, REPEATS)
 _WRITTEN = ("exact_match", "em", "rouge_l", "sentence_chrf")  # of answers that the model writes
 _SHARES = ("acc", "accuracy", "win_rate", *_WRITTEN, ON_TARGET, LABELS, *_FAULTS)
@@ -55,6 +57,13 @@ class Metric:
         return replace(self, label=f"{self.label} over {over.value}", over=over.value)
 
     @property
+    def bounds(self) -> tuple[float, float]:
+        """The least and the largest value that a mean of it can have."""
+        if self.percent:
+            return 0.0, 1.0
+        return (-inf if _NEVER_NEGATIVE.isdisjoint(_words(self.name)) else 0.0), inf
+
+    @property
     def direction(self) -> str:
         return "higher is better" if self.higher_is_better else "lower is better"
 
@@ -64,13 +73,21 @@ class Metric:
 
 def metric_named(name: str) -> Metric:
     """Return what a metric's name tells of it; an unknown one counts as better when higher."""
-    base = name.split(",")[0].lower()  # lm-eval writes "exact_match,strict-match"
+    base = _base(name)
     return Metric(
         name=name,
         label=name.replace("_", " "),
-        higher_is_better=base not in _FAULTS and _LOWER_IS_BETTER.isdisjoint(base.split("_")),
+        higher_is_better=base not in _FAULTS and _LOWER_IS_BETTER.isdisjoint(_words(name)),
         percent=base in _SHARES or base.startswith(("acc_", "exact_match")),
     )
+
+
+def _base(name: str) -> str:
+    return name.split(",")[0].lower()  # lm-eval writes "exact_match,strict-match"
+
+
+def _words(name: str) -> list[str]:
+    return _base(name).split("_")
 
 
 def headline_metric(headlines: set[str]) -> Metric:

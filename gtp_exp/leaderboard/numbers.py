@@ -24,11 +24,11 @@ class Numbers:
     values: Mapping[int, float]  # by seed
     draws: Mapping[int, np.ndarray]  # by seed: the value on draws of test rows, where they are known
 
-    def summary(self, *, share: bool) -> Summary:
-        """Return the mean with its interval; share: whether the metric is a share of 1."""
+    def summary(self, metric: Metric) -> Summary:
+        """Return the mean with its interval, which stays where the metric can be."""
         known = all(seed in self.draws for seed in self.values)
         draws = np.stack([self.draws[seed] for seed in self.values]) if known else None
-        return summarise(list(self.values.values()), draws, share=share)
+        return summarise(list(self.values.values()), draws, metric.bounds)
 
     def minus(self, other: Numbers, metric: Metric) -> Paired | None:
         """Compare to another row at equal seeds and on equal test rows; None where they share no seed."""

@@ -38,10 +38,8 @@ def ranked_block(
     """
     first = metrics[0] if metrics else None
     of_first = {row: numbers[row].get(first.name, NO_NUMBERS) if first else NO_NUMBERS for row in rows}
-    shares = {kind.name for kind in metrics if kind.percent}
-    summary = {
-        row: {name: own.summary(share=name in shares) for name, own in numbers[row].items()} for row in rows
-    }
+    kinds = {kind.name: kind for kind in metrics}
+    summary = {row: {name: own.summary(kinds[name]) for name, own in numbers[row].items()} for row in rows}
 
     place = _places(summary, first)
     ordered = sorted(rows, key=lambda row: (row not in place, place.get(row, 0.0), row.label))

@@ -67,11 +67,15 @@ class Paired:
     win_rate: float  # share of seeds where the first is better; a tie counts half
 
 
-def summarise(values: Sequence[float], draws: np.ndarray | None = None, *, share: bool = False) -> Summary:
+def summarise(
+    values: Sequence[float],
+    draws: np.ndarray | None = None,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> Summary:
     """Return the mean of some seeds with its interval.
 
     draws: the values with test rows resampled, [seeds, DRAWS]; without, the interval is over seeds alone.
-    share: the mean cannot leave [0, 1], so neither does its interval.
+    bounds: the mean cannot leave them, as a share [0, 1] and a loss [0, inf), so neither does its interval.
     """
     sample = np.asarray(values, dtype=float)
     n = len(sample)
@@ -84,8 +88,8 @@ def summarise(values: Sequence[float], draws: np.ndarray | None = None, *, share
     if not _spread(sample, sample, draws):
         return Summary(n=n, mean=mean, sd=sd, interval=None)
     interval = t_interval(sample) if draws is None else two_way_interval(two_way_draws(sample, draws))
-    if share:
-        interval = Interval(max(0.0, interval.low), min(1.0, interval.high), interval.method)
+    low, high = bounds
+    interval = Interval(max(low, interval.low), min(high, interval.high), interval.method)
     return Summary(n=n, mean=mean, sd=sd, interval=interval)
 
 

@@ -97,7 +97,7 @@ def test_tuned_runs_are_judged_by_labels_on_request_only(tmp_path, capsys):
 
 def test_shares_of_faults_are_better_low_and_stay_within_0_and_1():
     assert not metric_named("corrupted").higher_is_better and metric_named("on_target").higher_is_better
-    found = summarise([0.0, 0.2], share=True)
+    found = summarise([0.0, 0.2], bounds=(0.0, 1.0))
     assert found.interval.low == 0.0 and found.interval.high <= 1.0
     assert summarise([0.0, 0.2]).interval.low < 0
 

@@ -183,8 +183,26 @@ def test_seeds_that_are_equal_on_every_row_give_no_interval():
 
 def test_a_share_stays_between_zero_and_one():
     scored = np.array([[1.0] * 9 + [0.0], [1.0] * 10])
-    found = summarise([0.9, 1.0], draws(scored), share=True).interval
+    found = summarise([0.9, 1.0], draws(scored), (0.0, 1.0)).interval
     assert found is not None and found.high == 1.0
+
+
+@pytest.mark.parametrize(
+    ("metric", "low"),
+    [
+        *(
+            (name, 0.0)
+            for name in ("nats_per_token", "content", "word_perplexity,none", "brier_score", "acc")
+        ),
+        *((name, -np.inf) for name in ("amb_bias_score_Age", "likelihood_diff", "a_measure_of_ones_own")),
+    ],
+)
+def test_an_interval_stays_where_the_mean_of_its_metric_can_be(metric, low):
+    """Two seeds far apart: Student's interval alone goes below zero."""
+    kind, values = metric_named(metric), [0.1, 0.9]
+    found, free = Numbers(dict(enumerate(values)), {}).summary(kind).interval, t_interval(np.array(values))
+    assert kind.bounds == (low, 1.0 if metric == "acc" else np.inf) and found is not None and free.low < 0
+    assert found.low == (0.0 if low == 0 else free.low) and found.high == min(free.high, kind.bounds[1])
 
 
 def run_with(seed, accuracy=0.5, loss=2.0):
