@@ -24,7 +24,6 @@ from enum import Enum
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 from gtp_baselines.gradient_rows import check_some
@@ -32,6 +31,7 @@ from gtp_baselines.ranking import tie_order
 from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.features import GradientFeatures, TensorRows
+from gtp_exp.gradients.unit import unit_rows
 from gtp_exp.selection.atoms.duplicates import exact_copies, row_hash
 from gtp_exp.selection.atoms.sketches import CheckpointWeights, checkpoint_shares, require_directions
 from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector
@@ -129,7 +129,7 @@ class CRAIG(Selector):
         for t, share in enumerate(checkpoint_shares(pool.learning_rates, CheckpointWeights.LEARNING_RATE)):
             rows = pool.features(t, self.direction).rows(index).float()
             if self.similarity is GradientCloseness.COSINE:
-                rows = F.normalize(rows, dim=1)
+                rows = unit_rows(rows)
             blocks.append(math.sqrt(share) * rows)
         return torch.cat(blocks, dim=1)
 

@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 
 from gtp_baselines.aggregation import Aggregation, choose_by_similarity, group_target
 from gtp_baselines.gradient_rows import check_similar, chunks_of, pool_and_target
 from gtp_exp.decode import check_fields
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.end_of_turn import Weight
+from gtp_exp.gradients.unit import unit_rows
 from gtp_exp.selection.atoms.sketches import taken_checkpoint
 from gtp_exp.selection.atoms.subspace import evenly_spaced, principal_rows
 from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector, unit_weights
@@ -62,10 +62,10 @@ class GIST(Selector):
         basis = principal_rows(sample, self.rank, problem.seed)
         if not len(basis.vectors):
             raise UserError("the target's gradients are all zero, so they span no subspace")
-        means = F.normalize(groups.means(sums).float() @ basis.vectors.T, dim=1)  # [G, rank]
+        means = unit_rows(groups.means(sums).float() @ basis.vectors.T)  # [G, rank]
         alignment = torch.empty(len(means), pool.n)
         for start, chunk in chunks_of(pool.features(t, self.direction)):
-            alignment[:, start : start + len(chunk)] = means @ F.normalize(chunk @ basis.vectors.T, dim=1).T
+            alignment[:, start : start + len(chunk)] = means @ unit_rows(chunk @ basis.vectors.T).T
         check_similar(alignment)
         chosen, scores = choose_by_similarity(alignment, problem, self.aggregation)
         diagnostics = {

@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 
 from gtp_baselines.aggregation import Aggregation, Groups, choose_by_similarity, group_target
 from gtp_baselines.gradient_rows import check_similar, chunks_of, pool_and_target
 from gtp_exp.decode import check_fields
 from gtp_exp.gradients.end_of_turn import Weight
 from gtp_exp.gradients.features import Rows
+from gtp_exp.gradients.unit import unit_rows
 from gtp_exp.selection.atoms.metric import Metric, MetricSettings, Whitening
 from gtp_exp.selection.atoms.sketches import CheckpointWeights, checkpoint_shares
 from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector, unit_weights
@@ -92,8 +92,8 @@ def add_cosines(
     sums = torch.zeros(len(groups.names), target.shape[1], dtype=torch.float64)
     for start, chunk in chunks_of(target):
         chunk = chunk if whitening is None else whitening.apply(chunk)
-        groups.sums(F.normalize(chunk, dim=1), start, sums)
+        groups.sums(unit_rows(chunk), start, sums)
     means = groups.means(sums).float()  # [G, dim]
     for start, chunk in chunks_of(pool):
         chunk = chunk if whitening is None else whitening.apply(chunk)
-        total[:, start : start + len(chunk)] += share * (means @ F.normalize(chunk, dim=1).T)
+        total[:, start : start + len(chunk)] += share * (means @ unit_rows(chunk).T)

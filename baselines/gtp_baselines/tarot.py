@@ -33,7 +33,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 
 from gtp_baselines.best_rows import best_rows
 from gtp_baselines.gradient_rows import check_some, chunks_of, pool_and_target
@@ -42,6 +41,7 @@ from gtp_exp.decode import check_fields
 from gtp_exp.errors import NothingToChoose, UserError
 from gtp_exp.gradients.end_of_turn import Weight
 from gtp_exp.gradients.features import Rows, TensorRows
+from gtp_exp.gradients.unit import unit_rows
 from gtp_exp.selection.atoms.sketches import taken_checkpoint
 from gtp_exp.selection.atoms.subspace import evenly_spaced
 from gtp_exp.selection.base import Need, Selection, SelectionProblem, Selector, unit_weights
@@ -155,7 +155,7 @@ class Whitening:
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """Return whitened rows of unit length, float32 [c, d]; a row at the mean stays zero."""
-        return F.normalize(torch.linalg.solve_triangular(self.factor, (rows - self.mean).T, upper=False).T)
+        return unit_rows(torch.linalg.solve_triangular(self.factor, (rows - self.mean).T, upper=False).T)
 
 
 def new_rows_of_layers(

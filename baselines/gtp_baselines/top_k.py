@@ -14,11 +14,11 @@ from enum import Enum
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 
 from gtp_baselines.gradient_rows import check_similar
 from gtp_exp.decode import check_fields
 from gtp_exp.gradients.end_of_turn import Weight
+from gtp_exp.gradients.unit import SHORTEST, unit_rows
 from gtp_exp.selection.atoms.matrix import dot
 from gtp_exp.selection.atoms.metric import Metric, MetricSettings
 from gtp_exp.selection.atoms.sketches import CheckpointWeights, checkpoint_shares, require_directions
@@ -72,12 +72,12 @@ class TopK(Selector):
             if metric is not None:
                 mean = metric.apply(mean[None])[0]
             if self.similarity is Similarity.COSINE:
-                mean = F.normalize(mean, dim=0)
+                mean = unit_rows(mean[None])[0]
             for start, chunk in pool.features(t, self.direction).chunks(CHUNK):
                 chunk = chunk if metric is None else metric.apply(chunk.float())
                 value = dot(chunk, mean[:, None])[:, 0]
                 if self.similarity is Similarity.COSINE:
-                    value /= torch.linalg.vector_norm(chunk.float(), dim=1).clamp(min=1e-30)
+                    value /= torch.linalg.vector_norm(chunk.float(), dim=1).clamp(min=SHORTEST)
                 score[start : start + len(chunk)] += share * value
         check_similar(score)
         order = torch.argsort(score, descending=True, stable=True)  # ties go to the lower index

@@ -26,6 +26,7 @@ import torch
 from gtp_exp.data.examples import END, IGNORE, TokenizedExample
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.features import GradientFeatures, Rows, TensorRows
+from gtp_exp.gradients.unit import unit_rows
 from gtp_exp.gradients.weight import Weight
 from gtp_exp.model.loss import Reduction
 
@@ -141,6 +142,6 @@ def _matrix(rows: Rows) -> torch.Tensor:
 
 def _of_unit_mean(rows: torch.Tensor) -> torch.Tensor:
     """Return the rows at unit norm, scaled together so that the norm of their mean is 1, too."""
-    unit = torch.nn.functional.normalize(rows, dim=1)
+    unit = unit_rows(rows)
     length = torch.linalg.vector_norm(unit.mean(0))
     return unit / length if length > 0 else unit

@@ -11,6 +11,7 @@ import torch
 from gtp_exp.data.examples import Example
 from gtp_exp.data.links import linked_groups
 from gtp_exp.data.questions import drawn_groups
+from gtp_exp.gradients.unit import unit_rows
 
 CHUNK = 1024  # rows compared with all at a time
 
@@ -35,7 +36,7 @@ def _links(rows: torch.Tensor, cosine: float) -> Iterator[tuple[int, int]]:
 
     All pairs of rows that are alike would fill the memory; one that joins no two groups is left out.
     """
-    unit = torch.nn.functional.normalize(rows.float(), dim=1)
+    unit = unit_rows(rows.float())
     group = torch.arange(len(unit))
     for start in range(0, len(unit), CHUNK):
         close = (unit[start : start + CHUNK] @ unit[start:].T > cosine).triu(1)

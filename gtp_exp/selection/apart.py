@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from gtp_exp.gradients.unit import unit_rows
 from gtp_exp.selection.atoms.duplicates import Copies
 from gtp_exp.selection.atoms.matrix import Atoms
 
@@ -38,4 +39,4 @@ class Apart:
         return rows @ rows.T > self.cosine
 
     def _unit(self, index: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.normalize(self.atoms.rows(index), dim=1)
+        return unit_rows(self.atoms.rows(index))

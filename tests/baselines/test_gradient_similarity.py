@@ -12,7 +12,7 @@ from baseline_problems import RATES, problem
 import gtp_exp
 from gtp_baselines.aggregation import Aggregation
 from gtp_baselines.bids import BIDS
-from gtp_baselines.craig import CRAIG
+from gtp_baselines.craig import CRAIG, GradientCloseness
 from gtp_baselines.gist import GIST
 from gtp_baselines.influence_distillation import InfluenceDistillation
 from gtp_baselines.less import LESS
@@ -22,6 +22,8 @@ from gtp_baselines.tarot import TAROT
 from gtp_baselines.top_k import TopK
 from gtp_exp.errors import NothingToChoose, UserError
 from gtp_exp.gradients.features import MemoryFeatures
+from gtp_exp.selection.atoms.metric import Metric
+from gtp_exp.selection.gtp import GTP
 
 
 def unit(x):
@@ -115,6 +117,35 @@ def test_gist_ignores_what_is_orthogonal_to_the_target():
 def test_gist_refuses_a_checkpoint_off_the_trajectory():
     with pytest.raises(UserError, match="checkpoint=2"):
         GIST("sgd", 2, 150, 8192, Aggregation.MAX_SUBTASK).select(problem())
+
+
+SHORT = 2.0**-46  # 1e-14: so short are gradients of answers that a model is sure of
+
+
+def shortened(features):
+    return MemoryFeatures(
+        tuple({d: SHORT * matrix for d, matrix in one.items()} for one in features.matrices), RATES
+    )
+
+
+@pytest.mark.parametrize(
+    "selector",
+    [
+        *(LESS(), LESS(metric=Metric.WHITENED), RoundRobin(), BIDS(), InfluenceDistillation(), GIST()),
+        *(TopK(), TopK(metric=Metric.WHITENED), CRAIG(similarity=GradientCloseness.COSINE), TAROT(), GTP()),
+    ],
+    ids=lambda selector: f"{type(selector).__name__} {getattr(selector, 'metric', '')}",
+)
+def test_choices_by_direction_do_not_depend_on_how_short_all_gradients_are(selector):
+    given = problem()
+    short = replace(
+        given,
+        pool_gradients=shortened(given.pool_gradients),
+        target_gradients=shortened(given.target_gradients),
+    )
+    one, other = selector.select(given), selector.select(short)
+    assert other.indices.tolist() == one.indices.tolist()
+    assert torch.allclose(other.weights, one.weights, atol=1e-4)
 
 
 @pytest.mark.parametrize("side", ["pool", "target"])

@@ -19,6 +19,7 @@ from gtp_exp.gradients.end_of_turn import (
     end_of,
     shares,
 )
+from gtp_exp.gradients.features import MemoryFeatures
 from gtp_exp.gradients.weight import Balance
 from gtp_exp.model.loss import Reduction
 
@@ -94,6 +95,14 @@ def test_balanced_parts_have_equal_shares_in_the_mean(stores):
     content, end = content / content.mean(0).norm(), end / end.mean(0).norm()
     assert torch.allclose(balanced, (content + end) / 2, atol=1e-5)
     assert float(content.mean(0).norm()) == pytest.approx(1) == float(end.mean(0).norm())
+
+
+def test_balanced_parts_do_not_depend_on_how_short_gradients_are():
+    rows = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    rows *= torch.logspace(-16, 0, 5, base=2)[:, None]
+    whole, short = (MemoryFeatures(({"sgd": scale * rows},), (1.0,)) for scale in (1.0, 2.0**-46))
+    expected = matrix(WeighedEndOfTurn(whole, whole, None), 0)
+    assert torch.equal(matrix(WeighedEndOfTurn(short, short, None), 0), expected)
 
 
 def test_every_label_is_in_one_part(rows):

@@ -74,6 +74,7 @@ def test_rows_without_text_are_told_apart_by_their_gradients_alone():
     rows = torch.eye(4)
     rows[2] = 3 * rows[0]
     assert alike_rows(examples, rows, 0.98) == [[0, 2], [1], [3]]
+    assert alike_rows(examples, 2.0**-46 * rows, 0.98) == [[0, 2], [1], [3]]
 
 
 @pytest.mark.parametrize("cosine", [0.5, 0.7, 0.9])

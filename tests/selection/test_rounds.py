@@ -118,3 +118,11 @@ def test_near_copies_of_chosen_rows_cost_few_pursuits(monkeypatch):
     unbounded, pursuits = chosen()
     assert sum(bounded["rows_by_round"]) == sum(unbounded["rows_by_round"]) == 20
     assert fewer < pursuits / 2 and fewer <= 4 * len(bounded["rows_by_round"]) + 4
+
+
+@pytest.mark.parametrize("length", [1.0, 2.0**-46])
+def test_near_copies_are_told_however_short_their_rows_are(length):
+    rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.1]])
+    apart = Apart(no_copies(3), Watched(length * rows), 0.98)
+    assert apart.repeats(torch.tensor([1, 2]), torch.tensor([0])).tolist() == [False, True]
+    assert apart.among(torch.arange(3)).fill_diagonal_(False).nonzero().tolist() == [[0, 2], [2, 0]]

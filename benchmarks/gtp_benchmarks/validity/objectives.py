@@ -16,11 +16,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 from gtp_exp.gradients.end_of_turn import LINEAR
 from gtp_exp.gradients.features import GradientFeatures
+from gtp_exp.gradients.unit import unit_rows
 from gtp_exp.selection.atoms.metric import Metric, MetricSettings, Whitening
 from gtp_exp.selection.atoms.sketches import CheckpointWeights, checkpoint_shares, taken_checkpoints
 from gtp_exp.selection.solvers.nnls import GramCache, columns_of, nnls_of_columns
@@ -121,7 +121,7 @@ def atoms_of(
         rows, whiten = features.features(t, space.direction).rows(index).float(), metric[t]
         parts.append(share**0.5 * (rows if whiten is None else whiten.apply(rows)))
     joined = torch.cat(parts, dim=1)
-    return F.normalize(joined, dim=1, eps=SMALLEST) if space.atoms == "unit" else joined
+    return unit_rows(joined) if space.atoms == "unit" else joined
 
 
 def _similarities(means: torch.Tensor, target: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:

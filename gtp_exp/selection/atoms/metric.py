@@ -26,6 +26,7 @@ import torch
 from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.errors import UserError
 from gtp_exp.gradients.features import Rows
+from gtp_exp.gradients.unit import unit_rows
 from gtp_exp.selection.atoms.subspace import spread
 
 CHUNK = 2048  # rows in memory at a time
@@ -109,7 +110,7 @@ def _unit(rows: torch.Tensor, basis: torch.Tensor | None) -> torch.Tensor:
     """Return the rows in the basis at unit norm, float32; zero for those that are zero or not finite."""
     rows = rows.float() if basis is None else rows.float() @ basis.T
     rows = torch.where(torch.isfinite(rows).all(1, keepdim=True), rows, 0.0)
-    return torch.nn.functional.normalize(rows, dim=1, eps=1e-30)
+    return unit_rows(rows)
 
 
 def _unit_chunks(rows: Rows, basis: torch.Tensor | None) -> Iterator[torch.Tensor]:
