@@ -9,10 +9,10 @@ alike made x', plain inner products of them are those of the metric. It is the f
 
 A matrix [8192, 8192] is never made. The leading eigenvectors of C, at most `dim`, are those of a sample of
 the pool's rows, through their Gram matrix, improved by a step of subspace iteration over the whole pool; what
-is left of the trace is spread evenly over the rest. With no more than `dim` directions in the pool that is
-exact, and outside of their span the shrinkage alone is left. Without the step over the whole pool the sampled
-rows would be scaled unlike the rows beside them: the sample's own noise bends its eigenvectors, and the
-metric magnifies what they miss.
+is left of the trace is spread evenly over the rest. With no more than `dim` directions in the pool, none of
+which the sample lacks, that is exact, and outside of their span the shrinkage alone is left. Without the step
+over the whole pool the sampled rows would be scaled unlike the rows beside them: the sample's own noise bends
+its eigenvectors, and the metric magnifies what they miss.
 """
 
 from __future__ import annotations
