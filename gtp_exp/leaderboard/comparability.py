@@ -141,9 +141,9 @@ def group(runs: Sequence[Run], *, beside: Sequence[str]) -> Grouped:
         named = _named([differing for differing, _ in comparable_groups])
         for differing, comparable in comparable_groups:
             rows, again = _rows(comparable, settings, beside)
-            beside_it = _reference_rows(references.get(comparable[0], ()), settings, beside)
+            beside_it, of_these = _reference_rows(references.get(comparable[0], ()), settings, beside)
             tables.append(Table(benchmark, differing, named, rows, beside_it))
-            repeated.extend(again)
+            repeated.extend(item for item in (*again, *of_these) if item not in repeated)
     return Grouped(tables=tuple(tables), repeated=tuple(repeated))
 
 
@@ -200,33 +200,40 @@ def _rows(
     rows: list[Row] = []
     repeated: list[Repeated] = []
     for (selector, variant, budget), members in sorted(groups.items(), key=lambda item: item[0]):
-        newest: dict[int, Run] = {}
-        for run in sorted(members, key=lambda run: run.record.finished or run.record.started):
-            if run.record.seed in newest:
-                repeated.append(Repeated(left_out=newest[run.record.seed], kept=run))
-            newest[run.record.seed] = run
-        ordered = tuple(newest[seed] for seed in sorted(newest))
+        ordered, again = _one_per_seed(members)
+        repeated.extend(again)
         apart = {key: v for key, v in settings[ordered[0]].items() if is_under(key, beside)}
         rows.append(Row(selector=selector, variant=variant, budget=budget, beside=apart, runs=ordered))
     return tuple(rows), repeated
 
 
+def _one_per_seed(runs: Iterable[Run]) -> tuple[tuple[Run, ...], list[Repeated]]:
+    """Return the latest run of each seed, by seed, and what it repeats."""
+    newest: dict[int, Run] = {}
+    repeated: list[Repeated] = []
+    for run in sorted(runs, key=lambda run: run.record.finished or run.record.started):
+        if run.record.seed in newest:
+            repeated.append(Repeated(left_out=newest[run.record.seed], kept=run))
+        newest[run.record.seed] = run
+    return tuple(newest[seed] for seed in sorted(newest)), repeated
+
+
 def _reference_rows(
     references: Sequence[Sequence[Run]], settings: Mapping[Run, Mapping[str, str]], beside: Sequence[str]
-) -> tuple[Row, ...]:
+) -> tuple[tuple[Row, ...], list[Repeated]]:
     """Return the rows of the references beside one table: one for all budgets, which change nothing there; of
-    those of one length that were trained otherwise each says how."""
-    rows = [row for reference in references for row in _rows(reference, settings, beside)[0]]
+    those of one length that were trained otherwise each says how. And the runs that repeat another one."""
+    grouped = [_rows(reference, settings, beside) for reference in references]
+    rows = [row for found, _ in grouped for row in found]
     labels = [reference_label(row.label, row.runs) for row in rows]
     trained = variant_labels([row.runs[0] for row in rows], labels, settings, TRAINING)
     joined: dict[tuple[str, str], Row] = {}
     for row, label in zip(rows, labels, strict=True):
         variant = ", ".join(filter(None, (row.variant, trained[row.runs[0]])))
         same = joined.get((label, variant))
-        by_seed = {run.record.seed: run for run in (*(same.runs if same else ()), *row.runs)}
-        runs = tuple(by_seed[seed] for seed in sorted(by_seed))
+        runs, _ = _one_per_seed((*(same.runs if same else ()), *row.runs))
         joined[label, variant] = replace(row, variant=variant, runs=runs)
-    return tuple(joined.values())
+    return tuple(joined.values()), [item for _, again in grouped for item in again]
 
 
 def comparable_settings(runs: Sequence[Run]) -> tuple[dict[Run, dict[str, str]], dict[Run, dict[str, str]]]:

@@ -37,9 +37,13 @@ CHOICES = [
 ]
 
 
-def tables(records, beside=()):
+def grouped(records, beside=()):
     runs = [Run(f"sweep/{i}", Path(f"/nowhere/{i}"), run) for i, run in enumerate(records)]
-    return group(runs, beside=beside).tables
+    return group(runs, beside=beside)
+
+
+def tables(records, beside=()):
+    return grouped(records, beside).tables
 
 
 def board(records):
@@ -85,6 +89,18 @@ def test_its_seeds_count_together_under_whichever_budget_they_were_run():
     found = board([*CHOICES, full(0), full(1), full(2, budget="5pct", loss=1.6)])
     assert found.references["full, 750 steps"]["nats_per_token"] == pytest.approx((1.1 + 1.3 + 1.7) / 3)
     assert [[run.record.seed for run in row.runs] for row in found.table.references] == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize("budget", ["100pct", "5pct"])
+def test_of_a_repeated_run_the_later_one_counts_and_the_other_is_told(budget):
+    early, late = full(budget=budget), replace(full(loss=0.5), finished="2026-01-02T00:00:00+00:00")
+    other = [replace(r, config={**r.config, "train": {"lr": 1e-3, "epochs": 3}}) for r in CHOICES]
+    for records in ([late, early, *CHOICES, *other], [early, *CHOICES, *other, late]):
+        found = grouped(records)
+        beside = [[run.record for run in row.runs] for table in found.tables for row in table.references]
+        assert beside == [[late], [late]]
+        told = [(again.left_out.record, again.kept.record) for again in found.repeated]
+        assert told == ([(early, late)] if budget == "100pct" else [])  # another budget is no repetition
 
 
 def test_with_the_training_of_the_choices_it_is_a_row_as_any_other():
