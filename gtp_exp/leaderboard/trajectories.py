@@ -26,5 +26,5 @@ def _trajectory(run: Run) -> tuple[str, str]:
     """Return the name of the trajectory of a run's gradients, and what tells it from others of that name."""
     if WARMUP in run.record.stages:
         name = f"{TRAJECTORY_SEED}={flatten(run.record.config).get(TRAJECTORY_SEED)}"
-        return name, ""
+        return name, "" if run.record.pool is None else run.record.pool.content  # its rows warm up
     return f"gradients.pool={flatten(run.record.config).get('gradients.pool')}", run.record.stages[POOL].key

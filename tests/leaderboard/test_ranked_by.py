@@ -123,6 +123,15 @@ def test_a_verdict_that_holds_for_one_trajectory_says_so():
         replace(run, config={**run.config, "gradients": {"dim": 1024, "seed": run.seed}}) for run in fixed
     ]
     assert "trajectory" not in verdict(varied)
+    pools = [
+        replace(
+            run,
+            config={**run.config, "dataset": {"rows": 1000, "seed": run.seed}},
+            pool=run.pool and replace(run.pool, content=f"pool {run.seed}"),
+        )
+        for run in fixed
+    ]
+    assert "trajectory" not in verdict(pools)  # the warm-up of another pool is another
     no_warmup = [replace(run, stages={k: v for k, v in run.stages.items() if k != "warmup"}) for run in fixed]
     assert "trajectory" not in verdict(no_warmup)
 
