@@ -106,7 +106,7 @@ class Board:
 
 def is_choosing(stage: str) -> bool:
     """Whether a stage belongs to choosing the data, as opposed to training on it and testing the result."""
-    return not stage.startswith(("finetune", "evaluat", "untuned"))
+    return not stage.startswith(("finetune", "evaluat", "untuned", "validation"))
 
 
 def task_changes(board: Board, line: BoardLine) -> tuple[TaskChange, ...]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import replace
 
 from leaderboard_runs import record, save
 
 from gtp_exp.leaderboard.command import main
-from gtp_exp.records.record import TokenLoss, ValidationSummary
+from gtp_exp.records.record import StageCost, TokenLoss, ValidationSummary
+from gtp_exp.stages.evaluation import UNTUNED_VALIDATION, VALIDATION
 
 
 def validated(selector, seed, loss, share=0.5, **more):
@@ -37,6 +39,15 @@ def test_they_are_ranked_by_that_loss_with_intervals_over_seeds(tmp_path):
     assert "| 1 | gtp | 5pct | 3 | 1.100 [0.852, 1.348] | −2.000" in text
     assert "held back from the selector; no test row was read" in text
     assert "*untuned model* |  |  | 9.000" in text
+
+
+def test_to_measure_the_rows_held_back_is_no_part_of_the_time_for_choosing(tmp_path):
+    seconds = {"warmup": 20.0, "selection": 3.0, "finetune": 90.0, VALIDATION: 40.0, UNTUNED_VALIDATION: 50.0}
+    stages = {stage: StageCost("key", cost, False) for stage, cost in seconds.items()}
+    save(replace(validated("gtp", 0, 1.0), stages=stages), tmp_path / "runs")
+    tables(tmp_path)
+    (line,) = csv.DictReader((tmp_path / "board/leaderboard.csv").open())
+    assert (line["choosing_seconds"], line["total_seconds"]) == ("23.0", "203.0")
 
 
 def test_they_share_no_table_with_tested_runs_nor_with_other_rows_held_back(tmp_path):
