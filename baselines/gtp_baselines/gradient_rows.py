@@ -42,7 +42,8 @@ def check_similar(similarity: torch.Tensor) -> None:
     if not similarity.any():
         raise NothingToChoose(
             "no candidate's gradient has any similarity with the target's, so none can be preferred: those of"
-            " the candidates or of the target are zero; check how they were computed"
+            " the candidates or of the target are zero, or those of the target cancel out in their mean, or"
+            " the two are at right angles; check how they were computed"
         )
 
 

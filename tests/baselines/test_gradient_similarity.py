@@ -158,6 +158,19 @@ def test_where_all_gradients_are_zero_chance_does_not_choose(selector, side):
         selector.select(replace(given, **{f"{side}_gradients": zero}))
 
 
+@pytest.mark.parametrize(
+    "target", [torch.eye(16)[8:14], torch.ones(6, 16) * torch.tensor([[1.0], [-1.0]] * 3)]
+)
+def test_gradients_that_are_not_zero_and_have_no_similarity_are_not_called_zero_alone(target):
+    given = problem()
+    pool = MemoryFeatures(({"sgd": torch.eye(16)[torch.arange(40) % 8]},) * 2, RATES)
+    posed = replace(
+        given, pool_gradients=pool, target_gradients=MemoryFeatures(({"sgd": target},) * 2, RATES)
+    )
+    with pytest.raises(NothingToChoose, match="cancel out in their mean, or the two are at right angles"):
+        TopK().select(posed)
+
+
 @pytest.mark.parametrize(("selector", "side"), [(CRAIG(), "pool"), (TAROT(), "pool"), (TAROT(), "target")])
 def test_where_all_gradients_are_zero_distances_do_not_choose(selector, side):
     given = problem()
