@@ -58,6 +58,13 @@ def test_what_changes_none_is_not(change):
     assert not told(change)
 
 
+def test_another_number_of_processes_changes_a_result_where_each_draws_masks_of_dropout():
+    processes = {"launch": {"num_processes": 2}}
+    assert not told(processes, {"model": {"lora": {"dropout": 0.0}}})
+    masks = {"model": {"lora": {"dropout": 0.1}}}
+    assert told(processes, masks) == ["launch.num_processes=1 there, 2 here"]
+
+
 @pytest.mark.parametrize("dropout", [None, "high"])
 def test_a_value_that_only_the_job_will_refuse_is_told_as_any_other(dropout):
     adapter = {"model": {"lora": {"dropout": 0.1}}}

@@ -12,7 +12,7 @@ from typing import Any
 
 from gtp_exp.errors import UserError
 from gtp_exp.files import read_json
-from gtp_exp.leaderboard.comparability import NO_EFFECT, flatten, without_fit
+from gtp_exp.leaderboard.comparability import NO_EFFECT, settings_that_count
 from gtp_exp.leaderboard.variants import ABSENT
 from gtp_exp.records.record import RECORD_NAME, State
 from gtp_exp.records.renamed import with_present_names
@@ -57,5 +57,5 @@ def _settings(config: Mapping[str, Any]) -> dict[str, str]:
     left_out = {*NO_EFFECT} - {*HOW_FAR}
     if config.get("until") != "validation":
         left_out.add("validation")
-    settings = without_fit(flatten({key: value for key, value in config.items() if key not in left_out}))
+    settings = settings_that_count(config, left_out)
     return {key: value for key, value in settings.items() if key != "tests"}  # of a run without any

@@ -24,7 +24,8 @@ from gtp_exp.leaderboard.records import Run
 from gtp_exp.leaderboard.references import TRAINING, reference_label, references_of
 from gtp_exp.leaderboard.variants import ABSENT, alike, is_under, variant_labels
 
-# Where a run reports, how it was started and how far it went changes no number.
+# Where a run reports, how it was started and how far it went changes no number, but with dropout: see
+# `settings_that_count`.
 NO_EFFECT = (
     "tracking",
     "launch",
@@ -39,6 +40,7 @@ NO_EFFECT = (
 # How much is held in memory at a time changes no number, in the selectors of this project.
 FIT_MEMORY: tuple[str, ...] = ("gradients.token_budget", "gradients.shard_rows")
 FIT_MEMORY_OF_OURS: tuple[str, ...] = ("selector.batch_size", "selector.chunk_rows", "selector.memory_gib")
+PROCESSES = "launch.num_processes"
 WITH_SEED = "(varies with seed)"
 TRAJECTORY_SEED = "gradients.seed"  # of the warm-up, its gradients and their sketch
 NAMED_GROUPS = ("dataset", "model", "gradients", "train")
@@ -244,9 +246,7 @@ def comparable_settings(runs: Sequence[Run]) -> tuple[dict[Run, dict[str, str]],
     edited files): with that. Runs that have read the same have the settings and names of the first of them.
     """
     settings = {
-        run: without_fit(
-            flatten({k: v for k, v in run.record.config.items() if k != "seed" and k not in NO_EFFECT})
-        )
+        run: settings_that_count(run.record.config, ("seed", *NO_EFFECT))
         | _found("model", run.record.model)
         | _found("selection_model", run.record.selection_model)
         for run in runs
@@ -275,17 +275,24 @@ def comparable_settings(runs: Sequence[Run]) -> tuple[dict[Run, dict[str, str]],
     return settings, names
 
 
-def without_fit(settings: Mapping[str, str]) -> dict[str, str]:
-    """Return the settings without those that make a job fit the memory of a machine."""
-    fit = set(FIT_MEMORY)
+def settings_that_count(config: Mapping[str, Any], left_out: Iterable[str]) -> dict[str, str]:
+    """Return a configuration, flat, without keys that are left out and without what makes a job fit the
+    memory of a machine.
+
+    With dropout each process draws masks of its own, for one forward pass at a time: there the number of
+    processes and the sizes of passes count.
+    """
+    settings = flatten({key: value for key, value in config.items() if key not in left_out})
+    fit, counted = set(FIT_MEMORY), dict[str, str]()
     if settings.get("selector._target_", "").startswith(("gtp_exp.", "gtp_baselines.")):
         fit |= set(FIT_MEMORY_OF_OURS)
     chooser = "selection_model" if "selection_model.lora.dropout" in settings else "model"
     for model, key in (("model", "train"), (chooser, "gradients.warmup")):
-        # With dropout the masks are drawn for one forward pass at a time.
         if settings.get(f"{model}.lora.dropout", "0") in ("0", "0.0"):  # or, not yet checked, no number
             fit.add(f"{key}.micro_batch_size")
-    return {key: value for key, value in settings.items() if key not in fit}
+        else:
+            counted = {PROCESSES: flatten(config).get(PROCESSES, "1")}
+    return {key: value for key, value in settings.items() if key not in fit} | counted
 
 
 def _say_alike(

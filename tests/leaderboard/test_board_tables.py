@@ -198,6 +198,19 @@ def test_the_size_of_a_pass_counts_where_dropout_draws_masks_for_it(key):
     assert [set(table.differing) for table in found] == [{f"{key}.micro_batch_size"}] * 2
 
 
+def test_the_number_of_processes_counts_where_each_draws_masks_of_dropout():
+    def run(seed, dropout, **launch):
+        model = {"model": {"hub_id": "tiny", "lora": {"dropout": dropout}}}
+        return record(seed=seed, config={**model, "launch": launch})
+
+    (table,) = tables([run(0, 0.0, num_processes=1), run(1, 0.0, num_processes=2)])
+    assert len(table.rows) == 1 and not table.differing
+    (table,) = tables([run(0, 0.1), run(1, 0.1, num_processes=1)])  # earlier records do not tell it
+    assert len(table.rows) == 1 and not table.differing
+    found = tables([run(0, 0.1, num_processes=1), run(1, 0.1, num_processes=2)])
+    assert [dict(table.differing) for table in found] == [{"launch.num_processes": n} for n in "12"]
+
+
 def test_a_users_selector_is_told_by_every_setting():
     runs = [record(seed=s, config={"selector": {"_target_": "mine.Own", "batch_size": s}}) for s in (0, 1)]
     (table,) = tables(runs)
