@@ -155,15 +155,18 @@ def _without_wrappers(model: Any) -> Any:
 
 @contextlib.contextmanager
 def _noted(modules: Collection[torch.nn.Module]) -> Iterator[list[tuple[torch.nn.Module, Any]]]:
-    """Yield a list that gets each of the modules with its output when it ends.
+    """Yield a list that gets each of the modules that gives hidden states, with its output when it ends.
 
-    Some models pass over their backbone, and call the decoder inside it (OPT).
+    Some models pass over their backbone, and call the decoder inside it (OPT); one calls its output head a
+    decoder (ModernBERT).
     """
     calls: list[tuple[torch.nn.Module, Any]] = []
-    handles = [
-        module.register_forward_hook(lambda module, args, output: calls.append((module, output)))
-        for module in modules
-    ]
+
+    def note(module: torch.nn.Module, args: Any, output: Any) -> None:
+        if hasattr(output, "last_hidden_state"):
+            calls.append((module, output))
+
+    handles = [module.register_forward_hook(note) for module in modules]
     try:
         yield calls
     finally:

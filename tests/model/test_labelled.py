@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from small_models import FAMILIES, VOCABULARY, base, make_examples, small, with_lora
-from transformers import LlamaForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import (
+    LlamaForCausalLM,
+    ModernBertDecoderConfig,
+    ModernBertDecoderForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 from transformers.modeling_outputs import CausalLMOutput
 
 from gtp_exp.data.batching import pad_collate
@@ -71,6 +77,23 @@ def opt():
 @pytest.mark.parametrize("trained", ["lora", "all"])
 def test_a_model_that_passes_over_its_backbone_and_calls_the_decoder_inside(trained, pieces):
     compare(opt().requires_grad_(True) if trained == "all" else with_lora(opt(), targets=["q_proj", "fc1"]))
+
+
+def modernbert_decoder():
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "local_attention": 8}
+    special = dict.fromkeys(["pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id"], 0)
+    config = ModernBertDecoderConfig(
+        vocab_size=VOCABULARY, num_hidden_layers=2, sep_token_id=0, **shape, **special
+    )
+    return ModernBertDecoderForCausalLM(config)
+
+
+@pytest.mark.parametrize("trained", ["lora", "all"])
+def test_a_model_that_calls_its_output_head_a_decoder(trained, pieces):
+    model = modernbert_decoder()
+    assert model.get_decoder() is model.get_output_embeddings()
+    compare(model.requires_grad_(True) if trained == "all" else with_lora(model, targets=["q_proj", "Wo"]))
 
 
 class PastItsBackbone(LlamaForCausalLM):
