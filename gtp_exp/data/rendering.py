@@ -58,7 +58,7 @@ def render(example: Example, tokenizer: Any) -> Rendered | str:
     """Return the text of a conversation by the tokenizer's chat template, or why the row is left out.
 
     A blank turn of the assistant carries no loss, nor does one that opens the conversation, one that is
-    marked as not to be trained, or an earlier one whose reasoning the template removes.
+    marked as not to be trained, or an earlier one whose thinking block the template removes.
     """
     messages = (
         tuple(map(_with_reasoning_apart, example.messages)) if _reasons(tokenizer) else example.messages
@@ -117,14 +117,17 @@ class _Conversation:
             if place is None:
                 return ALTERED
             turn, reasoning = Turn(len(prefix), *place, message=k), self.messages[k].reasoning
-            opened = prefix.rstrip().endswith(_OPEN)
+            opened, closed = (prefix.rstrip().endswith(mark) for mark in (_OPEN, _CLOSE))
             as_generated = text.startswith(prefix) and text[: turn.end] == whole[: turn.end]
             if not (as_generated and reasoning.strip() in whole[turn.start : turn.answer]):
-                if not (opened or reasoning):
+                if not (opened or closed or reasoning):
                     return ALTERED
                 if k < len(self.messages) - 1:
-                    continue  # the template removes the reasoning of earlier turns
-                text, turn = _with_thinking_block(prefix, opened, reasoning, whole, turn)
+                    continue  # the template removes the thinking block of earlier turns
+                if closed and reasoning:
+                    return NO_PLACE_FOR_REASONING
+                block = "" if closed else _thinking_block(opened, reasoning)
+                text, turn = _written_behind(prefix, block, whole, turn)
             if self.messages[k].train:
                 turns.append(turn)
         return Rendered(text, tuple(reversed(turns))) if turns else NOT_TRAINED
@@ -163,16 +166,16 @@ class _Conversation:
         return None
 
 
-def _with_thinking_block(
-    prefix: str, opened: bool, reasoning: str, whole: str, turn: Turn
-) -> tuple[str, Turn]:
-    """Return the text of a conversation whose last thinking block the template leaves out, with the block.
-
-    At inference there stands the generation prompt (prefix), which may have opened the block, and then what
-    the model writes: its reasoning, the end of the block, the answer and the end of turn. An empty block
-    stands for no reasoning, as Qwen3's template has it.
+def _thinking_block(opened: bool, reasoning: str) -> str:
+    """Return what the model writes before its answer, which the template leaves out. opened: whether the
+    generation prompt has opened the block. An empty one stands for no reasoning, as Qwen3's template has it.
     """
-    block = ("" if opened else f"{_OPEN}\n") + reasoning.strip("\n") + f"\n{_CLOSE}\n\n"
+    return ("" if opened else f"{_OPEN}\n") + reasoning.strip("\n") + f"\n{_CLOSE}\n\n"
+
+
+def _written_behind(prefix: str, block: str, whole: str, turn: Turn) -> tuple[str, Turn]:
+    """Return the text of a conversation whose last answer is written as at inference: behind the generation
+    prompt (prefix) stand a thinking block, the answer and the end of turn."""
     answer = len(prefix) + len(block)
     text = prefix + block + whole[turn.answer :]
     return text, Turn(len(prefix), answer, answer + turn.end - turn.answer, turn.message)

@@ -38,6 +38,9 @@ FORGETFUL = QWEN3.replace("'<think>\n' + thought + '\n</think>\n\n'", "'<think>\
 OPENED = CHATML.replace(
     "{{ m['content'] }}", "{{ m['content'].split('</think>')[-1].lstrip('\n') }}"
 ).replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+# as the small Qwen3.5's: the prompt closes the block, too, which earlier answers lack, or all
+CLOSED = QWEN3.replace("assistant\n' -}}{%- endif", "assistant\n<think>\n\n</think>\n\n' -}}{%- endif")
+CLOSED_ALONE = OPENED.replace("<think>\n{% endif %}", "<think>\n\n</think>\n\n{% endif %}")
 WITH_TOOLS = "{% if tools %}<|im_start|>tools\n{{ tools | tojson }}<|im_end|>\n{% endif %}" + CHATML
 
 
@@ -97,6 +100,18 @@ def test_an_earlier_turn_whose_reasoning_is_removed_carries_no_loss(template):
     tokenizer, found = row(template, ASK, earlier, ASK, Message("assistant", "Hello", "I greet."))
     assert answers(tokenizer, found) == ["Hello"] and "Long" not in text_of(tokenizer, found.input_ids)
     assert found.turns == (3,)
+
+
+@pytest.mark.parametrize("template", [CLOSED, CLOSED_ALONE])
+def test_where_the_generation_prompt_closes_the_block_the_last_answer_follows_it(template):
+    tokenizer, found = row(template, ASK, SAY, ASK, Message("assistant", "Bye"))
+    assert trained(tokenizer, found) == "Bye<|im_end|>" and answers(tokenizer, found) == ["Bye"]
+    assert found.turns == (3,)
+    text = text_of(tokenizer, found.input_ids)
+    assert "assistant\nHello<|im_end|>" in text and text.count("<think>") == 1
+    assert "assistant\n<think>\n\n</think>\n\nBye<|im_end|>" in text
+    _, found = row(template, ASK, Message("assistant", "Hello", "I greet."))
+    assert found == "the chat template has no place for the answer's reasoning"
 
 
 def test_a_template_without_thinking_trains_the_text_as_it_is_or_leaves_reasoning_out():
