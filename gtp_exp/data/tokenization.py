@@ -208,7 +208,8 @@ def encode(examples: Sequence[Example], tokenizer: Any) -> list[TokenizedExample
     outcomes = [render(example, tokenizer) for example in examples]
     rendered = [outcome for outcome in outcomes if isinstance(outcome, Rendered)]
     encoded = iter(_encode_rendered(rendered, tokenizer))
-    stops = frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.get_added_vocab().values())
+    added = tokenizer.get_added_vocab().items()
+    stops = frozenset(tokenizer.all_special_ids) | {i for token, i in added if not token.isspace()}
     rows: list[TokenizedExample | str] = []
     for example, outcome in zip(examples, outcomes, strict=True):
         if isinstance(outcome, str):
@@ -354,7 +355,7 @@ def _labelled(
         # Blanks may stand before the end-of-turn token, perhaps merged with the answer's last characters.
         answer_end = stop + (stop < len(ids) and offsets[stop][0] < turn.end)
         while stop < len(ids) and ids[stop] not in stops:
-            if not text[max(turn.end, offsets[stop][0]) : offsets[stop][1]].isspace():
+            if text[max(turn.end, offsets[stop][0]) : offsets[stop][1]].strip():  # offsets may omit blanks
                 break
             stop += 1
         if stop == len(ids) or ids[stop] not in stops:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from gtp_exp.data import tokenization
@@ -316,6 +316,18 @@ def test_a_template_without_end_of_turn_is_refused():
     )
     with pytest.raises(UserError, match="no end-of-turn token behind the completion of 'x'"):
         tokenize([conversation("Hi", "Hello", "Bye", "Yes")], tokenizer, max_length=100)
+
+
+@pytest.mark.parametrize("blank", [" ", "\n\n"])
+def test_blanks_before_the_end_of_turn_do_not_end_it(blank):
+    """As NeoX's tokenizer places them, which leaves blanks out of its offsets, and as Gemma's has them: runs
+    of line breaks are tokens that were added."""
+    tokenizer = byte_tokenizer(CHATML.replace("{{ m['content'] }}", "{{ m['content'] }}" + blank))
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    tokenizer.add_tokens(["\n\n"])
+    row = only(tokenizer, conversation("Hi", "Hello", "Bye", "Yes"))
+    assert with_loss(tokenizer, row) == f"Hello{blank}<|im_end|>Yes{blank}<|im_end|>"
+    assert [tokenizer.decode(row.input_ids[a:b]) for a, b in row.answers] == ["Hello", "Yes"]
 
 
 def test_a_tokenizer_without_offsets_is_refused():
