@@ -94,16 +94,29 @@ def ensure_chat_template(tokenizer: Any, system_prompt: str | None = None) -> No
 
     A BOS token is put first if the tokenizer itself would put one. A template that prints today's date is
     changed to print a fixed one, for training and evaluation alike. A conversation without a system turn gets
-    `system_prompt`, where there is one, in place of the template's own.
+    `system_prompt`, where there is one, in place of the template's own. Of several templates by name (one is
+    for rows with tools) each is changed; raises UserError where none is the default.
     """
     if not tokenizer.chat_template:
         tokenizer.chat_template = _fallback(tokenizer)
-    template = tokenizer.get_chat_template()
+    template = tokenizer.chat_template
+    if not isinstance(template, dict):
+        tokenizer.chat_template = _changed(template, system_prompt)
+        return
+    if "default" not in template:
+        raise UserError(
+            f"the tokenizer has several chat templates, {' and '.join(template)}, and none is 'default'; "
+            "give one that name in tokenizer.chat_template, and save the tokenizer (save_pretrained)"
+        )
+    tokenizer.chat_template = {name: _changed(text, system_prompt) for name, text in template.items()}
+
+
+def _changed(template: str, system_prompt: str | None) -> str:
+    """Return a chat template that prints a fixed date and the system prompt."""
     preamble = _FIXED_DATE if "strftime_now" in template else ""
     if system_prompt is not None:
         preamble += _with_system_turn(system_prompt)
-    if preamble and not template.startswith(preamble):
-        tokenizer.chat_template = preamble + template
+    return template if template.startswith(preamble) else preamble + template
 
 
 def check_vocabulary(tokenizer: Any, name: str) -> None:

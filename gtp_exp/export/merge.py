@@ -12,7 +12,7 @@ from typing import Any
 
 from gtp_exp.errors import UserError
 from gtp_exp.export.card import Kind, model_card
-from gtp_exp.export.product import ADAPTER_CONFIG, CARD, is_undamaged, is_whole
+from gtp_exp.export.product import ADAPTER_CONFIG, CARD, files_of, is_undamaged, is_whole
 from gtp_exp.export.runs import model_config, no_model, read_run
 from gtp_exp.files import folder_aside, read_json, write_whole
 from gtp_exp.model.loading import Model, ModelConfig, prepare
@@ -48,9 +48,11 @@ def merge(run: Path, out: Path, *, trust_remote_code: bool = False) -> Path:
         if adapted:
             _write_merged(run, record, config, part)
         left_out = {ADAPTER_CONFIG, MADE_FROM, CARD}
-        for file in sorted(filter(Path.is_file, folder.iterdir())):  # uploading may have left a folder there
+        for file in files_of(folder):
             if file.name not in left_out and not (adapted and file.suffix == ".safetensors"):
-                shutil.copyfile(file, part / file.name)
+                to = part / file.relative_to(folder)
+                to.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, to)
         kind = Kind.MERGED if adapted else Kind.WEIGHTS
         write_whole(part / CARD, [model_card(record, config, kind)])
     return out

@@ -31,6 +31,7 @@ from gtp_exp.records.record import MADE_FROM, MODEL_FOLDER, RunRecord
 ADAPTER_CONFIG = "adapter_config.json"
 GENERATION_CONFIG = "generation_config.json"
 CARD = "README.md"
+_TEMPLATES = "additional_chat_templates"  # folder of a tokenizer's chat templates beside the default one
 _VERSION = 1  # raise it when the folder's layout changes: folders of earlier jobs are then written again
 
 
@@ -48,8 +49,8 @@ def write_product(run: Path, model: Model, tuned: Path, key: str, record: RunRec
         _describe(folder, model, tuned, record)
         return folder
     part.mkdir(parents=True)
-    for file in sorted(tuned.iterdir()):
-        place(file, part / file.name)
+    for file in files_of(tuned):
+        place(file, part / file.relative_to(tuned))
     _describe(part, model, tuned, record)
     sizes = {file.name: file.stat().st_size for file in sorted(part.glob("*.safetensors"))}
     sealed = {"version": _VERSION, "finetune": key, "weights": sizes, "sha256": _recorded(tuned, sizes)}
@@ -98,9 +99,15 @@ def _recorded(tuned: Path, names: Iterable[str]) -> dict[str, str]:
     return {name: files[path] for name, path in inside.items() if path in files}
 
 
+def files_of(folder: Path) -> list[Path]:
+    """Return the files of a model's folder, in which other programs may have left folders of their own."""
+    return sorted(filter(Path.is_file, [*folder.iterdir(), *(folder / _TEMPLATES).glob("*")]))
+
+
 def place(file: Path, to: Path) -> None:
     """Put a file of the cache into another folder: weights as a hard link where the file system has them,
     else as a copy, so that nothing that is changed there changes the cache."""
+    to.parent.mkdir(exist_ok=True)
     if file.suffix == ".safetensors":
         try:
             os.link(file, to)

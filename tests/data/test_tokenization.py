@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -388,6 +389,21 @@ def test_a_system_prompt_stands_where_the_conversation_has_none(prompt, template
     assert rendered(prompted, bare) == rendered(plain, given) == rendered(prompted, given)
     assert with_loss(prompted, only(prompted, bare)) == with_loss(plain, only(plain, bare))
     assert chat_template_hash(prompted) != chat_template_hash(plain)
+
+
+def test_of_several_templates_each_gets_the_system_prompt_and_one_is_the_default():
+    tokenizer = byte_tokenizer(None)
+    with_tools = "<|im_start|>tools\n{{ tools | tojson }}<|im_end|>\n" + CHATML
+    tokenizer.chat_template = {"default": CHATML, "tool_use": with_tools}
+    ensure_chat_template(tokenizer, "Be brief.")
+    ensure_chat_template(tokenizer, "Be brief.")
+    plain = conversation("Hi", "Hello")
+    for example in (plain, replace(plain, tools='[{"name": "weather"}]')):
+        text = tokenizer.decode(only(tokenizer, example).input_ids)
+        assert text.count("Be brief.") == 1 and ("weather" in text) == bool(example.tools)
+    tokenizer.chat_template = {"chat": CHATML, "tool_use": with_tools}
+    with pytest.raises(UserError, match="several chat templates, chat and tool_use, and none is 'default'"):
+        ensure_chat_template(tokenizer)
 
 
 def test_without_template_and_eos_there_is_no_fallback():

@@ -123,6 +123,19 @@ def test_a_local_base_is_merged_and_the_card_names_its_folder_alone(tmp_path, lo
     assert main([str(local), "--merge", str(tmp_path / "out")]) == 0
 
 
+def test_the_named_templates_of_a_tokenizer_are_with_the_tuned_model_and_the_merged_one(tmp_path, tiny):
+    base, out = tmp_path / "base", tmp_path / "out"
+    shutil.copytree(tiny.location, base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    named = {"default": tokenizer.chat_template, "tool_use": "{{ tools }}" + tokenizer.chat_template}
+    tokenizer.chat_template = named
+    tokenizer.save_pretrained(base)
+    run = finished(tmp_path / "outputs", "model.source=hub", f"model.name_or_path={base}")
+    assert main([str(run), "--merge", str(out)]) == 0
+    for folder in (run / "model", out):
+        assert AutoTokenizer.from_pretrained(folder).chat_template == named
+
+
 def test_a_record_that_asks_for_foreign_code_or_classes_runs_none(tmp_path, local, capsys):
     path = local / "results.json"
     found = json.loads(path.read_text())
