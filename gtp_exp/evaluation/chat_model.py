@@ -16,6 +16,7 @@ from gtp_exp.distributed import ALONE, Processes
 from gtp_exp.errors import UserError
 from gtp_exp.evaluation.shared_prompts import can_share, score_answers
 from gtp_exp.model.loading import LoadedModel
+from gtp_exp.model.lora import base_model
 from gtp_exp.model.positions import rows_apart_beyond
 from gtp_exp.model.stopping import stop_ids
 
@@ -47,13 +48,18 @@ class ChatModel(HFLM):
 
     def __init__(self, loaded: LoadedModel, batch_size: int, processes: Processes = ALONE) -> None:
         """Wrap a model. processes: among which lm-eval divides the documents."""
-        super().__init__(
-            pretrained=loaded.model,
-            tokenizer=loaded.tokenizer,
-            batch_size=batch_size,
-            max_length=loaded.max_length,
-            softmax_dtype="float32",  # as in training; by default it is the model's own
-        )
+        inner = base_model(loaded.model)
+        inner.tie_weights = lambda: None  # lm-eval's call fails where a shared weight has an adapter
+        try:
+            super().__init__(
+                pretrained=loaded.model,
+                tokenizer=loaded.tokenizer,
+                batch_size=batch_size,
+                max_length=loaded.max_length,
+                softmax_dtype="float32",  # as in training; by default it is the model's own
+            )
+        finally:
+            del inner.tie_weights
         self._processes = processes
         if processes.size > 1:
             self._divide()

@@ -25,6 +25,7 @@ from gtp_exp.errors import UserError
 from gtp_exp.evaluation.held_out import held_out_loss, token_loss
 from gtp_exp.evaluation.tasks import _headline, evaluate
 from gtp_exp.model.loading import ModelSource, prepare
+from gtp_exp.model.lora import base_model
 
 DOCS = tuple({"question": f"Is {i} even?", "choices": ["yes", "no"], "gold": i % 2} for i in range(10))
 HELD_OUT = tuple(conversation(i, f"Is {i} even?", ["yes", "no"][i % 2]) for i in range(10))
@@ -99,6 +100,22 @@ def test_accuracy_is_whether_the_gold_choice_is_likelier(tiny, tmp_path):
             ]  # one byte a token
             scores.append(sum(float(log_p[t - 1, row.labels[t]]) for t in answer))
         assert sample["acc"] == float(scores.index(max(scores)) == doc["gold"])
+
+
+@pytest.mark.parametrize("adapted", ["lm_head", "embed_tokens"])
+def test_a_model_with_an_adapter_at_a_weight_that_is_shared_is_tested_as_it_is(adapted, tiny, tmp_path):
+    """The tiny model's head and embeddings share theirs, which lm-eval would tie once more."""
+    lora = replace(tiny.config.lora, target_modules=["q_proj", adapted])
+    loaded = replace(tiny, config=replace(tiny.config, lora=lora)).load_trainable(0)
+    inputs, inner = torch.tensor([[5, 6, 7]]), base_model(loaded.model)
+    with torch.no_grad():
+        for name, parameter in loaded.model.named_parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
+        before = loaded.model(inputs).logits
+        evaluate(task(held_out=()), loaded, held_out=(), batch_size=4, directory=tmp_path)
+        assert torch.equal(loaded.model(inputs).logits, before)
+    assert "tie_weights" not in vars(inner)
 
 
 def answer_nats(loaded, question, answer, n):
