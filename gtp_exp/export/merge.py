@@ -81,6 +81,7 @@ def _write_merged(run: Path, record: RunRecord, config: ModelConfig, to: Path) -
             dtype = getattr(torch, str(record.model["dtype"]))
             base = with_dense_weights(replace(model, dtype=dtype).load().model, dtype)
         tuned: Any = PeftModel.from_pretrained(base, str(run / MODEL_FOLDER))
+        _part_adapted(base)
         merged: Any = tuned.merge_and_unload(safe_merge=True)
         if any(isinstance(module, BaseTunerLayer) for module in merged.modules()):
             raise UserError(
@@ -89,6 +90,19 @@ def _write_merged(run: Path, record: RunRecord, config: ModelConfig, to: Path) -
             )
         merged.generation_config = GenerationConfig()  # the base's may be one that is refused on saving
         merged.save_pretrained(to)
+
+
+def _part_adapted(model: Any) -> None:
+    """Give the output head a weight of its own where it shares that of the embeddings and one of the two has
+    an adapter: merged into one weight it would change both. PEFT says so in the configuration then."""
+    import torch
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = model.get_input_embeddings(), model.get_output_embeddings()
+    adapted = [isinstance(layer, BaseTunerLayer) for layer in layers]
+    plain = [layer.get_base_layer() if has else layer for layer, has in zip(layers, adapted, strict=True)]
+    if any(adapted) and None not in plain and plain[0].weight is plain[1].weight:
+        plain[1].weight = torch.nn.Parameter(plain[1].weight.detach().clone(), requires_grad=False)
 
 
 def _revision(config: ModelConfig, adapter: Any) -> str | None:

@@ -53,6 +53,19 @@ def test_the_merged_model_equals_base_and_adapter_and_needs_neither(tmp_path, ca
     assert str(tmp_path) not in texts and "--merge" not in texts
 
 
+@pytest.mark.parametrize("adapted", ["lm_head", "embed_tokens"])
+def test_a_head_and_embeddings_that_share_a_weight_part_where_one_of_them_is_adapted(tmp_path, adapted):
+    overrides = ["train.learning_rate=1e-2", f"model.lora.target_modules=[q_proj,{adapted}]"]
+    run = finished(tmp_path / "outputs", *overrides)
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    expected = logits(AutoPeftModelForCausalLM.from_pretrained(run / "model"), tokenizer)
+    assert main([str(run), "--merge", str(tmp_path / "out")]) == 0
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(logits(merged, tokenizer), expected, rtol=0, atol=1e-5)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["tie_word_embeddings"] is False  # by which other programs share the weight
+
+
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_a_quantised_base_is_merged_as_it_was_tuned_around(quantization, tmp_path):
     pytest.importorskip("bitsandbytes")
