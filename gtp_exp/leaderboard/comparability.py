@@ -145,8 +145,9 @@ def group(runs: Sequence[Run], *, beside: Sequence[str]) -> Grouped:
             rows, again = _rows(comparable, settings, beside)
             beside_it, of_these = _reference_rows(references.get(comparable[0], ()), settings, beside)
             tables.append(Table(benchmark, differing, named, rows, beside_it))
-            repeated.extend(item for item in (*again, *of_these) if item not in repeated)
-    return Grouped(tables=tuple(tables), repeated=tuple(repeated))
+            repeated.extend((*again, *of_these))
+    # A reference stands beside several tables, and is told once.
+    return Grouped(tables=tuple(tables), repeated=tuple(dict.fromkeys(repeated)))
 
 
 def _check_beside(beside: Sequence[str], settings: Iterable[str]) -> None:
