@@ -292,7 +292,7 @@ def settings_that_count(config: Mapping[str, Any], left_out: Iterable[str]) -> d
         if settings.get(f"{model}.lora.dropout", "0") in ("0", "0.0"):  # or, not yet checked, no number
             fit.add(f"{key}.micro_batch_size")
         else:
-            counted = {PROCESSES: flatten(config).get(PROCESSES, "1")}
+            counted = {PROCESSES: flatten({"launch": config.get("launch")}).get(PROCESSES, "1")}
     return {key: value for key, value in settings.items() if key not in fit} | counted
 
 
